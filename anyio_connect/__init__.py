@@ -1,0 +1,1 @@
+"""A TCP socket for Python with the interface of the Workers ``connect()`` API, on AnyIO."""

@@ -1,0 +1,190 @@
+"""Every error a user can meet, and the one place where foreign errors become ours.
+
+Each class is a :class:`SocketError` and also the built-in or AnyIO class that code written
+without this package in mind already catches. Two things are deliberately not here, because
+AnyIO's own classes say them exactly: ``anyio.EndOfStream`` (the peer ended) and
+``anyio.BusyResourceError`` (two tasks in one direction at once).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+from typing import ClassVar
+
+import anyio
+
+
+class SocketError(Exception):
+    """Base of every error of this package.
+
+    ``code`` is a stable, machine-readable name for the kind of failure; ``str(error)`` is for
+    people and may change between releases. ``__cause__`` holds the low-level error, where
+    there was one.
+    """
+
+    code: ClassVar[str] = "socket_error"
+
+
+class InvalidAddressError(SocketError, ValueError):
+    """The address given to ``connect()`` cannot name a TCP endpoint. Raised before any I/O."""
+
+    code: ClassVar[str] = "invalid_address"
+
+
+class InvalidOptionError(SocketError, ValueError):
+    """An option is unknown, has a bad value, or contradicts another. Raised before any I/O."""
+
+    code: ClassVar[str] = "invalid_option"
+
+
+class PendingError(SocketError, RuntimeError):
+    """``result()`` or ``exception()`` of a future was asked for before it settled."""
+
+    code: ClassVar[str] = "pending"
+
+
+class ConnectError(SocketError, OSError):
+    """The connection could not be made.
+
+    ``errno`` is that of the last attempt, or None. ``attempts`` holds one error for each
+    address that was tried, in the order in which they failed; their messages name the address.
+    """
+
+    code: ClassVar[str] = "connect_failed"
+    attempts: tuple[ConnectError, ...]
+
+    def __init__(self, message: str, *, attempts: tuple[ConnectError, ...] = ()) -> None:
+        super().__init__(message)
+        self.attempts = attempts
+
+
+class ResolveError(ConnectError, socket.gaierror):
+    """The host name has no usable address."""
+
+    code: ClassVar[str] = "resolve_failed"
+
+
+class RefusedError(ConnectError, ConnectionRefusedError):
+    """The peer answered that nothing listens on the port (RFC 9293 3.10.7.1)."""
+
+    code: ClassVar[str] = "refused"
+
+
+class ConnectTimeoutError(ConnectError, TimeoutError):
+    """``connect_timeout`` ran out, or the operating system gave up waiting."""
+
+    code: ClassVar[str] = "connect_timeout"
+
+
+class ClosedError(SocketError, anyio.ClosedResourceError):
+    """The socket, or this half of it, was closed on our side."""
+
+    code: ClassVar[str] = "closed"
+
+
+class BrokenError(SocketError, anyio.BrokenResourceError):
+    """The connection is unusable: reset by the peer, lost, aborted, or a send was cut short."""
+
+    code: ClassVar[str] = "broken"
+
+
+#: Ports whose server speaks HTTP: somebody who cannot connect there often wanted a client.
+_HTTP_PORTS = frozenset({80, 443})
+
+_DIAL_KINDS: dict[int, tuple[type[ConnectError], str]] = {
+    errno.ECONNREFUSED: (RefusedError, "connection refused: nothing is listening there"),
+    errno.ETIMEDOUT: (ConnectTimeoutError, "no answer: the system's own connect timeout ran out"),
+    errno.ENETUNREACH: (ConnectError, "network unreachable: this machine has no route to it"),
+    errno.EHOSTUNREACH: (ConnectError, "host unreachable"),
+    errno.EADDRNOTAVAIL: (ConnectError, "no local address or port is free to connect from"),
+    errno.EMFILE: (ConnectError, "this process has too many open files"),
+    errno.ENFILE: (ConnectError, "the system has too many open files"),
+}
+
+
+def _reason(exc: BaseException) -> str:
+    """What an exception says, without Python's ``[Errno N]`` prefix."""
+    if isinstance(exc, OSError) and exc.strerror:
+        return exc.strerror
+    return str(exc) or type(exc).__name__
+
+
+def attempt_failed(where: str, exc: OSError) -> ConnectError:
+    """The error for one failed attempt to reach ``where``, chained to ``exc``."""
+    kind, text = _DIAL_KINDS.get(exc.errno or 0, (ConnectError, _reason(exc)))
+    error = kind(f"{where}: {text}")
+    error.errno = exc.errno
+    error.__cause__ = exc
+    return error
+
+
+def resolve_failed(hostname: str, exc: OSError | UnicodeError | None) -> ResolveError:
+    """The error for a name without an address."""
+    why = "the name has no address" if exc is None else _reason(exc)
+    error = ResolveError(f"cannot resolve {hostname!r}: {why}; check the spelling and your DNS")
+    error.errno = exc.errno if isinstance(exc, OSError) else None
+    error.__cause__ = exc
+    return error
+
+
+def dial_failed(where: str, port: int, attempts: tuple[ConnectError, ...]) -> ConnectError:
+    """One error for a dial all of whose attempts failed.
+
+    Its class is the one all attempts share: refused everywhere is :class:`RefusedError`.
+    """
+    last = attempts[-1]
+    if len(attempts) == 1:
+        message = f"cannot connect to {where}: {last}"
+    else:
+        each = "; ".join(str(attempt) for attempt in attempts)
+        message = f"cannot connect to {where}: all {len(attempts)} addresses failed: {each}"
+    kinds = {type(attempt) for attempt in attempts}
+    kind = kinds.pop() if len(kinds) == 1 else ConnectError
+    error = kind(message, attempts=attempts)
+    error.errno = last.errno
+    error.__cause__ = last.__cause__
+    return note_http(error, port)
+
+
+def dial_timed_out(
+    where: str, port: int, seconds: float, attempts: tuple[ConnectError, ...]
+) -> ConnectTimeoutError:
+    """``connect_timeout`` ran out."""
+    failed = "".join(f"; {attempt}" for attempt in attempts)
+    error = ConnectTimeoutError(
+        f"cannot connect to {where}: no connection within {seconds:g} seconds{failed}",
+        attempts=attempts,
+    )
+    error.errno = errno.ETIMEDOUT
+    if attempts:
+        error.__cause__ = attempts[-1].__cause__
+    note_http(error, port)
+    return error
+
+
+def note_http(error: ConnectError, port: int) -> ConnectError:
+    """Add a hint to a failed dial to a web port (workerd does the same in its message)."""
+    if port in _HTTP_PORTS:
+        note = (
+            f"port {port} is for HTTP: to talk to a web server, "
+            "use an HTTP client such as httpx or aiohttp"
+        )
+        if sys.version_info >= (3, 11):
+            error.add_note(note)
+        else:
+            error.__notes__ = [*getattr(error, "__notes__", ()), note]
+    return error
+
+
+def broken(doing: str, exc: BaseException) -> BrokenError:
+    """The connection failed while ``doing`` something: chained to the low-level error."""
+    if isinstance(exc, BrokenError):
+        return exc
+    cause = exc
+    if isinstance(exc, anyio.BrokenResourceError) and exc.__cause__ is not None:
+        cause = exc.__cause__
+    error = BrokenError(f"the connection broke while {doing}: {_reason(cause)}")
+    error.__cause__ = cause
+    return error

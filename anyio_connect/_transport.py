@@ -1,0 +1,345 @@
+"""Byte streams as a socket needs them, and TCP as one of them.
+
+:class:`Transport` is AnyIO's ``ByteStream`` with the five things more that the rules of a
+socket need and no AnyIO stream offers. :class:`TCPTransport` does them straight on a
+non-blocking socket; :class:`ForeignTransport` gives any other ``ByteStream`` the nearest
+thing. Nothing here knows of sockets in the sense of this package, of futures or of dialling.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import anyio
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
+
+#: What one receive takes at most unless told otherwise: AnyIO's own default, in bytes.
+DEFAULT_MAX_BYTES = 65536
+
+#: How much unread data a graceful close throws away, in reads of DEFAULT_MAX_BYTES. More than
+#: any default receive buffer; a bound, so that a peer that never stops cannot keep us here.
+_DISCARD_READS = 128
+
+#: SO_LINGER on with a time of 0: close() discards and sends RST (RFC 9293 3.10.5).
+_LINGER_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+
+
+class Transport(ByteStream):
+    """A byte stream that can also act without waiting, be watched, and be dropped.
+
+    Errors are AnyIO's: ``EndOfStream``, ``BrokenResourceError`` (caused by the low-level
+    error), ``ClosedResourceError``. One receive and one send may run at the same time.
+    """
+
+    #: A send was stopped part-way: the peer holds a piece of what was to be sent, and whatever
+    #: were sent after it would be misread.
+    torn: bool = False
+
+    @abstractmethod
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        """Take up to ``max_bytes`` bytes that are already here; None if there are none yet."""
+
+    @abstractmethod
+    def send_nowait(self, data: memoryview) -> int:
+        """Hand over as much of ``data`` as fits at once; return how many bytes that was."""
+
+    @abstractmethod
+    async def wait_hangup(self, *, after_eof: bool) -> OSError | None:
+        """Wait, taking no data, until the peer has ended or reset the connection.
+
+        Returns None for an end (which may still lie behind unread data) and the error for a
+        reset. With ``after_eof`` only a reset ends the wait. Cancelling it changes nothing.
+        """
+
+    @abstractmethod
+    def unread(self) -> bool:
+        """Whether data can be had before the end; only asked after a hang-up.
+
+        :raises anyio.BrokenResourceError: there is none, and the connection was reset
+        """
+
+    @abstractmethod
+    async def finish(self) -> None:
+        """Close as ``aclose()`` does, but never wait for room: what does not go out at once
+        is dropped."""
+
+    @abstractmethod
+    async def abort(self) -> None:
+        """Drop the connection now, so that the peer cannot take what it got for the whole.
+
+        Waits for nothing, and is done even where the caller is cancelled.
+        """
+
+
+class TCPTransport(Transport):
+    """A connected, non-blocking TCP socket, under whichever event loop is running.
+
+    Waiting goes through ``anyio.wait_readable`` and ``wait_writable``, and only happens when
+    the kernel says that there is nothing to do yet.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._closed = False
+        self._error: OSError | None = None  # a reset that wait_hangup() took off the socket
+        # Read now: the names are wanted after close too, and getpeername() fails after a reset.
+        self._local = sock.getsockname()
+        self._remote = sock.getpeername()
+        with suppress(OSError):  # refused by some systems when the peer has already gone
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    # --- receiving
+
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        try:
+            data = self._sock.recv(max_bytes)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            raise self._failed(exc) from exc
+        if not data:
+            self._raise_end()
+        return data
+
+    async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+        await checkpoint_if_cancelled()
+        data = self.receive_nowait(max_bytes)
+        if data is not None:
+            await cancel_shielded_checkpoint()
+        while data is None:
+            await anyio.wait_readable(self._sock)
+            data = self.receive_nowait(max_bytes)
+        return data
+
+    def unread(self) -> bool:
+        try:
+            if self._sock.recv(1, socket.MSG_PEEK):
+                return True
+        except BlockingIOError:
+            return True  # not the end after all: whoever reads next will learn more
+        except OSError as exc:
+            raise self._failed(exc) from exc
+        if self._error is not None:
+            raise self._failed(self._error) from self._error
+        return False
+
+    # --- sending
+
+    def send_nowait(self, data: memoryview) -> int:
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            raise self._failed(exc) from exc
+
+    async def send(self, item: bytes | bytearray | memoryview) -> None:
+        await checkpoint_if_cancelled()
+        view = memoryview(item).cast("B")
+        sent = self.send_nowait(view)
+        if sent == len(view):
+            await cancel_shielded_checkpoint()
+            return
+        try:
+            while sent < len(view):
+                await anyio.wait_writable(self._sock)
+                sent += self.send_nowait(view[sent:])
+        except BaseException:
+            self.torn = self.torn or sent > 0
+            raise
+
+    async def send_eof(self) -> None:
+        await checkpoint_if_cancelled()
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as exc:
+            raise self._failed(exc) from exc
+        await cancel_shielded_checkpoint()
+
+    # --- ending
+
+    async def aclose(self) -> None:
+        self._finish()
+        await checkpoint()
+
+    async def finish(self) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._closed:
+            return
+        # close() with unread data in the buffer makes the kernel send RST, and a peer that
+        # gets one may lose what we sent last (RFC 1122 4.2.2.13). So FIN first, behind all
+        # that was sent, then take the unread data out of the way.
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+            for _ in range(_DISCARD_READS):
+                if not self._sock.recv(DEFAULT_MAX_BYTES):
+                    break
+        self._release()
+
+    async def abort(self) -> None:
+        if self._closed:
+            return
+        with suppress(OSError):
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+        self._release()
+
+    def _release(self) -> None:
+        self._closed = True
+        # Wakes whoever waits for this descriptor before its number can be used anew.
+        anyio.notify_closing(self._sock)
+        self._sock.close()
+
+    # --- errors
+
+    def _failed(self, exc: OSError) -> Exception:
+        if self._closed:
+            return anyio.ClosedResourceError()
+        return anyio.BrokenResourceError(str(exc))
+
+    def _raise_end(self) -> None:
+        if self._error is not None:
+            raise self._failed(self._error) from self._error
+        raise anyio.EndOfStream
+
+    # --- watching
+
+    async def wait_hangup(self, *, after_eof: bool) -> OSError | None:
+        error = await _wait_hangup(self._sock, after_eof)
+        if error is not None:
+            self._error = error
+        return error
+
+    # --- attributes
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        attributes: dict[Any, Callable[[], Any]] = {
+            SocketAttribute.family: lambda: self._sock.family,
+            SocketAttribute.local_address: lambda: self._local[:2],
+            SocketAttribute.local_port: lambda: self._local[1],
+            SocketAttribute.raw_socket: lambda: self._sock,
+            SocketAttribute.remote_address: lambda: self._remote[:2],
+            SocketAttribute.remote_port: lambda: self._remote[1],
+        }
+        return attributes
+
+
+if sys.platform == "linux":
+
+    async def _wait_hangup(sock: socket.socket, after_eof: bool) -> OSError | None:
+        # An epoll of our own, itself waited for through the event loop: no loop offers
+        # RDHUP, and reading to find out would take data from whoever reads.
+        # ERR and HUP are always reported; a mask of 0 asks for nothing else.
+        with select.epoll() as watch:
+            watch.register(sock, 0 if after_eof else select.EPOLLRDHUP)
+            try:
+                await anyio.wait_readable(watch.fileno())
+            finally:
+                anyio.notify_closing(watch.fileno())
+            events = watch.poll(0)
+        if any(mask & select.EPOLLERR for _, mask in events):
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            return OSError(code, os.strerror(code))
+        if after_eof:
+            # HUP without an error: both sides have ended, so no reset can follow.
+            await anyio.sleep_forever()
+        return None
+
+elif sys.platform == "darwin" or "bsd" in sys.platform:
+
+    async def _wait_hangup(sock: socket.socket, after_eof: bool) -> OSError | None:
+        # NOTE_LOWAT keeps data from waking us: only EV_EOF passes a mark that cannot be
+        # reached. The error of a reset comes in fflags.
+        watch = select.kqueue()
+        try:
+            change = select.kevent(
+                sock,
+                select.KQ_FILTER_WRITE if after_eof else select.KQ_FILTER_READ,
+                select.KQ_EV_ADD | select.KQ_EV_CLEAR,
+                select.KQ_NOTE_LOWAT,
+                2**31 - 1,
+            )
+            watch.control([change], 0)
+            while True:
+                try:
+                    await anyio.wait_readable(watch.fileno())
+                finally:
+                    anyio.notify_closing(watch.fileno())
+                for event in watch.control(None, 1, 0):
+                    if event.flags & select.KQ_EV_EOF:
+                        if event.fflags:
+                            return OSError(event.fflags, os.strerror(event.fflags))
+                        if not after_eof:
+                            return None
+        finally:
+            watch.close()
+
+else:
+
+    async def _wait_hangup(sock: socket.socket, after_eof: bool) -> OSError | None:
+        # Nothing to watch with: a hang-up shows when somebody reads or sends.
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
+
+
+class ForeignTransport(Transport):
+    """Any other ``ByteStream``: nothing without waiting, no watching, dropped by closing.
+
+    How much of a cancelled send went out cannot be known here, so any counts as torn.
+    """
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        return None
+
+    async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+        return await self._stream.receive(max_bytes)
+
+    def unread(self) -> bool:
+        return True
+
+    def send_nowait(self, data: memoryview) -> int:
+        return 0
+
+    async def send(self, item: bytes | bytearray | memoryview) -> None:
+        if not len(item):
+            await checkpoint()  # some streams return at once, or send an empty item on
+            return
+        try:
+            await self._stream.send(bytes(item))
+        except BaseException:
+            self.torn = True
+            raise
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def finish(self) -> None:
+        await self._stream.aclose()
+
+    async def abort(self) -> None:
+        await anyio.aclose_forcefully(self._stream)
+
+    async def wait_hangup(self, *, after_eof: bool) -> OSError | None:
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return self._stream.extra_attributes
