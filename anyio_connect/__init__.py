@@ -1,1 +1,43 @@
 """A TCP socket for Python with the interface of the Workers ``connect()`` API, on AnyIO."""
+
+from ._address import SocketAddress as SocketAddress
+from ._connection import SocketInfo as SocketInfo
+from ._connector import connect as connect
+from ._errors import BrokenError as BrokenError
+from ._errors import ClosedError as ClosedError
+from ._errors import ConnectError as ConnectError
+from ._errors import ConnectTimeoutError as ConnectTimeoutError
+from ._errors import InvalidAddressError as InvalidAddressError
+from ._errors import InvalidOptionError as InvalidOptionError
+from ._errors import PendingError as PendingError
+from ._errors import RefusedError as RefusedError
+from ._errors import ResolveError as ResolveError
+from ._errors import SocketError as SocketError
+from ._errors import StartTLSError as StartTLSError
+from ._future import SocketFuture as SocketFuture
+from ._options import SocketOptions as SocketOptions
+from ._socket import Socket as Socket
+from ._streams import ReadableStream as ReadableStream
+from ._streams import WritableStream as WritableStream
+
+__all__ = (
+    "BrokenError",
+    "ClosedError",
+    "ConnectError",
+    "ConnectTimeoutError",
+    "InvalidAddressError",
+    "InvalidOptionError",
+    "PendingError",
+    "ReadableStream",
+    "RefusedError",
+    "ResolveError",
+    "Socket",
+    "SocketAddress",
+    "SocketError",
+    "SocketFuture",
+    "SocketInfo",
+    "SocketOptions",
+    "StartTLSError",
+    "WritableStream",
+    "connect",
+)

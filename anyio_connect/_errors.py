@@ -78,6 +78,12 @@ class ConnectTimeoutError(ConnectError, TimeoutError):
     code: ClassVar[str] = "connect_timeout"
 
 
+class StartTLSError(SocketError, RuntimeError):
+    """``start_tls()`` was called where it cannot work. The socket is as it was before."""
+
+    code: ClassVar[str] = "start_tls"
+
+
 class ClosedError(SocketError, anyio.ClosedResourceError):
     """The socket, or this half of it, was closed on our side."""
 
@@ -112,7 +118,7 @@ def _reason(exc: BaseException) -> str:
 
 
 def attempt_failed(where: str, exc: OSError) -> ConnectError:
-    """The error for one failed attempt to reach ``where``, chained to ``exc``."""
+    """The error for one failed attempt to reach the address ``where``."""
     kind, text = _DIAL_KINDS.get(exc.errno or 0, (ConnectError, _reason(exc)))
     error = kind(f"{where}: {text}")
     error.errno = exc.errno
@@ -120,13 +126,15 @@ def attempt_failed(where: str, exc: OSError) -> ConnectError:
     return error
 
 
-def resolve_failed(hostname: str, exc: OSError | UnicodeError | None) -> ResolveError:
+def resolve_failed(
+    hostname: str, port: int, exc: OSError | UnicodeError | None
+) -> ConnectError:
     """The error for a name without an address."""
     why = "the name has no address" if exc is None else _reason(exc)
     error = ResolveError(f"cannot resolve {hostname!r}: {why}; check the spelling and your DNS")
     error.errno = exc.errno if isinstance(exc, OSError) else None
     error.__cause__ = exc
-    return error
+    return note_http(error, port)
 
 
 def dial_failed(where: str, port: int, attempts: tuple[ConnectError, ...]) -> ConnectError:
@@ -135,11 +143,11 @@ def dial_failed(where: str, port: int, attempts: tuple[ConnectError, ...]) -> Co
     Its class is the one all attempts share: refused everywhere is :class:`RefusedError`.
     """
     last = attempts[-1]
-    if len(attempts) == 1:
-        message = f"cannot connect to {where}: {last}"
-    else:
-        each = "; ".join(str(attempt) for attempt in attempts)
-        message = f"cannot connect to {where}: all {len(attempts)} addresses failed: {each}"
+    each = "; ".join(str(attempt) for attempt in attempts)
+    if len(attempts) > 1:
+        each = f"all {len(attempts)} addresses failed: {each}"
+    # A literal address is its own only attempt: name it once.
+    message = f"cannot connect to {where}: {each.removeprefix(f'{where}: ')}"
     kinds = {type(attempt) for attempt in attempts}
     kind = kinds.pop() if len(kinds) == 1 else ConnectError
     error = kind(message, attempts=attempts)
@@ -174,7 +182,7 @@ def note_http(error: ConnectError, port: int) -> ConnectError:
         if sys.version_info >= (3, 11):
             error.add_note(note)
         else:
-            error.__notes__ = [*getattr(error, "__notes__", ()), note]
+            vars(error).setdefault("__notes__", []).append(note)
     return error
 
 

@@ -8,6 +8,7 @@ thing. Nothing here knows of sockets in the sense of this package, of futures or
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -49,6 +50,10 @@ class Transport(ByteStream):
         """Take up to ``max_bytes`` bytes that are already here; None if there are none yet."""
 
     @abstractmethod
+    async def send(self, item: bytes | bytearray | memoryview) -> None:
+        """Send all of ``item``. Cancelled part-way, it sets ``torn``."""
+
+    @abstractmethod
     def send_nowait(self, data: memoryview) -> int:
         """Hand over as much of ``data`` as fits at once; return how many bytes that was."""
 
@@ -62,9 +67,9 @@ class Transport(ByteStream):
 
     @abstractmethod
     def unread(self) -> bool:
-        """Whether data can be had before the end; only asked after a hang-up.
+        """Whether data can be had before the peer's end; only asked after a hang-up.
 
-        :raises anyio.BrokenResourceError: there is none, and the connection was reset
+        :raises anyio.BrokenResourceError: there is no data, and no end but a reset
         """
 
     @abstractmethod
@@ -90,7 +95,7 @@ class TCPTransport(Transport):
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._closed = False
-        self._error: OSError | None = None  # a reset that wait_hangup() took off the socket
+        self._error: OSError | None = None  # a reset; the kernel tells of it only once
         # Read now: the names are wanted after close too, and getpeername() fails after a reset.
         self._local = sock.getsockname()
         self._remote = sock.getpeername()
@@ -158,7 +163,7 @@ class TCPTransport(Transport):
             raise
 
     async def send_eof(self) -> None:
-        await checkpoint_if_cancelled()
+        # Done even where the caller is cancelled: it never waits.
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as exc:
@@ -205,6 +210,10 @@ class TCPTransport(Transport):
     def _failed(self, exc: OSError) -> Exception:
         if self._closed:
             return anyio.ClosedResourceError()
+        # EPIPE is what a reset says after the peer's FIN (RFC 9293 3.10.7.4): what it had
+        # sent is whole, and reading may go on to that end.
+        if exc.errno != errno.EPIPE:
+            self._error = exc
         return anyio.BrokenResourceError(str(exc))
 
     def _raise_end(self) -> None:

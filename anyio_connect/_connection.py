@@ -1,0 +1,512 @@
+"""Carries out what the lifecycle decides, over one transport, for whichever task awaits.
+
+There is no task of its own in here. A call asks the lifecycle for leave, does its I/O, tells
+the lifecycle what came of it, and does what that asks for in return. What a call cannot learn
+from its own I/O (was it closed meanwhile? broken? ended?) it learns by asking again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import anyio
+from anyio.abc import SocketAttribute
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
+
+from ._address import format_address
+from ._errors import BrokenError, ClosedError, SocketError, StartTLSError, broken
+from ._future import SocketFuture
+from ._lifecycle import (
+    Dial,
+    Effect,
+    Event,
+    Inbound,
+    Link,
+    Outbound,
+    State,
+    Verdict,
+    initial,
+    step,
+)
+from ._transport import DEFAULT_MAX_BYTES, Transport
+
+
+@dataclass(frozen=True)
+class SocketInfo:
+    """What is known of an open connection: the result of ``socket.opened``.
+
+    Addresses are ``"ip:port"``, IPv6 in brackets, as the kernel tells them; None where the
+    stream below has none.
+    """
+
+    remote_address: str | None
+    local_address: str | None
+    #: The protocol that the TLS handshake agreed on (RFC 7301), or None.
+    alpn: str | None = None
+
+
+class Opener(Protocol):
+    """How the connection is made, on demand."""
+
+    async def open(self) -> tuple[Transport, SocketInfo]:
+        """Make it. Cancelled, it leaves nothing behind, and may be called again.
+
+        :raises SocketError: it cannot be made
+        """
+
+    async def discard(self) -> None:
+        """It will not be opened: let go of whatever is held for it. Waits for nothing."""
+
+
+#: Failures of a transport that mean: the connection is gone.
+_BROKEN = (anyio.BrokenResourceError, OSError)
+
+_READING = (Inbound.OPEN, Inbound.RECEIVING)
+_IN_FLIGHT = (Outbound.SENDING, Outbound.ENDING, Outbound.FLUSHING)
+
+
+class Connection:
+    """One socket's state, futures and transport; the streams and the socket are its face."""
+
+    __slots__ = (
+        "_changed",
+        "_dial_over",
+        "_dialling",
+        "_error",
+        "_hung_up",
+        "_info",
+        "_opener",
+        "_receiving",
+        "_sending",
+        "_state",
+        "_transport",
+        "_watching",
+        "closed",
+        "opened",
+    )
+
+    _transport: Transport
+    _info: SocketInfo
+
+    def __init__(self, opener: Opener, *, half_open: bool, starttls: bool) -> None:
+        self.opened: SocketFuture[SocketInfo] = SocketFuture(self._open)
+        self.closed: SocketFuture[None] = SocketFuture(self._watch)
+        self._state = initial(half_open=half_open, starttls=starttls)
+        self._opener = opener
+        self._error: BrokenError | None = None  # what broke the connection
+        # Scopes and events exist only while a task waits in or for them.
+        self._dialling: anyio.CancelScope | None = None
+        self._dial_over: anyio.Event | None = None
+        self._receiving: anyio.CancelScope | None = None
+        self._sending: anyio.CancelScope | None = None
+        self._watching: anyio.CancelScope | None = None
+        self._hung_up = False  # the watcher has seen a hang-up that lies behind unread data
+        self._changed: anyio.Event | None = None
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def transport(self) -> Transport | None:
+        """The transport, once there is one."""
+        return getattr(self, "_transport", None)
+
+    # --- asking and telling
+
+    def _ask(self, event: Event) -> Verdict | None:
+        """Move by an event that has no effects; return the verdict."""
+        before = self._state
+        after, verdict, _ = step(before, event)
+        if after is not before:
+            self._move(before, after)
+        return verdict
+
+    async def _tell(self, event: Event, error: SocketError | None = None) -> None:
+        """Move by an event and do what it asks for. ``error`` is what futures reject with."""
+        before = self._state
+        after, _, effects = step(before, event)
+        if after is not before:
+            self._move(before, after)
+        if effects:
+            await self._carry_out(effects, error)
+
+    def _move(self, before: State, after: State) -> None:
+        self._state = after
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+        if self._watching is not None and (
+            self._hung_up
+            or before.link is not after.link
+            or (before.inbound is not after.inbound and after.inbound not in _READING)
+        ):
+            self._watching.cancel()
+
+    async def _change(self) -> None:
+        """Wait for the state to move."""
+        if self._changed is None:
+            self._changed = anyio.Event()
+        await self._changed.wait()
+
+    async def _carry_out(self, effects: tuple[Effect, ...], error: SocketError | None) -> None:
+        if isinstance(error, BrokenError) and self._error is None:
+            self._error = error
+        if Effect.CANCEL_DIAL in effects and self._dialling is not None:
+            self._dialling.cancel()
+        if Effect.INTERRUPT_RECEIVE in effects or Effect.DROP in effects:
+            _cancel(self._receiving)
+        try:
+            if Effect.DROP in effects or Effect.DISCARD in effects:
+                _cancel(self._sending)
+                await self._drop()
+            elif Effect.FINISH in effects:
+                await self._shut(self._transport.finish)
+            elif Effect.ACLOSE in effects:
+                await self._shut(self._transport.aclose)
+        finally:
+            # Futures settle last, so that whoever they wake finds the transport gone, and
+            # settle even where a foreign transport's closing was cancelled.
+            self._settle(effects, error)
+
+    def _settle(self, effects: tuple[Effect, ...], error: SocketError | None) -> None:
+        if Effect.RESOLVE_OPENED in effects:
+            self.opened._resolve(self._info)
+        elif Effect.REJECT_OPENED in effects:
+            self.opened._reject(
+                error or ClosedError("the socket was closed before the connection was made")
+            )
+        if Effect.RESOLVE_CLOSED in effects:
+            self.closed._resolve(None)
+        elif Effect.REJECT_CLOSED in effects:
+            self.closed._reject(error or self._broken())
+
+    async def _drop(self) -> None:
+        transport = self.transport
+        if transport is None:
+            await self._opener.discard()
+        else:
+            await transport.abort()
+
+    async def _shut(self, close: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await close()
+        except (*_BROKEN, anyio.ClosedResourceError):
+            pass  # gone already; what was sent had been handed over before
+        finally:
+            await self._tell(Event.SHUT)
+
+    def _broken(self) -> BrokenError:
+        if self._error is None:
+            self._error = BrokenError(
+                "a send was cut short, so the peer holds only a piece of it: "
+                "nothing more can be sent on this connection"
+            )
+        return self._error
+
+    def _refusal(self, verdict: Verdict | None, doing: str) -> BaseException:
+        """The exception for a verdict that is not leave. ``doing`` is a key of _CLOSED."""
+        if verdict is Verdict.AT_EOF:
+            return anyio.EndOfStream()
+        if verdict is Verdict.BUSY:
+            return anyio.BusyResourceError(doing)
+        if verdict is Verdict.BROKEN:
+            return self._broken().with_traceback(None)
+        if verdict is Verdict.FAILED:
+            error = self.opened.exception()
+            assert error is not None
+            return error.with_traceback(None)
+        if self._state.link is Link.UPGRADED:
+            return ClosedError("start_tls() was called: use the socket that it returned")
+        return ClosedError(_CLOSED[doing])
+
+    # --- opening
+
+    async def _open(self) -> None:
+        """Make the connection: the driver of ``opened``."""
+        self._ask(Event.DIAL)
+        made = None
+        self._dial_over = anyio.Event()
+        try:
+            with anyio.CancelScope() as self._dialling:
+                made = await self._opener.open()
+        except SocketError as exc:
+            await self._tell(Event.DIAL_FAILED, exc)
+        except BaseException:
+            self._ask(Event.DIAL_CANCELLED)
+            raise
+        finally:
+            self._dialling = None
+            self._dial_over.set()
+        if made is None:  # close() cancelled it
+            await self._opener.discard()
+            return
+        self._transport, self._info = made
+        await self._tell(Event.DIALLED)
+
+    async def _leave(self, event: Event, doing: str) -> bool:
+        """Get leave for ``event``, making the connection first; False: nothing to do.
+
+        :raises BaseException: whatever refuses it
+        """
+        while True:
+            verdict = self._ask(event)
+            if verdict is Verdict.PROCEED:
+                return True
+            if verdict is Verdict.NOTHING_TO_DO:
+                return False
+            if verdict is not Verdict.OPEN_FIRST:
+                raise self._refusal(verdict, doing)
+            await self.opened
+
+    # --- receiving
+
+    async def receive(self, max_bytes: int) -> bytes:
+        await checkpoint_if_cancelled()
+        if self._ask(Event.RECEIVE) is not Verdict.PROCEED:
+            await self._leave(Event.RECEIVE, "receiving from")
+        transport = self._transport
+        data: bytes | None = None
+        try:
+            data = transport.receive_nowait(max_bytes)
+            if data is None:
+                with anyio.CancelScope() as self._receiving:
+                    data = await transport.receive(max_bytes)
+            else:
+                await cancel_shielded_checkpoint()
+        except anyio.EndOfStream:
+            await self._tell(Event.PEER_EOF)
+        except (*_BROKEN, anyio.ClosedResourceError) as exc:
+            if self._state.inbound is Inbound.RECEIVING:
+                await self._tell(Event.RESET, broken("receiving", exc))
+        except BaseException:
+            self._ask(Event.RECEIVE_DONE)
+            raise
+        finally:
+            self._receiving = None
+        if data is not None:
+            self._ask(Event.RECEIVE_DONE)
+            return data
+        raise self._refusal(self._ask(Event.RECEIVE), "receiving from")
+
+    async def cancel(self) -> None:
+        """Stop reading."""
+        await self._tell(Event.CANCEL)
+        await checkpoint()
+
+    # --- sending
+
+    async def send(self, item: bytes | bytearray | memoryview) -> None:
+        view = _view(item)
+        await checkpoint_if_cancelled()
+        if self._ask(Event.SEND) is not Verdict.PROCEED:
+            await self._leave(Event.SEND, "sending to")
+        transport = self._transport
+        sent = 0
+        complete = False
+        try:
+            if view:
+                sent = transport.send_nowait(view)
+            if sent == len(view):
+                complete = True
+                await cancel_shielded_checkpoint()
+            else:
+                with anyio.CancelScope() as self._sending:
+                    await transport.send(view[sent:])
+                    complete = True
+        except (*_BROKEN, anyio.ClosedResourceError) as exc:
+            await self._lost_sending(broken("sending", exc))
+        except BaseException:
+            await self._tell(Event.SEND_TORN if sent or transport.torn else Event.SEND_DONE)
+            raise
+        finally:
+            self._sending = None
+        if complete:
+            await self._tell(Event.SEND_DONE)
+            return
+        raise self._refusal(self._ask(Event.SEND), "sending to")
+
+    async def end(self) -> None:
+        """End our side; reading goes on."""
+        await checkpoint_if_cancelled()
+        if await self._leave(Event.END, "ending"):
+            await self._end()
+        else:
+            await checkpoint()
+
+    async def _end(self) -> None:
+        complete = False
+        try:
+            with anyio.CancelScope() as self._sending:
+                await self._transport.send_eof()
+                complete = True
+        except (*_BROKEN, anyio.ClosedResourceError) as exc:
+            await self._lost_sending(broken("ending our side", exc))
+        except BaseException:
+            await self._tell(Event.SEND_TORN)
+            raise
+        finally:
+            self._sending = None
+        if complete:
+            await self._tell(Event.END_DONE)
+            return
+        raise self._refusal(self._ask(Event.END), "ending")
+
+    async def _lost_sending(self, error: BrokenError) -> None:
+        if self._state.outbound not in _IN_FLIGHT:
+            return  # another task closed or dropped the transport, and the state says so
+        # The peer may have said why before it hung up. Leave that to be read.
+        try:
+            unread = self._transport.unread()
+        except (*_BROKEN, anyio.ClosedResourceError):
+            await self._tell(Event.RESET, error)
+        else:
+            await self._tell(Event.RESET_UNREAD, error)
+            if not unread and self._state.inbound is Inbound.OPEN:
+                await self._tell(Event.PEER_EOF)
+
+    async def end_gracefully(self) -> None:
+        """End our side once nothing is in flight; no-op where it has ended in any way."""
+        try:
+            while self._state.outbound in _IN_FLIGHT:
+                await self._change()
+            outbound = self._state.outbound
+            if outbound is Outbound.TORN:
+                await self.abort(None)  # no clean end may follow a piece of a message
+            elif outbound is Outbound.OPEN and await self._leave(Event.END, "ending"):
+                await self._end()
+        except anyio.get_cancelled_exc_class():
+            await self._tell(Event.ABORT, BrokenError("ending our side was cancelled"))
+            raise
+        await checkpoint()
+
+    async def abort(self, reason: object) -> None:
+        why = f": {reason}" if reason is not None else ""
+        error = BrokenError(f"the connection was aborted on our side{why}")
+        if isinstance(reason, BaseException):
+            error.__cause__ = reason
+        await self._tell(Event.ABORT, error)
+        await checkpoint()
+
+    # --- ending
+
+    async def close(self) -> None:
+        try:
+            await self._tell(Event.CLOSE)
+            while self._state.link is Link.FLUSHING:
+                if self._state.outbound is Outbound.FLUSHING:
+                    await self._change()
+                else:
+                    await self._tell(Event.FLUSHED)
+            while self._state.link is Link.CLOSING:
+                await self._change()  # another task is at it
+            if self._dialling is not None and self._dial_over is not None:
+                await self._dial_over.wait()  # its attempt is being torn down
+            await checkpoint()
+        except BaseException:
+            await self._tell(Event.FORCE)
+            raise
+
+    # --- watching
+
+    async def _watch(self) -> None:
+        """Watch for the end of the connection, taking no data: the driver of ``closed``."""
+        try:
+            await self.opened
+        except SocketError:
+            return  # which has settled `closed` too
+        self._hung_up = False
+        error: OSError | None = None
+        while not self.closed.done():
+            state = self._state
+            if self._hung_up and state.link is Link.OPEN:
+                await self._judge_hangup(state, error)
+                if self._state is not state:
+                    continue
+            with anyio.CancelScope() as self._watching:
+                if state.link is Link.OPEN:
+                    known = self._hung_up or state.inbound in (Inbound.EOF, Inbound.DISCARDED)
+                    error = await self._transport.wait_hangup(after_eof=known)
+                    self._hung_up = True
+                else:
+                    await anyio.sleep_forever()  # until the state moves
+            self._watching = None
+
+    async def _judge_hangup(self, state: State, error: OSError | None) -> None:
+        """The peer is gone. Say so as soon as no unread data lies before that."""
+        lost = broken("waiting for its end", error) if error is not None else None
+        if state.inbound is Inbound.OPEN:
+            try:
+                unread = self._transport.unread()
+            except anyio.BrokenResourceError as exc:
+                await self._tell(Event.RESET, broken("waiting for its end", exc))
+                return
+            if lost is not None:
+                await self._tell(Event.RESET_UNREAD, lost)
+            elif not unread:
+                await self._tell(Event.PEER_EOF)
+        elif state.inbound is Inbound.CANCELLED and lost is None:
+            await self._tell(Event.PEER_EOF)
+        elif lost is not None and state.inbound is not Inbound.RECEIVING:
+            await self._tell(Event.RESET, lost)
+
+    # --- upgrading
+
+    def upgrade(self) -> None:
+        """Give the connection up to a TLS socket; see :meth:`take_over`."""
+        effects = step(self._state, Event.UPGRADE).effects
+        verdict = self._ask(Event.UPGRADE)
+        if verdict is Verdict.FAILED or verdict is Verdict.BROKEN:
+            raise self._refusal(verdict, "start_tls")
+        if verdict is not Verdict.PROCEED:
+            assert verdict is not None
+            raise StartTLSError(_WHY_NO_UPGRADE[verdict])
+        self._settle(effects, None)
+
+
+_CLOSED = {
+    "receiving from": "cannot receive: this socket, or its readable half, has been closed",
+    "sending to": "cannot send: our side of this socket has ended (send_eof(), close(), or "
+    "the peer's end with allow_half_open=False)",
+    "ending": "cannot end our side: this socket has been closed",
+}
+
+_WHY_NO_UPGRADE = {
+    Verdict.NOT_STARTTLS: "start_tls() needs a socket made with secure_transport='starttls'",
+    Verdict.UPGRADED_ALREADY: "start_tls() has been called on this socket already: "
+    "use the socket that it returned",
+    Verdict.CLOSED: "start_tls() was called on a closed socket",
+    Verdict.RECEIVE_IN_FLIGHT: "start_tls() was called while a receive is in flight: what that "
+    "receives could be the peer's TLS handshake, so finish or cancel it first",
+    Verdict.ENDED: "start_tls() needs both directions, and one of them has ended",
+}
+
+
+def info_of(transport: Transport, alpn: str | None = None) -> SocketInfo:
+    """What a transport tells of itself."""
+
+    def text(attribute: Any) -> str | None:
+        address = transport.extra(attribute, None)
+        return format_address(*address) if isinstance(address, tuple) else None
+
+    return SocketInfo(
+        text(SocketAttribute.remote_address), text(SocketAttribute.local_address), alpn
+    )
+
+
+def _cancel(scope: anyio.CancelScope | None) -> None:
+    if scope is not None:
+        scope.cancel()
+
+
+def _view(item: bytes | bytearray | memoryview) -> memoryview:
+    """The bytes of a bytes-like object, without a copy."""
+    try:
+        return memoryview(item).cast("B")
+    except TypeError:
+        raise TypeError(
+            f"send() takes bytes, bytearray or a contiguous memoryview, not "
+            f"{type(item).__name__}{': encode it first' if isinstance(item, str) else ''}"
+        ) from None

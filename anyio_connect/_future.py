@@ -1,0 +1,109 @@
+"""The futures of a socket: settled by the socket, driven by whoever waits for them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from typing import Generic, TypeVar
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from ._errors import PendingError, SocketError
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class SocketFuture(Generic[T_co]):
+    """What ``socket.opened`` and ``socket.closed`` are: a result to come, read-only.
+
+    It may be awaited any number of times, by any task. There is no background task behind it:
+    the first task to await it does what has to be done, the others wait for that. When that
+    task is cancelled, nothing is settled, and the next waiter takes over. A failure that
+    nobody awaits is silent.
+
+    Awaiting it is a checkpoint, even where it has settled already. Cancelling the wait
+    changes nothing for anybody else.
+    """
+
+    __slots__ = ("_drive", "_driven", "_error", "_settled", "_value", "_wake")
+
+    _value: T_co
+
+    def __init__(self, drive: Callable[[], Awaitable[None]]) -> None:
+        # Made by sockets only. ``drive`` returns when the future has settled, or may have.
+        self._drive = drive
+        self._driven = False
+        self._settled = False
+        self._error: SocketError | None = None
+        self._wake: anyio.Event | None = None
+
+    def __await__(self) -> Generator[object, None, T_co]:
+        return self._wait().__await__()
+
+    def done(self) -> bool:
+        """Whether there is a result or a failure."""
+        return self._settled
+
+    def result(self) -> T_co:
+        """The result, at once.
+
+        :raises SocketError: what the future failed with
+        :raises PendingError: it has not settled yet
+        """
+        error = self.exception()
+        if error is not None:
+            # The one error object serves every waiter: without this, its traceback would
+            # grow with each of them and keep their frames alive.
+            raise error.with_traceback(None)
+        return self._value
+
+    def exception(self) -> SocketError | None:
+        """What the future failed with, at once; None if it has a result.
+
+        :raises PendingError: it has not settled yet
+        """
+        if not self._settled:
+            raise PendingError("the future has not settled yet: await it, or ask done() first")
+        return self._error
+
+    def __repr__(self) -> str:
+        if not self._settled:
+            state = "pending"
+        elif self._error is not None:
+            state = f"failed: {self._error!r}"
+        else:
+            state = f"done: {self._value!r}"
+        return f"<SocketFuture {state}>"
+
+    async def _wait(self) -> T_co:
+        if self._settled:
+            await checkpoint()
+        while not self._settled:
+            if self._driven:
+                if self._wake is None:
+                    self._wake = anyio.Event()
+                await self._wake.wait()
+                continue
+            self._driven = True
+            try:
+                await self._drive()
+            finally:
+                self._driven = False
+                self._wake_all()
+        return self.result()
+
+    def _wake_all(self) -> None:
+        if self._wake is not None:
+            self._wake.set()
+            self._wake = None
+
+    def _resolve(self: SocketFuture[T], value: T) -> None:
+        self._value = value
+        self._settled = True
+        self._wake_all()
+
+    def _reject(self, error: SocketError) -> None:
+        self._error = error
+        self._settled = True
+        self._wake_all()

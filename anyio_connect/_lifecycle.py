@@ -1,0 +1,455 @@
+"""The life of a socket: states and events as tables, and one step function.
+
+Two rules hold this file together, both taken from h11:
+
+1. Every question about a socket's life is answered here and nowhere else. Code outside asks
+   (``step(state, event)``), then does what the answer says. It keeps no flags of its own.
+2. Nothing here does I/O, awaits, or knows what a socket is. A state is a value; the same
+   state and event always give the same answer.
+
+A state has four facets, each with a small table of its own:
+
+``Dial``      Has the connection been made? Settles the future ``opened``.
+``Link``      Is the connection as a whole alive? Settles the future ``closed``.
+``Inbound``   What may be received: RFC 9293's receiving half, and who ended it.
+``Outbound``  What may be sent: the sending half.
+
+An event first moves each facet by its own table (an entry that is missing means: no change,
+nothing to say). Then the ``JOINT`` rules run, in order, until none fits: they are all the
+places where one facet depends on another, and so where half-open is decided.
+
+A step has two outputs besides the next state. The *verdict* answers an event that asks for
+leave (``RECEIVE``, ``SEND``, ``END``, ``ABORT``, ``UPGRADE``). The *effects* are what must now
+be done, by the task that reported the event.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import Any, NamedTuple
+
+
+class _Name(Enum):
+    # Members are looked up on every receive and send. Enum's own __hash__ is a Python
+    # function; members are singletons, so identity serves, and is several times as fast.
+    def __repr__(self) -> str:
+        return self.name
+
+    __hash__ = object.__hash__
+
+
+class Dial(_Name):
+    IDLE = auto()  #: nobody has asked for the connection, or who did was cancelled
+    RUNNING = auto()  #: a task is making it
+    DONE = auto()
+    FAILED = auto()  #: it could not be made, or was given up before it was
+
+
+class Link(_Name):
+    OPEN = auto()  #: neither ended nor broken (made or not: see Dial)
+    FLUSHING = auto()  #: close() was called; what was already handed to send goes out first
+    CLOSING = auto()  #: a task is closing the transport
+    CLOSED = auto()
+    RESET = auto()  #: broken; unread data may be left to take
+    UPGRADED = auto()  #: start_tls() took the connection over
+
+
+class Inbound(_Name):
+    OPEN = auto()
+    RECEIVING = auto()  #: a receive is in flight
+    EOF = auto()  #: the peer has ended, and everything before that was read
+    CANCELLED = auto()  #: we stopped reading
+    DISCARDED = auto()  #: we stopped reading, and the peer has ended
+    BROKEN = auto()
+    CLOSED = auto()
+
+
+class Outbound(_Name):
+    OPEN = auto()
+    SENDING = auto()  #: a send is in flight
+    ENDING = auto()  #: our end is on its way
+    ENDED = auto()
+    FLUSHING = auto()  #: a send or end is in flight, and nothing may follow it
+    TORN = auto()  #: a send was cut short: the peer holds a piece of a message
+    BROKEN = auto()
+    CLOSED = auto()
+
+
+class Event(_Name):
+    # the connection is being made
+    DIAL = auto()  #: a task sets out to make it
+    DIALLED = auto()
+    DIAL_CANCELLED = auto()  #: the task was cancelled; its attempt is torn down
+    DIAL_FAILED = auto()
+    # reading
+    RECEIVE = auto()  #: may I?
+    RECEIVE_DONE = auto()  #: with data, or cancelled with nothing taken
+    PEER_EOF = auto()  #: the peer has ended and nothing is left to read
+    CANCEL = auto()  #: readable.aclose()
+    # writing
+    SEND = auto()  #: may I?
+    SEND_DONE = auto()  #: all of it, or nothing of it
+    SEND_TORN = auto()  #: a part of it (or of our end)
+    END = auto()  #: may I? send_eof()
+    END_DONE = auto()
+    ABORT = auto()  #: writable.abort()
+    # the whole connection
+    RESET = auto()  #: broken, with nothing left to read
+    RESET_UNREAD = auto()  #: broken for sending; reading has more to tell (data, or an end)
+    CLOSE = auto()  #: close()
+    FLUSHED = auto()  #: close() has waited for what was in flight
+    SHUT = auto()  #: the transport is closed
+    FORCE = auto()  #: who called close() was cancelled: wait for nothing
+    UPGRADE = auto()  #: may I? start_tls()
+
+
+class Verdict(_Name):
+    PROCEED = auto()
+    OPEN_FIRST = auto()  #: make the connection, then ask again
+    NOTHING_TO_DO = auto()
+    BUSY = auto()
+    AT_EOF = auto()
+    CLOSED = auto()
+    BROKEN = auto()
+    FAILED = auto()  #: raise what `opened` was rejected with
+    # why start_tls() is refused
+    NOT_STARTTLS = auto()
+    UPGRADED_ALREADY = auto()
+    RECEIVE_IN_FLIGHT = auto()
+    ENDED = auto()
+
+
+class Effect(_Name):
+    RESOLVE_OPENED = auto()
+    REJECT_OPENED = auto()
+    RESOLVE_CLOSED = auto()
+    REJECT_CLOSED = auto()
+    CANCEL_DIAL = auto()
+    INTERRUPT_RECEIVE = auto()  #: make the receive in flight return to ask again
+    DISCARD = auto()  #: drop the connection that was made too late
+    ACLOSE = auto()  #: close the transport, waiting for room if need be; then report SHUT
+    FINISH = auto()  #: close the transport, waiting for nothing; then report SHUT
+    DROP = auto()  #: drop the transport at once; whatever is in flight fails
+
+
+@dataclass(frozen=True, eq=False)  # interned: identity is equality
+class State:
+    """Where a socket is in its life. Made by :func:`initial` and :func:`step` only."""
+
+    dial: Dial
+    link: Link
+    inbound: Inbound
+    outbound: Outbound
+    half_open: bool  #: allow_half_open
+    starttls: bool  #: secure_transport is "starttls"
+
+
+class Step(NamedTuple):
+    state: State
+    verdict: Verdict | None
+    effects: tuple[Effect, ...]
+
+
+_D, _L, _I, _O, _E, _V, _F = Dial, Link, Inbound, Outbound, Event, Verdict, Effect
+
+# facet -> state -> event -> next state, or (next state, verdict or effect ...)
+TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
+    "dial": {
+        _D.IDLE: {_E.DIAL: _D.RUNNING},
+        _D.RUNNING: {
+            _E.DIALLED: (_D.DONE, _F.RESOLVE_OPENED),
+            _E.DIAL_CANCELLED: _D.IDLE,
+            _E.DIAL_FAILED: (_D.FAILED, _F.REJECT_OPENED),
+        },
+        # close() came while the attempt was succeeding.
+        _D.FAILED: {_E.DIALLED: (_D.FAILED, _F.DISCARD)},
+    },
+    "link": {
+        _L.OPEN: {
+            _E.DIAL_FAILED: (_L.CLOSED, _F.REJECT_CLOSED),
+            _E.RESET: (_L.RESET, _F.REJECT_CLOSED, _F.DROP),
+            _E.RESET_UNREAD: (_L.RESET, _F.REJECT_CLOSED),
+            _E.ABORT: (_L.RESET, _F.REJECT_CLOSED, _F.DROP),
+            _E.CLOSE: _L.FLUSHING,
+            # `closed` resolves: this socket's part is over. The TLS socket has its own.
+            _E.UPGRADE: (_L.UPGRADED, _F.RESOLVE_CLOSED),
+        },
+        _L.FLUSHING: {
+            # What close() promised to flush is lost.
+            _E.RESET: (_L.CLOSED, _F.REJECT_CLOSED, _F.DROP),
+            _E.RESET_UNREAD: (_L.CLOSED, _F.REJECT_CLOSED, _F.DROP),
+            _E.ABORT: (_L.CLOSED, _F.REJECT_CLOSED, _F.DROP),
+            _E.FORCE: (_L.CLOSED, _F.RESOLVE_CLOSED, _F.DROP),
+            _E.FLUSHED: (_L.CLOSING, _F.ACLOSE),
+        },
+        _L.CLOSING: {
+            _E.SHUT: (_L.CLOSED, _F.RESOLVE_CLOSED),
+            _E.FORCE: (_L.CLOSED, _F.RESOLVE_CLOSED, _F.DROP),
+        },
+        # The unread data was read to its end, or nobody will read it.
+        _L.RESET: dict.fromkeys(
+            (_E.RESET, _E.PEER_EOF, _E.CANCEL, _E.CLOSE), (_L.RESET, _F.DROP)
+        ),
+    },
+    "inbound": {
+        _I.OPEN: {
+            _E.RECEIVE: (_I.RECEIVING, _V.PROCEED),
+            _E.PEER_EOF: _I.EOF,
+            _E.CANCEL: _I.CANCELLED,
+            _E.RESET: _I.BROKEN,
+            _E.ABORT: _I.BROKEN,
+            _E.CLOSE: _I.CLOSED,
+            _E.UPGRADE: _I.CLOSED,
+        },
+        _I.RECEIVING: {
+            _E.RECEIVE: (_I.RECEIVING, _V.BUSY),
+            _E.RECEIVE_DONE: _I.OPEN,
+            _E.PEER_EOF: _I.EOF,
+            _E.CANCEL: (_I.CANCELLED, _F.INTERRUPT_RECEIVE),
+            _E.RESET: (_I.BROKEN, _F.INTERRUPT_RECEIVE),
+            _E.ABORT: (_I.BROKEN, _F.INTERRUPT_RECEIVE),
+            _E.CLOSE: (_I.CLOSED, _F.INTERRUPT_RECEIVE),
+        },
+        _I.EOF: {
+            _E.RECEIVE: (_I.EOF, _V.AT_EOF),
+            _E.CANCEL: _I.DISCARDED,
+            _E.RESET_UNREAD: (_I.EOF, _F.DROP),
+            _E.CLOSE: _I.CLOSED,
+        },
+        _I.CANCELLED: {
+            _E.RECEIVE: (_I.CANCELLED, _V.CLOSED),
+            _E.PEER_EOF: _I.DISCARDED,
+            _E.RESET_UNREAD: (_I.CANCELLED, _F.DROP),
+            _E.CLOSE: _I.CLOSED,
+        },
+        _I.DISCARDED: {
+            _E.RECEIVE: (_I.DISCARDED, _V.CLOSED),
+            _E.RESET_UNREAD: (_I.DISCARDED, _F.DROP),
+            _E.CLOSE: _I.CLOSED,
+        },
+        _I.BROKEN: {
+            _E.RECEIVE: (_I.BROKEN, _V.BROKEN),
+            _E.CANCEL: _I.CLOSED,
+            _E.CLOSE: _I.CLOSED,
+        },
+        _I.CLOSED: {_E.RECEIVE: (_I.CLOSED, _V.CLOSED)},
+    },
+    "outbound": {
+        _O.OPEN: {
+            _E.SEND: (_O.SENDING, _V.PROCEED),
+            _E.END: (_O.ENDING, _V.PROCEED),
+            _E.RESET: _O.BROKEN,
+            _E.RESET_UNREAD: _O.BROKEN,
+            _E.ABORT: _O.BROKEN,
+            _E.CLOSE: _O.CLOSED,
+            _E.UPGRADE: _O.CLOSED,
+        },
+        _O.SENDING: {
+            _E.SEND: (_O.SENDING, _V.BUSY),
+            _E.END: (_O.SENDING, _V.BUSY),
+            _E.SEND_DONE: _O.OPEN,
+            _E.SEND_TORN: _O.TORN,
+            _E.RESET: _O.BROKEN,
+            _E.RESET_UNREAD: _O.BROKEN,
+            _E.ABORT: _O.BROKEN,
+            _E.CLOSE: _O.FLUSHING,
+            _E.UPGRADE: _O.FLUSHING,
+        },
+        _O.ENDING: {
+            _E.SEND: (_O.ENDING, _V.BUSY),
+            _E.END: (_O.ENDING, _V.BUSY),
+            _E.END_DONE: _O.ENDED,
+            _E.SEND_TORN: _O.TORN,
+            _E.RESET: _O.BROKEN,
+            _E.RESET_UNREAD: _O.BROKEN,
+            _E.ABORT: _O.BROKEN,
+            _E.CLOSE: _O.FLUSHING,
+        },
+        _O.ENDED: {
+            _E.SEND: (_O.ENDED, _V.CLOSED),
+            _E.END: (_O.ENDED, _V.NOTHING_TO_DO),
+            _E.CLOSE: _O.CLOSED,
+        },
+        _O.FLUSHING: {
+            _E.SEND: (_O.FLUSHING, _V.CLOSED),
+            _E.END: (_O.FLUSHING, _V.CLOSED),
+            _E.SEND_DONE: _O.CLOSED,
+            _E.END_DONE: _O.CLOSED,
+            _E.SEND_TORN: _O.TORN,
+            _E.RESET: _O.BROKEN,
+            _E.RESET_UNREAD: _O.BROKEN,
+            _E.ABORT: _O.BROKEN,
+            _E.FORCE: _O.CLOSED,
+        },
+        _O.TORN: {
+            _E.SEND: (_O.TORN, _V.BROKEN),
+            _E.END: (_O.TORN, _V.BROKEN),
+            _E.RESET: _O.BROKEN,
+            _E.RESET_UNREAD: _O.BROKEN,
+            _E.ABORT: _O.BROKEN,
+        },
+        _O.BROKEN: {
+            _E.SEND: (_O.BROKEN, _V.BROKEN),
+            _E.END: (_O.BROKEN, _V.BROKEN),
+            _E.CLOSE: _O.CLOSED,
+        },
+        _O.CLOSED: {
+            _E.SEND: (_O.CLOSED, _V.CLOSED),
+            _E.END: (_O.CLOSED, _V.CLOSED),
+        },
+    },
+}
+
+
+class Rule(NamedTuple):
+    """Where every facet named in ``when`` is one of those listed, go to ``then``."""
+
+    when: dict[str, tuple[object, ...]]
+    then: dict[str, object]
+    effects: tuple[Effect, ...]
+
+
+JOINT: tuple[Rule, ...] = (
+    # close() or abort() before the connection was made: no dial (the WinterTC draft).
+    Rule(
+        {"link": (_L.FLUSHING,), "dial": (_D.RUNNING,)},
+        {"link": _L.CLOSED, "dial": _D.FAILED},
+        (_F.CANCEL_DIAL, _F.REJECT_OPENED, _F.RESOLVE_CLOSED),
+    ),
+    Rule(
+        {"link": (_L.FLUSHING,), "dial": (_D.IDLE,)},
+        {"link": _L.CLOSED, "dial": _D.FAILED},
+        (_F.REJECT_OPENED, _F.RESOLVE_CLOSED, _F.DROP),
+    ),
+    Rule(
+        {"link": (_L.RESET,), "dial": (_D.RUNNING,)},
+        {"link": _L.CLOSED, "dial": _D.FAILED},
+        (_F.CANCEL_DIAL, _F.REJECT_OPENED),
+    ),
+    Rule(
+        {"link": (_L.RESET,), "dial": (_D.IDLE,)},
+        {"link": _L.CLOSED, "dial": _D.FAILED},
+        (_F.REJECT_OPENED,),
+    ),
+    # close() after a send was cut short: a clean end would pass off the piece as the whole.
+    Rule(
+        {"link": (_L.FLUSHING,), "outbound": (_O.TORN,)},
+        {"link": _L.CLOSED, "outbound": _O.CLOSED},
+        (_F.RESOLVE_CLOSED, _F.DROP),
+    ),
+    # allow_half_open=False: the peer's end is ours too, as soon as no send is in flight.
+    Rule(
+        {
+            "link": (_L.OPEN,),
+            "half_open": (False,),
+            "inbound": (_I.EOF, _I.DISCARDED),
+            "outbound": (_O.OPEN,),
+        },
+        {"link": _L.CLOSING, "outbound": _O.ENDED},
+        (_F.FINISH,),
+    ),
+    Rule(
+        {
+            "link": (_L.OPEN,),
+            "half_open": (False,),
+            "inbound": (_I.EOF, _I.DISCARDED),
+            "outbound": (_O.TORN,),
+        },
+        {"link": _L.RESET, "outbound": _O.BROKEN},
+        (_F.REJECT_CLOSED, _F.DROP),
+    ),
+    # Both directions have ended, whoever ended them.
+    Rule(
+        {
+            "link": (_L.OPEN,),
+            "dial": (_D.DONE,),
+            "inbound": (_I.EOF, _I.CANCELLED, _I.DISCARDED),
+            "outbound": (_O.ENDED,),
+        },
+        {"link": _L.CLOSING},
+        (_F.FINISH,),
+    ),
+)
+
+#: Events that are refused, changing nothing, by the first of these that fits.
+REFUSALS: dict[Event, tuple[tuple[dict[str, tuple[object, ...]], Verdict], ...]] = {
+    # WHATWG Streams: aborting what has ended, or has failed already, does nothing.
+    _E.ABORT: (
+        ({"outbound": (_O.ENDED, _O.BROKEN, _O.CLOSED)}, _V.NOTHING_TO_DO),
+        ({"link": (_L.UPGRADED,)}, _V.NOTHING_TO_DO),
+    ),
+    _E.UPGRADE: (
+        ({"starttls": (False,)}, _V.NOT_STARTTLS),
+        ({"link": (_L.UPGRADED,)}, _V.UPGRADED_ALREADY),
+        ({"dial": (_D.FAILED,)}, _V.FAILED),
+        ({"link": (_L.RESET,)}, _V.BROKEN),
+        ({"link": (_L.FLUSHING, _L.CLOSING, _L.CLOSED)}, _V.CLOSED),
+        ({"inbound": (_I.RECEIVING,)}, _V.RECEIVE_IN_FLIGHT),
+        ({"inbound": (_I.EOF, _I.CANCELLED, _I.DISCARDED)}, _V.ENDED),
+        ({"outbound": (_O.ENDING, _O.ENDED)}, _V.ENDED),
+        ({"outbound": (_O.TORN,)}, _V.BROKEN),
+    ),
+}
+
+#: Events that need the connection: before it is made, the answer to them is OPEN_FIRST.
+_NEED_CONNECTION = frozenset({Event.RECEIVE, Event.SEND, Event.END})
+_FACETS = ("dial", "link", "inbound", "outbound")
+
+
+def initial(*, half_open: bool, starttls: bool) -> State:
+    """The state of a socket that ``connect()`` has just returned."""
+    return _intern(State(_D.IDLE, _L.OPEN, _I.OPEN, _O.OPEN, half_open, starttls))
+
+
+def step(state: State, event: Event) -> Step:
+    """What ``event`` means in ``state``: total, pure, and remembered."""
+    key = (state, event)
+    try:
+        return _steps[key]
+    except KeyError:
+        answer = _steps[key] = _step(state, event)
+        return answer
+
+
+_steps: dict[tuple[State, Event], Step] = {}
+_states: dict[tuple[object, ...], State] = {}
+
+
+def _intern(state: State) -> State:
+    key = (*(getattr(state, facet) for facet in _FACETS), state.half_open, state.starttls)
+    return _states.setdefault(key, state)
+
+
+def _fits(state: State, when: dict[str, tuple[object, ...]]) -> bool:
+    return all(getattr(state, facet) in values for facet, values in when.items())
+
+
+def _step(state: State, event: Event) -> Step:
+    for when, refusal in REFUSALS.get(event, ()):
+        if _fits(state, when):
+            return Step(state, refusal, ())
+
+    moved: dict[str, Any] = {}
+    said: list[Verdict | Effect] = []
+    for facet in _FACETS:
+        entry = TABLES[facet].get(getattr(state, facet), {}).get(event)
+        if entry is not None:
+            moved[facet], *words = entry if isinstance(entry, tuple) else (entry,)
+            said += words
+    verdict = next((word for word in said if isinstance(word, Verdict)), None)
+    effects = [word for word in said if isinstance(word, Effect)]
+
+    if event in _NEED_CONNECTION and state.link is not Link.UPGRADED:
+        if state.dial is Dial.FAILED:
+            return Step(state, Verdict.FAILED, ())
+        if state.dial is not Dial.DONE and verdict is Verdict.PROCEED:
+            return Step(state, Verdict.OPEN_FIRST, ())
+
+    after = replace(state, **moved)
+    while rule := next((rule for rule in JOINT if _fits(after, rule.when)), None):
+        after = replace(after, **rule.then)  # type: ignore[arg-type]  # facets by name
+        effects += rule.effects
+    if verdict is None and event in REFUSALS:
+        verdict = Verdict.PROCEED
+    return Step(_intern(after), verdict, tuple(effects))

@@ -1,0 +1,130 @@
+"""The options of ``connect()``: their names, their defaults, and what they may be."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from ._errors import InvalidOptionError
+
+SecureTransport = Literal["off", "on", "starttls"]
+
+
+class SocketOptions(TypedDict, total=False):
+    """What ``connect()`` takes besides the address; every key may be left out.
+
+    The first four are the WinterTC draft's ``SocketOptions``, in Python spelling.
+    """
+
+    #: ``"off"`` (the default): plain TCP for good. ``"on"``: TLS from the first byte.
+    #: ``"starttls"``: plain TCP until ``start_tls()``.
+    secure_transport: SecureTransport
+    #: What the peer's end of stream means. False (the default): it ends our side too, and
+    #: ``closed`` resolves. True: we may go on sending until we end our side ourselves.
+    allow_half_open: bool
+    #: The server name to ask for in the TLS handshake and to verify, in place of the
+    #: address's host name (RFC 6066 section 3).
+    sni: str
+    #: The protocols to offer in the TLS handshake, most wanted first (RFC 7301).
+    alpn: Sequence[str]
+    #: For TLS with other than the default settings: an own CA, a client certificate.
+    ssl_context: ssl.SSLContext
+    #: How long connecting may take in all, in seconds: name resolution, every address tried,
+    #: and with ``secure_transport="on"`` the TLS handshake. No limit unless given.
+    connect_timeout: float
+
+
+@dataclass(frozen=True)
+class Options:
+    """:class:`SocketOptions`, checked and complete."""
+
+    secure_transport: SecureTransport = "off"
+    allow_half_open: bool = False
+    sni: str | None = None
+    alpn: tuple[str, ...] | None = None
+    ssl_context: ssl.SSLContext | None = None
+    connect_timeout: float = math.inf
+
+
+_NAMES = tuple(SocketOptions.__annotations__)
+_TLS_ONLY = ("sni", "alpn", "ssl_context")
+_SECURE_TRANSPORTS = ("off", "on", "starttls")
+
+
+def parse_options(options: Mapping[str, object]) -> Options:
+    """Check ``options`` and fill in the defaults.
+
+    :raises InvalidOptionError: an option is unknown, has a bad value, or makes no sense with
+        the others
+    """
+    for name in options:
+        if name not in _NAMES:
+            raise _unknown(name)
+    secure_transport = options.get("secure_transport", "off")
+    if secure_transport not in _SECURE_TRANSPORTS:
+        raise _bad("secure_transport", secure_transport, "must be 'off', 'on' or 'starttls'")
+    if secure_transport == "off":
+        for name in _TLS_ONLY:
+            if name in options:
+                raise InvalidOptionError(
+                    f"{name}={options[name]!r} has no effect with secure_transport='off': "
+                    "leave it out, or set secure_transport to 'on' or 'starttls'"
+                )
+    half_open = options.get("allow_half_open", False)
+    if not isinstance(half_open, bool):
+        raise _bad("allow_half_open", half_open, "must be True or False")
+    return Options(
+        secure_transport,  # type: ignore[arg-type]  # one of the three, checked above
+        half_open,
+        check_server_name("sni", options["sni"]) if "sni" in options else None,
+        check_alpn(options["alpn"]) if "alpn" in options else None,
+        check_ssl_context(options["ssl_context"]) if "ssl_context" in options else None,
+        _check_timeout(options["connect_timeout"]) if "connect_timeout" in options else math.inf,
+    )
+
+
+def check_server_name(option: str, value: object) -> str:
+    """A non-empty host name or IP address, ASCII."""
+    if not isinstance(value, str) or not value or not value.isascii() or value.startswith("."):
+        raise _bad(option, value, "must be a host name or an IP address, in ASCII")
+    return value
+
+
+def check_alpn(value: object) -> tuple[str, ...]:
+    """A list of protocol names, each of 1 to 255 octets (RFC 7301 section 3.1)."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
+        raise _bad("alpn", value, "must be a list of protocol names, such as ['h2', 'http/1.1']")
+    for name in value:
+        if not isinstance(name, str) or not name.isascii() or not 1 <= len(name) <= 255:
+            raise _bad("alpn", value, f"{name!r} is not a name of 1 to 255 ASCII characters")
+    return tuple(value)
+
+
+def check_ssl_context(value: object) -> ssl.SSLContext:
+    if not isinstance(value, ssl.SSLContext):
+        raise _bad("ssl_context", value, "must be an ssl.SSLContext")
+    return value
+
+
+def _check_timeout(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise _bad("connect_timeout", value, "must be a number of seconds greater than 0")
+    return float(value)
+
+
+def _bad(name: str, value: object, why: str) -> InvalidOptionError:
+    return InvalidOptionError(f"bad value for {name}: {value!r}: {why}")
+
+
+def _unknown(name: str) -> InvalidOptionError:
+    # People who port Workers code bring its names along: secureTransport, allowHalfOpen.
+    snake = "".join(f"_{c.lower()}" if c.isupper() else c for c in name)
+    close = difflib.get_close_matches(snake, _NAMES, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(_NAMES)}"
+    return InvalidOptionError(f"unknown option {name!r}: {hint}")

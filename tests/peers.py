@@ -1,0 +1,151 @@
+"""The other end: a TCP peer that does exactly what a test tells it to.
+
+It sits on raw sockets in the same event loop and shares no code with the package, so that a
+mistake in one cannot hide in the other.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import anyio
+
+
+class Peer:
+    """One accepted connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+
+    async def send(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self.sock.send(view) :]
+            except BlockingIOError:
+                await anyio.wait_writable(self.sock)
+
+    async def fill(self) -> int:
+        """Send until neither kernel takes any more; return how many bytes that was."""
+        sent = 0
+        while True:
+            try:
+                sent += self.sock.send(bytes(65536))
+            except BlockingIOError:
+                # Loopback moves what was sent into the other buffer in its own time.
+                with anyio.move_on_after(0.05):
+                    await anyio.wait_writable(self.sock)
+                    continue
+                return sent
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """What is there next; b"" at the end."""
+        while True:
+            try:
+                return self.sock.recv(max_bytes)
+            except BlockingIOError:
+                await anyio.wait_readable(self.sock)
+
+    async def receive_exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            chunk = await self.receive(count - len(data))
+            assert chunk, f"the end came after {len(data)} of {count} bytes"
+            data += chunk
+        return data
+
+    async def receive_all(self) -> bytes:
+        """Everything up to a clean end; a reset raises ConnectionResetError."""
+        chunks = []
+        while chunk := await self.receive():
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def fin(self) -> None:
+        """End this side; go on receiving."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def rst(self) -> None:
+        """Reset the connection."""
+        with suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
+    def close(self) -> None:
+        if self.sock.fileno() != -1:
+            anyio.notify_closing(self.sock)
+            self.sock.close()
+
+
+class Listener:
+    """A listening socket on loopback; accepted peers are closed with it."""
+
+    def __init__(self, host: str = "127.0.0.1", *, receive_buffer: int | None = None) -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.sock = socket.socket(family, socket.SOCK_STREAM)
+        if receive_buffer is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.sock.setblocking(False)
+        self.sock.bind((host, 0))
+        self.sock.listen(128)
+        self.peers: list[Peer] = []
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.sock.getsockname()[:2]
+        return host, port
+
+    async def accept(self) -> Peer:
+        while True:
+            try:
+                sock, _ = self.sock.accept()
+            except BlockingIOError:
+                await anyio.wait_readable(self.sock)
+            else:
+                peer = Peer(sock)
+                self.peers.append(peer)
+                return peer
+
+    def close(self) -> None:
+        for peer in self.peers:
+            peer.close()
+        if self.sock.fileno() != -1:
+            anyio.notify_closing(self.sock)
+            self.sock.close()
+
+
+@asynccontextmanager
+async def listening(
+    host: str = "127.0.0.1", *, receive_buffer: int | None = None
+) -> AsyncIterator[Listener]:
+    listener = Listener(host, receive_buffer=receive_buffer)
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+def refusing_address() -> tuple[str, int]:
+    """An address where nothing listens: it was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        host, port = sock.getsockname()
+        return host, port
+
+
+def has_ipv6() -> bool:
+    """Whether this machine can listen on IPv6 loopback."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError as exc:
+        if exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            return False
+        raise
+    return True
