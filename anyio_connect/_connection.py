@@ -258,6 +258,7 @@ class Connection:
             if verdict is Verdict.NOTHING_TO_DO:
                 return False
             if verdict is not Verdict.OPEN_FIRST:
+                await checkpoint()
                 raise self._refusal(verdict, doing)
             await self.opened
 
@@ -289,6 +290,7 @@ class Connection:
         if data is not None:
             self._ask(Event.RECEIVE_DONE)
             return data
+        await checkpoint()  # may raise instead of the error: the state keeps that for later
         raise self._refusal(self._ask(Event.RECEIVE), "receiving from")
 
     async def cancel(self) -> None:
@@ -326,6 +328,7 @@ class Connection:
         if complete:
             await self._tell(Event.SEND_DONE)
             return
+        await checkpoint()
         raise self._refusal(self._ask(Event.SEND), "sending to")
 
     async def end(self) -> None:
@@ -352,6 +355,7 @@ class Connection:
         if complete:
             await self._tell(Event.END_DONE)
             return
+        await checkpoint()
         raise self._refusal(self._ask(Event.END), "ending")
 
     async def _lost_sending(self, error: BrokenError) -> None:

@@ -167,7 +167,6 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
     },
     "link": {
         _L.OPEN: {
-            _E.DIAL_FAILED: (_L.CLOSED, _F.REJECT_CLOSED),
             _E.RESET: (_L.RESET, _F.REJECT_CLOSED, _F.DROP),
             _E.RESET_UNREAD: (_L.RESET, _F.REJECT_CLOSED),
             _E.ABORT: (_L.RESET, _F.REJECT_CLOSED, _F.DROP),
@@ -311,6 +310,12 @@ class Rule(NamedTuple):
 
 
 JOINT: tuple[Rule, ...] = (
+    # A connection that cannot be made is over.
+    Rule(
+        {"link": (_L.OPEN,), "dial": (_D.FAILED,)},
+        {"link": _L.CLOSED},
+        (_F.REJECT_CLOSED,),
+    ),
     # close() or abort() before the connection was made: no dial (the WinterTC draft).
     Rule(
         {"link": (_L.FLUSHING,), "dial": (_D.RUNNING,)},

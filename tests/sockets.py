@@ -1,0 +1,88 @@
+"""Sockets for tests: over any transport, and in connected pairs."""
+
+from __future__ import annotations
+
+import select
+import socket as stdlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import anyio
+
+from anyio_connect import Socket, SocketError, SocketFuture, SocketInfo, connect
+from anyio_connect._connection import Connection, info_of
+from anyio_connect._transport import TCPTransport, Transport
+from peers import Listener, Peer, listening
+
+
+class Made:
+    """An opener whose connection exists already."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.discarded = False
+
+    async def open(self) -> tuple[Transport, SocketInfo]:
+        return self.transport, info_of(self.transport)
+
+    async def discard(self) -> None:
+        self.discarded = True
+        await self.transport.abort()
+
+
+def socket_over(transport: Transport, *, half_open: bool = False) -> Socket:
+    """A pending socket on a transport that exists already."""
+    connection = Connection(Made(transport), half_open=half_open, starttls=False)
+    return Socket(connection, name="test", secure_transport="off")
+
+
+@asynccontextmanager
+async def connected(
+    *, half_open: bool = False, receive_buffer: int | None = None
+) -> AsyncIterator[tuple[Socket, Peer]]:
+    """An open socket and the scripted peer it is connected to."""
+    async with listening(receive_buffer=receive_buffer) as listener:
+        socket = connect(listener.address, allow_half_open=half_open)
+        try:
+            await socket.opened
+            yield socket, await listener.accept()
+        finally:
+            await socket.close()
+
+
+async def socket_pair() -> tuple[Socket, Socket]:
+    """Two open half-open sockets, connected with each other over loopback."""
+    listener = Listener()
+    try:
+        ours = connect(listener.address, allow_half_open=True)
+        await ours.opened
+        peer = await listener.accept()
+        listener.peers.clear()
+    finally:
+        listener.close()
+    theirs = socket_over(TCPTransport(peer.sock), half_open=True)
+    await theirs.opened
+    return ours, theirs
+
+
+def raw(socket: Socket) -> stdlib.socket:
+    """The kernel's socket under a plain one."""
+    transport = socket._connection.transport
+    assert isinstance(transport, TCPTransport)
+    return transport._sock
+
+
+def arrived(socket: Socket, events: int = select.POLLIN) -> None:
+    """Wait until the kernel holds what a peer did: data, an end (POLLRDHUP), a reset (POLLERR)."""
+    poll = select.poll()
+    poll.register(raw(socket), events)
+    found = poll.poll(5000)
+    assert found, "nothing arrived within 5 seconds"
+    assert found[0][1] & events
+
+
+async def settle(future: SocketFuture[None]) -> SocketError | None:
+    """Wait for ``closed``; return what it failed with."""
+    with anyio.fail_after(5), suppress(SocketError):
+        await future
+    return future.exception()
