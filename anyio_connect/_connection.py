@@ -19,7 +19,6 @@ from ._address import format_address
 from ._errors import BrokenError, ClosedError, SocketError, StartTLSError, broken
 from ._future import SocketFuture
 from ._lifecycle import (
-    Dial,
     Effect,
     Event,
     Inbound,
@@ -30,7 +29,7 @@ from ._lifecycle import (
     initial,
     step,
 )
-from ._transport import DEFAULT_MAX_BYTES, Transport
+from ._transport import Transport
 
 
 @dataclass(frozen=True)
@@ -505,10 +504,10 @@ def _cancel(scope: anyio.CancelScope | None) -> None:
         scope.cancel()
 
 
-def _view(item: bytes | bytearray | memoryview) -> memoryview:
+def _view(item: object) -> memoryview:
     """The bytes of a bytes-like object, without a copy."""
     try:
-        return memoryview(item).cast("B")
+        return memoryview(item).cast("B")  # type: ignore[arg-type]  # that is the question
     except TypeError:
         raise TypeError(
             f"send() takes bytes, bytearray or a contiguous memoryview, not "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import anyio
 from anyio.abc import TaskGroup
 from typing_extensions import Unpack
@@ -48,10 +50,8 @@ def connect(
 
 
 async def _open_now(socket: Socket) -> None:
-    try:
+    with suppress(SocketError):  # the futures have it
         await socket.opened
-    except SocketError:
-        pass  # the futures have it
 
 
 class _Dialler:

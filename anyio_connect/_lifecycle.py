@@ -187,9 +187,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.FORCE: (_L.CLOSED, _F.RESOLVE_CLOSED, _F.DROP),
         },
         # The unread data was read to its end, or nobody will read it.
-        _L.RESET: dict.fromkeys(
-            (_E.RESET, _E.PEER_EOF, _E.CANCEL, _E.CLOSE), (_L.RESET, _F.DROP)
-        ),
+        _L.RESET: dict.fromkeys((_E.RESET, _E.PEER_EOF, _E.CANCEL, _E.CLOSE), (_L.RESET, _F.DROP)),
     },
     "inbound": {
         _I.OPEN: {

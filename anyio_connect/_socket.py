@@ -107,7 +107,12 @@ class Socket(ByteStream):
         await self._connection.close()
 
     async def __aenter__(self) -> Self:
-        await self._connection.opened
+        try:
+            await self._connection.opened
+        except BaseException:
+            # Another task may have made the connection: without this, nobody would close it.
+            await self._connection.close()
+            raise
         return self
 
     async def __aexit__(

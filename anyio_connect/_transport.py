@@ -74,8 +74,10 @@ class Transport(ByteStream):
 
     @abstractmethod
     async def finish(self) -> None:
-        """Close as ``aclose()`` does, but never wait for room: what does not go out at once
-        is dropped."""
+        """Close as ``aclose()`` does, but never wait for room.
+
+        What does not go out at once is dropped.
+        """
 
     @abstractmethod
     async def abort(self) -> None:

@@ -56,9 +56,7 @@ def test_a_step_is_pure() -> None:
 
 
 def test_states_are_interned() -> None:
-    keys = {
-        (s.dial, s.link, s.inbound, s.outbound, s.half_open, s.starttls) for s in STATES
-    }
+    keys = {(s.dial, s.link, s.inbound, s.outbound, s.half_open, s.starttls) for s in STATES}
     assert len(keys) == len(STATES)
 
 

@@ -19,6 +19,7 @@ from anyio_connect import (
     RefusedError,
     ResolveError,
     Socket,
+    SocketError,
     SocketInfo,
     connect,
 )
@@ -33,7 +34,7 @@ async def blocked_send(socket: Socket, outcome: list[BaseException | None]) -> N
     """Send more than fits; note how that ended."""
     try:
         await socket.send(bytes(BIG))
-    except Exception as exc:
+    except SocketError as exc:
         outcome.append(exc)
     else:
         outcome.append(None)
@@ -65,26 +66,22 @@ def test_connect_needs_no_event_loop() -> None:
 
 
 async def test_opened_tells_the_addresses() -> None:
-    async with listening() as listener:
-        async with connect(listener.address) as socket:
-            peer = await listener.accept()
-            info = await socket.opened
-            assert info == socket.opened.result()
-            host, port = peer.sock.getpeername()
-            assert info == SocketInfo(
-                f"127.0.0.1:{listener.address[1]}", f"{host}:{port}", None
-            )
-            assert "open" in repr(socket)
+    async with listening() as listener, connect(listener.address) as socket:
+        peer = await listener.accept()
+        info = await socket.opened
+        assert info == socket.opened.result()
+        host, port = peer.sock.getpeername()
+        assert info == SocketInfo(f"127.0.0.1:{listener.address[1]}", f"{host}:{port}", None)
+        assert "open" in repr(socket)
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 async def test_ipv6() -> None:
-    async with listening("::1") as listener:
-        async with connect(f"[::1]:{listener.address[1]}") as socket:
-            info = await socket.opened
-            assert info.remote_address == f"[::1]:{listener.address[1]}"
-            assert info.local_address is not None
-            assert info.local_address.startswith("[::1]:")
+    async with listening("::1") as listener, connect(f"[::1]:{listener.address[1]}") as socket:
+        info = await socket.opened
+        assert info.remote_address == f"[::1]:{listener.address[1]}"
+        assert info.local_address is not None
+        assert info.local_address.startswith("[::1]:")
 
 
 async def test_nodelay_is_set() -> None:
@@ -213,7 +210,7 @@ async def test_task_group_is_not_cancelled_by_a_failure() -> None:
 async def test_refused() -> None:
     host, port = refusing_address()
     socket = connect((host, port))
-    with pytest.raises(RefusedError, match=f"^cannot connect to {host}:{port}: ") as caught:
+    with pytest.raises(RefusedError, match=rf"^cannot connect to {host}:{port}: ") as caught:
         await socket.opened
     error = caught.value
     assert isinstance(error, ConnectionRefusedError)
@@ -255,7 +252,7 @@ async def test_an_error_does_not_collect_tracebacks() -> None:
 
 async def test_unresolvable() -> None:
     socket = connect("host.invalid:80")
-    with pytest.raises(ResolveError, match="cannot resolve 'host.invalid'") as caught:
+    with pytest.raises(ResolveError, match=r"cannot resolve 'host\.invalid'") as caught:
         await socket.opened
     assert isinstance(caught.value, stdlib.gaierror)
     assert isinstance(caught.value.__cause__, stdlib.gaierror)
@@ -270,7 +267,7 @@ async def test_connect_timeout() -> None:
                 filler.setblocking(False)
                 filler.connect_ex(listener.address)
             socket = connect(listener.address, connect_timeout=0.05)
-            with pytest.raises(ConnectTimeoutError, match="no connection within 0.05 seconds"):
+            with pytest.raises(ConnectTimeoutError, match=r"no connection within 0\.05 seconds"):
                 await socket.opened
             assert isinstance(socket.opened.exception(), TimeoutError)
             await socket.close()
@@ -422,23 +419,22 @@ async def test_closed_takes_no_data() -> None:
 
 
 async def test_closed_in_half_open_mode_needs_both_ends() -> None:
-    async with connected(half_open=True) as (socket, peer):
-        async with anyio.create_task_group() as group:
+    async with connected(half_open=True) as (socket, peer), anyio.create_task_group() as group:
 
-            async def watch() -> None:
-                await socket.closed
+        async def watch() -> None:
+            await socket.closed
 
-            group.start_soon(watch)
-            await anyio.wait_all_tasks_blocked()
-            peer.fin()
-            arrived(socket, select.POLLRDHUP)
-            await anyio.wait_all_tasks_blocked()
-            assert not socket.closed.done()
-            await socket.send(b"x")
-            assert not socket.closed.done()
-            await socket.send_eof()
-            with anyio.fail_after(5):
-                await socket.closed
+        group.start_soon(watch)
+        await anyio.wait_all_tasks_blocked()
+        peer.fin()
+        arrived(socket, select.POLLRDHUP)
+        await anyio.wait_all_tasks_blocked()
+        assert not socket.closed.done()
+        await socket.send(b"x")
+        assert not socket.closed.done()
+        await socket.send_eof()
+        with anyio.fail_after(5):
+            await socket.closed
 
 
 async def test_a_reset_after_the_end_in_half_open_mode_is_noticed() -> None:
@@ -522,17 +518,16 @@ async def test_reset_while_sending() -> None:
 
 
 async def test_reset_while_watching() -> None:
-    async with connected() as (socket, peer):
-        async with anyio.create_task_group() as group:
+    async with connected() as (socket, peer), anyio.create_task_group() as group:
 
-            async def watch() -> None:
-                error = await settle(socket.closed)
-                assert isinstance(error, BrokenError)
-                assert isinstance(error.__cause__, ConnectionResetError)
+        async def watch() -> None:
+            error = await settle(socket.closed)
+            assert isinstance(error, BrokenError)
+            assert isinstance(error.__cause__, ConnectionResetError)
 
-            group.start_soon(watch)
-            await anyio.wait_all_tasks_blocked()
-            peer.rst()
+        group.start_soon(watch)
+        await anyio.wait_all_tasks_blocked()
+        peer.rst()
 
 
 async def test_what_came_before_a_reset_can_be_read() -> None:
@@ -695,15 +690,14 @@ async def test_close_during_the_dial_stops_it() -> None:
 
 
 async def test_close_while_another_task_watches() -> None:
-    async with connected() as (socket, _):
-        async with anyio.create_task_group() as group:
+    async with connected() as (socket, _), anyio.create_task_group() as group:
 
-            async def watch() -> None:
-                await socket.closed
+        async def watch() -> None:
+            await socket.closed
 
-            group.start_soon(watch)
-            await anyio.wait_all_tasks_blocked()
-            await socket.close()
+        group.start_soon(watch)
+        await anyio.wait_all_tasks_blocked()
+        await socket.close()
 
 
 async def test_reset_while_close_flushes() -> None:
@@ -724,6 +718,18 @@ async def test_async_with_closes_after_an_error() -> None:
         with pytest.raises(KeyError):
             async with connect(listener.address) as socket:
                 raise KeyError
+        assert socket.closed.result() is None
+
+
+async def test_async_with_cancelled_on_entry_closes() -> None:
+    async with listening() as listener, anyio.create_task_group() as group:
+        socket = connect(listener.address, task_group=group)
+        await socket.opened
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            async with socket:
+                pytest.fail("entered although cancelled")
+        assert scope.cancelled_caught
         assert socket.closed.result() is None
 
 
@@ -843,9 +849,10 @@ async def test_a_send_cancelled_part_way_breaks_the_writable_only() -> None:
 
                 group.start_soon(cancel)
                 await socket.send(bytes(BIG))
-        for call in (lambda: socket.send(b"x"), socket.send_eof):
-            with pytest.raises(BrokenError, match="cut short"):
-                await call()
+        with pytest.raises(BrokenError, match="cut short"):
+            await socket.send(b"x")
+        with pytest.raises(BrokenError, match="cut short"):
+            await socket.send_eof()
         assert not socket.closed.done()
         await peer.send(b"reading goes on")
         assert await socket.receive() == b"reading goes on"
@@ -987,9 +994,9 @@ async def test_types_and_attributes() -> None:
                 assert stream.extra(SocketAttribute.remote_address) == listener.address
                 assert stream.extra(SocketAttribute.remote_port) == listener.address[1]
                 assert stream.extra(SocketAttribute.family) is stdlib.AF_INET
-                host, port = stream.extra(SocketAttribute.local_address)
-                assert (host, port) == raw(socket).getsockname()
-                assert stream.extra(SocketAttribute.local_port) == port
+                local = raw(socket).getsockname()
+                assert stream.extra(SocketAttribute.local_address) == local
+                assert stream.extra(SocketAttribute.local_port) == local[1]
                 assert stream.extra(SocketAttribute.raw_socket) is raw(socket)
 
 
@@ -1021,12 +1028,15 @@ async def test_pipe_to_copies_and_ends() -> None:
 
 
 async def test_pipe_to_waits_for_a_slow_destination() -> None:
-    async with connected() as (source, sender), connected() as (sink, receiver):
-        async with anyio.create_task_group() as group:
-            group.start_soon(source.readable.pipe_to, sink.writable)
-            sent = await sender.fill()
-            sender.fin()
-            assert len(await receiver.receive_all()) == sent
+    async with (
+        connected() as (source, sender),
+        connected() as (sink, receiver),
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(source.readable.pipe_to, sink.writable)
+        sent = await sender.fill()
+        sender.fin()
+        assert len(await receiver.receive_all()) == sent
 
 
 async def test_pipe_to_aborts_the_destination_when_the_source_fails() -> None:

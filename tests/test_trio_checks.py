@@ -111,8 +111,6 @@ async def clog(sock: socket.socket) -> None:
 def test_check_half_closeable_stream(clogged: bool) -> None:
     async def main() -> None:
         with trio.fail_after(60):
-            await trio.testing.check_half_closeable_stream(
-                pair, clogged_pair if clogged else None
-            )
+            await trio.testing.check_half_closeable_stream(pair, clogged_pair if clogged else None)
 
     trio.run(main)
