@@ -10,7 +10,7 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._address import SocketAddress, format_address
-from ._errors import ConnectError, attempt_failed, dial_failed, resolve_failed
+from ._errors import ConnectError, attempt_failed, dial_failed, no_such_zone, resolve_failed
 from ._transport import ForeignTransport, TCPTransport, Transport
 
 #: RFC 8305 section 5, "Connection Attempt Delay", in seconds.
@@ -50,7 +50,9 @@ async def _resolve(address: SocketAddress) -> list[Endpoint]:
         found: Any = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
         )
-    except socket.gaierror:
+    except socket.gaierror as exc:
+        if ":" in host:  # IPv6, and parse_address() has checked all but the zone
+            raise no_such_zone(host, exc) from exc
         try:
             found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as exc:

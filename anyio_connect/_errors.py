@@ -135,6 +135,15 @@ def resolve_failed(hostname: str, port: int, exc: OSError | UnicodeError | None)
     return note_http(error, port)
 
 
+def no_such_zone(ip: str, exc: OSError) -> ResolveError:
+    """The error for an IPv6 address whose zone is not an interface of this machine."""
+    zone = ip.partition("%")[2]
+    error = ResolveError(f"cannot resolve {ip!r}: this machine has no network interface {zone!r}")
+    error.errno = exc.errno
+    error.__cause__ = exc
+    return error
+
+
 def dial_failed(where: str, port: int, attempts: tuple[ConnectError, ...]) -> ConnectError:
     """One error for a dial all of whose attempts failed.
 

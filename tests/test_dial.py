@@ -1,0 +1,273 @@
+"""Dialling: what a name resolves to is raced, every failure is told, nothing is left behind."""
+
+from __future__ import annotations
+
+import errno
+import socket as stdlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+
+from anyio_connect import (
+    ConnectError,
+    ConnectTimeoutError,
+    RefusedError,
+    ResolveError,
+    _dial,
+    connect,
+)
+from anyio_connect._transport import ForeignTransport
+from peers import Listener, has_ipv6, listening, refusing_address
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+
+
+@asynccontextmanager
+async def full() -> AsyncIterator[Listener]:
+    """A listener whose backlog is full: Linux leaves further SYNs unanswered."""
+    async with listening() as listener:
+        listener.sock.listen(0)
+        with stdlib.socket() as first, stdlib.socket() as second:
+            for filler in (first, second):
+                filler.setblocking(False)
+                filler.connect_ex(listener.address)
+            yield listener
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A name server of our own: host name -> list of (ip, port), or an exception."""
+    names: dict[str, Any] = {}
+
+    async def getaddrinfo(host: str, port: int, **_: object) -> list[Any]:
+        await anyio.lowlevel.checkpoint()
+        answer = names[host]
+        if isinstance(answer, Exception):
+            raise answer
+        return [
+            (
+                stdlib.AF_INET6 if ":" in ip else stdlib.AF_INET,
+                stdlib.SOCK_STREAM,
+                6,
+                "",
+                (ip, at or port),
+            )
+            for ip, at in answer
+        ]
+
+    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    return names
+
+
+def endpoints(*hosts: str) -> list[_dial.Endpoint]:
+    return [
+        _dial.Endpoint(stdlib.AF_INET6 if ":" in host else stdlib.AF_INET, (host, 1))
+        for host in hosts
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "raced"),
+    [
+        (["a", "b"], ["a", "b"]),
+        ([":1", ":2", "a", "b"], [":1", "a", ":2", "b"]),
+        (["a", "b", ":1"], ["a", ":1", "b"]),
+        ([":1", "a", "b", "c"], [":1", "a", "b", "c"]),
+        (["a"], ["a"]),
+    ],
+)
+def test_families_alternate(given: list[str], raced: list[str]) -> None:
+    assert _dial._interleave(endpoints(*given)) == endpoints(*raced)
+
+
+async def test_a_refused_address_starts_the_next_at_once(
+    resolver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_dial, "HAPPY_EYEBALLS_DELAY", 3600)
+    async with listening() as listener:
+        resolver["host.test"] = [refusing_address(), refusing_address(), listener.address]
+        with anyio.fail_after(30):
+            async with connect("host.test:1") as socket:
+                info = await socket.opened
+        assert info.remote_address == "{}:{}".format(*listener.address)
+
+
+async def test_a_silent_address_does_not_hold_up_the_next(
+    resolver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_dial, "HAPPY_EYEBALLS_DELAY", 0.01)
+    async with full() as silent, listening() as listener:
+        resolver["host.test"] = [silent.address, listener.address]
+        with anyio.fail_after(30):
+            async with connect("host.test:1") as socket:
+                info = await socket.opened
+        assert info.remote_address == "{}:{}".format(*listener.address)
+
+
+async def test_every_failure_is_told(resolver: dict[str, Any]) -> None:
+    first, second = refusing_address(), refusing_address()
+    resolver["host.test"] = [first, second]
+    socket = connect("host.test:443")
+    with pytest.raises(RefusedError, match="all 2 addresses failed") as caught:
+        await socket.opened
+    error = caught.value
+    for address in (first, second):
+        assert "{}:{}".format(*address) in str(error)
+    assert len(error.attempts) == 2
+    assert all(isinstance(attempt, RefusedError) for attempt in error.attempts)
+    assert error.errno == errno.ECONNREFUSED
+    assert "HTTP client" in "".join(vars(error)["__notes__"])
+
+
+async def test_failures_of_two_kinds_have_no_common_name(
+    resolver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_dial, "HAPPY_EYEBALLS_DELAY", 0)
+    # Connecting to a broadcast address is refused by the kernel: EACCES or ENETUNREACH.
+    resolver["host.test"] = [refusing_address(), ("255.255.255.255", 9)]
+    with pytest.raises(ConnectError) as caught:
+        await connect("host.test:1").opened
+    assert type(caught.value) is ConnectError
+    assert {type(attempt) for attempt in caught.value.attempts} == {ConnectError, RefusedError}
+
+
+async def test_a_timeout_tells_what_failed_before(resolver: dict[str, Any]) -> None:
+    async with full() as silent:
+        resolver["host.test"] = [refusing_address(), silent.address]
+        with pytest.raises(ConnectTimeoutError, match=r"within 0\.2 seconds.*refused") as caught:
+            await connect("host.test:1", connect_timeout=0.2).opened
+        assert len(caught.value.attempts) == 1
+        assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+
+
+async def test_a_timeout_counts_the_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def getaddrinfo(*_: object, **__: object) -> list[Any]:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    with pytest.raises(ConnectTimeoutError):
+        await connect("host.test:1", connect_timeout=0.02).opened
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        stdlib.gaierror(stdlib.EAI_NONAME, "no such name"),
+        UnicodeError("label too long"),
+        [],
+    ],
+)
+async def test_unresolvable(resolver: dict[str, Any], answer: object) -> None:
+    resolver["host.test"] = answer
+    with pytest.raises(ResolveError, match=r"cannot resolve 'host\.test'") as caught:
+        await connect("host.test:1").opened
+    assert caught.value.__cause__ is (answer if isinstance(answer, Exception) else None)
+
+
+async def test_the_same_address_twice_is_tried_once(resolver: dict[str, Any]) -> None:
+    resolver["host.test"] = [refusing_address()] * 2
+    with pytest.raises(RefusedError) as caught:
+        await connect("host.test:1").opened
+    assert len(caught.value.attempts) == 1
+
+
+async def test_several_winners_leave_one(
+    resolver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_dial, "HAPPY_EYEBALLS_DELAY", 0)
+    async with listening() as first, listening() as second, listening() as third:
+        resolver["host.test"] = [first.address, second.address, third.address]
+        async with connect("host.test:1") as socket:
+            info = await socket.opened
+            assert info.remote_address in {
+                "{}:{}".format(*listener.address) for listener in (first, second, third)
+            }
+
+
+async def test_a_race_cancelled_at_any_moment_leaves_nothing(
+    resolver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The k-th task switch cancels, for every k until the dial gets through."""
+    monkeypatch.setattr(_dial, "HAPPY_EYEBALLS_DELAY", 0)
+    async with listening() as first, listening() as second:
+        resolver["host.test"] = [refusing_address(), first.address, second.address]
+        for switches in range(200):
+            socket = connect("host.test:1")
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as group:
+
+                    async def cancel(scope: anyio.CancelScope, switches: int) -> None:
+                        for _ in range(switches):
+                            await anyio.lowlevel.checkpoint()
+                        scope.cancel()
+
+                    group.start_soon(cancel, scope, switches)
+                    await socket.opened
+                    group.cancel_scope.cancel()
+            if socket.opened.done():
+                await socket.close()
+                if not scope.cancel_called:
+                    break
+        else:
+            pytest.fail("the dial never got through")
+
+
+async def test_too_many_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("anyio_connect._dial.socket.socket", no_more)
+    with pytest.raises(ConnectError, match="too many open files") as caught:
+        await connect("127.0.0.1:9").opened
+    assert caught.value.errno == errno.EMFILE
+
+
+@needs_ipv6
+async def test_a_zone_reaches_the_kernel() -> None:
+    async with listening("::1") as listener:
+        port = listener.address[1]
+        index = stdlib.if_nametoindex("lo")
+        async with connect(f"[::1%{index}]:{port}") as socket:
+            info = await socket.opened
+            assert info.remote_address == f"[::1]:{port}"
+
+
+async def test_a_zone_that_is_no_interface() -> None:
+    with pytest.raises(ResolveError, match="no network interface 'nosuch0'"):
+        await connect("[fe80::1%nosuch0]:9").opened
+
+
+async def test_without_waiting_for_sockets_anyio_connects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An event loop that cannot wait for sockets: AnyIO's own stream serves."""
+
+    async def wait_writable(_: object) -> None:
+        raise NotImplementedError
+
+    async with listening() as listener:
+        with monkeypatch.context() as patch:
+            patch.setattr(anyio, "wait_writable", wait_writable)
+            socket = connect(listener.address, allow_half_open=True)
+            info = await socket.opened
+        assert info.remote_address == "{}:{}".format(*listener.address)
+        assert isinstance(socket._connection.transport, ForeignTransport)
+        peer = await listener.accept()  # the one that could not be waited for, or the next
+        if "{}:{}".format(*peer.sock.getpeername()) != info.local_address:
+            peer = await listener.accept()
+        await socket.send(b"ping")
+        assert await peer.receive() == b"ping"
+        await peer.send(b"pong")
+        assert await socket.receive() == b"pong"
+        await socket.send_eof()
+        assert await peer.receive() == b""
+        await peer.send(b"after our end")
+        assert await socket.receive() == b"after our end"
+        peer.fin()
+        with pytest.raises(anyio.EndOfStream):
+            await socket.receive()
+        assert socket.closed.result() is None
