@@ -213,7 +213,8 @@ def _c_reading(parts: list[str]) -> IPv4Address | None:
 
 def _quote(value: object) -> str:
     try:
-        return _shorten(repr(value))
+        # People paste whole URLs. Errors end up in logs, where a password has no business.
+        return _shorten(re.sub(r":[^:@/]*@", ":***@", repr(value)))
     except ValueError:  # an int of more than 4300 digits has no repr
         return f"({type(value).__name__})"
 

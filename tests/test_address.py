@@ -214,7 +214,6 @@ IPV4 = "must be four decimal numbers"
         ("http://h", f"'://' follows the scheme of a URL: {HOST_PORT}"),
         (("https://h", 443), f"'://' follows the scheme of a URL: {HOST_PORT}"),
         ("user@h:1", f"'@' follows the user of a URL: {HOST_PORT}"),
-        ("user:password@h:1", f"'@' follows the user of a URL: {HOST_PORT}"),
         (("user@h", 1), f"'@' follows the user of a URL: {HOST_PORT}"),
         ("h:1/", f"'/' begins the path of a URL: {HOST_PORT}"),
         ("//h:1", f"'/' begins the path of a URL: {HOST_PORT}"),
@@ -573,3 +572,10 @@ def test_one_forbidden_character_anywhere_is_refused(
     for address in (f"{mutant}:{port}", (mutant, port), f"{host}:{port}{char}"):
         with pytest.raises(InvalidAddressError, match=r"^bad address "):
             parse_address(address)
+
+
+def test_a_password_is_not_repeated() -> None:
+    with pytest.raises(InvalidAddressError) as caught:
+        parse_address("postgres://user:s3cret@db.example:5432/app")
+    assert "s3cret" not in str(caught.value)
+    assert "postgres://user:***@db.example:5432/app" in str(caught.value)
