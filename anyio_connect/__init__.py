@@ -41,3 +41,8 @@ __all__ = (
     "WritableStream",
     "connect",
 )
+
+# Tracebacks, repr() and pickles then name the public place, which will not change.
+for _name in __all__:
+    globals()[_name].__module__ = __name__
+del _name

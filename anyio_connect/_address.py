@@ -12,7 +12,7 @@ import re
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from ._errors import InvalidAddressError
+from ._errors import InvalidAddressError, quote, shorten
 
 
 class SocketAddress(NamedTuple):
@@ -47,7 +47,7 @@ def parse_address(address: str | tuple[str, int]) -> SocketAddress:
         host, port = _split_text(address) if isinstance(address, str) else _split_pair(address)
         return SocketAddress(_normal_host(host), _normal_port(port))
     except _RuleError as broken:
-        why = f"bad address {_quote(address)}: {broken}"
+        why = f"bad address {quote(address)}: {broken}"
         raise InvalidAddressError(why) from broken.__cause__
 
 
@@ -105,7 +105,7 @@ def _split_text(text: str) -> tuple[str, int]:
         raise _RuleError("it has more than one ':': write an IPv6 address as '[::1]:80'")
     # int() alone would take "+80", "8_0" and the digits of every script.
     if not re.fullmatch("[0-9]{1,5}", port):
-        raise _RuleError(f"the port {_quote(port)} must be a number from 1 to 65535, in digits")
+        raise _RuleError(f"the port {quote(port)} must be a number from 1 to 65535, in digits")
     return inside + bracket + before, int(port)
 
 
@@ -146,7 +146,7 @@ def _normal_ipv6(text: str) -> str:
         ip = IPv6Address(number)
     except ValueError as exc:
         why = "brackets and ':' are for IPv6 addresses: write other hosts without them"
-        raise _RuleError(f"{_quote(text)} is not an IPv6 address; {why}") from exc
+        raise _RuleError(f"{quote(text)} is not an IPv6 address; {why}") from exc
     if percent and not re.fullmatch("[A-Za-z0-9._~-]+", zone):  # RFC 6874, ZoneID
         raise _RuleError("a zone is of letters, digits, '.', '_', '~' and '-': '[fe80::1%eth0]'")
     # RFC 6874 writes "%25" for the "%" of a zone, but only in a URI. To read that here as well
@@ -171,7 +171,7 @@ def _to_ascii(name: str) -> str:
             for label in labels
         )
     except ValueError as exc:  # idna.IDNAError, and what older versions let through
-        raise _RuleError(f"the name is not valid in IDNA 2008: {_shorten(str(exc))}") from exc
+        raise _RuleError(f"the name is not valid in IDNA 2008: {shorten(str(exc))}") from exc
 
 
 _NUMBER = re.compile("[0-9]+|0x[0-9a-f]*")
@@ -209,15 +209,3 @@ def _c_reading(parts: list[str]) -> IPv4Address | None:
         return IPv4Address(bytes(high) + low.to_bytes(4 - len(high), "big"))
     except (ValueError, OverflowError):  # "08", "0x", or too large a number
         return None
-
-
-def _quote(value: object) -> str:
-    try:
-        # People paste whole URLs. Errors end up in logs, where a password has no business.
-        return _shorten(re.sub(r":[^:@/]*@", ":***@", repr(value)))
-    except ValueError:  # an int of more than 4300 digits has no repr
-        return f"({type(value).__name__})"
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:80]}...{text[-37:]}"

@@ -6,12 +6,11 @@ AnyIO's own classes say them exactly: ``anyio.EndOfStream`` (the peer ended) and
 ``anyio.BusyResourceError`` (two tasks in one direction at once).
 """
 
-from __future__ import annotations
-
 import errno
+import re
 import socket
 import sys
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import anyio
 
@@ -53,11 +52,15 @@ class ConnectError(SocketError, OSError):
     """
 
     code: ClassVar[str] = "connect_failed"
-    attempts: tuple[ConnectError, ...]
+    attempts: "tuple[ConnectError, ...]"
 
-    def __init__(self, message: str, *, attempts: tuple[ConnectError, ...] = ()) -> None:
+    def __init__(self, message: str, *, attempts: "tuple[ConnectError, ...]" = ()) -> None:
         super().__init__(message)
         self.attempts = attempts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For pickle and copy: OSError keeps errno outside of __dict__, and would lose it here.
+        return type(self), self.args, {**vars(self), "errno": self.errno}
 
 
 class ResolveError(ConnectError, socket.gaierror):
@@ -203,3 +206,19 @@ def broken(doing: str, exc: BaseException) -> BrokenError:
     error = BrokenError(f"the connection broke while {doing}: {_reason(cause)}")
     error.__cause__ = cause
     return error
+
+
+def quote(value: object) -> str:
+    """``repr(value)``, of a length for messages, and without a password.
+
+    People paste whole URLs, and errors end up in logs.
+    """
+    try:
+        return shorten(re.sub(r":[^:@/]*@", ":***@", repr(value)))
+    except ValueError:  # an int of more than 4300 digits has no repr
+        return f"({type(value).__name__})"
+
+
+def shorten(text: str) -> str:
+    """The two ends of a text that is too long for a message."""
+    return text if len(text) <= 120 else f"{text[:80]}...{text[-37:]}"

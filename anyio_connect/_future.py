@@ -28,14 +28,13 @@ class SocketFuture(Generic[T_co]):
 
     __slots__ = ("_drive", "_driven", "_error", "_settled", "_value", "_wake")
 
-    _value: T_co
-
     def __init__(self, drive: Callable[[], Awaitable[None]]) -> None:
         # Made by sockets only. ``drive`` returns when the future has settled, or may have.
         self._drive = drive
         self._driven = False
         self._settled = False
         self._error: SocketError | None = None
+        self._value: T_co  # once it has settled without a failure
         self._wake: anyio.Event | None = None
 
     def __await__(self) -> Generator[object, None, T_co]:

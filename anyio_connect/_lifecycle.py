@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 
 class _Name(Enum):
@@ -36,7 +36,9 @@ class _Name(Enum):
     def __repr__(self) -> str:
         return self.name
 
-    __hash__ = object.__hash__
+    # (Hidden from type checkers: to them, it would be an ambiguous override.)
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__
 
 
 class Dial(_Name):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from ipaddress import ip_address
+from typing import Literal, TypedDict
 
-from typing_extensions import TypedDict
-
-from ._errors import InvalidOptionError
+from ._errors import InvalidOptionError, quote
 
 SecureTransport = Literal["off", "on", "starttls"]
 
@@ -73,7 +73,7 @@ def parse_options(options: Mapping[str, object]) -> Options:
         for name in _TLS_ONLY:
             if name in options:
                 raise InvalidOptionError(
-                    f"{name}={options[name]!r} has no effect with secure_transport='off': "
+                    f"{name}={quote(options[name])} has no effect with secure_transport='off': "
                     "leave it out, or set secure_transport to 'on' or 'starttls'"
                 )
     half_open = options.get("allow_half_open", False)
@@ -91,9 +91,21 @@ def parse_options(options: Mapping[str, object]) -> Options:
 
 def check_server_name(option: str, value: object) -> str:
     """A non-empty host name or IP address, ASCII."""
-    if not isinstance(value, str) or not value or not value.isascii() or value.startswith("."):
+    if not isinstance(value, str) or not (_NAME.fullmatch(value) or _is_ip(value)):
         raise _bad(option, value, "must be a host name or an IP address, in ASCII")
     return value
+
+
+#: RFC 1035 section 2.3.4, and the underscore of RFC 8552.
+_NAME = re.compile(r"(?=.{1,254}$)[\w-]{1,63}(\.[\w-]{1,63})*\.?", re.ASCII)
+
+
+def _is_ip(text: str) -> bool:  # a zone would be no part of a server's name
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return "%" not in text
 
 
 def check_alpn(value: object) -> tuple[str, ...]:
@@ -102,7 +114,7 @@ def check_alpn(value: object) -> tuple[str, ...]:
         raise _bad("alpn", value, "must be a list of protocol names, such as ['h2', 'http/1.1']")
     for name in value:
         if not isinstance(name, str) or not name.isascii() or not 1 <= len(name) <= 255:
-            raise _bad("alpn", value, f"{name!r} is not a name of 1 to 255 ASCII characters")
+            raise _bad("alpn", value, f"{quote(name)} is not a name of 1 to 255 ASCII characters")
     return tuple(value)
 
 
@@ -113,13 +125,16 @@ def check_ssl_context(value: object) -> ssl.SSLContext:
 
 
 def _check_timeout(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise _bad("connect_timeout", value, "must be a number of seconds greater than 0")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, (int, float)) and value > 0:
+            return float(value)
+    except OverflowError:
+        pass  # an int beyond what a float can hold
+    raise _bad("connect_timeout", value, "must be a number of seconds greater than 0")
 
 
 def _bad(name: str, value: object, why: str) -> InvalidOptionError:
-    return InvalidOptionError(f"bad value for {name}: {value!r}: {why}")
+    return InvalidOptionError(f"bad value for {name}: {quote(value)}: {why}")
 
 
 def _unknown(name: str) -> InvalidOptionError:
@@ -127,4 +142,4 @@ def _unknown(name: str) -> InvalidOptionError:
     snake = "".join(f"_{c.lower()}" if c.isupper() else c for c in name)
     close = difflib.get_close_matches(snake, _NAMES, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(_NAMES)}"
-    return InvalidOptionError(f"unknown option {name!r}: {hint}")
+    return InvalidOptionError(f"unknown option {quote(name)}: {hint}")

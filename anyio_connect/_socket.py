@@ -25,8 +25,6 @@ class Socket(ByteStream):
     goes wherever AnyIO takes one; its methods are those of its two streams.
     """
 
-    __slots__ = ("_connection", "_name", "_readable", "_secure_transport", "_writable")
-
     def __init__(
         self, connection: Connection, *, name: str, secure_transport: SecureTransport
     ) -> None:

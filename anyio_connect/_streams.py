@@ -25,8 +25,6 @@ class ReadableStream(ByteReceiveStream):
     of bytes until the peer's end.
     """
 
-    __slots__ = ("_connection",)
-
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
@@ -123,8 +121,6 @@ class WritableStream(ByteSendStream):
 
     One task at a time may send; another may receive meanwhile.
     """
-
-    __slots__ = ("_connection",)
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -1,0 +1,170 @@
+"""The command line: both ends of a pipe on a TCP connection, or a demonstration."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from . import Socket, SocketError, connect
+
+_CHUNK = 65536  # bytes
+
+_DESCRIPTION = """\
+Send standard input to HOST:PORT, end our side when it ends, and print what comes back until
+the peer ends. With "demo" in place of an address: show what a socket does, on loopback.
+"""
+_EPILOG = """\
+exit status: 0 after a clean close, 1 after an error (told in a line on standard error), 2 for
+wrong usage
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    options = _parser().parse_args(arguments)
+    backend = "trio" if options.trio else "asyncio"
+    try:
+        if options.address == "demo":
+            from ._demo import demo  # only when asked for
+
+            anyio.run(demo, backend=backend)
+        else:
+            anyio.run(_talk, options, backend=backend)
+    except SocketError as exc:
+        notes = "".join(f" ({note})" for note in getattr(exc, "__notes__", ()))
+        print(f"anyio_connect: {exc}{notes}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # nobody reads our output any more
+        _die_of("SIGPIPE")
+    except BaseException as exc:
+        if not _interrupted(exc):
+            raise
+        _die_of("SIGINT")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m anyio_connect",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("address", metavar="HOST:PORT", help='"[IPv6]:PORT" for IPv6, or "demo"')
+    parser.add_argument(
+        "--half-open", action="store_true", help="go on sending after the peer has ended"
+    )
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="give up connecting after that long"
+    )
+    parser.add_argument("--trio", action="store_true", help="run on trio in place of asyncio")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, *_: object) -> None:
+        from importlib.metadata import version  # only when asked for
+
+        print(f"anyio_connect {version('anyio_connect')}")
+        sys.exit()
+
+
+async def _talk(options: argparse.Namespace) -> None:
+    settings: dict[str, Any] = {"allow_half_open": options.half_open}
+    if options.timeout is not None:
+        settings["connect_timeout"] = options.timeout
+    async with connect(options.address, **settings) as socket:
+        await _relay(socket, half_open=options.half_open)
+
+
+async def _relay(socket: Socket, *, half_open: bool) -> None:
+    """Copy standard input to the socket and the socket to standard output, both at once."""
+    # Kept rather than raised, because a task group would wrap them.
+    failures: list[Exception] = []
+    enough = False
+    reading: anyio.CancelScope | None = None
+
+    async def upload() -> None:
+        nonlocal reading
+        try:
+            while not enough:
+                data = b""
+                with anyio.CancelScope() as reading:
+                    data = await _read_input()
+                if reading.cancelled_caught:
+                    return
+                if not data:
+                    await socket.send_eof()
+                    return
+                await socket.send(data)
+        except SocketError as exc:
+            failures.append(exc)  # what the peer said before it hung up is still to be read
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(upload)
+        try:
+            async for data in socket.readable:
+                await _write_output(data)
+        except (SocketError, BrokenPipeError) as exc:
+            failures.append(exc)
+            group.cancel_scope.cancel()
+        if not half_open:
+            enough = True  # a send in flight may finish
+            if reading is not None:
+                reading.cancel()
+    if failures:
+        raise failures[0]
+    await socket.close()
+    await socket.closed
+
+
+async def _read_input() -> bytes:
+    if sys.platform == "win32":  # nothing but sockets can be waited for
+        return await anyio.to_thread.run_sync(os.read, 0, _CHUNK, abandon_on_cancel=True)
+    try:
+        await anyio.wait_readable(0)
+    except PermissionError:
+        pass  # a plain file: always readable, and epoll will have none of it
+    except OSError:
+        return b""  # standard input is closed
+    return os.read(0, _CHUNK)
+
+
+async def _write_output(data: bytes) -> None:
+    # In a thread, because a pipe that can be written to may still block for all but a little,
+    # and sending must go on meanwhile.
+    await anyio.to_thread.run_sync(_write_all, data, abandon_on_cancel=True)
+
+
+def _write_all(data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1, view) :]
+
+
+def _interrupted(exc: BaseException) -> bool:
+    """Whether Ctrl-C was pressed; trio raises that in whichever task it meets, so in a group."""
+    return isinstance(exc, KeyboardInterrupt) or any(
+        _interrupted(inner) for inner in getattr(exc, "exceptions", ())
+    )
+
+
+def _die_of(name: str) -> None:
+    """End as a program does that leaves the signal alone: the shell is told, nothing printed."""
+    if hasattr(signal, name):
+        number = getattr(signal, name)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""The public API of anyio_connect on one page.
+
+For reading: type checkers use the types in the package itself. `nox -s stubs` and
+tests/test_stubs.py prove that this page says the same. What is said here in a line, the
+docstrings in the package say at length.
+"""
+
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypedDict, TypeVar
+
+import anyio
+from anyio.abc import ByteReceiveStream, ByteSendStream, ByteStream, TaskGroup
+from typing_extensions import Never, Self, Unpack
+
+__all__ = (
+    "BrokenError",
+    "ClosedError",
+    "ConnectError",
+    "ConnectTimeoutError",
+    "InvalidAddressError",
+    "InvalidOptionError",
+    "PendingError",
+    "ReadableStream",
+    "RefusedError",
+    "ResolveError",
+    "Socket",
+    "SocketAddress",
+    "SocketError",
+    "SocketFuture",
+    "SocketInfo",
+    "SocketOptions",
+    "StartTLSError",
+    "WritableStream",
+    "connect",
+)
+
+# --- connect()
+
+def connect(
+    address: str | SocketAddress | tuple[str, int],  # "host:port", "[IPv6]:port", (host, port)
+    *,
+    task_group: TaskGroup | None = None,  # connect at once, in a task of this group
+    **options: Unpack[SocketOptions],
+) -> Socket:
+    """Return a pending socket at once; whoever first needs the connection makes it."""
+
+class SocketAddress(NamedTuple):
+    """Where to connect to."""
+
+    hostname: str
+    port: int
+
+class SocketOptions(TypedDict, total=False):
+    """What connect() takes besides the address; every key may be left out."""
+
+    secure_transport: Literal["off", "on", "starttls"]  # "off" unless given
+    allow_half_open: bool  # may we go on sending after the peer's end? False unless given
+    sni: str  # the name to ask for and to verify, in place of the address's host name
+    alpn: Sequence[str]  # protocols to offer, most wanted first; a single str is an error
+    ssl_context: ssl.SSLContext  # for an own CA, or a client certificate
+    connect_timeout: float  # seconds for names, TCP and TLS together; no limit unless given
+
+# --- Socket and its two streams
+
+class Socket(ByteStream):
+    """A TCP connection, to be made or made. A ByteStream: it goes wherever AnyIO takes one."""
+
+    # Sockets come from connect().
+    def __init__(
+        self, connection: Never, *, name: Never, secure_transport: Literal["off", "on", "starttls"]
+    ) -> None: ...
+    @property
+    def readable(self) -> ReadableStream:
+        """What the peer sends."""
+    @property
+    def writable(self) -> WritableStream:
+        """What we send."""
+    @property
+    def opened(self) -> SocketFuture[SocketInfo]:
+        """Settles when the connection is made, or cannot be."""
+    @property
+    def closed(self) -> SocketFuture[None]:
+        """Settles when the connection is over; awaiting it watches for the peer's hang-up."""
+    @property
+    def upgraded(self) -> bool:
+        """Whether start_tls() has taken the connection over."""
+    @property
+    def secure_transport(self) -> Literal["off", "on", "starttls"]:
+        """As it was given to connect()."""
+    async def close(self) -> None:
+        """Close both directions; any task may, at any time, any number of times."""
+    async def aclose(self) -> None:
+        """Do as close() does: AnyIO's name for it."""
+    async def __aenter__(self) -> Self:
+        """Wait until it is open."""
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        """Close it."""
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """As readable.receive()."""
+    async def send(self, item: bytes | bytearray | memoryview) -> None:
+        """As writable.send()."""
+    async def send_eof(self) -> None:
+        """As writable.send_eof()."""
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """AnyIO's typed attributes, such as SocketAttribute; empty before it is open."""
+
+class ReadableStream(ByteReceiveStream):
+    """What the peer sends. Iterating over it gives chunks of bytes until the peer's end."""
+
+    # As socket.readable.
+    def __init__(self, connection: Never) -> None: ...
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Receive what is there, at least a byte; anyio.EndOfStream at the end."""
+    async def aclose(self) -> None:
+        """Stop reading; the socket lives on for writing."""
+    async def pipe_to(
+        self,
+        destination: ByteSendStream,
+        *,
+        prevent_close: bool = False,  # at our end, leave the destination open
+        prevent_abort: bool = False,  # when receiving fails, do not abort the destination
+        prevent_cancel: bool = False,  # when sending fails, do not stop reading
+    ) -> None:
+        """Send all that is received to destination, no faster than it takes it; then close it."""
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """As the socket's."""
+
+class WritableStream(ByteSendStream):
+    """What we send."""
+
+    # As socket.writable.
+    def __init__(self, connection: Never) -> None: ...
+    async def send(self, item: bytes | bytearray | memoryview) -> None:
+        """Send all of it. Cancelled half-way, it leaves this side broken; reading goes on."""
+    async def send_eof(self) -> None:
+        """End our side: the peer sees an end of stream; reading goes on."""
+    async def aclose(self) -> None:
+        """Do as send_eof() does, after a send in flight; nothing where our side has ended."""
+    async def abort(self, reason: object = None) -> None:
+        """Drop the connection, both directions, now: the peer sees a reset."""
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """As the socket's."""
+
+# --- what they tell
+
+@dataclass(frozen=True)
+class SocketInfo:
+    """The result of socket.opened. Addresses are "ip:port", IPv6 in brackets."""
+
+    remote_address: str | None
+    local_address: str | None
+    alpn: str | None = None  # the protocol agreed on in the TLS handshake
+
+_T_co = TypeVar("_T_co", covariant=True)
+
+class SocketFuture(Generic[_T_co]):
+    """A result to come, read-only. Any task may await it, any number of times."""
+
+    # As socket.opened and socket.closed.
+    def __init__(self, drive: Callable[[], Awaitable[None]]) -> None: ...
+    def __await__(self) -> Generator[object, None, _T_co]:
+        """The result, or the failure raised. Cancelling the wait changes nothing for others."""
+    def done(self) -> bool:
+        """Whether there is a result or a failure."""
+    def result(self) -> _T_co:
+        """The result, or the failure raised, at once; PendingError while there is none."""
+    def exception(self) -> SocketError | None:
+        """The failure, or None for a result, at once; PendingError while there is none."""
+
+# --- errors. Each is also the class that code which knows nothing of this package catches.
+#     A clean end is anyio.EndOfStream; two tasks in one direction is anyio.BusyResourceError.
+
+class SocketError(Exception):
+    """Any of them. The low-level error, where there was one, is its __cause__."""
+
+    code: ClassVar[str] = "socket_error"  # stable, for programs; str(error) is for people
+
+class InvalidAddressError(SocketError, ValueError):
+    """Raised by connect(): the address names no TCP endpoint."""
+
+    code: ClassVar[str] = "invalid_address"
+
+class InvalidOptionError(SocketError, ValueError):
+    """Raised by connect(): an option is unknown, has a bad value, or contradicts another."""
+
+    code: ClassVar[str] = "invalid_option"
+
+class PendingError(SocketError, RuntimeError):
+    """The future was asked for its result before it had one."""
+
+    code: ClassVar[str] = "pending"
+
+class ConnectError(SocketError, OSError):
+    """The connection could not be made. errno is the last attempt's, or None."""
+
+    code: ClassVar[str] = "connect_failed"
+    attempts: tuple[ConnectError, ...]  # one for each address tried, as they failed
+    def __init__(self, message: str, *, attempts: tuple[ConnectError, ...] = ()) -> None: ...
+
+class ResolveError(ConnectError, socket.gaierror):
+    """The host name has no address."""
+
+    code: ClassVar[str] = "resolve_failed"
+
+class RefusedError(ConnectError, ConnectionRefusedError):
+    """Nothing listens there."""
+
+    code: ClassVar[str] = "refused"
+
+class ConnectTimeoutError(ConnectError, TimeoutError):
+    """connect_timeout, or the operating system's own limit, ran out."""
+
+    code: ClassVar[str] = "connect_timeout"
+
+class StartTLSError(SocketError, RuntimeError):
+    """start_tls() cannot work here. The socket is as it was."""
+
+    code: ClassVar[str] = "start_tls"
+
+class ClosedError(SocketError, anyio.ClosedResourceError):
+    """The socket, or this half of it, was closed on our side."""
+
+    code: ClassVar[str] = "closed"
+
+class BrokenError(SocketError, anyio.BrokenResourceError):
+    """The connection is unusable: reset, lost, aborted, or a send was cut short."""
+
+    code: ClassVar[str] = "broken"

@@ -1,0 +1,260 @@
+"""The package as a whole: its public names, its errors, and what may import what."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import errno
+import inspect
+import json
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import anyio
+import pytest
+
+import anyio_connect
+from anyio_connect import (
+    BrokenError,
+    ClosedError,
+    ConnectError,
+    ConnectTimeoutError,
+    InvalidAddressError,
+    InvalidOptionError,
+    PendingError,
+    RefusedError,
+    ResolveError,
+    SocketError,
+    StartTLSError,
+)
+from anyio_connect._errors import note_http
+
+PACKAGE = Path(anyio_connect.__file__).parent
+PUBLIC = {name: getattr(anyio_connect, name) for name in anyio_connect.__all__}
+PUBLIC_CLASSES = {name: value for name, value in PUBLIC.items() if isinstance(value, type)}
+
+
+# --- names
+
+
+def test_all_is_exactly_the_public_names_in_order() -> None:
+    names = {name for name in vars(anyio_connect) if not name.startswith("_")}
+    assert anyio_connect.__all__ == tuple(sorted(names))
+
+
+@pytest.mark.parametrize("value", PUBLIC.values(), ids=PUBLIC)
+def test_everything_public_says_what_it_is(value: Any) -> None:
+    # A dataclass and a NamedTuple write one themselves, where there is none: "Name(field, ...)".
+    assert value.__doc__
+    assert not value.__doc__.startswith(f"{value.__name__}(")
+
+
+@pytest.mark.parametrize("cls", PUBLIC_CLASSES.values(), ids=PUBLIC_CLASSES)
+def test_every_public_method_says_what_it_does(cls: type) -> None:
+    for name, member in vars(cls).items():
+        if not name.startswith("_") and (callable(member) or isinstance(member, property)):
+            assert member.__doc__, name
+
+
+@pytest.mark.parametrize("value", PUBLIC.values(), ids=PUBLIC)
+def test_tracebacks_and_pickles_name_the_public_place(value: Any) -> None:
+    assert value.__module__ == "anyio_connect"
+
+
+@pytest.mark.parametrize("value", PUBLIC.values(), ids=PUBLIC)
+def test_type_hints_can_be_had_at_run_time(value: Any) -> None:
+    get_type_hints(value)
+    if isinstance(value, type):
+        for member in vars(value).values():
+            if inspect.isfunction(member):
+                get_type_hints(member)
+            elif isinstance(member, property):
+                get_type_hints(member.fget)
+
+
+# --- errors
+
+#: Programs compare codes, and catch the built-in and AnyIO classes: neither may ever change.
+ERRORS: dict[type[SocketError], tuple[str, tuple[type[Exception], ...]]] = {
+    SocketError: ("socket_error", (Exception,)),
+    InvalidAddressError: ("invalid_address", (SocketError, ValueError)),
+    InvalidOptionError: ("invalid_option", (SocketError, ValueError)),
+    PendingError: ("pending", (SocketError, RuntimeError)),
+    ConnectError: ("connect_failed", (SocketError, OSError)),
+    ResolveError: ("resolve_failed", (ConnectError, socket.gaierror)),
+    RefusedError: ("refused", (ConnectError, ConnectionRefusedError)),
+    ConnectTimeoutError: ("connect_timeout", (ConnectError, TimeoutError)),
+    StartTLSError: ("start_tls", (SocketError, RuntimeError)),
+    ClosedError: ("closed", (SocketError, anyio.ClosedResourceError)),
+    BrokenError: ("broken", (SocketError, anyio.BrokenResourceError)),
+}
+
+each_error = pytest.mark.parametrize("cls", ERRORS, ids=lambda cls: cls.__name__)
+each_connect_error = pytest.mark.parametrize(
+    "cls", [cls for cls in ERRORS if issubclass(cls, ConnectError)], ids=lambda cls: cls.__name__
+)
+each_copy = pytest.mark.parametrize(
+    "duplicate",
+    [
+        *(
+            pytest.param(lambda error, p=p: pickle.loads(pickle.dumps(error, p)), id=f"pickle {p}")
+            for p in (0, pickle.HIGHEST_PROTOCOL)
+        ),
+        copy.copy,
+        copy.deepcopy,
+    ],
+)
+
+
+def test_the_table_has_every_error() -> None:
+    assert set(ERRORS) == {c for c in PUBLIC_CLASSES.values() if issubclass(c, BaseException)}
+
+
+@each_error
+def test_codes_and_bases_never_change(cls: type[SocketError]) -> None:
+    assert (cls.code, cls.__bases__) == ERRORS[cls]
+    assert cls("message").code == cls.code
+
+
+def test_codes_are_unique() -> None:
+    assert len({code for code, _ in ERRORS.values()}) == len(ERRORS)
+
+
+@each_error
+def test_an_error_is_caught_by_every_class_it_is(cls: type[SocketError]) -> None:
+    classes: tuple[type[Exception], ...] = (SocketError, cls, *ERRORS[cls][1])
+    for caught in classes:
+        with pytest.raises(caught) as raised:
+            raise cls("message")
+        assert type(raised.value) is cls
+
+
+@each_error
+def test_an_error_reads_as_its_message(cls: type[SocketError]) -> None:
+    error = cls("what went wrong: what to do")
+    assert str(error) == "what went wrong: what to do"
+    assert repr(error) == f"{cls.__name__}('what went wrong: what to do')"
+
+
+@each_error
+@each_copy
+def test_a_copy_is_the_same_error(
+    cls: type[SocketError], duplicate: Callable[[SocketError], SocketError]
+) -> None:
+    error = duplicate(cls("message"))
+    assert type(error) is cls
+    assert (str(error), error.args, error.code) == ("message", ("message",), cls.code)
+
+
+@each_connect_error
+@each_copy
+def test_a_copy_keeps_errno_attempts_and_notes(
+    cls: type[ConnectError], duplicate: Callable[[ConnectError], ConnectError]
+) -> None:
+    attempt = RefusedError("192.0.2.1:443: connection refused")
+    attempt.errno = errno.ECONNREFUSED
+    error = cls("cannot connect to h:443", attempts=(attempt, ConnectError("another")))
+    error.errno = errno.ECONNREFUSED
+    note_http(error, 443)
+
+    same = duplicate(error)
+    assert (type(same), str(same)) == (cls, "cannot connect to h:443")
+    assert same.errno == errno.ECONNREFUSED
+    assert [type(one) for one in same.attempts] == [RefusedError, ConnectError]
+    assert [str(one) for one in same.attempts] == [str(one) for one in error.attempts]
+    assert [one.errno for one in same.attempts] == [errno.ECONNREFUSED, None]
+    assert vars(same)["__notes__"] == vars(error)["__notes__"]
+
+
+@each_connect_error
+def test_a_connect_error_made_by_hand_has_no_attempts(cls: type[ConnectError]) -> None:
+    error = cls("message")
+    assert error.attempts == ()
+    assert error.errno is None
+
+
+# --- modules
+
+#: From the bottom up. A module may import from the layers below its own, and from no other
+#: module of its own layer: so there are no cycles, and each can be read without those above it.
+LAYERS = [
+    {"_errors", "_lifecycle"},
+    {"_address", "_future", "_options"},
+    {"_transport"},
+    {"_connection", "_dial"},
+    {"_streams"},
+    {"_socket"},
+    {"_connector"},
+    {"__init__"},
+    {"_demo"},
+    {"__main__"},
+]
+
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def imports(module: str) -> set[str]:
+    """What a module imports, anywhere in it: ``"_errors"`` for a module of the package."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            path = node.module or ""
+            if node.level or path.split(".")[0] == "anyio_connect":
+                inside = path.removeprefix("anyio_connect").removeprefix(".")
+                names = {alias.name for alias in node.names}
+                found |= {inside} if inside else names & set(MODULES) or {"__init__"}
+            else:
+                found.add(path)
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_from_the_layers_below_it(module: str) -> None:
+    level = next((n for n, layer in enumerate(LAYERS) if module in layer), None)
+    assert level is not None, f"add {module} to the layer it belongs to"
+    below = set().union(*LAYERS[:level])
+    assert imports(module) & set(MODULES) <= below
+    assert "anyio_connect" not in imports(module)
+
+
+def test_the_layers_have_no_other_modules() -> None:
+    assert set().union(*LAYERS) == set(MODULES)
+
+
+def test_the_lifecycle_can_do_no_input_or_output() -> None:
+    assert imports("_lifecycle") <= {
+        "__future__",
+        "collections.abc",
+        "dataclasses",
+        "enum",
+        "typing",
+    }
+
+
+def test_importing_the_package_imports_little_else(tmp_path: Path) -> None:
+    # In a new process: in this one, everything has been imported already.
+    program = """if True:
+        import sys
+        import anyio, anyio.abc, anyio.lowlevel, typing_extensions
+        before = set(sys.modules)
+        import anyio_connect
+        import json
+
+        print(json.dumps([sorted(set(sys.modules) - before), sorted(sys.modules)]))
+    """
+    output = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True
+    ).stdout
+    new, everything = json.loads(output)
+    foreign = {name.partition(".")[0] for name in new} - sys.stdlib_module_names
+    assert foreign - {"anyio"} == {"anyio_connect"}
+    # Which event loop there is, is decided when it runs; idna is for the few who need it.
+    assert not {"asyncio", "trio", "idna"} & set(new)
+    assert not {"trio", "idna", "anyio._backends._asyncio"} & set(everything)

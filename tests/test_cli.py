@@ -1,0 +1,300 @@
+"""The command line, run as a process of its own against a server of plain blocking sockets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from peers import refusing_address
+from servers import echo, serving
+
+COMMAND = [sys.executable, "-m", "anyio_connect"]
+TIMEOUT = 60
+
+backends = pytest.mark.parametrize("backend", [[], ["--trio"]], ids=["asyncio", "trio"])
+
+
+def run(
+    *arguments: str, data: bytes = b"", environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        input=data,
+        capture_output=True,
+        timeout=TIMEOUT,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "error", **(environment or {})},
+    )
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        guard = threading.Timer(TIMEOUT, process.kill)
+        guard.start()
+        try:
+            yield process
+        finally:
+            process.kill()
+            guard.cancel()
+            guard.join()
+
+
+@backends
+def test_echo(backend: list[str]) -> None:
+    data = bytes(range(256)) * 10
+    with serving(echo) as address:
+        ran = run(address, *backend, data=data)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, data, b"")
+
+
+@backends
+def test_the_server_sees_our_end_and_its_answer_is_printed(backend: list[str]) -> None:
+    def answer(connection: socket.socket) -> None:
+        received = b""
+        while data := connection.recv(65536):
+            received += data
+        connection.sendall(b"you sent %d bytes" % len(received))
+
+    with serving(answer) as address:
+        ran = run(address, *backend, data=b"12345")
+    assert (ran.returncode, ran.stdout) == (0, b"you sent 5 bytes")
+
+
+@backends
+def test_the_peer_ends_while_standard_input_is_open(backend: list[str]) -> None:
+    with serving(lambda c: c.sendall(b"bye")) as address, running(address, *backend) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == b"bye"
+        assert process.wait(TIMEOUT) == 0
+
+
+@backends
+def test_half_open_goes_on_sending(backend: list[str]) -> None:
+    received = bytearray()
+    done = threading.Event()
+
+    def end_first(connection: socket.socket) -> None:
+        connection.sendall(b"only reading now")
+        connection.shutdown(socket.SHUT_WR)
+        while data := connection.recv(65536):
+            received.extend(data)
+        done.set()
+
+    with serving(end_first) as address, running(address, "--half-open", *backend) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.read(16) == b"only reading now"
+        process.stdin.write(b"late but welcome")
+        process.stdin.close()
+        assert done.wait(TIMEOUT)
+        assert process.wait(TIMEOUT) == 0
+    assert received == b"late but welcome"
+
+
+@backends
+def test_output_is_prompt(backend: list[str]) -> None:
+    with serving(echo) as address, running(address, *backend) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for number in range(3):
+            process.stdin.write(b"%d" % number)
+            process.stdin.flush()
+            assert process.stdout.read(1) == b"%d" % number
+        process.stdin.close()
+        assert process.wait(TIMEOUT) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+@pytest.mark.parametrize("mebibytes", [8, 96])
+@backends
+def test_a_file_goes_through_in_constant_memory(
+    backend: list[str], mebibytes: int, tmp_path: Path
+) -> None:
+    block = os.urandom(1 << 20)
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    with source.open("wb") as file:
+        for number in range(mebibytes):
+            file.write(bytes([number]) + block[1:])
+    program = (
+        "import runpy, sys\n"
+        "sys.argv[0] = 'anyio_connect'\n"
+        "try:\n"
+        "    runpy.run_module('anyio_connect', run_name='__main__')\n"
+        "finally:\n"
+        "    print(*open('/proc/self/status'), file=sys.stderr)\n"
+    )
+    with serving(echo) as address, source.open("rb") as stdin, copy.open("wb") as stdout:
+        ran = subprocess.run(
+            [sys.executable, "-c", program, address, *backend],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            timeout=TIMEOUT * 2,
+            check=True,
+        )
+    digests = [hashlib.sha256(path.read_bytes()).digest() for path in (source, copy)]
+    assert digests[0] == digests[1]
+    # Not getrusage(): its peak is inherited from the process that forked this one.
+    (peak,) = re.findall(rb"VmHWM:\s+(\d+) kB", ran.stderr)
+    assert int(peak) < 80 * 1024, "what is in memory grows with what is sent"
+
+
+def test_refused() -> None:
+    ran = run("{}:{}".format(*refusing_address()))
+    assert ran.returncode == 1
+    assert ran.stdout == b""
+    (line,) = ran.stderr.decode().splitlines()
+    assert line.startswith("anyio_connect: cannot connect to 127.0.0.1:")
+    assert "connection refused" in line
+
+
+def test_a_note_is_told_too() -> None:
+    ran = run("host.invalid:80")
+    assert ran.returncode == 1
+    (line,) = ran.stderr.decode().splitlines()
+    assert "cannot resolve 'host.invalid'" in line
+    assert "HTTP client" in line
+
+
+@backends
+def test_reset(backend: list[str]) -> None:
+    def reset(connection: socket.socket) -> None:
+        connection.recv(1)
+        connection.sendall(b"so far")
+        connection.recv(6)  # until the client has read that, and said so
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    with serving(reset) as address, running(address, *backend) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(b"x")
+        process.stdin.flush()
+        assert process.stdout.read(6) == b"so far"
+        process.stdin.write(b"go on!")
+        process.stdin.flush()
+        (line,) = process.stderr.read().decode().splitlines()
+        assert line.startswith("anyio_connect: the connection broke while receiving: ")
+        assert process.wait(TIMEOUT) == 1
+
+
+def test_timeout() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as full,
+        socket.socket() as first,
+        socket.socket() as second,
+    ):
+        for filler in (first, second):
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        ran = run("{}:{}".format(*full.getsockname()), "--timeout", "0.05")
+    assert ran.returncode == 1
+    assert b"no connection within 0.05 seconds" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--nonsense", "h:1"], ["h:1", "extra"], ["h:1", "--timeout", "soon"]]
+)
+def test_usage(arguments: list[str]) -> None:
+    ran = run(*arguments)
+    assert ran.returncode == 2
+    assert b"usage: " in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["host"], "bad address 'host': it has no port"),
+        (["h:1", "--timeout", "0"], "bad value for connect_timeout: 0.0"),
+    ],
+)
+def test_bad_values(arguments: list[str], message: str) -> None:
+    ran = run(*arguments)
+    assert ran.returncode == 1
+    assert ran.stderr.decode().startswith(f"anyio_connect: {message}")
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_information(option: str) -> None:
+    ran = run(option)
+    assert ran.returncode == 0
+    assert b"anyio_connect" in ran.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE")
+@backends
+def test_nobody_reads_the_output(backend: list[str]) -> None:
+    with serving(echo) as address, running(address, *backend) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(b"x")
+        process.stdin.flush()
+        assert process.stdout.read(1) == b"x"
+        process.stdout.close()
+        process.stdin.write(b"y")
+        process.stdin.flush()
+        assert process.wait(TIMEOUT) == -signal.SIGPIPE
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+@backends
+def test_interrupted(backend: list[str]) -> None:
+    with serving(echo) as address, running(address, *backend) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(b"x")
+        process.stdin.flush()
+        assert process.stdout.read(1) == b"x"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT) == -signal.SIGINT
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("redirection", ["< /dev/null", "<&-"])
+@backends
+def test_no_input(backend: list[str], redirection: str) -> None:
+    with serving(lambda c: c.sendall(b"%d" % len(c.recv(1)))) as address:
+        ran = subprocess.run(
+            f"'{sys.executable}' -m anyio_connect {address} {' '.join(backend)} {redirection}",
+            shell=True,
+            capture_output=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"0", b"")
+
+
+@backends
+def test_demo(backend: list[str]) -> None:
+    ran = run("demo", *backend)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    out = ran.stdout.decode()
+    for line in (
+        "b'hello yourself'",
+        "EndOfStream",
+        "<SocketFuture done: None>",
+        "BrokenError: the connection broke while receiving",
+        "RefusedError: cannot connect to 127.0.0.1:",
+        "InvalidAddressError: bad address 'http://example.com/'",
+    ):
+        assert line in out

@@ -1,0 +1,229 @@
+"""The options of connect(): what each may be, and what the error for anything else says."""
+
+from __future__ import annotations
+
+import math
+import ssl
+from typing import Any, get_type_hints
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from anyio_connect import InvalidOptionError, SocketOptions, connect
+from anyio_connect._options import Options, parse_options
+
+CONTEXT = ssl.create_default_context()
+NAMES = list(get_type_hints(SocketOptions))
+
+
+def tls(**options: object) -> dict[str, object]:
+    return {"secure_transport": "on", **options}
+
+
+@pytest.mark.parametrize(
+    ("given_options", "parsed"),
+    [
+        pytest.param({}, Options(), id="none"),
+        pytest.param({"secure_transport": "off"}, Options(), id="off"),
+        pytest.param({"secure_transport": "on"}, Options("on"), id="on"),
+        pytest.param({"secure_transport": "starttls"}, Options("starttls"), id="starttls"),
+        pytest.param({"allow_half_open": True}, Options(allow_half_open=True), id="half-open"),
+        pytest.param({"allow_half_open": False}, Options(), id="not half-open"),
+        pytest.param(tls(sni="db.example"), Options("on", sni="db.example"), id="sni"),
+        pytest.param(tls(sni="192.0.2.1"), Options("on", sni="192.0.2.1"), id="sni IPv4"),
+        pytest.param(tls(sni="2001:db8::1"), Options("on", sni="2001:db8::1"), id="sni IPv6"),
+        pytest.param(tls(alpn=["h2"]), Options("on", alpn=("h2",)), id="alpn list"),
+        pytest.param(tls(alpn=("a", "b")), Options("on", alpn=("a", "b")), id="alpn order"),
+        pytest.param(tls(alpn=["x" * 255]), Options("on", alpn=("x" * 255,)), id="alpn long"),
+        pytest.param(tls(ssl_context=CONTEXT), Options("on", ssl_context=CONTEXT), id="context"),
+        pytest.param({"connect_timeout": 0.5}, Options(connect_timeout=0.5), id="timeout"),
+        pytest.param({"connect_timeout": 3}, Options(connect_timeout=3.0), id="timeout int"),
+        pytest.param({"connect_timeout": math.inf}, Options(), id="timeout inf"),
+        pytest.param(
+            {"secure_transport": "starttls", "sni": "h", "alpn": ["a"], "ssl_context": CONTEXT},
+            Options("starttls", sni="h", alpn=("a",), ssl_context=CONTEXT),
+            id="all of TLS with starttls",
+        ),
+    ],
+)
+def test_accepted(given_options: dict[str, object], parsed: Options) -> None:
+    assert parse_options(given_options) == parsed
+
+
+def test_defaults() -> None:
+    assert parse_options({}) == Options("off", allow_half_open=False, connect_timeout=math.inf)
+    assert (Options().sni, Options().alpn, Options().ssl_context) == (None, None, None)
+
+
+def test_timeout_becomes_a_float() -> None:
+    assert type(parse_options({"connect_timeout": 3}).connect_timeout) is float
+
+
+def test_alpn_is_copied() -> None:
+    names = ["h2"]
+    parsed = parse_options(tls(alpn=names))
+    names.append("http/1.1")
+    assert parsed.alpn == ("h2",)
+
+
+TIMEOUT = "must be a number of seconds greater than 0"
+NAME = "must be a host name or an IP address, in ASCII"
+MODE = "must be 'off', 'on' or 'starttls'"
+ALPN = "must be a list of protocol names, such as ['h2', 'http/1.1']"
+PROTOCOL = "is not a name of 1 to 255 ASCII characters"
+
+#: An option, values it must not have, and what the error tells the user to do.
+BAD_VALUES: list[tuple[str, list[object], str]] = [
+    ("secure_transport", ["yes", "", "ON", "tls", True, False, None, b"on", []], MODE),
+    ("allow_half_open", [1, 0, None, "no", []], "must be True or False"),
+    ("sni", ["", None, 1, True, b"h", ["h"], "h\N{LATIN SMALL LETTER E WITH ACUTE}"], NAME),
+    ("sni", [".h", "a..b", "a b", "a\0b", "a\nb", "h:443", "[::1]", "https://h"], NAME),
+    ("sni", ["fe80::1%eth0", "fe80::1%a b"], NAME),
+    ("sni", ["x" * 64, "x." * 127 + "x"], NAME),
+    # A str is a sequence of str, so type checkers let it pass.
+    ("alpn", ["h2", "", b"h2", [], (), None, 2, {"h2"}, {"h2": 1}], ALPN),
+    ("alpn", [[""], ["x" * 256], [b"h2"], [1], [None], ["h2", ""]], PROTOCOL),
+    ("alpn", [["\N{SNOWMAN}"], [["h2"]], bytearray(b"h2")], PROTOCOL),
+    ("ssl_context", [None, True, "x", {}, ssl.SSLContext], "must be an ssl.SSLContext"),
+    ("connect_timeout", [0, -1, 0.0, -0.5, -math.inf, math.nan], TIMEOUT),
+    ("connect_timeout", ["5", None, True, False, [5], 5j], TIMEOUT),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what_to_do"),
+    [
+        pytest.param(name, value, what_to_do, id=f"{name}={value!r:.40}")
+        for name, values, what_to_do in BAD_VALUES
+        for value in values
+    ],
+)
+def test_a_bad_value_is_named_with_what_to_write(
+    name: str, value: object, what_to_do: str
+) -> None:
+    options = tls(**{name: value})
+    with pytest.raises(InvalidOptionError) as raised:
+        parse_options(options)
+    message = str(raised.value)
+    assert message.startswith(f"bad value for {name}: {value!r}"[:60])
+    assert what_to_do in message
+
+
+def test_a_bad_alpn_name_is_quoted_itself() -> None:
+    with pytest.raises(InvalidOptionError, match=r"\['h2', 7\]: 7 is not a name of"):
+        parse_options(tls(alpn=["h2", 7]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("sni", "h"), ("alpn", ["h2"]), ("ssl_context", CONTEXT)]
+)
+@pytest.mark.parametrize("off", [{}, {"secure_transport": "off"}], ids=["default", "off"])
+def test_tls_options_are_refused_without_tls(
+    name: str, value: object, off: dict[str, object]
+) -> None:
+    with pytest.raises(InvalidOptionError) as raised:
+        parse_options({name: value, **off})
+    assert str(raised.value) == (
+        f"{name}={value!r} has no effect with secure_transport='off': "
+        "leave it out, or set secure_transport to 'on' or 'starttls'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        # as Workers code has it
+        ("secureTransport", "did you mean 'secure_transport'?"),
+        ("allowHalfOpen", "did you mean 'allow_half_open'?"),
+        # misspelt
+        ("secure_transprot", "did you mean 'secure_transport'?"),
+        ("timeout", "did you mean 'connect_timeout'?"),
+        ("ssl_contxt", "did you mean 'ssl_context'?"),
+        # nothing like it
+        ("zzz", f"there are: {', '.join(NAMES)}"),
+        ("", f"there are: {', '.join(NAMES)}"),
+    ],
+)
+def test_an_unknown_option_is_named_with_what_there_is(name: str, hint: str) -> None:
+    with pytest.raises(InvalidOptionError) as raised:
+        parse_options({name: True})
+    assert str(raised.value) == f"unknown option {name!r}: {hint}"
+
+
+def test_connect_checks_options_at_once() -> None:
+    options: dict[str, Any] = {"connect_timeout": "5"}
+    with pytest.raises(InvalidOptionError, match=r"^bad value for connect_timeout: '5': "):
+        connect("h:1", **options)
+
+
+def test_an_option_that_is_no_name_is_refused_by_python() -> None:
+    options: dict[Any, Any] = {1: 2}
+    with pytest.raises(TypeError):
+        connect("h:1", **options)
+
+
+# --- anything at all
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.complex_numbers()
+    | st.text()
+    | st.binary()
+    | st.sampled_from(["off", "on", "starttls", CONTEXT, object(), SocketOptions])
+)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.sets(SCALARS),
+    max_leaves=5,
+)
+GOOD = {
+    "secure_transport": st.sampled_from(["off", "on", "starttls"]),
+    "allow_half_open": st.booleans(),
+    "sni": st.sampled_from(["h", "db.example", "192.0.2.1", "::1"]),
+    "alpn": st.lists(st.text(st.characters(codec="ascii"), min_size=1), min_size=1),
+    "ssl_context": st.just(CONTEXT),
+    "connect_timeout": st.floats(min_value=0, exclude_min=True) | st.integers(min_value=1),
+}
+OPTIONS = st.fixed_dictionaries(
+    {}, optional={name: good | ANYTHING for name, good in GOOD.items()}
+)
+
+
+@given(OPTIONS | st.dictionaries(st.text(max_size=20) | st.sampled_from(NAMES), ANYTHING))
+@example({"connect_timeout": 10**400})  # more than a float can hold
+@example({"connect_timeout": -(10**5000)})  # more digits than repr() writes
+@example({"secure_transport": 10**5000})
+@example(tls(alpn=[10**5000]))
+@example({"sni": 10**5000})
+def test_anything_gives_options_or_an_invalid_option_error(options: dict[str, Any]) -> None:
+    try:
+        parsed = parse_options(options)
+    except InvalidOptionError as exc:
+        message = str(exc)
+        assert any(name in message or repr(name) in message for name in options)
+        assert len(message) < 500
+        return
+    assert set(options) <= set(NAMES)
+    assert parsed.secure_transport in {"off", "on", "starttls"}
+    assert isinstance(parsed.allow_half_open, bool)
+    assert type(parsed.connect_timeout) is float
+    assert parsed.connect_timeout > 0
+    if parsed.secure_transport == "off":
+        assert (parsed.sni, parsed.alpn, parsed.ssl_context) == (None, None, None)
+    if parsed.alpn is not None:
+        # What the ssl module asks for, so it cannot fail later, in the middle of a handshake.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_alpn_protocols(list(parsed.alpn))
+
+
+@given(st.fixed_dictionaries({}, optional=GOOD))
+def test_good_values_are_taken_as_they_are(options: dict[str, Any]) -> None:
+    if options.get("secure_transport", "off") == "off":
+        for name in ("sni", "alpn", "ssl_context"):
+            options.pop(name, None)
+    parsed = parse_options(options)
+    for name, value in options.items():
+        assert getattr(parsed, name) == (tuple(value) if name == "alpn" else value)

@@ -1,0 +1,332 @@
+"""What users write, and the types it has. Checked by mypy and pyright; never run.
+
+Both the types in the package and stubs/, the page that says the same, must pass.
+"""
+
+# pyright: reportUnusedVariable=false
+
+from __future__ import annotations
+
+import socket as stdlib
+import ssl
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from typing import Any, Literal
+
+import anyio
+from anyio.abc import (
+    AnyByteReceiveStream,
+    AnyByteSendStream,
+    AnyByteStream,
+    ByteReceiveStream,
+    ByteSendStream,
+    ByteStream,
+    SocketAttribute,
+    TaskGroup,
+)
+from anyio.streams.buffered import BufferedByteReceiveStream, BufferedByteStream
+from anyio.streams.stapled import StapledByteStream
+from anyio.streams.text import TextReceiveStream, TextSendStream, TextStream
+from typing_extensions import assert_type
+
+from anyio_connect import (
+    BrokenError,
+    ClosedError,
+    ConnectError,
+    ConnectTimeoutError,
+    InvalidAddressError,
+    InvalidOptionError,
+    PendingError,
+    ReadableStream,
+    RefusedError,
+    ResolveError,
+    Socket,
+    SocketAddress,
+    SocketError,
+    SocketFuture,
+    SocketInfo,
+    SocketOptions,
+    StartTLSError,
+    WritableStream,
+    connect,
+)
+
+Mode = Literal["off", "on", "starttls"]
+
+
+# --- connect()
+
+
+def addresses(host: str, port: int) -> None:
+    assert_type(connect("db.example:5432"), Socket)
+    assert_type(connect("[::1]:5432"), Socket)
+    assert_type(connect(("db.example", 5432)), Socket)
+    assert_type(connect((host, port)), Socket)
+    assert_type(connect(SocketAddress("db.example", 5432)), Socket)
+    assert_type(connect(SocketAddress(hostname=host, port=port)), Socket)
+    address = SocketAddress("db.example", 5432)
+    assert_type(address.hostname, str)
+    assert_type(address.port, int)
+    hostname, number = address
+    assert_type(hostname, str)
+    assert_type(number, int)
+
+
+def options(group: TaskGroup, mode: Mode, context: ssl.SSLContext) -> None:
+    assert_type(connect("h:1", task_group=group), Socket)
+    assert_type(connect("h:1", task_group=None), Socket)
+    assert_type(connect("h:1", secure_transport="off"), Socket)
+    assert_type(connect("h:1", secure_transport="starttls"), Socket)
+    assert_type(connect("h:1", secure_transport=mode), Socket)
+    assert_type(connect("h:1", allow_half_open=True), Socket)
+    assert_type(connect("h:1", secure_transport="on", sni="db.example"), Socket)
+    assert_type(connect("h:1", secure_transport="on", alpn=["h2", "http/1.1"]), Socket)
+    assert_type(connect("h:1", secure_transport="on", alpn=("h2",)), Socket)
+    assert_type(connect("h:1", secure_transport="on", ssl_context=context), Socket)
+    assert_type(connect("h:1", connect_timeout=2.5), Socket)
+    assert_type(connect("h:1", connect_timeout=5), Socket)
+    # A str is a Sequence[str], so no checker can tell that this raises InvalidOptionError.
+    connect("h:1", secure_transport="on", alpn="h2")
+
+
+def options_made_elsewhere(group: TaskGroup) -> None:
+    none: SocketOptions = {}
+    some: SocketOptions = {"secure_transport": "on", "connect_timeout": 5}
+    some["alpn"] = ["h2"]
+    assert_type(some["alpn"][0], str)
+    assert_type(some.get("sni"), str | None)
+    assert_type(connect("h:1", **none), Socket)
+    assert_type(connect("h:1", **some), Socket)
+    assert_type(connect("h:1", task_group=group, **SocketOptions(allow_half_open=True)), Socket)
+
+
+def wrapped(address: str, dial: Callable[[str], Socket] = connect) -> Socket:
+    return dial(address)
+
+
+# --- Socket
+
+
+async def entered() -> None:
+    async with connect("h:1") as socket:
+        assert_type(socket, Socket)
+        await socket.send(b"ping")
+        assert_type(await socket.receive(), bytes)
+
+
+async def attributes(socket: Socket) -> None:
+    assert_type(socket.readable, ReadableStream)
+    assert_type(socket.writable, WritableStream)
+    assert_type(socket.opened, SocketFuture[SocketInfo])
+    assert_type(socket.closed, SocketFuture[None])
+    assert_type(socket.upgraded, bool)
+    assert_type(socket.secure_transport, Mode)
+
+
+async def methods(socket: Socket, view: memoryview) -> None:
+    assert_type(await socket.receive(), bytes)
+    assert_type(await socket.receive(10), bytes)
+    assert_type(await socket.receive(max_bytes=10), bytes)
+    assert_type(await socket.send(b"data"), None)
+    assert_type(await socket.send(bytearray(b"data")), None)
+    assert_type(await socket.send(view), None)
+    assert_type(await socket.send_eof(), None)
+    assert_type(await socket.close(), None)
+    assert_type(await socket.aclose(), None)
+    async for chunk in socket:
+        assert_type(chunk, bytes)
+
+
+class Mine(Socket):
+    pass
+
+
+async def subclass(socket: Mine) -> None:
+    async with socket as same:
+        assert_type(same, Mine)
+
+
+async def typed_attributes(socket: Socket) -> None:
+    assert_type(socket.extra(SocketAttribute.remote_port), int)
+    assert_type(socket.readable.extra(SocketAttribute.local_port), int)
+    assert_type(socket.writable.extra(SocketAttribute.raw_socket).fileno(), int)
+    assert_type(socket.extra(SocketAttribute.family), stdlib.AddressFamily)
+    assert_type(socket.extra(SocketAttribute.remote_port, None), int | None)
+    assert_type(socket.extra_attributes, Mapping[Any, Callable[[], Any]])
+
+
+# --- the streams
+
+
+async def reading(
+    readable: ReadableStream, writable: WritableStream, file: ByteSendStream
+) -> None:
+    assert_type(await readable.receive(), bytes)
+    assert_type(await readable.receive(1), bytes)
+    assert_type(await readable.receive(max_bytes=1), bytes)
+    async for chunk in readable:
+        assert_type(chunk, bytes)
+    assert_type([chunk async for chunk in readable], list[bytes])
+    async with readable as same:
+        assert_type(same, ReadableStream)
+    assert_type(await readable.aclose(), None)
+    assert_type(await readable.pipe_to(writable), None)
+    assert_type(await readable.pipe_to(connect("h:1")), None)
+    assert_type(await readable.pipe_to(file, prevent_close=True), None)
+    await readable.pipe_to(file, prevent_abort=True, prevent_cancel=True)
+
+
+async def writing(writable: WritableStream, view: memoryview, error: ValueError) -> None:
+    assert_type(await writable.send(b"data"), None)
+    assert_type(await writable.send(bytearray(b"data")), None)
+    assert_type(await writable.send(view), None)
+    assert_type(await writable.send_eof(), None)
+    assert_type(await writable.aclose(), None)
+    assert_type(await writable.abort(), None)
+    assert_type(await writable.abort(error), None)
+    assert_type(await writable.abort(reason="bad header"), None)
+    async with writable as same:
+        assert_type(same, WritableStream)
+
+
+# --- as AnyIO's streams
+
+
+def takes_stream(stream: ByteStream) -> None: ...
+def takes_receive_stream(stream: ByteReceiveStream) -> None: ...
+def takes_send_stream(stream: ByteSendStream) -> None: ...
+def takes_any_stream(stream: AnyByteStream) -> None: ...
+def takes_any_receive_stream(stream: AnyByteReceiveStream) -> None: ...
+def takes_any_send_stream(stream: AnyByteSendStream) -> None: ...
+
+
+def as_anyio_streams(socket: Socket) -> None:
+    takes_stream(socket)
+    takes_receive_stream(socket)
+    takes_receive_stream(socket.readable)
+    takes_send_stream(socket)
+    takes_send_stream(socket.writable)
+    takes_any_stream(socket)
+    takes_any_receive_stream(socket)
+    takes_any_receive_stream(socket.readable)
+    takes_any_send_stream(socket)
+    takes_any_send_stream(socket.writable)
+
+
+async def in_anyio_streams(socket: Socket) -> None:
+    assert_type(await BufferedByteStream(socket).receive_exactly(4), bytes)
+    assert_type(await BufferedByteReceiveStream(socket.readable).receive_until(b"\n", 99), bytes)
+    assert_type(await TextStream(socket).receive(), str)
+    assert_type(await TextReceiveStream(socket.readable).receive(), str)
+    assert_type(await TextSendStream(socket.writable).send("text"), None)
+    stapled = StapledByteStream(socket.writable, socket.readable)
+    assert_type(await stapled.receive(), bytes)
+    await anyio.aclose_forcefully(socket)
+    await anyio.aclose_forcefully(socket.writable)
+
+
+# --- futures
+
+
+async def awaiting(socket: Socket) -> None:
+    info = await socket.opened
+    assert_type(info, SocketInfo)
+    assert_type(info.remote_address, str | None)
+    assert_type(info.local_address, str | None)
+    assert_type(info.alpn, str | None)
+    assert_type(await socket.closed, None)
+
+
+def asking(socket: Socket) -> None:
+    assert_type(socket.opened.done(), bool)
+    assert_type(socket.opened.result(), SocketInfo)
+    assert_type(socket.closed.result(), None)
+    assert_type(socket.opened.exception(), SocketError | None)
+    if error := socket.closed.exception():
+        assert_type(error, SocketError)
+        assert_type(error.code, str)
+
+
+def covariant(future: SocketFuture[SocketInfo]) -> SocketFuture[object]:
+    return future
+
+
+async def as_awaitables(socket: Socket) -> None:
+    async def wait(what: Awaitable[object]) -> None:
+        await what
+
+    await wait(socket.opened)
+    await wait(socket.closed)
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait, socket.opened)
+    assert_type(socket.opened.__await__(), Generator[object, None, SocketInfo])
+
+
+async def shared(futures: list[SocketFuture[Any]]) -> bool:
+    return all(future.done() for future in futures)
+
+
+def information() -> None:
+    assert_type(SocketInfo("192.0.2.1:80", None), SocketInfo)
+    info = SocketInfo(remote_address=None, local_address=None, alpn="h2")
+    assert_type(info == SocketInfo(None, None), bool)
+    assert_type({info: 1}[info], int)
+
+
+# --- errors
+
+
+def codes(error: SocketError) -> None:
+    assert_type(error.code, str)
+    assert_type(SocketError.code, str)
+    assert_type(BrokenError.code, str)
+    assert_type(error.__cause__, BaseException | None)
+
+
+def connect_errors(error: ConnectError) -> None:
+    assert_type(error.code, str)
+    assert_type(error.attempts, tuple[ConnectError, ...])
+    assert_type(error.errno, int | None)
+    assert_type([str(attempt) for attempt in error.attempts], list[str])
+    # Tests of other people's code raise these.
+    assert_type(ConnectError("no"), ConnectError)
+    assert_type(RefusedError("no", attempts=(error,)), RefusedError)
+    assert_type(ResolveError("no", attempts=()), ResolveError)
+    assert_type(ConnectTimeoutError("no"), ConnectTimeoutError)
+    assert_type(ClosedError("no"), ClosedError)
+
+
+def caught_as_before() -> None:
+    everything: list[type[SocketError]] = [
+        BrokenError,
+        ClosedError,
+        ConnectError,
+        ConnectTimeoutError,
+        InvalidAddressError,
+        InvalidOptionError,
+        PendingError,
+        RefusedError,
+        ResolveError,
+        StartTLSError,
+    ]
+    as_os_errors: list[type[OSError]] = [ConnectError, ConnectTimeoutError]
+    as_value_errors: list[type[ValueError]] = [InvalidAddressError, InvalidOptionError]
+    as_runtime_errors: list[type[RuntimeError]] = [PendingError, StartTLSError]
+    as_refused: type[ConnectionRefusedError] = RefusedError
+    as_timeout: type[TimeoutError] = ConnectTimeoutError
+    as_gaierror: type[stdlib.gaierror] = ResolveError
+    as_closed: type[anyio.ClosedResourceError] = ClosedError
+    as_broken: type[anyio.BrokenResourceError] = BrokenError
+
+
+async def handling(socket: Socket) -> str:
+    try:
+        await socket.opened
+    except (RefusedError, ResolveError) as exc:
+        assert_type(exc.attempts, tuple[ConnectError, ...])
+        return exc.code
+    except ConnectError as exc:
+        return exc.code if exc.errno is None else str(exc.errno)
+    except SocketError as exc:
+        assert_type(exc, SocketError)
+        return exc.code
+    return "open"

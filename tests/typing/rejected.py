@@ -1,0 +1,164 @@
+"""What must not type-check. Never run.
+
+Each line carries the errors that mypy and pyright must find in it; a line in which one of
+them no longer does is an error itself (warn_unused_ignores, reportUnnecessaryTypeIgnoreComment).
+"""
+
+# pyright: reportUnusedVariable=false
+# The type of an attribute that does not exist is unknown, which goes without saying:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+from anyio.abc import SocketAttribute
+
+from anyio_connect import (
+    ConnectError,
+    ReadableStream,
+    Socket,
+    SocketAddress,
+    SocketError,
+    SocketFuture,
+    SocketInfo,
+    SocketOptions,
+    WritableStream,
+    connect,
+)
+
+# --- connect()
+
+
+def addresses(info: SocketInfo) -> None:
+    connect()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    connect(5432)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect(b"h:1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect("h", 1)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+    connect(("h", "1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect(("h",))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect(("h", 1, 0, 0))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect(["h", 1])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect(None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect(info.remote_address)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    SocketAddress("h", "1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    SocketAddress(b"h", 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    SocketAddress("h:1")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def options(socket: Socket, several: dict[str, bool]) -> None:
+    connect("h:1", secure_transport="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect("h:1", secure_transport=True)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect("h:1", secure_transport=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect("h:1", secureTransport="on")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    connect("h:1", allowHalfOpen=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    connect("h:1", allow_half_open="no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect("h:1", sni=b"h")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect("h:1", alpn={"h2"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect("h:1", alpn=[b"h2"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    connect("h:1", ssl_context=True)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect("h:1", connect_timeout="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect("h:1", connect_timeout=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect("h:1", task_group=socket)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect("h:1", {"allow_half_open": True})  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+    connect("h:1", **several)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def options_made_elsewhere() -> None:
+    wrong_name: SocketOptions = {"allowHalfOpen": True}  # type: ignore[typeddict-unknown-key]  # pyright: ignore[reportAssignmentType]
+    wrong_value: SocketOptions = {"secure_transport": "tls"}  # type: ignore[typeddict-item]  # pyright: ignore[reportAssignmentType]
+    SocketOptions(timeout=5)  # type: ignore[typeddict-unknown-key]  # pyright: ignore[reportCallIssue]
+
+
+# --- Socket
+
+
+async def not_made_by_hand() -> None:
+    Socket()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    ReadableStream()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    WritableStream()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    SocketFuture()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await connect("h:1")  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+    with connect("h:1"):  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]
+        pass
+
+
+def read_only(socket: Socket, other: Socket) -> None:
+    socket.opened = other.opened  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    socket.closed = other.closed  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    socket.readable = other.readable  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    socket.writable = other.writable  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    socket.upgraded = True  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    socket.secure_transport = "on"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def no_such_mode(socket: Socket) -> bool:
+    return socket.secure_transport == "tls"  # type: ignore[comparison-overlap]  # pyright: ignore[reportUnnecessaryComparison]
+
+
+def opened_is_no_method(socket: Socket) -> None:
+    socket.opened()  # type: ignore[operator]  # pyright: ignore[reportCallIssue]
+
+
+def typed_attributes(socket: Socket) -> None:
+    name: str = socket.extra(SocketAttribute.remote_port)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+
+# --- the streams
+
+
+async def sending(socket: Socket, writable: WritableStream) -> None:
+    await writable.send("text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await writable.send([1, 2])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await writable.send(None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await writable.send()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await socket.send("text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await writable.receive()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+async def receiving(readable: ReadableStream) -> None:
+    text: str = await readable.receive()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    await readable.receive("10")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await readable.receive(None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await readable.send(b"data")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    for _ in readable:  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]
+        pass
+
+
+async def piping(readable: ReadableStream, writable: WritableStream) -> None:
+    await readable.pipe_to(readable)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await readable.pipe_to(writable, True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await readable.pipe_to(writable, preventClose=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+# --- futures
+
+
+async def futures(socket: Socket) -> None:
+    address: str = await socket.opened  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    info: SocketInfo = socket.opened  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    number: SocketFuture[int] = socket.opened  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    error: OSError | None = socket.opened.exception()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    socket.opened.cancel()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    socket.opened.set_result(info)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def information(info: SocketInfo) -> None:
+    info.alpn = "h2"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    info.remote_address.split(":")  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
+    SocketInfo()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def addresses_are_tuples(address: SocketAddress) -> None:
+    address.port = 80  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# --- errors
+
+
+def errors(error: SocketError, failed: ConnectError) -> None:
+    error.attempts  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    error.code = "mine"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    number: int = error.code  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    code: int = failed.errno  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    ConnectError()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    ConnectError(111, "refused")  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+    ConnectError("no", attempts=[failed])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
