@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._address import SocketAddress, format_address
 from ._errors import ConnectError, attempt_failed, dial_failed, no_such_zone, resolve_failed
-from ._transport import ForeignTransport, TCPTransport, Transport
+from ._transport import ForeignTransport, TCPTransport, Transport, host_and_port
 
 #: RFC 8305 section 5, "Connection Attempt Delay", in seconds.
 HAPPY_EYEBALLS_DELAY = 0.25
@@ -24,7 +24,7 @@ class Endpoint(NamedTuple):
     sockaddr: tuple[Any, ...]
 
     def __str__(self) -> str:
-        return format_address(self.sockaddr[0], self.sockaddr[1])
+        return format_address(*host_and_port(self.sockaddr))
 
 
 async def dial(address: SocketAddress, attempts: list[ConnectError]) -> Transport:
@@ -130,7 +130,7 @@ async def _connect(endpoint: Endpoint) -> Transport:
     except NotImplementedError:
         # No waiting for sockets on this platform's event loop: AnyIO's own stream it is.
         sock.close()
-        host, port = endpoint.sockaddr[:2]
+        host, port = host_and_port(endpoint.sockaddr)
         return ForeignTransport(await anyio.connect_tcp(host, port))
     except BaseException:
         sock.close()

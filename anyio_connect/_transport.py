@@ -87,6 +87,14 @@ class Transport(ByteStream):
         """
 
 
+def host_and_port(sockaddr: tuple[Any, ...]) -> tuple[str, int]:
+    """The first two parts of a socket address, with the zone that IPv6 has in its fourth."""
+    host, port, *rest = sockaddr
+    if len(rest) == 2 and rest[1] and "%" not in host:
+        host = f"{host}%{socket.if_indextoname(rest[1])}"
+    return host, port
+
+
 class TCPTransport(Transport):
     """A connected, non-blocking TCP socket, under whichever event loop is running.
 
@@ -99,8 +107,8 @@ class TCPTransport(Transport):
         self._closed = False
         self._error: OSError | None = None  # a reset; the kernel tells of it only once
         # Read now: the names are wanted after close too, and getpeername() fails after a reset.
-        self._local = sock.getsockname()
-        self._remote = sock.getpeername()
+        self._local = host_and_port(sock.getsockname())
+        self._remote = host_and_port(sock.getpeername())
         with suppress(OSError):  # refused by some systems when the peer has already gone
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -237,10 +245,10 @@ class TCPTransport(Transport):
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         attributes: dict[Any, Callable[[], Any]] = {
             SocketAttribute.family: lambda: self._sock.family,
-            SocketAttribute.local_address: lambda: self._local[:2],
+            SocketAttribute.local_address: lambda: self._local,
             SocketAttribute.local_port: lambda: self._local[1],
             SocketAttribute.raw_socket: lambda: self._sock,
-            SocketAttribute.remote_address: lambda: self._remote[:2],
+            SocketAttribute.remote_address: lambda: self._remote,
             SocketAttribute.remote_port: lambda: self._remote[1],
         }
         return attributes

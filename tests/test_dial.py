@@ -216,6 +216,12 @@ async def test_a_race_cancelled_at_any_moment_leaves_nothing(
             pytest.fail("the dial never got through")
 
 
+def test_a_zone_is_shown_by_name() -> None:
+    name = stdlib.if_indextoname(1)
+    assert str(_dial.Endpoint(stdlib.AF_INET6, ("fe80::1", 9, 0, 1))) == f"[fe80::1%{name}]:9"
+    assert str(_dial.Endpoint(stdlib.AF_INET6, ("::1", 9, 0, 0))) == "[::1]:9"
+
+
 async def test_too_many_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_more(*_: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
