@@ -232,7 +232,10 @@ class Connection:
             with anyio.CancelScope() as self._dialling:
                 made = await self._opener.open()
         except SocketError as exc:
-            await self._tell(Event.DIAL_FAILED, exc)
+            try:
+                await self._opener.discard()
+            finally:
+                await self._tell(Event.DIAL_FAILED, exc)
         except BaseException:
             self._ask(Event.DIAL_CANCELLED)
             raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 import sys
 from typing import ClassVar
 
@@ -59,6 +60,10 @@ class ConnectError(SocketError, OSError):
         super().__init__(message)
         self.attempts = attempts
 
+    def __str__(self) -> str:
+        # OSError and ssl.SSLError would each have their own way with errno and args.
+        return str(self.args[0])
+
 
 class ResolveError(ConnectError, socket.gaierror):
     """The host name has no usable address."""
@@ -76,6 +81,14 @@ class ConnectTimeoutError(ConnectError, TimeoutError):
     """``connect_timeout`` ran out, or the operating system gave up waiting."""
 
     code: ClassVar[str] = "connect_timeout"
+
+
+class TLSError(ConnectError, ssl.SSLError):
+    """The TLS handshake failed. Where a certificate was turned away, ``__cause__`` is an
+    ``ssl.SSLCertVerificationError``, whose ``verify_code`` says why.
+    """
+
+    code: ClassVar[str] = "tls_failed"
 
 
 class StartTLSError(SocketError, RuntimeError):
