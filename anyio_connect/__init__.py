@@ -14,6 +14,7 @@ from ._errors import RefusedError as RefusedError
 from ._errors import ResolveError as ResolveError
 from ._errors import SocketError as SocketError
 from ._errors import StartTLSError as StartTLSError
+from ._errors import TLSError as TLSError
 from ._future import SocketFuture as SocketFuture
 from ._options import SocketOptions as SocketOptions
 from ._socket import Socket as Socket
@@ -38,6 +39,7 @@ __all__ = (
     "SocketInfo",
     "SocketOptions",
     "StartTLSError",
+    "TLSError",
     "WritableStream",
     "connect",
 )

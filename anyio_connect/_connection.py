@@ -232,7 +232,10 @@ class Connection:
             with anyio.CancelScope() as self._dialling:
                 made = await self._opener.open()
         except SocketError as exc:
-            await self._tell(Event.DIAL_FAILED, exc)
+            try:
+                await self._opener.discard()
+            finally:
+                await self._tell(Event.DIAL_FAILED, exc)
         except BaseException:
             self._ask(Event.DIAL_CANCELLED)
             raise
@@ -458,7 +461,7 @@ class Connection:
     # --- upgrading
 
     def upgrade(self) -> None:
-        """Give the connection up to a TLS socket; see :meth:`take_over`."""
+        """Give the connection up to another, which calls :meth:`surrender` or :meth:`disown`."""
         effects = step(self._state, Event.UPGRADE).effects
         verdict = self._ask(Event.UPGRADE)
         if verdict is Verdict.FAILED or verdict is Verdict.BROKEN:
@@ -467,6 +470,22 @@ class Connection:
             assert verdict is not None
             raise StartTLSError(_WHY_NO_UPGRADE[verdict])
         self._settle(effects, None)
+
+    async def surrender(self) -> Transport:
+        """The transport, once it is made and what was handed to send has gone out.
+
+        :raises SocketError: it cannot be made, or broke
+        """
+        await self.opened
+        while self._state.outbound is Outbound.FLUSHING:
+            await self._change()
+        if self._state.outbound is not Outbound.CLOSED:
+            raise self._broken().with_traceback(None)
+        return self._transport
+
+    async def disown(self) -> None:
+        """Let go of a connection that was given up to another, which does not want it."""
+        await self._tell(Event.DISOWN)
 
 
 _CLOSED = {

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-import anyio
 from anyio.abc import TaskGroup
 from typing_extensions import Unpack
 
-from ._address import SocketAddress, format_address, parse_address
-from ._connection import Connection, SocketInfo, info_of
-from ._dial import dial
-from ._errors import ConnectError, SocketError, dial_timed_out
-from ._options import Options, SocketOptions, parse_options
+from ._address import SocketAddress, parse_address
+from ._errors import SocketError
+from ._open import Dialled, Target
+from ._options import SocketOptions, parse_options
 from ._socket import Socket
-from ._transport import Transport
 
 
 def connect(
@@ -34,44 +31,13 @@ def connect(
     :raises InvalidAddressError: the address names no TCP endpoint
     :raises InvalidOptionError: an option is unknown, has a bad value, or contradicts another
     """
-    where = parse_address(address)
-    checked = parse_options(options)
-    connection = Connection(
-        _Dialler(where, checked),
-        half_open=checked.allow_half_open,
-        starttls=checked.secure_transport == "starttls",
-    )
-    socket = Socket(
-        connection, name=format_address(*where), secure_transport=checked.secure_transport
-    )
+    target = Target(parse_address(address), parse_options(options))
+    socket = Socket(Dialled(target), target)
     if task_group is not None:
-        task_group.start_soon(_open_now, socket, name=f"connect {format_address(*where)}")
+        task_group.start_soon(_open_now, socket, name=f"connect {target}")
     return socket
 
 
 async def _open_now(socket: Socket) -> None:
     with suppress(SocketError):  # the futures have it
         await socket.opened
-
-
-class _Dialler:
-    """Makes the connection of a socket that ``connect()`` returned."""
-
-    def __init__(self, address: SocketAddress, options: Options) -> None:
-        self._address = address
-        self._options = options
-
-    async def open(self) -> tuple[Transport, SocketInfo]:
-        attempts: list[ConnectError] = []
-        with anyio.move_on_after(self._options.connect_timeout):
-            transport = await dial(self._address, attempts)
-            return transport, info_of(transport)
-        raise dial_timed_out(
-            format_address(*self._address),
-            self._address.port,
-            self._options.connect_timeout,
-            tuple(attempts),
-        )
-
-    async def discard(self) -> None:
-        """Nothing is held before it is opened."""

@@ -9,6 +9,7 @@ AnyIO's own classes say them exactly: ``anyio.EndOfStream`` (the peer ended) and
 import errno
 import re
 import socket
+import ssl
 import sys
 from typing import Any, ClassVar
 
@@ -62,6 +63,10 @@ class ConnectError(SocketError, OSError):
         # For pickle and copy: OSError keeps errno outside of __dict__, and would lose it here.
         return type(self), self.args, {**vars(self), "errno": self.errno}
 
+    def __str__(self) -> str:
+        # OSError and ssl.SSLError would each have their own way with errno and args.
+        return str(self.args[0])
+
 
 class ResolveError(ConnectError, socket.gaierror):
     """The host name has no usable address."""
@@ -79,6 +84,16 @@ class ConnectTimeoutError(ConnectError, TimeoutError):
     """``connect_timeout`` ran out, or the operating system gave up waiting."""
 
     code: ClassVar[str] = "connect_timeout"
+
+
+class TLSError(ConnectError, ssl.SSLError):
+    """The TLS handshake failed.
+
+    Where a certificate was turned away, ``__cause__`` is an ``ssl.SSLCertVerificationError``,
+    whose ``verify_code`` says why.
+    """
+
+    code: ClassVar[str] = "tls_failed"
 
 
 class StartTLSError(SocketError, RuntimeError):

@@ -104,6 +104,7 @@ class Event(_Name):
     SHUT = auto()  #: the transport is closed
     FORCE = auto()  #: who called close() was cancelled: wait for nothing
     UPGRADE = auto()  #: may I? start_tls()
+    DISOWN = auto()  #: the TLS socket that start_tls() returned will never take over
 
 
 class Verdict(_Name):
@@ -158,12 +159,14 @@ _D, _L, _I, _O, _E, _V, _F = Dial, Link, Inbound, Outbound, Event, Verdict, Effe
 # facet -> state -> event -> next state, or (next state, verdict or effect ...)
 TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
     "dial": {
-        _D.IDLE: {_E.DIAL: _D.RUNNING},
+        _D.IDLE: {_E.DIAL: _D.RUNNING, _E.DISOWN: (_D.FAILED, _F.REJECT_OPENED)},
         _D.RUNNING: {
+            _E.DISOWN: (_D.FAILED, _F.CANCEL_DIAL, _F.REJECT_OPENED),
             _E.DIALLED: (_D.DONE, _F.RESOLVE_OPENED),
             _E.DIAL_CANCELLED: _D.IDLE,
             _E.DIAL_FAILED: (_D.FAILED, _F.REJECT_OPENED),
         },
+        _D.DONE: {_E.DISOWN: (_D.DONE, _F.FINISH)},
         # close() came while the attempt was succeeding.
         _D.FAILED: {_E.DIALLED: (_D.FAILED, _F.DISCARD)},
     },
@@ -280,6 +283,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.RESET_UNREAD: _O.BROKEN,
             _E.ABORT: _O.BROKEN,
             _E.FORCE: _O.CLOSED,
+            _E.DISOWN: (_O.BROKEN, _F.DROP),
         },
         _O.TORN: {
             _E.SEND: (_O.TORN, _V.BROKEN),
@@ -287,6 +291,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.RESET: _O.BROKEN,
             _E.RESET_UNREAD: _O.BROKEN,
             _E.ABORT: _O.BROKEN,
+            _E.DISOWN: (_O.BROKEN, _F.DROP),
         },
         _O.BROKEN: {
             _E.SEND: (_O.BROKEN, _V.BROKEN),

@@ -50,6 +50,8 @@ class Options:
     alpn: tuple[str, ...] | None = None
     ssl_context: ssl.SSLContext | None = None
     connect_timeout: float = math.inf
+    #: Of ``start_tls()``: whom the certificate must be for, in place of the address's host.
+    server_hostname: str | None = None
 
 
 _NAMES = tuple(SocketOptions.__annotations__)
@@ -76,6 +78,8 @@ def parse_options(options: Mapping[str, object]) -> Options:
                     f"{name}={quote(options[name])} has no effect with secure_transport='off': "
                     "leave it out, or set secure_transport to 'on' or 'starttls'"
                 )
+    if "alpn" in options and "ssl_context" in options:
+        raise alpn_conflict()
     half_open = options.get("allow_half_open", False)
     if not isinstance(half_open, bool):
         raise _bad("allow_half_open", half_open, "must be True or False")
@@ -116,6 +120,13 @@ def check_alpn(value: object) -> tuple[str, ...]:
         if not isinstance(name, str) or not name.isascii() or not 1 <= len(name) <= 255:
             raise _bad("alpn", value, f"{quote(name)} is not a name of 1 to 255 ASCII characters")
     return tuple(value)
+
+
+def alpn_conflict() -> InvalidOptionError:
+    return InvalidOptionError(
+        "alpn has no effect with an ssl_context of your own, which is never changed: "
+        "call its set_alpn_protocols(), and leave alpn out"
+    )
 
 
 def check_ssl_context(value: object) -> ssl.SSLContext:

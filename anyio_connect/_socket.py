@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from anyio.abc import ByteStream
 from typing_extensions import Self
 
-from ._connection import Connection, SocketInfo
+from ._connection import Connection, Opener, SocketInfo
 from ._future import SocketFuture
 from ._lifecycle import Dial, Link
-from ._options import SecureTransport
+from ._open import TakenOver, Target
+from ._options import (
+    SecureTransport,
+    alpn_conflict,
+    check_alpn,
+    check_server_name,
+    check_ssl_context,
+)
 from ._streams import ReadableStream, WritableStream, attributes_of
 from ._transport import DEFAULT_MAX_BYTES
 
@@ -25,12 +34,15 @@ class Socket(ByteStream):
     goes wherever AnyIO takes one; its methods are those of its two streams.
     """
 
-    def __init__(
-        self, connection: Connection, *, name: str, secure_transport: SecureTransport
-    ) -> None:
+    def __init__(self, opener: Opener, target: Target) -> None:
+        options = target.options
+        connection = Connection(
+            opener,
+            half_open=options.allow_half_open,
+            starttls=options.secure_transport == "starttls",
+        )
         self._connection = connection
-        self._name = name
-        self._secure_transport: SecureTransport = secure_transport
+        self._target = target
         self._readable = ReadableStream(connection)
         self._writable = WritableStream(connection)
 
@@ -72,7 +84,52 @@ class Socket(ByteStream):
     @property
     def secure_transport(self) -> SecureTransport:
         """``"off"``, ``"on"`` (the connection is, or will be, TLS) or ``"starttls"``."""
-        return self._secure_transport
+        return self._target.options.secure_transport
+
+    def start_tls(
+        self,
+        *,
+        expected_server_hostname: str | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        alpn: Sequence[str] | None = None,
+    ) -> Socket:
+        """Return a pending socket that puts TLS on this connection; this one is over.
+
+        For protocols that upgrade in mid-connection, once the peer has agreed to it. This
+        socket's ``upgraded`` turns True, its ``closed`` resolves and its streams raise
+        :class:`ClosedError`. The new socket makes the TLS handshake when it is first needed,
+        within ``connect_timeout`` anew where one was given; a send still in flight here goes
+        out before it. What the peer sent in the clear and nobody read goes to the handshake,
+        which fails: it can never be read as if it had come over TLS. Read the peer's go-ahead
+        and nothing else: bytes that a buffer of yours read ahead are yours to check.
+
+        ``expected_server_hostname``: whom the certificate must be for, in place of the host
+        name connected to. ``ssl_context`` and ``alpn``: in place of those of ``connect()``.
+
+        A handshake that fails, or is cancelled part-way, drops the connection: both futures of
+        the new socket fail with :class:`TLSError`. Source: the WinterTC draft, ``startTls()``.
+
+        :raises StartTLSError: not made with ``secure_transport="starttls"``; closed; ended in
+            one direction; upgraded already; or a receive is in flight. Nothing has changed.
+        :raises InvalidOptionError: an argument has a bad value
+        :raises ConnectError: the connection could not be made
+        :raises BrokenError: the connection was lost, or a send was cut short
+        """
+        changed: dict[str, Any] = {"secure_transport": "on"}
+        if expected_server_hostname is not None:
+            name = check_server_name("expected_server_hostname", expected_server_hostname)
+            changed["server_hostname"] = name
+        if ssl_context is not None:
+            changed["ssl_context"] = check_ssl_context(ssl_context)
+            changed["alpn"] = None  # it brings its own
+        if alpn is not None:
+            changed["alpn"] = check_alpn(alpn)
+        options = replace(self._target.options, **changed)
+        if options.alpn and options.ssl_context:
+            raise alpn_conflict()
+        self._connection.upgrade()
+        target = replace(self._target, options=options)
+        return Socket(TakenOver(self._connection, target), target)
 
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         """As :meth:`ReadableStream.receive`."""
@@ -133,4 +190,4 @@ class Socket(ByteStream):
             word = "pending"
         elif state.dial is Dial.FAILED:
             word = "failed"
-        return f"<Socket {self._name} {word} secure_transport={self._secure_transport!r}>"
+        return f"<Socket {self._target} {word} secure_transport={self.secure_transport!r}>"

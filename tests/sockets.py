@@ -9,8 +9,10 @@ from contextlib import asynccontextmanager, suppress
 
 import anyio
 
-from anyio_connect import Socket, SocketError, SocketFuture, SocketInfo, connect
-from anyio_connect._connection import Connection, info_of
+from anyio_connect import Socket, SocketAddress, SocketError, SocketFuture, SocketInfo, connect
+from anyio_connect._connection import info_of
+from anyio_connect._open import Target
+from anyio_connect._options import Options
 from anyio_connect._transport import TCPTransport, Transport
 from peers import Listener, Peer, listening
 
@@ -32,8 +34,8 @@ class Made:
 
 def socket_over(transport: Transport, *, half_open: bool = False) -> Socket:
     """A pending socket on a transport that exists already."""
-    connection = Connection(Made(transport), half_open=half_open, starttls=False)
-    return Socket(connection, name="test", secure_transport="off")
+    options = Options(allow_half_open=half_open)
+    return Socket(Made(transport), Target(SocketAddress("test", 1), options))
 
 
 @asynccontextmanager

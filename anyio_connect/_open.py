@@ -1,0 +1,89 @@
+"""How the connection of a socket comes about: dialled, or taken over from a plain one for TLS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import anyio
+from anyio.streams.tls import TLSAttribute
+
+from ._address import SocketAddress, format_address
+from ._connection import Connection, SocketInfo, info_of
+from ._dial import dial
+from ._errors import ConnectError, TLSError, dial_timed_out
+from ._options import Options
+from ._tls import start_tls
+from ._tls_errors import handshake_timed_out
+from ._transport import Transport
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a socket goes, and how."""
+
+    address: SocketAddress
+    options: Options
+
+    def __str__(self) -> str:
+        return format_address(*self.address)
+
+    async def secure(self, transport: Transport) -> tuple[Transport, SocketInfo]:
+        """Put TLS on a connected transport."""
+        tls = await start_tls(
+            transport,
+            where=str(self),
+            server_hostname=self.options.server_hostname
+            or self.options.sni
+            or self.address.hostname,
+            alpn=self.options.alpn,
+            context=self.options.ssl_context,
+        )
+        return tls, info_of(tls, tls.extra(TLSAttribute.alpn_protocol))
+
+
+class Dialled:
+    """A new connection: what ``connect()`` gives a socket."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    async def open(self) -> tuple[Transport, SocketInfo]:
+        target = self._target
+        attempts: list[ConnectError] = []
+        transport = None
+        with anyio.move_on_after(target.options.connect_timeout):
+            transport = await dial(target.address, attempts)
+            if target.options.secure_transport == "on":
+                return await target.secure(transport)
+            return transport, info_of(transport)
+        seconds = target.options.connect_timeout
+        if transport is not None:
+            raise handshake_timed_out(str(target), seconds)
+        raise dial_timed_out(str(target), target.address.port, seconds, tuple(attempts))
+
+    async def discard(self) -> None:
+        """Nothing is held before it is opened."""
+
+
+class TakenOver:
+    """TLS on the connection of a plain socket: what ``start_tls()`` gives a socket."""
+
+    def __init__(self, plain: Connection, target: Target) -> None:
+        self._plain = plain
+        self._target = target
+        self._begun = False
+
+    async def open(self) -> tuple[Transport, SocketInfo]:
+        if self._begun:
+            raise TLSError(
+                f"the TLS handshake with {self._target} was cancelled part-way, "
+                "and cannot be begun again on the same connection"
+            )
+        transport = await self._plain.surrender()
+        self._begun = True
+        with anyio.move_on_after(self._target.options.connect_timeout):
+            return await self._target.secure(transport)
+        raise handshake_timed_out(str(self._target), self._target.options.connect_timeout)
+
+    async def discard(self) -> None:
+        await self._plain.disown()
