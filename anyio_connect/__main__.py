@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from . import Socket, SocketError, connect
+from . import InvalidOptionError, Socket, SocketError, connect
+from ._starttls import PRELUDES
 
 _CHUNK = 65536  # bytes
 
@@ -28,7 +30,12 @@ wrong usage
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not (options.tls or options.starttls) and (
+        options.cafile or options.alpn or options.insecure
+    ):
+        parser.error("--cafile, --alpn and --insecure need --tls or --starttls")
     backend = "trio" if options.trio else "asyncio"
     try:
         if options.address == "demo":
@@ -64,6 +71,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="give up connecting after that long"
     )
+    tls = parser.add_argument_group("TLS")
+    mode = tls.add_mutually_exclusive_group()
+    mode.add_argument("--tls", action="store_true", help="speak TLS from the first byte")
+    mode.add_argument(
+        "--starttls",
+        metavar="PROTOCOL",
+        choices=sorted(PRELUDES),
+        help=f"upgrade to TLS as a protocol does it: {', '.join(sorted(PRELUDES))}",
+    )
+    tls.add_argument("--cafile", metavar="FILE", help="trust the certificates in FILE instead")
+    tls.add_argument("--alpn", metavar="NAME", action="append", help="offer a protocol; may recur")
+    tls.add_argument(
+        "--insecure", action="store_true", help="do not check who the peer is (dangerous)"
+    )
     parser.add_argument("--trio", action="store_true", help="run on trio in place of asyncio")
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     return parser
@@ -81,8 +102,37 @@ async def _talk(options: argparse.Namespace) -> None:
     settings: dict[str, Any] = {"allow_half_open": options.half_open}
     if options.timeout is not None:
         settings["connect_timeout"] = options.timeout
+    if options.tls or options.starttls:
+        settings["secure_transport"] = "on" if options.tls else "starttls"
+        if options.cafile or options.insecure:
+            settings["ssl_context"] = _context(options)
+        elif options.alpn:
+            settings["alpn"] = options.alpn
     async with connect(options.address, **settings) as socket:
-        await _relay(socket, half_open=options.half_open)
+        if not options.starttls:
+            await _relay(socket, half_open=options.half_open)
+            return
+        await PRELUDES[options.starttls](socket)
+        async with socket.start_tls() as secure:
+            await _relay(secure, half_open=options.half_open)
+
+
+def _context(options: argparse.Namespace) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=options.cafile)
+    except OSError as exc:
+        raise InvalidOptionError(f"bad value for --cafile: {options.cafile!r}: {exc}") from exc
+    if options.alpn:
+        context.set_alpn_protocols(options.alpn)
+    if options.insecure:
+        print(
+            "anyio_connect: WARNING: --insecure: whoever is in between can read and change "
+            "everything",
+            file=sys.stderr,
+        )
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 async def _relay(socket: Socket, *, half_open: bool) -> None:

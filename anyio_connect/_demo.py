@@ -5,15 +5,20 @@ from __future__ import annotations
 import ast
 import inspect
 import socket as stdlib
+import ssl
 import struct
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import anyio
 from anyio.abc import SocketAttribute, SocketStream
+from anyio.streams.tls import TLSStream
 
-from . import connect
+from . import Socket, SocketError, TLSError, connect
 
-#: Runs line by line. A line that begins with "! " must raise; text that is no code is a heading.
+#: Runs line by line. A line that begins with "! " must fail; the rest, but for code, is prose.
 _SCRIPT = """\
 connect() returns at once. The connection is made when somebody needs it.
 >>> socket = connect(address)
@@ -63,9 +68,54 @@ A reset is an error, never an end.
 ! await socket.receive()
 >>> socket.closed
 
+STARTTLS: plain first, then TLS on the same connection.
+>>> socket = connect(address, secure_transport="starttls", ssl_context=trusting)
+>>> await socket.send(b"STARTTLS?")
+>>> peer = await listener.accept()
+>>> await peer.receive()
+>>> await peer.send(b"go ahead")
+>>> await socket.receive()
+>>> secure = socket.start_tls()
+>>> peer = await handshake(secure, peer)
+>>> socket, secure
+>>> await secure.opened
+>>> await secure.send(b"in secret")
+>>> await peer.receive()
+
+Half-close over TLS: close_notify goes out, and reading goes on.
+>>> await secure.send_eof()
+! await peer.receive()
+>>> await peer.send(b"still talking, in secret")
+>>> await secure.receive()
+>>> await secure.close()
+
+A handshake that fails says why.
+! await tls_pair()
+! await tls_pair(ssl_context=trusting, sni="other.example")
+
 Errors say what happened to what; wrong addresses are refused before any I/O.
 ! await connect(nobody).opened
 ! connect("http://example.com/")
+"""
+
+#: The peer's certificate, and its key, which is a secret to nobody: it is for this alone.
+_CERTIFICATE = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgrjmP0CNuq31VCuOl
+zcB5qU88g5Lq/EK/CVIvBFk3tQWhRANCAASkVbUOxh3ucVYSG832iZpG+D+6qLh1
+TOsgxB574qJeQarGVtPYOA3z3dKEnQxERqWdK/gRXl+TAKu5zZy7oIt5
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBnTCCAUSgAwIBAgIBATAKBggqhkjOPQQDAjAdMRswGQYDVQQDDBJhbnlpb19j
+b25uZWN0IGRlbW8wIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMB0x
+GzAZBgNVBAMMEmFueWlvX2Nvbm5lY3QgZGVtbzBZMBMGByqGSM49AgEGCCqGSM49
+AwEHA0IABKRVtQ7GHe5xVhIbzfaJmkb4P7qouHVM6yDEHnviol5BqsZW09g4DfPd
+0oSdDERGpZ0r+BFeX5MAq7nNnLugi3mjczBxMA8GA1UdEwEB/wQFMAMBAf8wDgYD
+VR0PAQH/BAQDAgKEMBMGA1UdJQQMMAoGCCsGAQUFBwMBMBoGA1UdEQQTMBGCCWxv
+Y2FsaG9zdIcEfwAAATAdBgNVHQ4EFgQUIIiyw6PIchLPuSJU+Q9UtNYFOrIwCgYI
+KoZIzj0EAwIDRwAwRAIgP0LGACEr0ACpg1qzkM0IUKub8y2Sj+FJ2OuC2z9JQS8C
+IFos1CHaxQ+uxLLhU9aDiWtlNnhYFIDsI3ka8PaF5XtZ
+-----END CERTIFICATE-----
 """
 
 
@@ -88,13 +138,38 @@ async def demo() -> None:
         await socket.opened
         return socket, await names["listener"].accept()
 
+    serving, trusting = _contexts()
+
+    async def handshake(socket: Socket, peer: SocketStream | None = None) -> TLSStream:
+        """Make both ends of a handshake, in two tasks; return the peer's end."""
+        made: list[TLSStream] = []
+
+        async def serve() -> None:
+            stream = peer or await names["listener"].accept()
+            with suppress(OSError, anyio.BrokenResourceError):  # the other end says it better
+                made.append(await TLSStream.wrap(stream, server_side=True, ssl_context=serving))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(serve)
+            with suppress(TLSError):
+                await socket.opened
+        socket.opened.result()
+        return made[0]
+
+    async def tls_pair(**options: Any) -> tuple[Socket, TLSStream]:
+        socket = connect(address, secure_transport="on", **options)
+        return socket, await handshake(socket)
+
     names: dict[str, Any] = {
         "address": address,
         "connect": connect,
+        "handshake": handshake,
         "listener": Listener(),
         "nobody": nobody,
         "pair": pair,
         "reset": _reset,
+        "tls_pair": tls_pair,
+        "trusting": trusting,
     }
     try:
         for line in _SCRIPT.splitlines():
@@ -105,9 +180,20 @@ async def demo() -> None:
     finally:
         for peer in peers:
             await peer.aclose()
-        if "socket" in names:
-            await names["socket"].close()
+        for name in ("socket", "secure"):
+            if name in names:
+                await names[name].close()
         await listener.aclose()
+
+
+def _contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """One that serves with the demo's certificate, and one that trusts it."""
+    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    with tempfile.TemporaryDirectory() as directory:  # load_cert_chain() reads only files
+        path = Path(directory) / "demo.pem"
+        path.write_text(_CERTIFICATE, encoding="ascii")
+        serving.load_cert_chain(path)
+        return serving, ssl.create_default_context(cafile=str(path))
 
 
 async def _run(source: str, names: dict[str, Any], *, raises: bool) -> None:
@@ -122,7 +208,7 @@ async def _run(source: str, names: dict[str, Any], *, raises: bool) -> None:
         result = eval(code, names)  # noqa: S307  # our own script, and what is shown is what runs
         if code.co_flags & inspect.CO_COROUTINE:
             result = await result
-    except Exception as exc:
+    except (SocketError, anyio.EndOfStream) as exc:
         if not raises:
             raise
         print(f"    {type(exc).__name__}{': ' if str(exc) else ''}{exc}")

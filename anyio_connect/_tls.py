@@ -358,7 +358,7 @@ class TLSTransport(Transport):
             TLSAttribute.peer_certificate: lambda: engine.getpeercert(binary_form=False),
             TLSAttribute.peer_certificate_binary: lambda: engine.getpeercert(binary_form=True),
             TLSAttribute.server_side: lambda: engine.server_side,
-            TLSAttribute.shared_ciphers: lambda: engine.shared_ciphers(),
+            TLSAttribute.shared_ciphers: engine.shared_ciphers,
             TLSAttribute.ssl_object: lambda: engine,
             TLSAttribute.standard_compatible: lambda: True,
             TLSAttribute.tls_version: engine.version,

@@ -9,6 +9,7 @@ import inspect
 import json
 import pickle
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from anyio_connect import (
     ResolveError,
     SocketError,
     StartTLSError,
+    TLSError,
 )
 from anyio_connect._errors import note_http
 
@@ -89,6 +91,7 @@ ERRORS: dict[type[SocketError], tuple[str, tuple[type[Exception], ...]]] = {
     ResolveError: ("resolve_failed", (ConnectError, socket.gaierror)),
     RefusedError: ("refused", (ConnectError, ConnectionRefusedError)),
     ConnectTimeoutError: ("connect_timeout", (ConnectError, TimeoutError)),
+    TLSError: ("tls_failed", (ConnectError, ssl.SSLError)),
     StartTLSError: ("start_tls", (SocketError, RuntimeError)),
     ClosedError: ("closed", (SocketError, anyio.ClosedResourceError)),
     BrokenError: ("broken", (SocketError, anyio.BrokenResourceError)),
@@ -185,9 +188,9 @@ def test_a_connect_error_made_by_hand_has_no_attempts(cls: type[ConnectError]) -
 LAYERS = [
     {"_errors", "_lifecycle"},
     {"_address", "_future", "_options"},
-    {"_transport"},
-    {"_connection", "_dial"},
-    {"_streams"},
+    {"_tls_errors", "_transport"},
+    {"_connection", "_dial", "_tls"},
+    {"_open", "_streams"},
     {"_socket"},
     {"_connector"},
     {"__init__"},

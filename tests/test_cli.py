@@ -7,14 +7,16 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import trustme
 
 from peers import refusing_address
 from servers import echo, serving
@@ -298,3 +300,118 @@ def test_demo(backend: list[str]) -> None:
         "InvalidAddressError: bad address 'http://example.com/'",
     ):
         assert line in out
+
+
+# --- TLS
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def cafile(authority: trustme.CA, tmp_path: Path) -> str:
+    path = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+def over_tls(
+    authority: trustme.CA, *, name: str = "127.0.0.1", alpn: str | None = None, clear: bytes = b""
+) -> Callable[[socket.socket], None]:
+    """An echo over TLS, which answers what it received only after the client's end of stream."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(name).configure_cert(context)
+    if alpn:
+        context.set_alpn_protocols([alpn])
+
+    def handler(connection: socket.socket) -> None:
+        if clear:
+            connection.sendall(b"220 hello\r\n")
+            for reply in (b"250-first\r\n250 STARTTLS\r\n", clear):
+                while not connection.recv(1000).endswith(b"\r\n"):
+                    pass
+                connection.sendall(reply)
+        with context.wrap_socket(connection, server_side=True) as secure:
+            received = (secure.selected_alpn_protocol() or "").encode()
+            while data := secure.recv(65536):
+                received += data
+            secure.sendall(received)
+            with suppress(OSError):
+                secure.unwrap()
+
+    return handler
+
+
+@backends
+def test_tls_half_closes(backend: list[str], authority: trustme.CA, cafile: str) -> None:
+    data = bytes(range(256)) * 1000
+    with serving(over_tls(authority)) as address:
+        ran = run(address, "--tls", "--cafile", cafile, *backend, data=data)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, data, b"")
+
+
+def test_alpn(authority: trustme.CA, cafile: str) -> None:
+    with serving(over_tls(authority, alpn="b")) as address:
+        ran = run(address, "--tls", "--cafile", cafile, "--alpn", "a", "--alpn", "b")
+    assert (ran.returncode, ran.stdout) == (0, b"b")
+
+
+def test_starttls(authority: trustme.CA, cafile: str) -> None:
+    with serving(over_tls(authority, clear=b"220 go ahead\r\n")) as address:
+        ran = run(address, "--starttls", "smtp", "--cafile", cafile, data=b"in secret")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"in secret", b"")
+
+
+@pytest.mark.parametrize(
+    ("clear", "message"),
+    [
+        (b"502 no\r\n", "the server refused STARTTLS: '502 no'"),
+        (b"220 go ahead\r\n250 injected\r\n", "no TLS with 127.0.0.1:"),
+    ],
+)
+def test_starttls_fails(authority: trustme.CA, cafile: str, clear: bytes, message: str) -> None:
+    with serving(over_tls(authority, clear=clear)) as address:
+        ran = run(address, "--starttls", "smtp", "--cafile", cafile, data=b"in secret")
+    assert (ran.returncode, ran.stdout) == (1, b"")
+    assert ran.stderr.decode().startswith(f"anyio_connect: {message}")
+
+
+def test_an_unknown_certificate(authority: trustme.CA) -> None:
+    with serving(over_tls(authority)) as address:
+        refused = run(address, "--tls")
+        taken = run(address, "--tls", "--insecure", data=b"who is there?")
+    assert refused.returncode == 1
+    assert b"an authority that is not trusted here" in refused.stderr
+    assert taken.returncode == 0
+    assert taken.stdout == b"who is there?"
+    assert taken.stderr.startswith(b"anyio_connect: WARNING: --insecure: ")
+
+
+def test_the_wrong_host(authority: trustme.CA, cafile: str) -> None:
+    with serving(over_tls(authority, name="other.example")) as address:
+        ran = run(address, "--tls", "--cafile", cafile)
+    assert ran.returncode == 1
+    assert b"not for '127.0.0.1' but for 'other.example'" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--cafile", "x"],
+        ["--insecure"],
+        ["--alpn", "x"],
+        ["--tls", "--starttls", "smtp"],
+        ["--starttls", "gopher"],
+    ],
+)
+def test_tls_usage(arguments: list[str]) -> None:
+    ran = run("127.0.0.1:9", *arguments)
+    assert ran.returncode == 2
+
+
+def test_a_cafile_that_is_not_there() -> None:
+    ran = run("127.0.0.1:9", "--tls", "--cafile", "nowhere.pem")
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(b"anyio_connect: bad value for --cafile: 'nowhere.pem'")

@@ -41,9 +41,9 @@ def tls(**options: object) -> dict[str, object]:
         pytest.param({"connect_timeout": 3}, Options(connect_timeout=3.0), id="timeout int"),
         pytest.param({"connect_timeout": math.inf}, Options(), id="timeout inf"),
         pytest.param(
-            {"secure_transport": "starttls", "sni": "h", "alpn": ["a"], "ssl_context": CONTEXT},
-            Options("starttls", sni="h", alpn=("a",), ssl_context=CONTEXT),
-            id="all of TLS with starttls",
+            {"secure_transport": "starttls", "sni": "h", "ssl_context": CONTEXT},
+            Options("starttls", sni="h", ssl_context=CONTEXT),
+            id="starttls with a name and a context",
         ),
     ],
 )
@@ -224,6 +224,14 @@ def test_good_values_are_taken_as_they_are(options: dict[str, Any]) -> None:
     if options.get("secure_transport", "off") == "off":
         for name in ("sni", "alpn", "ssl_context"):
             options.pop(name, None)
+    if "ssl_context" in options:
+        options.pop("alpn", None)
     parsed = parse_options(options)
     for name, value in options.items():
         assert getattr(parsed, name) == (tuple(value) if name == "alpn" else value)
+
+
+@pytest.mark.parametrize("mode", ["on", "starttls"])
+def test_alpn_is_not_set_on_somebody_elses_context(mode: str) -> None:
+    with pytest.raises(InvalidOptionError, match=r"set_alpn_protocols\(\)"):
+        parse_options({"secure_transport": mode, "alpn": ["h2"], "ssl_context": CONTEXT})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+import trustme
 
 import anyio_connect
 from servers import echo, serving
@@ -20,12 +23,33 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 COMMANDS = re.findall(r"^<!-- runs -->\n```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 HOST = "echo.example:7"
+DATABASE = "db.example:5432"
 
 
 @pytest.fixture
 def address() -> Iterator[str]:
     with serving(echo) as address:
         yield address
+
+
+@pytest.fixture
+def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What begins like PostgreSQL, with a certificate that is trusted by default here."""
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with authority.cert_pem.tempfile() as path:
+        monkeypatch.setenv("SSL_CERT_FILE", path)
+        monkeypatch.setattr("anyio_connect._tls._contexts", {})
+
+        def serve(connection: socket.socket) -> None:
+            assert connection.recv(8) == bytes.fromhex("0000000804d2162f")
+            connection.sendall(b"S")
+            with context.wrap_socket(connection, server_side=True) as secure:
+                secure.recv(1)
+
+        with serving(serve) as address:
+            yield address
 
 
 def rows(title: str) -> list[list[str]]:
@@ -45,11 +69,14 @@ def test_the_readme_has_code() -> None:
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("block", BLOCKS)
-def test_block(block: str, backend: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert HOST in block
+def test_block(
+    block: str, backend: str, address: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (HOST in block) != (DATABASE in block)
     run = anyio.run
     monkeypatch.setattr(anyio, "run", lambda main: run(main, backend=backend))
-    exec(compile(block.replace(HOST, address), "README.md", "exec"), {})
+    here = block.replace(HOST, address).replace(DATABASE, database)
+    exec(compile(here, "README.md", "exec"), {})
 
 
 def test_the_first_block_prints_what_it_says(

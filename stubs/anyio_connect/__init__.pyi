@@ -34,6 +34,7 @@ __all__ = (
     "SocketInfo",
     "SocketOptions",
     "StartTLSError",
+    "TLSError",
     "WritableStream",
     "connect",
 )
@@ -70,9 +71,7 @@ class Socket(ByteStream):
     """A TCP connection, to be made or made. A ByteStream: it goes wherever AnyIO takes one."""
 
     # Sockets come from connect().
-    def __init__(
-        self, connection: Never, *, name: Never, secure_transport: Literal["off", "on", "starttls"]
-    ) -> None: ...
+    def __init__(self, opener: Never, target: Never) -> None: ...
     @property
     def readable(self) -> ReadableStream:
         """What the peer sends."""
@@ -90,7 +89,15 @@ class Socket(ByteStream):
         """Whether start_tls() has taken the connection over."""
     @property
     def secure_transport(self) -> Literal["off", "on", "starttls"]:
-        """As it was given to connect()."""
+        """As it was given to connect(); "on" where start_tls() made the socket."""
+    def start_tls(
+        self,
+        *,
+        expected_server_hostname: str | None = None,  # whom the certificate must be for
+        ssl_context: ssl.SSLContext | None = None,  # in place of connect()'s
+        alpn: Sequence[str] | None = None,  # in place of connect()'s
+    ) -> Socket:
+        """Return a pending socket that puts TLS on this connection; this one is over."""
     async def close(self) -> None:
         """Close both directions; any task may, at any time, any number of times."""
     async def aclose(self) -> None:
@@ -223,6 +230,11 @@ class ConnectTimeoutError(ConnectError, TimeoutError):
     """connect_timeout, or the operating system's own limit, ran out."""
 
     code: ClassVar[str] = "connect_timeout"
+
+class TLSError(ConnectError, ssl.SSLError):
+    """The TLS handshake failed; str(error) says whose fault that is."""
+
+    code: ClassVar[str] = "tls_failed"
 
 class StartTLSError(SocketError, RuntimeError):
     """start_tls() cannot work here. The socket is as it was."""

@@ -119,6 +119,9 @@ async def attributes(socket: Socket) -> None:
     assert_type(socket.opened, SocketFuture[SocketInfo])
     assert_type(socket.closed, SocketFuture[None])
     assert_type(socket.upgraded, bool)
+    assert_type(socket.start_tls(), Socket)
+    assert_type(socket.start_tls(expected_server_hostname="h", alpn=["smtp"]), Socket)
+    assert_type(socket.start_tls(ssl_context=ssl.create_default_context()), Socket)
     assert_type(socket.secure_transport, Mode)
 
 

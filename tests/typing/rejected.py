@@ -86,6 +86,7 @@ def read_only(socket: Socket, other: Socket) -> None:
     socket.closed = other.closed  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     socket.readable = other.readable  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     socket.writable = other.writable  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    socket.start_tls("host")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     socket.upgraded = True  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     socket.secure_transport = "on"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
