@@ -1,0 +1,191 @@
+"""Every check of this repository. ``nox`` runs the tests; ``nox -l`` lists all sessions."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_external_run = True
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["tests"]
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+SUPPORTED = nox.project.python_versions(PYPROJECT)
+CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+#: Where the tests leave what they covered, for `coverage`: a directory for each Python.
+COVERED = ROOT / ".nox" / "covered"
+
+#: Branch coverage in percent, all tested Pythons together, below which `coverage` fails.
+COVERAGE_FLOOR = 95
+
+
+def runs(version: str) -> bool:
+    """Whether this machine has that Python. Being on PATH is not enough: it has to start."""
+    command = ["py", f"-{version}"] if os.name == "nt" else [f"python{version}"]
+    try:
+        subprocess.run([*command, "-c", ""], check=True, capture_output=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return True
+
+
+# The Python that runs nox is always tested, so that one Python is enough. Its own directory comes
+# first, because elsewhere on PATH its name may stand for nothing, or for one that does not start.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+FOUND = [version for version in SUPPORTED if version == CURRENT or runs(version)]
+if CURRENT not in FOUND:
+    FOUND.append(CURRENT)  # newer than what pyproject.toml promises: worth a try
+
+
+def group(*names: str) -> list[str]:
+    """What these dependency groups of pyproject.toml ask for.
+
+    They are read here because pip knows ``--group`` only since 25.1.
+    """
+    return list(nox.project.dependency_groups(PYPROJECT, *names))
+
+
+@nox.session(python=FOUND)
+def tests(session: nox.Session) -> None:
+    """Run the tests on every supported Python of this machine. Arguments go to pytest."""
+    missing = [version for version in SUPPORTED if version not in FOUND]
+    if missing:
+        session.warn(f"not tested, because not found here: Python {', '.join(missing)}")
+    # The package as users get it, built and installed: what the tests import is not the work
+    # tree, so a file that is missing from the wheel is missed.
+    session.install(".", *group("test"))
+    data = COVERED / str(session.python)
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+    # Not `coverage run -m pytest`, which would put the work tree on the path; this way coverage
+    # starts by itself in each Python process of the environment, also those that tests start.
+    start = {
+        "COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml"),
+        "COVERAGE_FILE": str(data / "coverage"),
+    }
+    session.run("pytest", *session.posargs, env=start)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Report what the last `tests` covered, and fail if that is too little."""
+    session.install(*group("test"))
+    covered = [str(path) for path in sorted(COVERED.glob("*/"))]
+    if not covered:
+        session.error("nothing to report on: run `nox -s tests coverage`")
+    session.env["COVERAGE_FILE"] = str(COVERED / "coverage")
+    session.run("coverage", "combine", "--keep", *covered)
+    session.run("coverage", "report", f"--fail-under={COVERAGE_FLOOR}")
+
+
+@nox.session
+def floors(session: nox.Session) -> None:
+    """Run the tests with the oldest dependencies that pyproject.toml allows."""
+    oldest = [
+        requirement.replace(">=", "==") for requirement in PYPROJECT["project"]["dependencies"]
+    ]
+    session.install(".", *oldest, *group("test"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Run the linter and check the formatting."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types: the package, the tests, and what users write (tests/typing)."""
+    session.install(".", *group("test", "types"))
+    for version in (SUPPORTED[0], SUPPORTED[-1]):
+        session.run("mypy", f"--python-version={version}", "anyio_connect", "tests", "noxfile.py")
+        session.run("pyright", f"--pythonversion={version}")
+    for platform in ("darwin", "win32"):
+        session.run("mypy", f"--platform={platform}", "anyio_connect")
+    # Is every public name's type known to somebody who only has the wheel?
+    session.run("pyright", "--verifytypes", "anyio_connect", "--ignoreexternal")
+
+
+@nox.session
+def stubs(session: nox.Session) -> None:
+    """Compare stubs/, the public API on a page, with the package at run time."""
+    session.install(".", *group("types"))
+    tmp = Path(session.create_tmp()).resolve()
+    copy = tmp / "stubs"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(ROOT / "stubs", copy)
+    session.env["MYPYPATH"] = str(copy)
+    # The command line is no API.
+    allowed = tmp / "allowed"
+    allowed.write_text("anyio_connect\\.__main__\n", encoding="utf-8")
+    command = ("python", "-m", "mypy.stubtest", "anyio_connect", f"--allowlist={allowed}")
+    # Not from the root, where Python would import the work tree instead of the package installed.
+    with session.chdir(tmp):
+        session.run(*command)
+        # What users write must type-check the same against the page.
+        config = f"--config-file={ROOT / 'pyproject.toml'}"
+        session.run("mypy", config, str(ROOT / "tests" / "typing"))
+        # Left to itself, mypy takes the package's inline types for the stubs, and then compares
+        # the package with itself. So prove each time that it does not.
+        with (copy / "anyio_connect" / "__init__.pyi").open("a", encoding="utf-8") as page:
+            page.write("\ndef only_in_the_stubs() -> None: ...\n")
+        output = session.run(*command, success_codes=[1], silent=True)
+    if "only_in_the_stubs" not in str(output):
+        session.error(f"a wrong stub went unnoticed:\n{output}")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the sdist and, from it, the wheel; look into both; install the wheel and use it."""
+    session.install(*group("build"))
+    tmp = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(tmp, ignore_errors=True)
+    session.run("python", "-m", "build", f"--outdir={tmp}", ".")
+    (sdist,), (wheel,) = tmp.glob("*.tar.gz"), tmp.glob("*.whl")
+    session.run("twine", "check", "--strict", str(sdist), str(wheel))
+
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    package = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "anyio_connect").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    if packed != package or "anyio_connect/py.typed" not in packed:
+        session.error(f"the wheel is not exactly the package: {sorted(packed ^ package)}")
+
+    with tarfile.open(sdist) as archive:
+        shipped = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {"stubs/anyio_connect/__init__.pyi", "tests/conftest.py", "noxfile.py", ".ci/run"}
+    if not wanted <= shipped:
+        session.error(f"missing from the sdist: {sorted(wanted - shipped)}")
+
+    # A clean environment, away from the work tree, which would hide what the wheel lacks.
+    session.run("python", "-m", "venv", str(tmp / "clean"))
+    scripts = tmp / "clean" / ("Scripts" if os.name == "nt" else "bin")
+    with session.chdir(tmp):
+        for command in (
+            ("python", "-m", "pip", "install", "--quiet", str(wheel)),
+            (
+                "python",
+                "-c",
+                "import anyio_connect as a; print(a.__file__, *a.__all__, sep='\\n')",
+            ),
+            ("python", "-m", "anyio_connect", "--help"),
+            ("anyio-connect", "--help"),
+        ):
+            session.run(str(scripts / command[0]), *command[1:], external=True)

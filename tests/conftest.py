@@ -1,0 +1,167 @@
+"""The event loops that every asynchronous test runs on, and what is checked around each test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Generator, Iterator
+from importlib.util import find_spec
+from inspect import iscoroutinefunction
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+import guards
+
+#: How long one asynchronous test, or one Hypothesis example of it, may take, in seconds.
+#: ``@pytest.mark.time_limit(n)`` says otherwise.
+TIME_LIMIT = 60
+
+
+# --- Hypothesis
+#
+# Speed is for benchmarks, so no deadlines. A run of CI must be red only for what the change
+# under test did: there the examples are the same each time, and everywhere else they are new.
+# HYPOTHESIS_PROFILE=thorough looks longer.
+
+settings.register_profile("default", deadline=None, print_blob=True)
+settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
+settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=2000)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default")
+)
+
+
+# --- event loops
+
+
+def uvloop_loop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+HAS_UVLOOP = find_spec("uvloop") is not None
+if HAS_UVLOOP:
+    # The first uvloop of a process opens a pipe for signals, which stays open for all others.
+    uvloop_loop().close()
+
+BACKENDS = [
+    pytest.param(("asyncio", {"debug": True}), id="asyncio"),
+    pytest.param(
+        ("asyncio", {"debug": True, "loop_factory": uvloop_loop}),
+        id="uvloop",
+        marks=pytest.mark.skipif(
+            not HAS_UVLOOP, reason="uvloop is not installed; there is none for Windows and PyPy"
+        ),
+    ),
+    pytest.param(("trio", {}), id="trio"),
+]
+if sys.version_info >= (3, 12):
+
+    def eager_loop() -> asyncio.AbstractEventLoop:
+        """An event loop whose tasks run at once, up to where they first wait."""
+        loop = asyncio.new_event_loop()
+        loop.set_task_factory(asyncio.eager_task_factory)
+        return loop
+
+    options = {"debug": True, "loop_factory": eager_loop}
+    BACKENDS.insert(1, pytest.param(("asyncio", options), id="asyncio-eager"))
+
+
+def pytest_report_header() -> str:
+    loops = ", ".join(str(param.id) for param in BACKENDS)
+    missing = "" if sys.version_info >= (3, 12) else "; asyncio-eager needs Python 3.12"
+    return f"event loops: {loops}{missing}"
+
+
+@pytest.fixture(params=BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """The event loop under a test, in the form in which AnyIO's pytest plugin takes it.
+
+    One loop for each test: what a test leaves behind is its own.
+    """
+    return request.param
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(
+    collector: pytest.Module | pytest.Class, name: str, obj: Any
+) -> None:
+    """Run every ``async def test_...`` through AnyIO's plugin, on each event loop.
+
+    This is what the plugin's own ``anyio_mode = "auto"`` does, which AnyIO 4.10 lacks.
+    """
+    if not collector.istestfunction(obj, name):
+        return
+    given = getattr(obj, "hypothesis", None)
+    test = given.inner_test if given else obj
+    if iscoroutinefunction(test):
+        pytest.mark.usefixtures("anyio_backend", "no_leaked_tasks")(obj)
+        if given:
+            # Kept here because AnyIO's plugin puts something else in its place, and AnyIO 4.10
+            # then runs every later backend on the first one's event loop.
+            obj.given_test = test
+
+
+# --- around each test
+
+PASSED = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", f"time_limit(seconds): may take that long, and not {TIME_LIMIT} seconds"
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when == "call":
+        item.stash[PASSED] = report.passed
+    return report
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_descriptors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a socket, a pipe or a file open.
+
+    This is set up before, so checked after, every other fixture of the test. A test that did
+    not pass is not checked: its traceback keeps alive whatever its frames held.
+    """
+    if not guards.CAN_LIST_FDS:
+        yield
+        return
+    before = guards.open_fds()
+    yield
+    if request.node.stash.get(PASSED, False) and (leaked := guards.leaked_fds(before)):
+        pytest.fail(leaked, pytrace=False)
+
+
+@pytest.fixture
+async def no_leaked_tasks(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Fail an asynchronous test after which, its fixtures torn down, a task still runs."""
+    before = guards.all_tasks()
+    yield
+    if request.node.stash.get(PASSED, False) and (leaked := await guards.leaked_tasks(before)):
+        pytest.fail(leaked, pytrace=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Put the time limit around an asynchronous test, just before AnyIO's plugin runs it."""
+    given_test = getattr(pyfuncitem.obj, "given_test", None)
+    test = given_test or pyfuncitem.obj
+    if not iscoroutinefunction(test):
+        return
+    marker = pyfuncitem.get_closest_marker("time_limit")
+    limited = guards.with_time_limit(marker.args[0] if marker else TIME_LIMIT, test)
+    if given_test:
+        pyfuncitem.obj.hypothesis.inner_test = limited
+    else:
+        pyfuncitem.obj = limited

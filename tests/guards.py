@@ -1,0 +1,201 @@
+"""What every test is held to, whatever it tests: it ends, and it leaves nothing behind.
+
+conftest.py puts these around the tests; test_conftest.py shows that they catch what they
+should.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anyio
+import pytest
+import trio
+
+#: How long things that are already on their way out may take to be gone, in seconds: a worker
+#: thread with a look-up that was given up, a task that was just cancelled.
+GRACE = 0.5
+
+
+# --- descriptors
+
+FD_DIR = "/proc/self/fd"
+
+#: Only Linux lists a process's descriptors where the process itself can read it.
+CAN_LIST_FDS = sys.platform == "linux"
+
+#: What is open behind each descriptor: the device and inode, unique to a socket or pipe.
+Descriptors: TypeAlias = dict[int, tuple[int, int]]
+
+
+def open_fds() -> Descriptors:
+    """Each open descriptor. Run twice for each test, so made to be quick."""
+    fds: Descriptors = {}
+    for name in os.listdir(FD_DIR):  # noqa: PTH208 - pathlib is slower
+        # The listing holds the descriptor through which it was read, closed by now.
+        with suppress(OSError):
+            stat = os.fstat(int(name))
+            fds[int(name)] = (stat.st_dev, stat.st_ino)
+    return fds
+
+
+def leaked_fds(before: Descriptors) -> str:
+    """Say which descriptors were opened since ``before`` and never closed; empty if none.
+
+    One that only goes with a garbage collection was not closed either. Collecting is slow, so
+    it is done only to tell the two apart.
+    """
+    give_up = time.monotonic() + GRACE
+    while (leaked := _new_fds(before)) and _workers() and time.monotonic() < give_up:
+        time.sleep(0.01)
+    if not leaked:
+        return ""
+    what = {fd: os.readlink(f"{FD_DIR}/{fd}") for fd in leaked}  # noqa: PTH115
+    gc.collect()
+    still = _new_fds(before)
+    return "descriptors were left open:" + "".join(
+        f"\n  {fd} -> {what[fd]}"
+        + ("" if fd in still else ", until the garbage collector closed it")
+        for fd in sorted(leaked)
+    )
+
+
+def _new_fds(before: Descriptors) -> Descriptors:
+    return {fd: what for fd, what in open_fds().items() if before.get(fd) != what}
+
+
+def _workers() -> bool:
+    return threading.active_count() > 1
+
+
+# --- tasks
+
+if TYPE_CHECKING:
+    Task: TypeAlias = asyncio.Task[Any] | trio.lowlevel.Task
+
+
+def all_tasks() -> set[Task]:
+    """Every unfinished task of the running event loop."""
+    if not trio.lowlevel.in_trio_run():
+        return {*asyncio.all_tasks()}
+    root = trio.lowlevel.current_root_task()
+    return set() if root is None else {*_family(root)}
+
+
+def _family(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
+    yield task
+    for nursery in task.child_nurseries:
+        for child in nursery.child_tasks:
+            yield from _family(child)
+
+
+async def leaked_tasks(before: set[Task]) -> str:
+    """Say which tasks were started since ``before`` and still run; empty if none.
+
+    On asyncio, AnyIO's test runner starts a task of its own for each fixture and test. Such a
+    task is told from a leaked one by running the same code as one that was there before.
+    """
+    harness = {_code(task) for task in before}
+    give_up = time.monotonic() + GRACE
+    while True:
+        leaked = [task for task in all_tasks() - before if _code(task) not in harness]
+        if not leaked:
+            return ""
+        if time.monotonic() > give_up:
+            return "tasks were left running:\n" + describe_tasks(leaked)
+        await anyio.sleep(0.001)
+
+
+def describe_tasks(tasks: Iterable[Task]) -> str:
+    """Name each task, and say where it waits."""
+    return "\n".join(
+        f"{_name(task)}:\n"
+        + "".join(traceback.StackSummary.extract(_await_chain(_coro(task))).format())
+        for task in tasks
+    )
+
+
+def _name(task: Task) -> str:
+    return task.get_name() if isinstance(task, asyncio.Task) else task.name
+
+
+def _coro(task: Task) -> Any:
+    return task.get_coro() if isinstance(task, asyncio.Task) else task.coro
+
+
+def _code(task: Task) -> object:
+    return getattr(_coro(task), "cr_code", task)
+
+
+def _await_chain(awaited: Any) -> Iterator[tuple[FrameType, int]]:
+    """The frames of a suspended coroutine and all that it awaits, the outermost first."""
+    while awaited is not None:
+        for kind, then in (("cr", "cr_await"), ("ag", "ag_await"), ("gi", "gi_yieldfrom")):
+            frame = getattr(awaited, f"{kind}_frame", None)
+            if frame is not None:
+                yield frame, frame.f_lineno
+                awaited = getattr(awaited, then)
+                break
+        else:
+            return
+
+
+# --- time
+
+
+def with_time_limit(
+    seconds: float, test: Callable[..., Awaitable[None]]
+) -> Callable[..., Awaitable[None]]:
+    """Make an asynchronous test fail after that many seconds, saying where each task waits.
+
+    The limit cancels the test, so its own clean-up runs and the next test starts afresh. One
+    that shields itself, or blocks the thread, is left to pytest's ``faulthandler_timeout``.
+    """
+
+    @wraps(test)
+    async def limited(*args: Any, **kwargs: Any) -> None:
+        late = ""
+
+        def expire() -> None:
+            nonlocal late
+            late = f"the test took more than {seconds:g} seconds; the tasks were\n"
+            late += describe_tasks(all_tasks())
+            scope.cancel()
+
+        with anyio.CancelScope() as scope, _call_later(seconds, expire):
+            await test(*args, **kwargs)
+        if late:
+            pytest.fail(late, pytrace=False)
+
+    return limited
+
+
+@contextmanager
+def _call_later(seconds: float, callback: Callable[[], None]) -> Iterator[None]:
+    if trio.lowlevel.in_trio_run():
+        timer = trio.CancelScope()
+
+        async def run_timer() -> None:
+            with timer:
+                await trio.sleep(seconds)
+                callback()
+
+        trio.lowlevel.spawn_system_task(run_timer)
+        cancel: Callable[[], None] = timer.cancel
+    else:
+        cancel = asyncio.get_running_loop().call_later(seconds, callback).cancel
+    try:
+        yield
+    finally:
+        cancel()
