@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -28,6 +29,18 @@ COVERED = ROOT / ".nox" / "covered"
 
 #: Branch coverage in percent, all tested Pythons together, below which `coverage` fails.
 COVERAGE_FLOOR = 95
+
+
+#: For `stubs`: pyproject.toml's settings for tests/typing, and to take the types from the page.
+PYRIGHT_ON_THE_PAGE = {
+    "include": ["tests/typing"],
+    "exclude": [],
+    "stubPath": "stubs",
+    "pythonVersion": SUPPORTED[0],
+    "strict": ["tests/typing"],
+    "enableTypeIgnoreComments": False,
+    "reportUnnecessaryTypeIgnoreComment": "error",
+}
 
 
 def runs(version: str) -> bool:
@@ -137,8 +150,10 @@ def stubs(session: nox.Session) -> None:
     with session.chdir(tmp):
         session.run(*command)
         # What users write must type-check the same against the page.
-        config = f"--config-file={ROOT / 'pyproject.toml'}"
-        session.run("mypy", config, str(ROOT / "tests" / "typing"))
+        shutil.copytree(ROOT / "tests" / "typing", tmp / "tests" / "typing", dirs_exist_ok=True)
+        (tmp / "pyrightconfig.json").write_text(json.dumps(PYRIGHT_ON_THE_PAGE), encoding="utf-8")
+        session.run("mypy", f"--config-file={ROOT / 'pyproject.toml'}", "tests/typing")
+        session.run("pyright")
         # Left to itself, mypy takes the package's inline types for the stubs, and then compares
         # the package with itself. So prove each time that it does not.
         with (copy / "anyio_connect" / "__init__.pyi").open("a", encoding="utf-8") as page:
