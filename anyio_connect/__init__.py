@@ -45,6 +45,7 @@ __all__ = (
 )
 
 # Tracebacks, repr() and pickles then name the public place, which will not change.
+_name = ""
 for _name in __all__:
     globals()[_name].__module__ = __name__
 del _name

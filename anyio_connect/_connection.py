@@ -54,6 +54,7 @@ class Opener(Protocol):
 
         :raises SocketError: it cannot be made
         """
+        ...
 
     async def discard(self) -> None:
         """It will not be opened: let go of whatever is held for it. Waits for nothing."""
@@ -523,10 +524,10 @@ def _cancel(scope: anyio.CancelScope | None) -> None:
         scope.cancel()
 
 
-def _view(item: object) -> memoryview:
-    """The bytes of a bytes-like object, without a copy."""
+def _view(item: Any) -> memoryview:
+    """The bytes of what should be a bytes-like object, without a copy."""
     try:
-        return memoryview(item).cast("B")  # type: ignore[arg-type]  # that is the question
+        return memoryview(item).cast("B")
     except TypeError:
         raise TypeError(
             f"send() takes bytes, bytearray or a contiguous memoryview, not "

@@ -106,16 +106,17 @@ def _want_read(call: Callable[[], object]) -> bool:
     return True
 
 
-def _certificate(engine: ssl.SSLObject | None) -> Mapping[str, Any]:
+def _certificate(engine: Any) -> Mapping[str, Any]:
     """What a certificate that was turned away says; empty where that cannot be had.
 
     ``getpeercert()`` tells only of those that were accepted. The list that this reads has
     been there since Python 3.10, and is public, in another form, since 3.13.
     """
     try:
-        return engine._sslobj.get_verified_chain()[0].get_info()  # type: ignore[union-attr,no-any-return]
+        certificate: Mapping[str, Any] = engine._sslobj.get_verified_chain()[0].get_info()
     except (AttributeError, IndexError, TypeError, ValueError):
         return {}
+    return certificate
 
 
 class TLSTransport(Transport):
@@ -351,16 +352,17 @@ class TLSTransport(Transport):
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         engine = self._engine
+        names: Any = TLSAttribute  # its members are keys here, but typed as what they stand for
         tls: dict[Any, Callable[[], Any]] = {
-            TLSAttribute.alpn_protocol: engine.selected_alpn_protocol,
-            TLSAttribute.channel_binding_tls_unique: engine.get_channel_binding,
-            TLSAttribute.cipher: engine.cipher,
-            TLSAttribute.peer_certificate: lambda: engine.getpeercert(binary_form=False),
-            TLSAttribute.peer_certificate_binary: lambda: engine.getpeercert(binary_form=True),
-            TLSAttribute.server_side: lambda: engine.server_side,
-            TLSAttribute.shared_ciphers: engine.shared_ciphers,
-            TLSAttribute.ssl_object: lambda: engine,
-            TLSAttribute.standard_compatible: lambda: True,
-            TLSAttribute.tls_version: engine.version,
+            names.alpn_protocol: engine.selected_alpn_protocol,
+            names.channel_binding_tls_unique: engine.get_channel_binding,
+            names.cipher: engine.cipher,
+            names.peer_certificate: lambda: engine.getpeercert(binary_form=False),
+            names.peer_certificate_binary: lambda: engine.getpeercert(binary_form=True),
+            names.server_side: lambda: engine.server_side,
+            names.shared_ciphers: engine.shared_ciphers,
+            names.ssl_object: lambda: engine,
+            names.standard_compatible: lambda: True,
+            names.tls_version: engine.version,
         }
         return {**self._transport.extra_attributes, **tls}

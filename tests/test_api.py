@@ -192,7 +192,7 @@ LAYERS = [
     {"_connection", "_dial", "_tls"},
     {"_open", "_streams"},
     {"_socket"},
-    {"_connector"},
+    {"_connector", "_starttls"},
     {"__init__"},
     {"_demo"},
     {"__main__"},

@@ -6,6 +6,7 @@ import gc
 import select
 import socket as stdlib
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import anyio
 import pytest
@@ -949,10 +950,10 @@ async def test_full_duplex() -> None:
 
 
 @pytest.mark.parametrize("item", ["text", None, 5, [1, 2], memoryview(b"abcd")[::2]])
-async def test_only_bytes_can_be_sent(item: object) -> None:
+async def test_only_bytes_can_be_sent(item: Any) -> None:
     async with connected() as (socket, peer):
         with pytest.raises(TypeError, match="bytes"):
-            await socket.send(item)  # type: ignore[arg-type]
+            await socket.send(item)
         await socket.send(b"and nothing was sent")
         await socket.send_eof()
         assert await peer.receive_all() == b"and nothing was sent"
@@ -973,10 +974,10 @@ async def test_bytes_like_can_be_sent() -> None:
 @pytest.mark.parametrize(
     ("max_bytes", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError)]
 )
-async def test_max_bytes(max_bytes: object, error: type[Exception]) -> None:
+async def test_max_bytes(max_bytes: Any, error: type[Exception]) -> None:
     async with connected() as (socket, _):
         with pytest.raises(error, match="max_bytes"):
-            await socket.receive(max_bytes)  # type: ignore[arg-type]
+            await socket.receive(max_bytes)
 
 
 # --- as AnyIO streams
