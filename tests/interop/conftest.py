@@ -195,9 +195,15 @@ def redis_server(
             "save": "",  # nothing goes to disk
             "dir": directory,
         }
-        return [redis, *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
+        return [
+            redis,
+            *(word for name, value in settings.items() for word in (f"--{name}", str(value))),
+        ]
 
-    with servers.started_on_free_port("redis", command, "Ready to accept connections") as (_, port):
+    with servers.started_on_free_port("redis", command, "Ready to accept connections") as (
+        _,
+        port,
+    ):
         yield RedisServer((HOST, plain_port), (HOST, port))
 
 
@@ -229,12 +235,16 @@ def s_server(certificate: Certificate, *arguments: str, cwd: Path) -> Iterator[O
 
 
 @pytest.fixture(scope="session")
-def openssl_reverser(certificate: Certificate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSSL]:
-    """``openssl s_server`` that answers each line with the same line backwards."""
-    yield from s_server(certificate, "-rev", cwd=tmp_path_factory.mktemp("s_server"))
+def openssl_terminal(
+    certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OpenSSL]:
+    """``openssl s_server`` that writes to its output what it receives, and how that ends."""
+    yield from s_server(certificate, cwd=tmp_path_factory.mktemp("s_server"))
 
 
 @pytest.fixture(scope="session")
-def openssl_files(certificate: Certificate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSSL]:
+def openssl_files(
+    certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OpenSSL]:
     """``openssl s_server`` that answers HTTP requests with the files of a directory."""
     yield from s_server(certificate, "-WWW", cwd=tmp_path_factory.mktemp("s_server"))

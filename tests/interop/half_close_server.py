@@ -17,9 +17,7 @@ MEGABYTE = b"x" * (1 << 20)
 
 def serve(accepted: socket.socket, context: ssl.SSLContext) -> None:
     # Told not to take a bare FIN for an end: only the client's close_notify is one.
-    with context.wrap_socket(
-        accepted, server_side=True, suppress_ragged_eofs=False
-    ) as connection:
+    with context.wrap_socket(accepted, server_side=True, suppress_ragged_eofs=False) as connection:
         connection.sendall(MEGABYTE)
         count = 0
         while data := connection.recv(65536):
@@ -32,7 +30,8 @@ def main(chain: str, key: str) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(chain, key)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        print("listening on", listener.getsockname()[1], flush=True)
+        port = listener.getsockname()[1]
+        print("listening on", port, flush=True)  # noqa: T201 - for the tests to read
         while True:
             accepted, _ = listener.accept()
             threading.Thread(target=serve, args=(accepted, context), daemon=True).start()

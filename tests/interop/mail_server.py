@@ -1,6 +1,6 @@
-"""aiosmtpd on two free ports of loopback, for SMTP and for LMTP.
+"""aiosmtpd on two free ports of loopback, for SMTP and for LMTP, each with STARTTLS.
 
-It takes mail only over TLS, which both begin with STARTTLS, and puts it into a Maildir.
+Over SMTP it takes mail only after that. All mail goes into a Maildir.
 Arguments: the file of its certificate, that of the key, and the Maildir.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
+from pathlib import Path
 
 from aiosmtpd.handlers import Mailbox
 from aiosmtpd.lmtp import LMTP
@@ -19,16 +20,18 @@ async def main(chain: str, key: str, maildir: str) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(chain, key)
     loop = asyncio.get_running_loop()
-    mailbox = Mailbox(maildir)
+    mailbox = Mailbox(Path(maildir))
 
     def smtp() -> SMTP:
         return SMTP(mailbox, hostname="mail.example", tls_context=context, require_starttls=True)
 
     def lmtp() -> LMTP:
-        return LMTP(mailbox, hostname="mail.example", tls_context=context, require_starttls=True)
+        # Not require_starttls, with which aiosmtpd refuses even LHLO in the clear.
+        return LMTP(mailbox, hostname="mail.example", tls_context=context)
 
     listeners = [await loop.create_server(each, "127.0.0.1", 0) for each in (smtp, lmtp)]
-    print("listening on", *(each.sockets[0].getsockname()[1] for each in listeners), flush=True)
+    ports = [each.sockets[0].getsockname()[1] for each in listeners]
+    print("listening on", *ports, flush=True)  # noqa: T201 - for the tests to read
     await asyncio.Event().wait()
 
 

@@ -172,8 +172,9 @@ class Program:
             self.process.kill()
         self.process.wait()
         self._reader.join(PATIENCE)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 #: What runs now, for a failed test to show what it wrote.
@@ -196,15 +197,15 @@ def started(
     process = subprocess.Popen(
         command,
         cwd=cwd,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # and left open: to some, its end means to stop
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
         start_new_session=True,  # Ctrl-C is for the tests, which then stop it
-        user=account and account.uid,
-        group=account and account.gid,
-        extra_groups=account and (),
+        user=account.uid if account else None,
+        group=account.gid if account else None,
+        extra_groups=() if account else None,
     )
     running_program = Program(name, process)
     running.append(running_program)
@@ -277,9 +278,9 @@ def run(command: Sequence[str], account: Account | None, *, typed: str = "") -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        user=account and account.uid,
-        group=account and account.gid,
-        extra_groups=account and (),
+        user=account.uid if account else None,
+        group=account.gid if account else None,
+        extra_groups=() if account else None,
     )
     if done.returncode:
         raise DidNotStartError(f"{command[0]} failed with {done.returncode}:\n{done.stdout}")

@@ -105,14 +105,15 @@ async def test_commands(server: tuple[tuple[str, int], ssl.SSLContext | None]) -
 async def test_pipeline(server: tuple[tuple[str, int], ssl.SSLContext | None]) -> None:
     """Replies come back while commands still go out: neither waits for the other."""
     address, ssl_context = server
-    value = bytes(range(256)) * 16
-    count = 4000  # of commands that echo 16 MB, more than all the buffers on the way hold
-    async with connect_redis(address, ssl_context=ssl_context) as redis:
-        replies = []
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(redis.send, *((b"ECHO", b"%d" % n + value) for n in range(count)))
-            for _ in range(count):
-                replies.append(await redis.reply())
+    value = bytes(range(256)) * 64
+    count = 500  # of commands that echo 8 MB: more than the kernels' buffers hold
+    commands = [(b"ECHO", b"%d" % n + value) for n in range(count)]
+    async with (
+        connect_redis(address, ssl_context=ssl_context) as redis,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(redis.send, *commands)
+        replies = [await redis.reply() for _ in range(count)]
     assert replies == [b"%d" % n + value for n in range(count)]
 
 

@@ -100,7 +100,7 @@ def mail(text: str) -> EmailMessage:
 
 @pytest.mark.parametrize(
     "text",
-    ["Hello\n", "a line\n.\n..two dots\n.one dot\n", "many lines\n" * 50_000],
+    ["Hello\n", "a line\n.\n..two dots\n.one dot\n", "many lines\n" * 20_000],
     ids=["short", "dots", "long"],
 )
 async def test_a_message_arrives(
@@ -124,5 +124,5 @@ async def test_without_tls_it_takes_nothing(mail_server: MailServer) -> None:
         smtp = SMTP(plain)
         await smtp.reply(220)
         await smtp.command("EHLO client.example", 250)
-        with pytest.raises(SMTPError, match="530 .*STARTTLS"):
+        with pytest.raises(SMTPError, match="STARTTLS"):
             await smtp.command("MAIL FROM:<alice@client.example>", 250)
