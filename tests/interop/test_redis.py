@@ -106,15 +106,30 @@ async def test_pipeline(server: tuple[tuple[str, int], ssl.SSLContext | None]) -
     """Replies come back while commands still go out: neither waits for the other."""
     address, ssl_context = server
     value = bytes(range(256)) * 64
+    count = 500  # of commands with 8 MB in all
+    commands = [(b"SETEX", b"pipelined:%d" % n, b"60", b"%d" % n + value) for n in range(count)]
+    async with connect_redis(address, ssl_context=ssl_context) as redis:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(redis.send, *commands)
+            assert [await redis.reply() for _ in range(count)] == [b"OK"] * count
+        assert await redis(b"GET", b"pipelined:499") == b"499" + value
+
+
+async def test_pipeline_with_large_replies(redis_server: RedisServer) -> None:
+    """Only over plain TCP: over TLS, Redis 7.0 drops clients that do not read fast enough.
+
+    Its log then says "bad length", of an SSL_write() repeated with less data. Valkey had that
+    from Redis: https://github.com/valkey-io/valkey/issues/1135
+    """
+    value = bytes(range(256)) * 64
     count = 500  # of commands that echo 8 MB: more than the kernels' buffers hold
     commands = [(b"ECHO", b"%d" % n + value) for n in range(count)]
     async with (
-        connect_redis(address, ssl_context=ssl_context) as redis,
+        connect_redis(redis_server.plain, ssl_context=None) as redis,
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(redis.send, *commands)
-        replies = [await redis.reply() for _ in range(count)]
-    assert replies == [b"%d" % n + value for n in range(count)]
+        assert [await redis.reply() for _ in range(count)] == [words[1] for words in commands]
 
 
 async def test_large_value(server: tuple[tuple[str, int], ssl.SSLContext | None]) -> None:
