@@ -20,7 +20,7 @@ from ._socket import Socket
 
 #: How long one line or binary message of the peer may be, in bytes. Only lists of capabilities
 #: come anywhere near.
-_MAX_BYTES = 4096
+_MAX_BYTES = 2048
 
 #: How many lines one reply of the peer may have.
 _MAX_LINES = 64

@@ -1,0 +1,250 @@
+"""Real servers for the interop tests.
+
+The tests start the servers themselves, on free ports of loopback, and stop them at the end.
+They only have to be installed, on Debian and Ubuntu by
+
+    apt-get install -y --no-install-recommends postgresql redis-server openssl nodejs
+
+and aiosmtpd comes from PyPI, with the other packages that the tests need. The servers that
+Debian starts by itself after installing are not used, and do no harm.
+
+A server that is missing fails the tests that need it. To do without, say so: set
+ANYIO_CONNECT_SKIP_INTEROP to 1, or to the names of some servers, as in "postgresql,node".
+
+The client in each of the test modules shows how to speak the protocol with this package.
+"""
+
+from __future__ import annotations
+
+import signal
+import ssl
+import sys
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trustme
+
+from interop import servers
+from interop.servers import MailServer, OpenSSL, PostgreSQL, RedisServer
+
+HOST = "127.0.0.1"
+
+#: In front of a failed test's own report of what a server wrote, at most that many characters.
+SHOWN = 4000
+
+STARTED_AT = pytest.StashKey[dict[servers.Program, int]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[STARTED_AT] = {server: len(server.output) for server in servers.running}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the servers wrote while a test failed."""
+    report = yield
+    if report.failed:
+        for server in servers.running:
+            start = item.stash.get(STARTED_AT, {}).get(server, 0)
+            if text := server.output[start:]:
+                report.sections.append((f"output of {server.name}", text[-SHOWN:]))
+    return report
+
+
+# --- certificates
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A server's certificate and its key, each a file in PEM."""
+
+    chain: Path
+    key: Path
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def certificate(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """For a server on loopback."""
+    directory = tmp_path_factory.mktemp("certificate")
+    issued = authority.issue_cert(HOST, "localhost")
+    files = Certificate(directory / "server.pem", directory / "server.key")
+    issued.cert_chain_pems[0].write_to_path(str(files.chain))
+    issued.private_key_pem.write_to_path(str(files.key))
+    return files
+
+
+@pytest.fixture(scope="session")
+def ssl_context(authority: trustme.CA) -> ssl.SSLContext:
+    """For a client that trusts those servers."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+# --- aiosmtpd
+
+
+@pytest.fixture(scope="session")
+def mail_server(
+    certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MailServer]:
+    python = servers.need("aiosmtpd", servers.module("aiosmtpd"))
+    maildir = tmp_path_factory.mktemp("mail") / "maildir"
+    script = Path(__file__).with_name("mail_server.py")
+    command = [python, str(script), str(certificate.chain), str(certificate.key), str(maildir)]
+    with servers.started("aiosmtpd", command) as server:
+        ports = server.wait_for(r"listening on (\d+) (\d+)\n")
+        yield MailServer((HOST, int(ports[1])), (HOST, int(ports[2])), maildir)
+
+
+# --- PostgreSQL
+
+
+@pytest.fixture(scope="session")
+def postgresql(certificate: Certificate) -> Iterator[PostgreSQL]:
+    programs = Path(servers.need("postgresql", servers.postgres_programs))
+    account = servers.unprivileged()  # PostgreSQL does not run as root
+    with servers.private_directory(account) as directory:
+        server = PostgreSQL((HOST, 0))
+        data = directory / "data"
+        password = directory / "password"
+        password.write_text(server.password)
+        key = directory / "server.key"
+        key.touch(0o600)  # PostgreSQL refuses a key that others may read
+        key.write_bytes(certificate.key.read_bytes())
+        chain = directory / "server.pem"
+        chain.write_bytes(certificate.chain.read_bytes())
+        hba = directory / "hba.conf"
+        hba.write_text(
+            f"host    all {server.user}         {HOST}/32 scram-sha-256\n"
+            f"hostssl all {server.trusted_user} {HOST}/32 trust\n"
+            f"local   all all                           peer\n"
+        )
+        if account is not None:
+            for path in (password, key, chain, hba):
+                servers.give(path, account)
+        initdb = [
+            str(programs / "initdb"),
+            f"--pgdata={data}",
+            f"--username={server.user}",
+            f"--pwfile={password}",
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+            "--no-instructions",
+        ]
+        servers.run(initdb, account)
+        single = [str(programs / "postgres"), "--single", "-F", "-D", str(data), "postgres"]
+        servers.run(single, account, typed=f"CREATE USER {server.trusted_user}\n")
+        settings = {
+            "listen_addresses": HOST,
+            "unix_socket_directories": directory,
+            "hba_file": hba,
+            "ssl": "on",
+            "ssl_cert_file": chain,
+            "ssl_key_file": key,
+            "fsync": "off",
+            "max_connections": 20,
+            "shared_buffers": "16MB",
+        }
+        options = [f"--{name}={value}" for name, value in settings.items()]
+
+        def command(port: int) -> list[str]:
+            return [str(programs / "postgres"), "-D", str(data), f"--port={port}", *options]
+
+        with servers.started_on_free_port(
+            "postgresql",
+            command,
+            "database system is ready to accept connections",
+            account=account,
+            stop=signal.SIGINT,  # its fast shutdown; SIGTERM would wait for every client
+        ) as (_, port):
+            yield PostgreSQL((HOST, port))
+
+
+# --- Redis
+
+
+@pytest.fixture(scope="session")
+def redis_server(
+    certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RedisServer]:
+    redis = servers.need("redis", servers.program("redis-server"))
+    directory = tmp_path_factory.mktemp("redis")
+    plain_port = servers.free_port()
+
+    def command(port: int) -> list[str]:
+        settings = {
+            "bind": HOST,
+            "port": plain_port,
+            "tls-port": port,
+            "tls-cert-file": certificate.chain,
+            "tls-key-file": certificate.key,
+            "tls-auth-clients": "no",
+            "save": "",  # nothing goes to disk
+            "dir": directory,
+        }
+        return [
+            redis,
+            *(word for name, value in settings.items() for word in (f"--{name}", str(value))),
+        ]
+
+    with servers.started_on_free_port("redis", command, "Ready to accept connections") as (
+        _,
+        port,
+    ):
+        yield RedisServer((HOST, plain_port), (HOST, port))
+
+
+# --- half-close
+
+
+@pytest.fixture(scope="session", params=["python", "node"])
+def half_close_server(
+    request: pytest.FixtureRequest, certificate: Certificate
+) -> Iterator[tuple[str, int]]:
+    """Where half_close_server.py or half_close_server.js listens; both do the same."""
+    if request.param == "node":
+        interpreter = servers.need("node", servers.program("node"))
+        script = Path(__file__).with_name("half_close_server.js")
+    else:
+        interpreter = sys.executable
+        script = Path(__file__).with_name("half_close_server.py")
+    command = [interpreter, str(script), str(certificate.chain), str(certificate.key)]
+    with servers.started(request.param, command) as server:
+        yield HOST, int(server.wait_for(r"listening on (\d+)\n")[1])
+
+
+def s_server(certificate: Certificate, *arguments: str, cwd: Path) -> Iterator[OpenSSL]:
+    openssl = servers.need("openssl", servers.program("openssl"))
+    files = ["-cert", str(certificate.chain), "-key", str(certificate.key)]
+    command = [openssl, "s_server", "-accept", f"{HOST}:0", *files, *arguments]
+    with servers.started("openssl s_server", command, cwd=cwd) as server:
+        yield OpenSSL((HOST, int(server.wait_for(r"ACCEPT .*:(\d+)\n")[1])), server, cwd)
+
+
+@pytest.fixture(scope="session")
+def openssl_terminal(
+    certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OpenSSL]:
+    """``openssl s_server`` that writes to its output what it receives, and how that ends."""
+    yield from s_server(certificate, cwd=tmp_path_factory.mktemp("s_server"))
+
+
+@pytest.fixture(scope="session")
+def openssl_files(
+    certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OpenSSL]:
+    """``openssl s_server`` that answers HTTP requests with the files of a directory."""
+    yield from s_server(certificate, "-WWW", cwd=tmp_path_factory.mktemp("s_server"))

@@ -1,0 +1,321 @@
+"""Starts the programs that the interop tests talk to, and gets rid of them again."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+#: How long a server may take to start, and to stop when it is asked to, in seconds.
+PATIENCE = 30
+
+#: Which of the servers not to test against: "1" for all, or their names, separated by commas.
+OPT_OUT = "ANYIO_CONNECT_SKIP_INTEROP"
+
+#: The servers by the names that OPT_OUT takes, and how each gets installed.
+INSTALL = {
+    "aiosmtpd": "pip install aiosmtpd",
+    "postgresql": "apt-get install postgresql",
+    "redis": "apt-get install redis-server",
+    "openssl": "apt-get install openssl",
+    "node": "apt-get install nodejs",
+}
+
+
+# --- finding them
+
+
+def need(name: str, find: Callable[[], str | None]) -> str:
+    """Where server ``name`` is, which is what ``find`` returns.
+
+    Fails the test if it is nowhere, and skips it if the environment says to do without.
+    """
+    install = INSTALL[name]
+    if name in opted_out():
+        pytest.skip(f"{OPT_OUT} says to do without {name}, which is installed by: {install}")
+    where = find()
+    if where is None:
+        pytest.fail(
+            f"{name} was not found. Install it: {install}\n"
+            f"Or set {OPT_OUT}={name} to do without the tests that need it.",
+            pytrace=False,
+        )
+    return where
+
+
+def opted_out() -> set[str]:
+    """The names of the servers that are not to be tested against."""
+    value = os.environ.get(OPT_OUT, "")
+    if value == "1":
+        return set(INSTALL)
+    names = {name.strip() for name in value.split(",")} - {""}
+    if unknown := names - set(INSTALL):
+        raise pytest.UsageError(
+            f"{OPT_OUT}={value!r}: no such server: {', '.join(sorted(unknown))}; "
+            f"there are: {', '.join(INSTALL)}"
+        )
+    return names
+
+
+def program(name: str) -> Callable[[], str | None]:
+    """Look for a program on PATH."""
+    return lambda: shutil.which(name)
+
+
+def module(name: str) -> Callable[[], str | None]:
+    """Look for a Python package; what is found is the Python that has it."""
+    return lambda: sys.executable if importlib.util.find_spec(name) else None
+
+
+def postgres_programs() -> str | None:
+    """Look for PostgreSQL's directory of programs, which Debian keeps off PATH."""
+    debian = Path("/usr/lib/postgresql").glob("*/bin")
+    newest_first = sorted(debian, key=lambda path: float(path.parent.name), reverse=True)
+    on_path = [Path(found).parent for name in ("initdb",) if (found := shutil.which(name))]
+    for directory in [*on_path, *newest_first]:
+        if (directory / "initdb").exists() and (directory / "postgres").exists():
+            return str(directory)
+    return None
+
+
+# --- running them
+
+
+@dataclass(frozen=True)
+class Account:
+    """The user under whom a server runs that refuses to run as root."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+def unprivileged() -> Account | None:
+    """Whom to run a server as that refuses root; None if the tests are not run by root."""
+    import pwd
+
+    if os.getuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return Account(name, entry.pw_uid, entry.pw_gid)
+    raise LookupError("this machine has no user to run a server as other than root")
+
+
+class DidNotStartError(Exception):
+    """A server ended, or said nothing, instead of starting; this is its output."""
+
+
+class Program:
+    """A running program and what it has written so far."""
+
+    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
+        self.name = name
+        self.process = process
+        self._lines: list[str] = []
+        self._changed = threading.Condition()
+        self._at_end = False
+        self._reader = threading.Thread(target=self._read, name=f"output of {name}", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._changed:
+                self._lines.append(line)
+                self._changed.notify_all()
+        with self._changed:
+            self._at_end = True
+            self._changed.notify_all()
+
+    @property
+    def output(self) -> str:
+        """All it has written, to standard output and standard error alike."""
+        with self._changed:
+            return "".join(self._lines)
+
+    def wait_for(self, pattern: str, *, after: int = 0) -> re.Match[str]:
+        """Wait until something in its output, from offset ``after`` on, matches."""
+
+        def search() -> re.Match[str] | None:
+            return re.compile(pattern).search("".join(self._lines), after)
+
+        with self._changed:
+            self._changed.wait_for(lambda: search() or self._at_end, PATIENCE)
+            found = search()
+        if found is None:
+            raise DidNotStartError(f"{self.name} did not say {pattern!r}, but:\n{self.output}")
+        return found
+
+    def stop(self, sign: signal.Signals) -> None:
+        """Ask it to end by a signal, make it end if it does not, and wait until it is gone."""
+        self.process.send_signal(sign)
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join(PATIENCE)
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+#: What runs now, for a failed test to show what it wrote.
+running: list[Program] = []
+
+
+@contextmanager
+def started(
+    name: str,
+    command: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    account: Account | None = None,
+    stop: signal.Signals = signal.SIGTERM,
+) -> Iterator[Program]:
+    """Run a program; by the end it is gone."""
+    if shutil.which("setpriv"):
+        # Where Linux can, it stops the program even when the tests themselves get killed.
+        command = ["setpriv", f"--pdeathsig={stop.name.removeprefix('SIG')}", "--", *command]
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        stdin=subprocess.PIPE,  # and left open: to some, its end means to stop
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # Ctrl-C is for the tests, which then stop it
+        user=account.uid if account else None,
+        group=account.gid if account else None,
+        extra_groups=() if account else None,
+    )
+    running_program = Program(name, process)
+    running.append(running_program)
+    try:
+        yield running_program
+    finally:
+        running.remove(running_program)
+        running_program.stop(stop)
+
+
+@contextmanager
+def started_on_free_port(
+    name: str,
+    command: Callable[[int], Sequence[str]],
+    ready: str,
+    *,
+    cwd: Path | None = None,
+    account: Account | None = None,
+    stop: signal.Signals = signal.SIGTERM,
+) -> Iterator[tuple[Program, int]]:
+    """Run a server that cannot choose a port itself, and wait until it is ready.
+
+    Somebody else may take the port just before the server does; then it gets another.
+    """
+    for attempts_left in reversed(range(3)):
+        port = free_port()
+        with started(name, command(port), cwd=cwd, account=account, stop=stop) as server:
+            try:
+                server.wait_for(ready)
+            except DidNotStartError as exc:
+                if not attempts_left or "already in use" not in str(exc).lower():
+                    raise
+                continue
+            yield server, port
+            return
+
+
+def free_port() -> int:
+    """A port of loopback that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@contextmanager
+def private_directory(owner: Account | None) -> Iterator[Path]:
+    """A new directory of ``owner``'s, gone at the end.
+
+    Not pytest's ``tmp_path``, into which only the user who runs the tests can look. The path is
+    short: that of a Unix socket in it must not exceed 107 bytes.
+    """
+    with tempfile.TemporaryDirectory(prefix="interop-") as path:
+        if owner is not None:
+            os.chown(path, owner.uid, owner.gid)
+        yield Path(path)
+
+
+def give(path: Path, owner: Account) -> None:
+    os.chown(path, owner.uid, owner.gid)
+
+
+def run(command: Sequence[str], account: Account | None, *, typed: str = "") -> None:
+    """Run a program to its end, which has to be a good one."""
+    done = subprocess.run(
+        command,
+        cwd="/",
+        check=False,
+        input=typed,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        user=account.uid if account else None,
+        group=account.gid if account else None,
+        extra_groups=() if account else None,
+    )
+    if done.returncode:
+        raise DidNotStartError(f"{command[0]} failed with {done.returncode}:\n{done.stdout}")
+
+
+# --- where they are
+
+
+@dataclass(frozen=True)
+class MailServer:
+    smtp: tuple[str, int]
+    lmtp: tuple[str, int]
+    maildir: Path
+
+
+@dataclass(frozen=True)
+class PostgreSQL:
+    """A server with two users: one needs a password, the other TLS and no password."""
+
+    address: tuple[str, int]
+    user: str = "alice"
+    password: str = "correct horse battery staple"
+    trusted_user: str = "bob"
+
+
+@dataclass(frozen=True)
+class RedisServer:
+    plain: tuple[str, int]
+    tls: tuple[str, int]
+
+
+@dataclass(frozen=True)
+class OpenSSL:
+    """``openssl s_server``, and the directory it runs in."""
+
+    address: tuple[str, int]
+    program: Program
+    directory: Path
