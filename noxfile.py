@@ -113,6 +113,13 @@ def floors(session: nox.Session) -> None:
 
 
 @nox.session
+def interop(session: nox.Session) -> None:
+    """Talk to real servers, which have to be installed: see tests/interop/conftest.py."""
+    session.install(".", *group("test"))
+    session.run("pytest", "tests/interop", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Run the linter and check the formatting."""
     session.install(*group("lint"))

@@ -13,10 +13,11 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from . import InvalidOptionError, Socket, SocketError, connect
+from . import ConnectTimeoutError, InvalidOptionError, Socket, SocketError, connect
 from ._starttls import PRELUDES
 
 _CHUNK = 65536  # bytes
+_PRELUDE_TIMEOUT = 30  # seconds; two peers that wait for each other would do so for ever
 
 _DESCRIPTION = """\
 Send standard input to HOST:PORT, end our side when it ends, and print what comes back until
@@ -112,7 +113,13 @@ async def _talk(options: argparse.Namespace) -> None:
         if not options.starttls:
             await _relay(socket, half_open=options.half_open)
             return
-        await PRELUDES[options.starttls](socket)
+        with anyio.move_on_after(_PRELUDE_TIMEOUT) as waiting:
+            await PRELUDES[options.starttls](socket)
+        if waiting.cancelled_caught:
+            raise ConnectTimeoutError(
+                f"no word of TLS from {options.address} within {_PRELUDE_TIMEOUT} seconds: "
+                f"does it speak {options.starttls}?"
+            )
         async with socket.start_tls() as secure:
             await _relay(secure, half_open=options.half_open)
 
