@@ -19,6 +19,7 @@ from ._address import format_address
 from ._errors import BrokenError, ClosedError, SocketError, StartTLSError, broken
 from ._future import SocketFuture
 from ._lifecycle import (
+    Dial,
     Effect,
     Event,
     Inbound,
@@ -129,6 +130,8 @@ class Connection:
         before = self._state
         after, _, effects = step(before, event)
         if after is not before:
+            if isinstance(error, BrokenError) and self._error is None:
+                self._error = error
             self._move(before, after)
         if effects:
             await self._carry_out(effects, error)
@@ -158,6 +161,7 @@ class Connection:
             self._dialling.cancel()
         if Effect.INTERRUPT_RECEIVE in effects or Effect.DROP in effects:
             _cancel(self._receiving)
+        self._settle_opened(effects, error)
         try:
             if Effect.DROP in effects or Effect.DISCARD in effects:
                 _cancel(self._sending)
@@ -167,17 +171,19 @@ class Connection:
             elif Effect.ACLOSE in effects:
                 await self._shut(self._transport.aclose)
         finally:
-            # Futures settle last, so that whoever they wake finds the transport gone, and
-            # settle even where a foreign transport's closing was cancelled.
-            self._settle(effects, error)
+            # Last, so that whoever it wakes finds the transport gone; and even where a foreign
+            # transport's closing was cancelled.
+            self._settle_closed(effects, error)
 
-    def _settle(self, effects: tuple[Effect, ...], error: SocketError | None) -> None:
+    def _settle_opened(self, effects: tuple[Effect, ...], error: SocketError | None) -> None:
         if Effect.RESOLVE_OPENED in effects:
             self.opened._resolve(self._info)
         elif Effect.REJECT_OPENED in effects:
             self.opened._reject(
                 error or ClosedError("the socket was closed before the connection was made")
             )
+
+    def _settle_closed(self, effects: tuple[Effect, ...], error: SocketError | None) -> None:
         if Effect.RESOLVE_CLOSED in effects:
             self.closed._resolve(None)
         elif Effect.REJECT_CLOSED in effects:
@@ -239,6 +245,9 @@ class Connection:
                 await self._tell(Event.DIAL_FAILED, exc)
         except BaseException:
             self._ask(Event.DIAL_CANCELLED)
+            if self._state.dial is Dial.FAILED:
+                # Closed, aborted or disowned meanwhile: nobody else will let go of it.
+                await self._opener.discard()
             raise
         finally:
             self._dialling = None
@@ -366,7 +375,8 @@ class Connection:
             return  # another task closed or dropped the transport, and the state says so
         # The peer may have said why before it hung up. Leave that to be read.
         try:
-            unread = self._transport.unread()
+            # A receive in flight will tell, and its bytes are not for us to take.
+            unread = self._state.inbound is Inbound.RECEIVING or self._transport.unread()
         except (*_BROKEN, anyio.ClosedResourceError):
             await self._tell(Event.RESET, error)
         else:
@@ -470,7 +480,7 @@ class Connection:
         if verdict is not Verdict.PROCEED:
             assert verdict is not None
             raise StartTLSError(_WHY_NO_UPGRADE[verdict])
-        self._settle(effects, None)
+        self._settle_closed(effects, None)
 
     async def surrender(self) -> Transport:
         """The transport, once it is made and what was handed to send has gone out.

@@ -99,10 +99,16 @@ class SocketFuture(Generic[T_co]):
 
     def _resolve(self: SocketFuture[T], value: T) -> None:
         self._value = value
-        self._settled = True
-        self._wake_all()
+        self._settle()
 
     def _reject(self, error: SocketError) -> None:
         self._error = error
+        self._settle()
+
+    def _settle(self) -> None:
         self._settled = True
+        self._drive = _nothing  # no longer keeps the connection alive
         self._wake_all()
+
+
+async def _nothing() -> None: ...

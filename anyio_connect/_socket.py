@@ -72,7 +72,8 @@ class Socket(ByteStream):
         Resolves after ``close()``, when both directions have ended, and when ``start_tls()``
         has taken the connection over. Fails with what ``opened`` failed with, or with
         :class:`BrokenError` where the connection was reset, lost or aborted. Awaiting it
-        watches for the peer's hang-up, without taking any data.
+        watches for the peer's hang-up, without taking any data. That is the end of its TCP: a
+        TLS close_notify by itself is noticed by who receives.
         """
         return self._connection.closed
 

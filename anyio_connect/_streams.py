@@ -11,6 +11,10 @@ from anyio.abc import ByteReceiveStream, ByteSendStream
 from ._connection import Connection
 from ._transport import DEFAULT_MAX_BYTES
 
+#: What one receive takes at most, in bytes: that much is allocated before it is known how much
+#: there is.
+_MOST = 1 << 20
+
 
 def attributes_of(connection: Connection) -> Mapping[Any, Callable[[], Any]]:
     """The typed attributes of the transport; none while there is no transport."""
@@ -45,7 +49,7 @@ class ReadableStream(ByteReceiveStream):
             raise TypeError(f"max_bytes must be an int, not {type(max_bytes).__name__}")
         if max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
-        return await self._connection.receive(max_bytes)
+        return await self._connection.receive(min(max_bytes, _MOST))
 
     async def aclose(self) -> None:
         """Stop reading (WHATWG: ``cancel()``); the socket lives on for writing.
@@ -66,7 +70,8 @@ class ReadableStream(ByteReceiveStream):
         """Send everything this stream receives to ``destination``, one chunk at a time.
 
         The next chunk is received when the last one was sent, so a slow destination slows the
-        peer down. What happens at an end is what WHATWG ``pipeTo()`` does:
+        peer down. A socket as destination stands for its writable half. What happens at an end
+        is what WHATWG ``pipeTo()`` does:
 
         - this stream ends: the destination is closed (``aclose()``: for a
           :class:`WritableStream` that is its graceful end), unless ``prevent_close``;
@@ -78,14 +83,19 @@ class ReadableStream(ByteReceiveStream):
           was received but not sent is lost.
 
         :raises SocketError: as :meth:`receive`, or what the destination raises
+        :raises anyio.BusyResourceError: another task receives from this stream, or sends to the
+            destination, which is left to it
         """
+        half = getattr(destination, "writable", None)
+        if isinstance(half, WritableStream):
+            destination = half
         try:
             while True:
                 try:
                     data = await self.receive()
                 except anyio.EndOfStream:
                     break
-                except anyio.get_cancelled_exc_class():
+                except (anyio.get_cancelled_exc_class(), anyio.BusyResourceError):
                     raise
                 except BaseException as exc:
                     if not prevent_abort:
@@ -93,7 +103,7 @@ class ReadableStream(ByteReceiveStream):
                     raise
                 try:
                     await destination.send(data)
-                except anyio.get_cancelled_exc_class():
+                except (anyio.get_cancelled_exc_class(), anyio.BusyResourceError):
                     raise
                 except BaseException:
                     if not prevent_cancel:

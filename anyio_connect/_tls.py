@@ -30,6 +30,9 @@ _READ = 65536
 _WRITE = 65536
 
 
+#: The transport broke, or another task closed it.
+_GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
+
 #: The contexts of everybody who brings none of their own, by what they offer.
 _contexts: dict[tuple[str, ...], ssl.SSLContext] = {}
 
@@ -84,13 +87,15 @@ async def start_tls(
             incoming.write(await transport.receive(_READ))
     except (ssl.SSLError, ssl.CertificateError, ValueError) as exc:
         error = handshake_failed(where, name, exc, _certificate(engine))
-    except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
+    except (anyio.EndOfStream, *_GONE) as exc:
         error = handshake_ended(where, exc)
     except BaseException:
         await transport.abort()
         raise
     try:
-        with suppress(anyio.BrokenResourceError):  # the alert that says what is wrong
+        with suppress(
+            anyio.BrokenResourceError, anyio.ClosedResourceError
+        ):  # the alert that says what is wrong
             transport.send_nowait(memoryview(outgoing.read()))
     finally:
         await transport.finish()
@@ -178,6 +183,8 @@ class TLSTransport(Transport):
         return data
 
     def unread(self) -> bool:
+        if self._decrypted:
+            return True
         try:
             data = self.receive_nowait(DEFAULT_MAX_BYTES)
         except anyio.EndOfStream:
@@ -287,7 +294,7 @@ class TLSTransport(Transport):
         """Send what ciphertext there is room for, unless a task is at it."""
         if self._flushing or self.torn:
             return
-        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+        with suppress(*_GONE):
             while ciphertext := self._unsent + self._outgoing.read(_WRITE):
                 sent = self._transport.send_nowait(memoryview(ciphertext))
                 self._unsent = ciphertext[sent:]
@@ -326,7 +333,7 @@ class TLSTransport(Transport):
         self._flush_nowait()
         try:
             await self._flush()
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+        except _GONE:
             pass
         except BaseException:
             await self._transport.abort()

@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -105,6 +105,7 @@ class TCPTransport(Transport):
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._closed = False
+        self._waiting = 0  # tasks that wait for this descriptor
         self._error: OSError | None = None  # a reset; the kernel tells of it only once
         # Read now: the names are wanted after close too, and getpeername() fails after a reset.
         self._local = host_and_port(sock.getsockname())
@@ -131,7 +132,7 @@ class TCPTransport(Transport):
         if data is not None:
             await cancel_shielded_checkpoint()
         while data is None:
-            await anyio.wait_readable(self._sock)
+            await self._wait(anyio.wait_readable)
             data = self.receive_nowait(max_bytes)
         return data
 
@@ -166,7 +167,7 @@ class TCPTransport(Transport):
             return
         try:
             while sent < len(view):
-                await anyio.wait_writable(self._sock)
+                await self._wait(anyio.wait_writable)
                 sent += self.send_nowait(view[sent:])
         except BaseException:
             self.torn = self.torn or sent > 0
@@ -213,7 +214,21 @@ class TCPTransport(Transport):
         self._closed = True
         # Wakes whoever waits for this descriptor before its number can be used anew.
         anyio.notify_closing(self._sock)
-        self._sock.close()
+        if not self._waiting:
+            self._sock.close()
+
+    async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+        # On asyncio, a waiter that was woken by notify_closing() unregisters *the number*
+        # once more when it runs. Keep the number taken until then: the last one out closes.
+        self._waiting += 1
+        try:
+            await wait(self._sock)
+            if self._closed:
+                raise anyio.ClosedResourceError
+        finally:
+            self._waiting -= 1
+            if self._closed and not self._waiting:
+                self._sock.close()
 
     # --- errors
 
@@ -223,7 +238,7 @@ class TCPTransport(Transport):
         # EPIPE is what a reset says after the peer's FIN (RFC 9293 3.10.7.4): what it had
         # sent is whole, and reading may go on to that end.
         if exc.errno != errno.EPIPE:
-            self._error = exc
+            self._error = exc.with_traceback(None)  # whose frames would keep us alive
         return anyio.BrokenResourceError(str(exc))
 
     def _raise_end(self) -> None:
@@ -260,7 +275,11 @@ if sys.platform == "linux":
         # An epoll of our own, itself waited for through the event loop: no loop offers
         # RDHUP, and reading to find out would take data from whoever reads.
         # ERR and HUP are always reported; a mask of 0 asks for nothing else.
-        with select.epoll() as watch:
+        try:
+            watch = select.epoll()
+        except OSError:  # no descriptor to spare: reading and sending will tell, in their time
+            await anyio.sleep_forever()
+        with watch:
             watch.register(sock, 0 if after_eof else select.EPOLLRDHUP)
             try:
                 await anyio.wait_readable(watch.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import select
 import socket as stdlib
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -1130,3 +1131,89 @@ async def test_pipe_to_any_byte_stream() -> None:
         with pytest.raises(BrokenError):
             await source.readable.pipe_to(collect)
         assert collect.closed
+
+
+async def test_pipe_to_a_socket_means_its_writable() -> None:
+    async with connected() as (source, sender), connected() as (sink, receiver):
+        await sender.send(b"whole")
+        sender.fin()
+        await source.readable.pipe_to(sink)
+        assert await receiver.receive_all() == b"whole"
+        await receiver.send(b"only that half has ended")
+        assert await sink.receive() == b"only that half has ended"
+    async with connected() as (source, sender), connected() as (sink, receiver):
+        await sender.send(b"a piece")
+        arrived(source)
+        sender.rst()
+        with pytest.raises(BrokenError):
+            await source.readable.pipe_to(sink)
+        with pytest.raises(ConnectionResetError):
+            await receiver.receive_all()
+
+
+async def test_pipe_to_leaves_alone_what_another_task_uses() -> None:
+    async with connected() as (source, sender), connected() as (sink, receiver):
+        async with anyio.create_task_group() as group:
+            group.start_soon(source.receive)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(anyio.BusyResourceError):
+                await source.readable.pipe_to(sink.writable)
+            await sender.send(b"x")
+        await sink.send(b"not aborted")
+        assert await receiver.receive() == b"not aborted"
+
+
+# --- what goes on in between
+
+
+@pytest.mark.parametrize("direction", ["receive", "send"])
+async def test_a_descriptor_is_free_only_when_nobody_waits_for_it(direction: str) -> None:
+    """Who closes while another waits must not hand the number to a newcomer who waits too."""
+    async with connected() as (socket, _), anyio.create_task_group() as group:
+        outcome: list[BaseException | None] = []
+
+        async def receive() -> None:
+            with pytest.raises(BrokenError):
+                await socket.receive()
+
+        if direction == "receive":
+            group.start_soon(receive)
+        else:
+            group.start_soon(blocked_send, socket, outcome)
+        await anyio.wait_all_tasks_blocked()
+        number = raw(socket).fileno()
+
+        go = anyio.Event()
+        ours, theirs = stdlib.socketpair()
+
+        async def newcomer() -> None:
+            await go.wait()
+            # Takes the lowest number that is free, then waits for it in the same turn.
+            with stdlib.socket(fileno=ours.detach()) as taken:
+                copy = taken.dup()
+            copy.setblocking(False)
+            with copy:
+                with anyio.fail_after(5):
+                    await anyio.wait_readable(copy)
+                assert copy.recv(1) == b"x"
+
+        async def drop() -> None:
+            await go.wait()
+            await socket.writable.abort()
+
+        with theirs:
+            group.start_soon(drop)
+            group.start_soon(newcomer)
+            await anyio.wait_all_tasks_blocked()
+            go.set()
+            await anyio.wait_all_tasks_blocked()
+            assert number >= 0
+            theirs.send(b"x")
+
+
+async def test_a_receive_may_ask_for_any_amount() -> None:
+    async with connected() as (socket, peer):
+        await peer.send(b"data")
+        assert await socket.receive(sys.maxsize) == b"data"
+        await peer.send(b"data")
+        assert await socket.receive(1 << 70) == b"data"
