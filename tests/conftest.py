@@ -92,7 +92,7 @@ def pytest_pycollect_makeitem(
 ) -> None:
     """Run every ``async def test_...`` through AnyIO's plugin, on each event loop.
 
-    This is what the plugin's own ``anyio_mode = "auto"`` does, which AnyIO 4.10 lacks.
+    This is what the plugin's own ``anyio_mode = "auto"`` does, and the check for leaked tasks.
     """
     if not collector.istestfunction(obj, name):
         return
@@ -101,8 +101,8 @@ def pytest_pycollect_makeitem(
     if iscoroutinefunction(test):
         pytest.mark.usefixtures("anyio_backend", "no_leaked_tasks")(obj)
         if given:
-            # Kept here because AnyIO's plugin puts something else in its place, and AnyIO 4.10
-            # then runs every later backend on the first one's event loop.
+            # Kept here because AnyIO's plugin puts something else in its place, which is bound
+            # to one event loop.
             obj.given_test = test
 
 
