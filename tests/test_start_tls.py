@@ -1,0 +1,410 @@
+"""start_tls(): who may call it, when, and what becomes of the plain socket and its connection."""
+
+from __future__ import annotations
+
+import socket as stdlib
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+import trustme
+from anyio.streams.tls import TLSAttribute, TLSStream
+
+from anyio_connect import (
+    BrokenError,
+    ClosedError,
+    ConnectTimeoutError,
+    InvalidOptionError,
+    RefusedError,
+    Socket,
+    SocketError,
+    StartTLSError,
+    TLSError,
+    connect,
+)
+from peers import Listener, Peer, listening, refusing_address
+from sockets import raw
+
+BIG = 64 * 1024 * 1024
+AUTHORITY = trustme.CA()
+
+
+def client_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    AUTHORITY.configure_trust(context)
+    return context
+
+
+def server_context(*names: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    AUTHORITY.issue_cert(*(names or ("127.0.0.1",))).configure_cert(context)
+    context.set_alpn_protocols(["smtp"])
+    return context
+
+
+@asynccontextmanager
+async def plain(**options: Any) -> AsyncIterator[tuple[Socket, Peer, Listener]]:
+    """An open socket that may be upgraded, and its scripted peer."""
+    settings: dict[str, Any] = {"secure_transport": "starttls", "ssl_context": client_context()}
+    async with listening() as listener:
+        socket = connect(listener.address, **{**settings, **options})
+        try:
+            await socket.opened
+            yield socket, await listener.accept(), listener
+        finally:
+            await socket.close()
+
+
+async def shake(peer: Peer, *names: str) -> TLSStream:
+    """Make the server's end of a handshake; closing that stream closes the peer's socket."""
+    # AnyIO takes the descriptor over, so it gets one of its own.
+    stream = await anyio.abc.SocketStream.from_socket(peer.sock.dup())
+    peer.close()
+    return await TLSStream.wrap(stream, server_side=True, ssl_context=server_context(*names))
+
+
+async def upgraded(socket: Socket, peer: Peer, *names: str, **options: Any) -> tuple[Any, Any]:
+    secure = socket.start_tls(**options)
+    streams: list[TLSStream] = []
+
+    async def serve() -> None:
+        streams.append(await shake(peer, *names))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(serve)
+        await secure.opened
+    return secure, streams[0]
+
+
+async def test_upgrade() -> None:
+    async with plain() as (socket, peer, _):
+        await socket.send(b"STARTTLS")
+        assert await peer.receive() == b"STARTTLS"
+        assert not socket.upgraded
+        secure, stream = await upgraded(socket, peer)
+        async with secure:
+            assert socket.upgraded
+            assert socket.secure_transport == "starttls"
+            assert socket.closed.result() is None
+            assert secure.secure_transport == "on"
+            assert not secure.upgraded
+            assert secure.opened is not socket.opened
+            for call in (socket.receive(), socket.send(b"x"), socket.send_eof()):
+                with pytest.raises(ClosedError, match="use the socket that it returned"):
+                    await call
+            await socket.close()  # does nothing: the connection is no longer its own
+            await secure.send(b"in secret")
+            assert await stream.receive() == b"in secret"
+            assert secure.extra(TLSAttribute.tls_version) == "TLSv1.3"
+        await anyio.aclose_forcefully(stream)
+
+
+async def test_arguments_go_before_those_of_connect() -> None:
+    async with plain(sni="wrong.example", ssl_context=ssl.create_default_context()) as (
+        socket,
+        peer,
+        _,
+    ):
+        secure, stream = await upgraded(
+            socket,
+            peer,
+            "right.example",
+            expected_server_hostname="right.example",
+            ssl_context=client_context(),
+        )
+        assert (await secure.opened).alpn is None
+        await secure.close()
+        await anyio.aclose_forcefully(stream)
+
+
+async def test_a_context_brings_its_own_protocols() -> None:
+    async with (
+        listening() as listener,
+        connect(listener.address, secure_transport="starttls", alpn=["x"]) as socket,
+    ):
+        context = client_context()
+        context.set_alpn_protocols(["smtp"])
+        secure, stream = await upgraded(socket, await listener.accept(), ssl_context=context)
+        assert (await secure.opened).alpn == "smtp"
+        await secure.close()
+        await anyio.aclose_forcefully(stream)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"expected_server_hostname": ""},
+        {"expected_server_hostname": 5},
+        {"alpn": "smtp"},
+        {"ssl_context": object()},
+        {"alpn": ["smtp"]},  # and connect() was given an ssl_context
+    ],
+)
+async def test_bad_arguments_change_nothing(arguments: Any) -> None:
+    async with plain() as (socket, peer, _):
+        with pytest.raises(InvalidOptionError):
+            socket.start_tls(**arguments)
+        assert not socket.upgraded
+        await socket.send(b"still plain")
+        assert await peer.receive() == b"still plain"
+
+
+# --- refused
+
+
+@pytest.mark.parametrize("mode", ["off", "on"])
+def test_needs_starttls(mode: Any) -> None:
+    socket = connect("127.0.0.1:9", secure_transport=mode)
+    with pytest.raises(StartTLSError, match="secure_transport='starttls'"):
+        socket.start_tls()
+
+
+async def test_refused_while_a_receive_is_in_flight() -> None:
+    async with plain() as (socket, peer, _), anyio.create_task_group() as group:
+        group.start_soon(socket.receive)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(StartTLSError, match="receive is in flight"):
+            socket.start_tls()
+        await peer.send(b"x")
+
+
+async def test_refused_twice() -> None:
+    async with plain() as (socket, _, _):
+        secure = socket.start_tls()
+        with pytest.raises(StartTLSError, match="already"):
+            socket.start_tls()
+        await secure.close()
+
+
+async def test_refused_when_closed_or_ended() -> None:
+    async with plain() as (socket, _, _):
+        await socket.send_eof()
+        with pytest.raises(StartTLSError, match="one of them has ended"):
+            socket.start_tls()
+        await socket.close()
+        with pytest.raises(StartTLSError, match="closed socket"):
+            socket.start_tls()
+
+
+async def test_refused_when_broken_or_never_made() -> None:
+    async with plain() as (socket, peer, _):
+        peer.rst()
+        with pytest.raises(BrokenError):
+            await socket.receive()
+        with pytest.raises(BrokenError):
+            socket.start_tls()
+    socket = connect(refusing_address(), secure_transport="starttls")
+    with pytest.raises(RefusedError):
+        await socket.opened
+    with pytest.raises(RefusedError):
+        socket.start_tls()
+
+
+# --- what goes over the wire
+
+
+async def test_a_send_in_flight_goes_out_before_the_handshake() -> None:
+    async with plain() as (socket, peer, _), anyio.create_task_group() as group:
+        group.start_soon(socket.send, b"p" * BIG)
+        await anyio.wait_all_tasks_blocked()
+        secure = socket.start_tls()
+        group.start_soon(_fails, secure)
+        await anyio.wait_all_tasks_blocked()
+        assert await peer.receive_exactly(BIG) == b"p" * BIG
+        assert (await peer.receive_exactly(1)) == b"\x16"  # a handshake record
+        peer.close()
+
+
+async def _fails(socket: Socket) -> None:
+    with pytest.raises(SocketError):
+        await socket.opened
+
+
+@pytest.mark.parametrize("when", ["with the go-ahead", "in the kernel", "later"])
+async def test_what_came_in_the_clear_is_never_read(when: str) -> None:
+    async with plain() as (socket, peer, _):
+        injected = b"250 injected\r\n"
+        await peer.send(b"S" + (injected if when == "with the go-ahead" else b""))
+        assert await socket.receive(1) == b"S"
+        if when == "in the kernel":
+            await peer.send(injected)
+        secure = socket.start_tls()
+        async with anyio.create_task_group() as group:
+
+            async def receive() -> None:
+                with pytest.raises(TLSError, match="sent data in the clear"):
+                    await secure.receive()
+
+            group.start_soon(receive)
+            if when == "later":
+                await anyio.wait_all_tasks_blocked()
+                await peer.send(injected)
+        error = secure.opened.exception()
+        assert isinstance(error, TLSError)
+        assert secure.closed.exception() is error
+        with pytest.raises(TLSError):
+            await secure.send(b"password")
+        with pytest.raises(StartTLSError):
+            socket.start_tls()
+        sent = await peer.receive_all()
+        assert sent[:1] == b"\x16"
+        assert b"password" not in sent
+
+
+async def test_a_pending_socket_may_be_upgraded() -> None:
+    async with listening() as listener:
+        socket = connect(
+            listener.address, secure_transport="starttls", ssl_context=client_context()
+        )
+        secure = socket.start_tls()
+        assert socket.upgraded
+        assert not socket.opened.done()
+        streams = []
+
+        async def serve() -> None:
+            streams.append(await shake(await listener.accept()))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(serve)
+            await secure.opened
+        assert socket.opened.result().remote_address is not None
+        await secure.close()
+        await anyio.aclose_forcefully(streams[0])
+
+
+async def test_what_cannot_be_connected_cannot_be_upgraded() -> None:
+    socket = connect(refusing_address(), secure_transport="starttls")
+    secure = socket.start_tls()
+    with pytest.raises(RefusedError) as caught:
+        await secure.opened
+    assert secure.closed.exception() is caught.value
+    assert socket.opened.exception() is caught.value
+    assert socket.closed.result() is None
+
+
+async def test_the_handshake_has_the_time_that_connecting_had() -> None:
+    async with plain(connect_timeout=0.1) as (socket, _, _):
+        secure = socket.start_tls()
+        with pytest.raises(ConnectTimeoutError, match=r"did not finish within 0\.1 seconds"):
+            await secure.opened
+
+
+# --- given up
+
+
+async def test_a_handshake_cancelled_part_way_cannot_be_made_again() -> None:
+    async with plain() as (socket, peer, _):
+        secure = socket.start_tls()
+        async with anyio.create_task_group() as group:
+            group.start_soon(secure.opened._wait)
+            assert (await peer.receive_exactly(1)) == b"\x16"
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        assert not secure.opened.done()
+        with pytest.raises(TLSError, match="cancelled part-way"):
+            await secure.opened
+        with pytest.raises(ConnectionResetError):
+            await peer.receive_all()
+
+
+@pytest.mark.parametrize("after", ["nothing", "plain opened"])
+async def test_closed_before_the_handshake(after: str) -> None:
+    async with listening() as listener:
+        socket = connect(listener.address, secure_transport="starttls")
+        if after == "plain opened":
+            await socket.send(b"last words in the clear")
+        secure = socket.start_tls()
+        await secure.close()
+        assert secure.closed.result() is None
+        with pytest.raises(ClosedError):
+            await secure.opened
+        if after == "plain opened":
+            peer = await listener.accept()
+            assert await peer.receive_all() == b"last words in the clear"
+        else:
+            with pytest.raises(ClosedError):
+                await socket.opened  # nobody could close what this would make
+            with pytest.raises(BlockingIOError):
+                listener.sock.accept()
+
+
+async def test_closed_during_the_handshake() -> None:
+    async with plain() as (socket, peer, _), anyio.create_task_group() as group:
+        secure = socket.start_tls()
+        group.start_soon(_fails, secure)
+        await peer.receive_exactly(1)
+        await anyio.wait_all_tasks_blocked()
+        await secure.close()
+        assert secure.closed.result() is None
+        with pytest.raises(ConnectionResetError):
+            await peer.receive_all()
+
+
+async def test_closed_while_its_dial_is_cancelled() -> None:
+    """Both at once, while a plain send is still in flight: the connection is let go of."""
+    async with plain() as (socket, _, _), anyio.create_task_group() as group:
+
+        async def send() -> None:
+            with pytest.raises(SocketError):
+                await socket.send(bytes(BIG))
+
+        group.start_soon(send)
+        await anyio.wait_all_tasks_blocked()
+        secure = socket.start_tls()
+        async with anyio.create_task_group() as dial:
+            dial.start_soon(secure.opened._wait)
+            await anyio.wait_all_tasks_blocked()
+            dial.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await secure.close()
+        await anyio.wait_all_tasks_blocked()
+        assert raw(socket).fileno() == -1
+
+
+async def test_aborted_as_the_handshake_goes_on() -> None:
+    async with plain() as (socket, peer, _), anyio.create_task_group() as group:
+        secure = socket.start_tls()
+        ours, theirs = stdlib.socketpair()
+
+        async def wait() -> None:
+            with pytest.raises(BrokenError, match="aborted on our side"):
+                await secure.opened
+
+        async def abort() -> None:
+            await anyio.wait_readable(ours)
+            await secure.writable.abort()
+
+        with ours, theirs:
+            ours.setblocking(False)
+            group.start_soon(wait)
+            group.start_soon(abort)
+            await peer.receive_exactly(1)
+            await anyio.wait_all_tasks_blocked()
+            theirs.send(b"x")  # both in the same turn of the event loop
+            peer.sock.send(b"\x16\x03\x03\x00")
+            with anyio.fail_after(5), pytest.raises(SocketError):
+                await secure.closed
+
+
+async def test_a_send_that_breaks_says_so_to_both() -> None:
+    async with plain() as (socket, peer, _), anyio.create_task_group() as group:
+        errors: list[BaseException] = []
+
+        async def note(call: Any) -> None:
+            with pytest.raises(BrokenError, match="while sending") as caught:
+                await call()
+            errors.append(caught.value)
+
+        group.start_soon(note, lambda: socket.send(bytes(BIG)))
+        await anyio.wait_all_tasks_blocked()
+        secure = socket.start_tls()
+        group.start_soon(note, secure.opened._wait)
+        await anyio.wait_all_tasks_blocked()
+        peer.rst()
+        with pytest.raises(BrokenError):
+            await secure.closed
+    assert len(errors) == 2
+    assert all(isinstance(error.__cause__, ConnectionResetError) for error in errors)
