@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.cafile or options.alpn or options.insecure
     ):
         parser.error("--cafile, --alpn and --insecure need --tls or --starttls")
+    # Ctrl-C ends us as it ends any other such program: at once and without a word.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     backend = "trio" if options.trio else "asyncio"
     try:
         if options.address == "demo":
@@ -50,11 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"anyio_connect: {exc}{notes}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # nobody reads our output any more
-        _die_of("SIGPIPE")
-    except BaseException as exc:
-        if not _interrupted(exc):
-            raise
-        _die_of("SIGINT")
+        _die_of_sigpipe()
     return 0
 
 
@@ -207,19 +205,11 @@ def _write_all(data: bytes) -> None:
         view = view[os.write(1, view) :]
 
 
-def _interrupted(exc: BaseException) -> bool:
-    """Whether Ctrl-C was pressed; trio raises that in whichever task it meets, so in a group."""
-    return isinstance(exc, KeyboardInterrupt) or any(
-        _interrupted(inner) for inner in getattr(exc, "exceptions", ())
-    )
-
-
-def _die_of(name: str) -> None:
+def _die_of_sigpipe() -> None:
     """End as a program does that leaves the signal alone: the shell is told, nothing printed."""
-    if hasattr(signal, name):
-        number = getattr(signal, name)
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
     sys.exit(1)
 
 
