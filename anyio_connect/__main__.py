@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import signal
 import ssl
+import stat
 import sys
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -16,7 +20,7 @@ import anyio.to_thread
 from . import ConnectTimeoutError, InvalidOptionError, Socket, SocketError, connect
 from ._starttls import PRELUDES
 
-_CHUNK = 65536  # bytes
+_CHUNK = 262144  # bytes; with less, moving between tasks and threads takes most of the time
 _PRELUDE_TIMEOUT = 30  # seconds; two peers that wait for each other would do so for ever
 
 _DESCRIPTION = """\
@@ -24,13 +28,19 @@ Send standard input to HOST:PORT, end our side when it ends, and print what come
 the peer ends. With "demo" in place of an address: show what a socket does, on loopback.
 """
 _EPILOG = """\
-exit status: 0 after a clean close, 1 after an error (told in a line on standard error), 2 for
-wrong usage
+exit status: 0 after a clean close, 1 after an error (told in a line on standard error; a bad
+address is one), 2 for wrong usage; as the shell has it, 130 after Ctrl-C and 141 where nobody
+reads standard output any more
 """
+
+
+class _PipeError(Exception):
+    """Standard input or output failed, other than that nobody reads the output."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
+    _occupy_standard_descriptors()
     parser = _parser()
     options = parser.parse_args(arguments)
     if not (options.tls or options.starttls) and (
@@ -45,15 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from ._demo import demo  # only when asked for
 
             anyio.run(demo, backend=backend)
+            print(end="", flush=True)  # here, where a broken pipe is noticed
         else:
             anyio.run(_talk, options, backend=backend)
-    except SocketError as exc:
+    except (SocketError, _PipeError) as exc:
         notes = "".join(f" ({note})" for note in getattr(exc, "__notes__", ()))
-        print(f"anyio_connect: {exc}{notes}", file=sys.stderr)
-        return 1
+        _tell(f"{exc}{notes}")
+        return _leave(1)
     except BrokenPipeError:  # nobody reads our output any more
         _die_of_sigpipe()
-    return 0
+    return _leave(0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,9 +102,12 @@ def _parser() -> argparse.ArgumentParser:
 
 class _Version(argparse.Action):
     def __call__(self, *_: object) -> None:
-        from importlib.metadata import version  # only when asked for
+        from importlib.metadata import PackageNotFoundError, version  # only when asked for
 
-        print(f"anyio_connect {version('anyio_connect')}")
+        try:
+            print(f"anyio_connect {version('anyio_connect')}")
+        except PackageNotFoundError:
+            print("anyio_connect (not installed)")
         sys.exit()
 
 
@@ -130,11 +144,7 @@ def _context(options: argparse.Namespace) -> ssl.SSLContext:
     if options.alpn:
         context.set_alpn_protocols(options.alpn)
     if options.insecure:
-        print(
-            "anyio_connect: WARNING: --insecure: whoever is in between can read and change "
-            "everything",
-            file=sys.stderr,
-        )
+        _tell("WARNING: --insecure: whoever is in between can read and change everything")
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
@@ -162,13 +172,18 @@ async def _relay(socket: Socket, *, half_open: bool) -> None:
                 await socket.send(data)
         except SocketError as exc:
             failures.append(exc)  # what the peer said before it hung up is still to be read
+        except _PipeError as exc:
+            failures.append(exc)
+            await socket.writable.abort(exc)  # the peer must not take a piece for the whole
 
     async with anyio.create_task_group() as group:
         group.start_soon(upload)
         try:
-            async for data in socket.readable:
-                await _write_output(data)
-        except (SocketError, BrokenPipeError) as exc:
+            while True:
+                await _write_output(await socket.readable.receive(_CHUNK))
+        except anyio.EndOfStream:
+            pass
+        except (SocketError, _PipeError, BrokenPipeError) as exc:
             failures.append(exc)
             group.cancel_scope.cancel()
         if not half_open:
@@ -182,27 +197,75 @@ async def _relay(socket: Socket, *, half_open: bool) -> None:
 
 
 async def _read_input() -> bytes:
-    if sys.platform == "win32":  # nothing but sockets can be waited for
-        return await anyio.to_thread.run_sync(os.read, 0, _CHUNK, abandon_on_cancel=True)
     try:
-        await anyio.wait_readable(0)
-    except PermissionError:
-        pass  # a plain file: always readable, and epoll will have none of it
-    except OSError:
-        return b""  # standard input is closed
-    return os.read(0, _CHUNK)
+        if stat.S_ISREG(os.fstat(0).st_mode):  # always readable, and epoll will have none of it
+            return os.read(0, _CHUNK)
+        if not _can_wait_for_input():
+            return await anyio.to_thread.run_sync(os.read, 0, _CHUNK, abandon_on_cancel=True)
+        while True:
+            await anyio.wait_readable(0)
+            with suppress(BlockingIOError):  # another program that shares it was quicker
+                return os.read(0, _CHUNK)
+    except OSError as exc:
+        raise _PipeError(f"cannot read standard input: {exc.strerror}") from exc
+
+
+def _can_wait_for_input() -> bool:
+    if sys.platform == "win32":  # nothing but sockets can be waited for
+        return False
+    mode = os.fstat(0).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(0)
 
 
 async def _write_output(data: bytes) -> None:
-    # In a thread, because a pipe that can be written to may still block for all but a little,
-    # and sending must go on meanwhile.
-    await anyio.to_thread.run_sync(_write_all, data, abandon_on_cancel=True)
+    try:
+        if stat.S_ISREG(os.fstat(1).st_mode):
+            _write_all(data)
+        else:
+            # In a thread, because a pipe that can be written to may still block for all but a
+            # little, and sending must go on meanwhile.
+            await anyio.to_thread.run_sync(_write_all, data, abandon_on_cancel=True)
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        raise _PipeError(f"cannot write standard output: {exc.strerror}") from exc
 
 
 def _write_all(data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(1, view) :]
+        try:
+            view = view[os.write(1, view) :]
+        except BlockingIOError:  # another program that shares it made it so
+            select.select([], [1], [])
+
+
+def _occupy_standard_descriptors() -> None:
+    """Keep 0 to 2, where they are closed, from becoming a socket that is taken for a pipe.
+
+    Then there is nothing to read, and writing fails.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDONLY)) <= 2:
+        pass
+    os.close(descriptor)
+
+
+def _tell(text: str) -> None:
+    if sys.stderr is not None:  # it was closed from the start; print() would turn to stdout
+        print(f"anyio_connect: {text}", file=sys.stderr)
+
+
+def _leave(status: int) -> int:
+    """Return ``status``; or end here if a thread still reads input, which nothing can stop."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(0.1)  # an idle one was told to end, and does
+            if thread.is_alive():
+                for stream in (sys.stdout, sys.stderr):
+                    if stream is not None:
+                        stream.flush()
+                os._exit(status)
+    return status
 
 
 def _die_of_sigpipe() -> None:

@@ -216,9 +216,12 @@ def broken(doing: str, exc: BaseException) -> BrokenError:
     if isinstance(exc, BrokenError):
         return exc
     cause = exc
+    why = ""
     if isinstance(exc, anyio.BrokenResourceError) and exc.__cause__ is not None:
         cause = exc.__cause__
-    error = BrokenError(f"the connection broke while {doing}: {_reason(cause)}")
+        if str(exc) != str(cause):  # TLS knows better than its cause
+            why = str(exc)
+    error = BrokenError(f"the connection broke while {doing}: {why or _reason(cause)}")
     error.__cause__ = cause
     return error
 

@@ -16,18 +16,30 @@ from typing import Any, NoReturn
 
 import anyio
 import anyio.to_thread
-from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
 from anyio.streams.tls import TLSAttribute
 
-from ._tls_errors import handshake_ended, handshake_failed
+from ._tls_errors import explain, handshake_ended, handshake_failed
 from ._transport import DEFAULT_MAX_BYTES, Transport
 
 #: How much ciphertext to ask the transport for at a time, in bytes: a few records. What is
 #: here undecrypted is never more than that, and nothing is asked for before it is wanted.
 _READ = 65536
 
-#: How much ciphertext to collect before it is sent, in bytes.
+#: How much data to encrypt before it is sent, in bytes. The engine would take any amount at
+#: once, and hold all of its ciphertext.
 _WRITE = 65536
+
+#: What a record holds at most, in bytes (RFC 8446 section 5.1), so no read returns more.
+_RECORD = 16384
+
+#: How much ciphertext may wait to be sent, in bytes: twice what a send makes at a time. There
+#: is more only where a peer asks for answers and reads none.
+_MAX_WAITING = 2 * _WRITE
+
+#: How often to take more from the transport in search of data before others get to run. Two
+#: are enough for any record; a peer can send what is no data as fast as it is taken.
+_ROUNDS = 8
 
 
 #: The transport broke, or another task closed it.
@@ -66,7 +78,8 @@ async def start_tls(
     """Make the client's handshake with ``where`` and return the encrypted transport.
 
     ``server_hostname`` is what the certificate must be for, and is sent as SNI where it is a
-    name. Failed or cancelled, the handshake leaves the transport closed.
+    name. ``alpn`` is for the default context; one's own, which is never changed, has its own.
+    Failed or cancelled, the handshake leaves the transport closed.
 
     :raises TLSError: the handshake failed
     """
@@ -130,6 +143,9 @@ class TLSTransport(Transport):
     Full duplex: only ``receive`` waits for the peer's bytes, only ``send``, ``send_eof`` and
     ``aclose`` wait for room. What TLS has to say of itself while receiving (the answer to a
     KeyUpdate, an alert) goes out when there is room or with the next send, in order.
+
+    Errors stay: after ``EndOfStream`` (the peer's close_notify) or ``BrokenResourceError`` every
+    receive raises the same. An end of the transport without close_notify is the latter.
     """
 
     def __init__(
@@ -144,7 +160,7 @@ class TLSTransport(Transport):
         self._incoming = incoming
         self._outgoing = outgoing
         self._decrypted = bytearray()  # taken from the engine before anybody asked
-        self._unsent = b""  # ciphertext that did not go out at once; the next goes after it
+        self._unsent = b""  # ciphertext that has to go out before any other
         self._flushing = False
         self._ended = False  # our close_notify is written
         self._peer_ended = False  # the peer's close_notify was read
@@ -154,21 +170,28 @@ class TLSTransport(Transport):
     # --- receiving
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
-        if self._decrypted:
-            data = bytes(self._decrypted[:max_bytes])
-            del self._decrypted[:max_bytes]
-            return data
-        while (found := self._decrypt(max_bytes)) is None:
+        data = self._take(max_bytes)
+        for _ in range(_ROUNDS):
+            if data is not None:
+                break
             try:
                 ciphertext = self._transport.receive_nowait(_READ)
             except anyio.EndOfStream:
                 self._truncated()
             if ciphertext is None:
-                return None
+                break
             self._incoming.write(ciphertext)
-        return found
+            data = self._take(max_bytes)
+        return data
 
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+        """Receive up to ``max_bytes`` bytes. Cancelled, it loses nothing.
+
+        :raises anyio.EndOfStream: the peer sent close_notify
+        :raises anyio.BrokenResourceError: the transport ended without it, or broke; what came
+            is no TLS
+        :raises anyio.ClosedResourceError: the transport was closed
+        """
         await checkpoint_if_cancelled()
         data = self.receive_nowait(max_bytes)
         if data is not None:
@@ -176,47 +199,62 @@ class TLSTransport(Transport):
         while data is None:
             try:
                 ciphertext = await self._transport.receive(_READ)
-            except anyio.EndOfStream:
-                self._truncated()
-            self._incoming.write(ciphertext)
-            data = self.receive_nowait(max_bytes)
+            except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
+                # Meanwhile unread() may have taken what came before that.
+                data = self._take(max_bytes)
+                if data is None and isinstance(exc, anyio.EndOfStream):
+                    self._truncated()
+                if data is None:
+                    raise
+            else:
+                self._incoming.write(ciphertext)
+                data = self.receive_nowait(max_bytes)
         return data
 
     def unread(self) -> bool:
-        if self._decrypted:
-            return True
-        try:
-            data = self.receive_nowait(DEFAULT_MAX_BYTES)
-        except anyio.EndOfStream:
-            return False
-        if data is not None:
-            self._decrypted += data
+        if not self._decrypted:
+            try:
+                self._decrypted += self.receive_nowait(_RECORD) or b""
+            except anyio.EndOfStream:
+                return False
         return True
+
+    def _take(self, max_bytes: int) -> bytes | None:
+        """Data that needs no more ciphertext than is here already."""
+        if self._decrypted:
+            data = bytes(self._decrypted[:max_bytes])
+            del self._decrypted[:max_bytes]
+            return data
+        return self._decrypt(max_bytes)
 
     def _decrypt(self, max_bytes: int) -> bytes | None:
         """Take what the engine can decrypt; None if it needs more ciphertext for that."""
-        if self._error is not None:
-            raise anyio.BrokenResourceError(str(self._error)) from self._error
+        self._check_session()
         if self._peer_ended:
             raise anyio.EndOfStream
-        data: bytes | None = b""
+        data: bytes | None = None
         try:
-            data = self._engine.read(max_bytes)
+            data = self._engine.read(min(max_bytes, _RECORD))
+            self._peer_ended = data == b""
         except ssl.SSLWantReadError:
-            data = None
+            pass
         except ssl.SSLZeroReturnError:
-            pass  # how close_notify shows once we have sent ours; before, as b""
+            # How close_notify shows once we have sent ours; before, as b"".
+            self._peer_ended = True
         except ssl.SSLError as exc:
             self._error = exc
-            raise anyio.BrokenResourceError(str(exc)) from exc
-        finally:
-            if self._outgoing.pending or self._unsent:
-                self._flush_nowait()
-            if self._decrypting is not None:
-                self._decrypting.set()
-        if data == b"":
-            self._peer_ended = True
+        self._flush_nowait()  # an answer, or the alert that says what is wrong
+        if self._decrypting is not None:
+            self._decrypting.set()
+        if not data:
+            self._check_session()
+        if self._peer_ended:
             raise anyio.EndOfStream
+        if self._outgoing.pending + len(self._unsent) > _MAX_WAITING:
+            self._error = ssl.SSLError(
+                ssl.SSL_ERROR_SSL,
+                "the peer wants an answer to each of its many KeyUpdates, and reads none",
+            )
         return data
 
     def _truncated(self) -> NoReturn:
@@ -227,7 +265,17 @@ class TLSTransport(Transport):
             "the peer ended the connection without TLS close_notify: what it sent may have "
             "been truncated",
         )
-        raise anyio.BrokenResourceError(str(self._error)) from self._error
+        if self._decrypting is not None:
+            self._decrypting.set()
+        raise self._lost(self._error) from self._error
+
+    def _check_session(self) -> None:
+        if self._error is not None:
+            raise self._lost(self._error) from self._error
+
+    @staticmethod
+    def _lost(error: ssl.SSLError) -> anyio.BrokenResourceError:
+        return anyio.BrokenResourceError(explain(error))
 
     # --- sending
 
@@ -236,6 +284,15 @@ class TLSTransport(Transport):
         return 0
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
+        """Send all of ``item``.
+
+        Cancelled before any of it was encrypted, it has done nothing. Cancelled after that, it
+        sets ``torn``: nothing can be sent any more, reading goes on.
+
+        :raises anyio.BrokenResourceError: the transport broke, the session is lost, or an
+            earlier send was cut short
+        :raises anyio.ClosedResourceError: our side has ended, or the transport was closed
+        """
         await checkpoint_if_cancelled()
         self._check_sending()
         view = memoryview(item).cast("B")
@@ -245,94 +302,127 @@ class TLSTransport(Transport):
         await self._flush()
         try:
             while view:
-                written = self._encrypt(view)
-                view = view[written:]
+                written = self._encrypt(view[:_WRITE])
                 if not written:
                     self._decrypting = anyio.Event()
+                await self._flush()
+                if self._decrypting is not None:
                     await self._decrypting.wait()
-                elif not view or self._outgoing.pending >= _WRITE:
-                    await self._flush()
+                    self._decrypting = None
+                view = view[written:]
         except BaseException:
             self.torn = True
             raise
+        finally:
+            self._decrypting = None
 
     def _check_sending(self) -> None:
-        if self._ended:
-            raise anyio.ClosedResourceError
-        if self._error is not None:
-            raise anyio.BrokenResourceError(str(self._error)) from self._error
+        self._check_session()
         if self.torn:
             raise anyio.BrokenResourceError("an earlier send was cut short")
+        if self._ended:
+            raise anyio.ClosedResourceError
 
     def _encrypt(self, view: memoryview) -> int:
-        """Turn up to a record's worth of data into ciphertext; return how much that was.
+        """Turn data into ciphertext; return how much, which is all of it or none.
 
-        0: the engine waits for the peer, in mid-renegotiation. Who receives will see to that.
+        None: the engine waits for the peer, in mid-renegotiation. Who receives will see to that.
         """
+        self._check_session()
         try:
             return self._engine.write(view)
         except ssl.SSLWantReadError:
             return 0
         except ssl.SSLError as exc:
             self._error = exc
-            raise anyio.BrokenResourceError(str(exc)) from exc
+            raise self._lost(exc) from exc
+
+    def _ciphertext(self) -> bytes:
+        """What has to go out next, in the order in which the engine made it."""
+        made = self._outgoing.read()
+        # Behind a cut message nothing may follow. Behind close_notify the peer would leave it
+        # unread: its kernel then answers close() with a reset, and its last words can be lost.
+        if not self.torn and not self._ended:
+            self._unsent += made
+        return self._unsent
 
     async def _flush(self) -> None:
-        """Send all ciphertext there is, in order. One task at a time comes here."""
+        """Send all ciphertext there is. One task at a time comes here."""
         self._flushing = True
         try:
-            while ciphertext := self._unsent + self._outgoing.read(_WRITE):
-                self._unsent = b""
+            while ciphertext := self._ciphertext():
                 await self._transport.send(ciphertext)
-        except BaseException:
-            self.torn = True  # records are missing from the sequence: no other may follow
-            raise
+                self._unsent = self._unsent[len(ciphertext) :]
         finally:
+            # Where it was not cut, the same ciphertext can still go out.
+            self.torn = self.torn or self._transport.torn
             self._flushing = False
 
     def _flush_nowait(self) -> None:
         """Send what ciphertext there is room for, unless a task is at it."""
-        if self._flushing or self.torn:
+        if self._flushing:
             return
-        with suppress(*_GONE):
-            while ciphertext := self._unsent + self._outgoing.read(_WRITE):
+        ciphertext = self._ciphertext()
+        if ciphertext and not self.torn:
+            with suppress(*_GONE):
                 sent = self._transport.send_nowait(memoryview(ciphertext))
                 self._unsent = ciphertext[sent:]
-                if self._unsent:
-                    break
 
     # --- ending
 
     async def send_eof(self) -> None:
-        if self._ended:
+        """Send close_notify, and leave the transport open: reading goes on.
+
+        RFC 8446 6.1 keeps the peer's direction open. RFC 5246 7.2.1 lets a peer of TLS 1.2 drop
+        what it had yet to say, though most do not.
+
+        Cancelled before close_notify has gone out whole, it sets ``torn``.
+
+        :raises anyio.BrokenResourceError: as of :meth:`send`
+        :raises anyio.ClosedResourceError: the transport was closed
+        """
+        if self._ended and not self.torn:
+            await checkpoint()
             return
         self._check_sending()
         self._end()
+        self._check_session()
         # Where there is room, done even if the caller is cancelled.
         self._flush_nowait()
-        await self._flush()
+        try:
+            await self._flush()
+        except BaseException:
+            self.torn = True
+            raise
         await cancel_shielded_checkpoint()
 
     def _end(self) -> None:
         """Write close_notify (RFC 8446 6.1), once."""
-        if self._ended or self.torn or self._error is not None:
+        if self._ended:
             return
         with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
-            while (data := self._decrypt(DEFAULT_MAX_BYTES)) is not None:
+            while (data := self._decrypt(_RECORD)) is not None:
                 self._decrypted += data
-        self._ended = True
         if self._error is None:
             with suppress(ssl.SSLError):  # it wants to read the peer's: receive() will
                 self._engine.unwrap()
+            self._ciphertext()
+            self._ended = True
 
     async def aclose(self) -> None:
-        if self.torn:
+        """Send close_notify, and close the transport without waiting for the peer's.
+
+        Waits for room. Cancelled while it does, or called while a message is cut or under way,
+        it drops the connection instead.
+        """
+        if self._must_drop():
             await self._transport.abort()
             return
         self._end()
         self._flush_nowait()
         try:
-            await self._flush()
+            if self._error is None:
+                await self._flush()
         except _GONE:
             pass
         except BaseException:
@@ -341,12 +431,16 @@ class TLSTransport(Transport):
         await self._transport.aclose()
 
     async def finish(self) -> None:
-        if self.torn:
+        if self._must_drop():
             await self._transport.abort()
             return
         self._end()
         self._flush_nowait()
         await self._transport.finish()
+
+    def _must_drop(self) -> bool:
+        """Whether the peer holds a piece of a message, so that no clean end may follow."""
+        return self.torn or self._flushing or self._decrypting is not None
 
     async def abort(self) -> None:
         await self._transport.abort()

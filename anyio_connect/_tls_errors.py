@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import ssl
 from collections.abc import Mapping
 from typing import Any
@@ -72,23 +73,42 @@ def handshake_failed(
     """The error for a handshake that OpenSSL, or the context, gave up."""
     what = None
     if isinstance(exc, ssl.SSLCertVerificationError):
+        # Not all of them are OpenSSL's: truststore's come without some attributes.
         what = (
-            _VERIFY.get(exc.verify_code, "").format(
+            _VERIFY.get(getattr(exc, "verify_code", 0), "").format(
                 wanted=wanted,
                 names=_names(certificate),
                 notBefore=certificate.get("notBefore", "a day to come"),
                 notAfter=certificate.get("notAfter", "a day gone by"),
             )
-            or f"its certificate was turned away: {exc.verify_message}"
+            or f"its certificate was turned away: {getattr(exc, 'verify_message', exc)}"
         )
     elif isinstance(exc, ssl.SSLError):
-        what = _REASONS.get(exc.reason or "")
+        what = _REASONS.get(_reason(exc))
     error = TLSError(f"no TLS with {where}: {what or exc}")
     if isinstance(exc, ssl.SSLError):
         error.errno = exc.errno
-        error.library, error.reason = exc.library, exc.reason
+        for name in ("library", "reason"):
+            setattr(error, name, getattr(exc, name, None))
     error.__cause__ = exc
     return error
+
+
+def explain(exc: ssl.SSLError) -> str:
+    """What it means that a session was lost after its handshake."""
+    reason = _reason(exc)
+    # What else is wrong there has another cause than it would have in a handshake.
+    return _REASONS.get(reason, str(exc)) if "_ALERT_" in reason else str(exc)
+
+
+def _reason(exc: ssl.SSLError) -> str:
+    """The name that OpenSSL has for what went wrong.
+
+    Python knows only those that were there when it was made. OpenSSL's own text, which is the
+    name in another form, is always there.
+    """
+    text = re.sub(r"^\[.*?\] | \(_ssl\.c:\d+\)$", "", exc.strerror or "")
+    return getattr(exc, "reason", None) or text.upper().replace(" ", "_")
 
 
 def _names(certificate: Mapping[str, Any]) -> str:

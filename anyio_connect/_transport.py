@@ -279,6 +279,7 @@ if sys.platform == "linux":
             watch = select.epoll()
         except OSError:  # no descriptor to spare: reading and sending will tell, in their time
             await anyio.sleep_forever()
+            raise AssertionError("unreachable") from None
         with watch:
             watch.register(sock, 0 if after_eof else select.EPOLLRDHUP)
             try:

@@ -103,6 +103,9 @@ def test_half_open_goes_on_sending(backend: list[str]) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.read(16) == b"only reading now"
+        # Nothing to wait for: that it has seen the peer's end shows in nothing but its going on.
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
         process.stdin.write(b"late but welcome")
         process.stdin.close()
         assert done.wait(TIMEOUT)
@@ -272,18 +275,148 @@ def test_interrupted(backend: list[str]) -> None:
         assert process.stderr.read() == b""
 
 
+def redirected(redirection: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        f"'{sys.executable}' -m anyio_connect {' '.join(arguments)} {redirection}",
+        shell=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX shells and descriptors")
+
+
+@posix
 @pytest.mark.parametrize("redirection", ["< /dev/null", "<&-"])
 @backends
 def test_no_input(backend: list[str], redirection: str) -> None:
     with serving(lambda c: c.sendall(b"%d" % len(c.recv(1)))) as address:
-        ran = subprocess.run(
-            f"'{sys.executable}' -m anyio_connect {address} {' '.join(backend)} {redirection}",
-            shell=True,
-            capture_output=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
+        ran = redirected(redirection, address, *backend)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"0", b"")
+
+
+@posix
+@pytest.mark.parametrize(
+    "redirection",
+    [
+        ">&-",
+        "<&- >&-",  # without care, a socket of ours gets the number and is written to
+        pytest.param(
+            "> /dev/full",
+            marks=pytest.mark.skipif(
+                not Path("/dev/full").exists(), reason="this system has no /dev/full"
+            ),
+        ),
+    ],
+)
+@backends
+def test_the_output_cannot_be_written(backend: list[str], redirection: str) -> None:
+    with serving(lambda c: c.sendall(b"anything")) as address:
+        ran = redirected(redirection, address, *backend)
+    assert ran.returncode == 1
+    (line,) = ran.stderr.decode().splitlines()
+    assert line.startswith("anyio_connect: cannot write standard output: ")
+
+
+@posix
+@backends
+def test_the_input_cannot_be_read(backend: list[str], tmp_path: Path) -> None:
+    ends: list[object] = []
+
+    def listen(connection: socket.socket) -> None:
+        try:
+            ends.append(connection.recv(1))
+        except OSError as exc:
+            ends.append(type(exc))
+
+    with serving(listen) as address:
+        ran = redirected(f"0> '{tmp_path / 'only-written'}'", address, *backend)
+    assert ran.returncode == 1
+    (line,) = ran.stderr.decode().splitlines()
+    assert line.startswith("anyio_connect: cannot read standard input: ")
+    assert ends == [ConnectionResetError], "the peer takes what it got for the whole"
+
+
+@posix
+def test_errors_do_not_go_to_standard_output() -> None:
+    ran = redirected("2>&-", "{}:{}".format(*refusing_address()))
+    assert (ran.returncode, ran.stdout) == (1, b"")
+
+
+@posix
+@backends
+def test_the_peer_ends_while_a_terminal_is_open(backend: list[str]) -> None:
+    import pty  # not on Windows
+
+    master, terminal = pty.openpty()
+    try:
+        with serving(lambda c: c.sendall(b"bye")) as address:
+            ran = subprocess.run(
+                [*COMMAND, address, *backend],
+                stdin=terminal,
+                capture_output=True,
+                timeout=TIMEOUT,
+                check=False,
+            )
+    finally:
+        os.close(master)
+        os.close(terminal)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"bye", b"")
+
+
+@backends
+def test_a_read_that_cannot_be_stopped_holds_nothing_up(backend: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "import anyio_connect.__main__ as cli\n"
+        "cli._can_wait_for_input = lambda: False\n"
+        "sys.exit(cli.main())\n"
+    )
+    with (
+        serving(lambda c: c.sendall(b"bye")) as address,
+        subprocess.Popen(
+            [sys.executable, "-c", program, address, *backend],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            assert process.stdout.read() == b"bye"
+            assert process.wait(TIMEOUT) == 0
+        finally:
+            process.kill()
+
+
+@posix
+@backends
+def test_output_that_does_not_block(backend: list[str]) -> None:
+    # As any program that shares the pipe may have set it.
+    count = 1 << 20
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with (
+        serving(lambda c: c.sendall(bytes(count))) as address,
+        subprocess.Popen(
+            [*COMMAND, address, *backend],
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+        ) as process,
+        os.fdopen(reader, "rb", buffering=0) as output,
+    ):
+        os.close(writer)
+        # Slowly at first: the pipe is full after the first write, so the next one fails.
+        received = sum(len(output.read(1)) for _ in range(1000))
+        while data := output.read(65536):
+            received += len(data)
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait(TIMEOUT) == 0
+    assert received == count
 
 
 @backends
@@ -300,6 +433,25 @@ def test_demo(backend: list[str]) -> None:
         "InvalidAddressError: bad address 'http://example.com/'",
     ):
         assert line in out
+
+
+@posix
+def test_nobody_reads_the_demo() -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # so that all is written at the end
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ran = subprocess.run(
+            [*COMMAND, "demo"],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=TIMEOUT,
+            check=False,
+            env=environment,
+        )
+    finally:
+        os.close(writer)
+    assert (ran.returncode, ran.stderr) == (-signal.SIGPIPE, b"")
 
 
 # --- TLS

@@ -1,0 +1,357 @@
+"""What a socket should do: the rules of half-open, of ends and of resets, once more.
+
+This is written from what users are promised, not from how the package does it, so that a mistake
+in one is not in the other too. It knows nothing of time: a call either has its outcome or waits,
+and :meth:`Model.follow` says which, once everything has come to rest.
+
+It speaks of Linux's TCP, where what arrived before a reset can still be read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+#: How a call ends: with the bytes that it received, or in a word.
+Outcome: TypeAlias = bytes | Literal["ok", "eof", "closed", "broken", "busy", "cancelled"]
+
+#: receive, send, send_eof, writable.aclose ("end"), readable.aclose ("stop"), writable.abort,
+#: close, and waiting for ``closed`` ("watch").
+Kind: TypeAlias = Literal["receive", "send", "send_eof", "end", "stop", "abort", "close", "watch"]
+
+#: A send of this many bytes waits for the peer to read. All others are small and never wait.
+BIG = 1 << 20
+
+
+@dataclass(frozen=True)
+class Call:
+    kind: Kind
+    max_bytes: int = 0  # receive
+    data: bytes = b""  # send
+
+
+@dataclass
+class Model:
+    half_open: bool
+
+    # What the peer did, whether we know it yet or not.
+    inbox: bytes = b""  #: has arrived, and nobody has received it
+    fin: bool = False  #: behind that, the peer's end
+    reset: bool = False  #: the connection is gone
+    peer: Literal["open", "ended", "gone"] = "open"
+
+    # What the peer is to see.
+    sent: bytes = field(default=b"", repr=False)
+    #: Some of this may follow, from its beginning on.
+    piece: bytes = field(default=b"", repr=False)
+    then: Literal["more", "end", "reset"] = "more"
+    taken: int = 0  #: how much of it the peer has read
+
+    # Where we are.
+    made: bool = False  #: the connection
+    failed: Literal["closed", "broken"] | None = None  #: it will not be made; why
+    noticed: bool = False  #: we know of the peer's end
+    stopped: bool = False  #: readable.aclose() was called
+    closed: bool = False  #: close() was called
+    dropped: bool = False  #: by us, with a reset
+    writing: Literal["open", "ended", "torn", "broken"] = "open"
+    over: Literal["resolved", "rejected"] | None = None  #: the future ``closed``
+
+    waiting: dict[int, Call] = field(default_factory=dict)  #: calls by number
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+
+    def copy(self) -> Model:
+        return replace(self, waiting={**self.waiting}, outcomes={**self.outcomes})
+
+    # --- calling
+
+    def call(self, number: int, call: Call, *, noticed: bool = True) -> None:
+        """Make the call. With ``noticed=False``, calls that wait do not notice yet."""
+        outcome = self.begin(call) or self.go_on(call)
+        if outcome is None:
+            self.waiting[number] = call
+        else:
+            self.outcomes[number] = outcome
+        self.apply_rules()
+        if noticed:
+            self.follow()
+
+    def call_cancelled(self, number: int, call: Call) -> None:
+        """Make the call where it is cancelled already: what ends things does so, but waits not."""
+        self.outcomes[number] = "cancelled"
+        if call.kind == "end" and not self.made:
+            self.abort()
+        elif call.kind in ("stop", "abort", "close", "end"):
+            self.begin(call)
+            self.cut_short(call)
+        self.follow()
+
+    def cancel(self, number: int) -> None:
+        if number in self.waiting:
+            self.outcomes[number] = "cancelled"
+            self.cut_short(self.waiting.pop(number))
+            self.follow()
+
+    def cut_short(self, call: Call) -> None:
+        if call.kind == "send":
+            self.writing = "torn"
+        elif call.kind == "close" and self.sending:
+            self.drop()
+            self.over = "resolved"
+        elif call.kind == "end" and self.sending:
+            self.abort()
+
+    def waits(self, *kinds: Kind) -> bool:
+        return any(call.kind in kinds for call in self.waiting.values())
+
+    @property
+    def sending(self) -> bool:
+        return self.waits("send")
+
+    def begin(self, call: Call) -> Outcome | None:
+        """What the call does at once; None: it waits."""
+        if call.kind not in ("stop", "abort", "close") and self.failed is None:
+            self.made = self.made or not (call.kind == "receive" and self.stopped)
+        match call.kind:
+            case "receive":
+                refusal = self.cannot_receive()
+                return "busy" if refusal is None and self.waits("receive") else refusal
+            case "send":
+                return self.send(call.data)
+            case "send_eof":
+                return self.send_eof()
+            case "stop":
+                self.stopped = True
+                return "ok"
+            case "abort":
+                self.abort()
+                return "ok"
+            case "close":
+                self.closed = True
+                if not self.made and self.failed is None:
+                    self.failed, self.over = "closed", "resolved"
+                return None
+            case "end":
+                return None if self.sending else self.end_gracefully()
+            case "watch":
+                return None
+
+    def follow(self) -> None:
+        """Give every call that waits its outcome, if it has one by now."""
+        while True:
+            self.apply_rules()
+            for number, call in self.waiting.items():
+                outcome = self.go_on(call)
+                if outcome is not None:
+                    self.outcomes[number] = outcome
+                    del self.waiting[number]
+                    break
+            else:
+                return
+
+    def go_on(self, call: Call) -> Outcome | None:
+        match call.kind:
+            case "receive":
+                return self.receive(call.max_bytes)
+            case "send":
+                return self.go_on_sending()
+            case "end":
+                return None if self.sending else self.end_gracefully()
+            case "close":
+                return "ok" if self.over and not self.sending else None
+            case _:
+                return self.watch()
+
+    # --- receiving
+
+    def cannot_receive(self) -> Outcome | None:
+        if self.failed is not None:
+            return self.failed
+        if self.closed or self.stopped:
+            return "closed"
+        return "eof" if self.noticed else None
+
+    def receive(self, max_bytes: int) -> Outcome | None:
+        refusal = self.cannot_receive()
+        if refusal is not None:
+            return refusal
+        if self.inbox:
+            data, self.inbox = self.inbox[:max_bytes], self.inbox[max_bytes:]
+            return data
+        if self.fin:  # also where a reset came after it: what the peer said, it said
+            self.noticed = True
+            return "eof"
+        if self.reset:
+            self.lose()
+            return "broken"
+        return None
+
+    # --- sending
+
+    def cannot_send(self) -> Outcome | None:
+        if self.failed is not None:
+            return self.failed
+        if self.closed or self.writing == "ended":
+            return "closed"
+        if self.writing != "open":
+            return "broken"
+        return "busy" if self.sending else None
+
+    def send(self, data: bytes) -> Outcome | None:
+        refusal = self.cannot_send()
+        if refusal is not None:
+            return refusal
+        if not data:
+            return "ok"
+        if self.peer == "gone" and not self.reset:
+            self.reset = True  # is the answer to this send, which does not know it yet
+            if len(data) < BIG:
+                return "ok"
+        if self.reset:
+            self.lose()
+            return "broken"
+        if len(data) < BIG:
+            self.sent += data
+            return "ok"
+        self.piece = data
+        return None
+
+    def go_on_sending(self) -> Outcome | None:
+        if self.dropped:
+            return "closed" if self.over == "resolved" else "broken"
+        if self.reset:
+            self.lose()
+            return "broken"
+        return None
+
+    def send_eof(self) -> Outcome:
+        if self.writing == "ended" and not self.closed:
+            return "ok"
+        refusal = self.cannot_send()
+        if refusal is not None:
+            return refusal
+        if self.reset:
+            self.lose()
+            return "broken"
+        self.end()
+        return "ok"
+
+    def end_gracefully(self) -> Outcome:
+        if self.failed or self.closed or self.writing in ("ended", "broken"):
+            return "ok"
+        if self.writing == "torn":  # a clean end would pass off a piece as the whole
+            self.abort()
+            return "ok"
+        return self.send_eof()
+
+    # --- ending
+
+    def apply_rules(self) -> None:
+        if self.over or self.sending:
+            return
+        ends = self.closed or (self.noticed and not self.half_open)
+        if ends and self.writing == "torn":
+            self.drop()
+            self.over = "resolved" if self.closed else "rejected"
+        elif ends:
+            self.end()
+            self.over = "resolved"
+        elif (self.noticed or self.stopped) and self.writing == "ended":
+            self.over = "resolved"
+
+    def watch(self) -> Outcome | None:
+        if self.over is None and not self.closed:
+            if self.reset:
+                self.lose()
+            elif self.fin and (self.stopped or not (self.inbox or self.waits("receive"))):
+                self.noticed = True
+                self.apply_rules()
+        if self.over is None:
+            return None
+        return "ok" if self.over == "resolved" else "broken"
+
+    def end(self) -> None:
+        """End our side: the peer sees that behind all we sent."""
+        self.writing = "ended"
+        if self.then == "more":
+            self.then = "end"
+
+    def drop(self) -> None:
+        """Reset the connection: there is nothing to be received any more either."""
+        self.dropped = True
+        self.writing = "broken"
+        self.inbox, self.fin, self.reset = b"", False, True
+        if self.then == "more":
+            self.then = "reset"
+
+    def abort(self) -> None:
+        done = self.closed and not self.sending
+        if done or self.failed or self.writing in ("ended", "broken"):
+            return
+        if not self.made:
+            self.failed = "broken"
+        self.drop()
+        self.over = "rejected"
+
+    def lose(self) -> None:
+        """We know of the reset now. What arrived before it can still be read."""
+        self.over = self.over or "rejected"
+        if self.writing != "ended":
+            self.writing = "broken"
+
+    # --- the peer
+
+    @property
+    def listening(self) -> bool:
+        """Whether we would hear of what the peer does."""
+        return self.made and self.over is None and not self.reset
+
+    def peer_sends(self, data: bytes) -> None:
+        if self.listening:
+            self.inbox += data
+
+    def peer_ends(self) -> None:
+        self.peer = "ended"
+        self.fin = self.fin or self.listening
+
+    def peer_resets(self) -> None:
+        self.peer = "gone"
+        # After both ends there is no connection left to reset.
+        if self.listening and not (self.fin and self.then == "end"):
+            self.reset = True
+
+    def peer_closes(self) -> None:
+        if self.coming:
+            self.peer_resets()  # because data is lost (RFC 1122 4.2.2.13)
+        else:
+            self.peer_ends()
+            self.peer = "gone"
+
+    def peer_takes_all(self) -> None:
+        """Read on until nothing more can come, which lets a send that waits finish."""
+        if self.sending and not self.reset:
+            number = next(n for n, call in self.waiting.items() if call.kind == "send")
+            self.sent += self.piece
+            self.piece = b""
+            self.outcomes[number] = "ok"
+            del self.waiting[number]
+        self.taken = len(self.sent)
+        self.follow()
+
+    @property
+    def coming(self) -> bytes:
+        """What the peer can still read, at most; all of it but for ``piece`` will be there."""
+        return (self.sent + self.piece)[self.taken :]
+
+    # --- what is left
+
+    @property
+    def released(self) -> bool | None:
+        """Whether the kernel's socket is closed; None: either will do.
+
+        A broken connection keeps it while somebody may still read what arrived before.
+        """
+        if not self.over:
+            return False
+        reading = not (self.closed or self.stopped or self.noticed or self.dropped)
+        return None if self.over == "rejected" and reading else True

@@ -1,0 +1,506 @@
+"""The handshake: whom it takes for the peer, and what it says when it fails."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import trustme
+import truststore
+from anyio.streams.tls import TLSAttribute
+
+from anyio_connect import ConnectError, TLSError
+from anyio_connect._tls import TLSTransport, default_context, start_tls
+from peers import Peer, has_ipv6, listening
+from tls_peers import (
+    NAME,
+    TLS12,
+    TLS13,
+    TLSPeer,
+    Wire,
+    authority,
+    certificate,
+    client_context,
+    dial,
+    failing,
+    over_tcp,
+    server_context,
+)
+
+each_version = pytest.mark.parametrize("version", [TLS12, TLS13], ids=["1.2", "1.3"])
+
+
+def serving(context: ssl.SSLContext) -> Callable[[Peer], Awaitable[None]]:
+    """A peer that makes the server's handshake."""
+    return lambda peer: TLSPeer(peer, context).shake()
+
+
+def saying(data: bytes) -> Callable[[Peer], Awaitable[None]]:
+    """A peer that waits for the ClientHello, says that, and reads on to the end."""
+
+    async def talk(peer: Peer) -> None:
+        await peer.receive()
+        await peer.send(data)
+        while await peer.receive():
+            pass
+
+    return talk
+
+
+def alert(description: int) -> bytes:
+    """A fatal alert in the clear (RFC 5246 section 7.2)."""
+    return bytes([21, 3, 3, 0, 2, 2, description])
+
+
+def watching_names(context: ssl.SSLContext) -> list[Any]:
+    """The server names (SNI) that clients ask ``context`` for."""
+    names: list[Any] = []
+    context.sni_callback = lambda engine, name, context: names.append(name)
+    return names
+
+
+# --- done
+
+
+@each_version
+async def test_a_handshake(version: ssl.TLSVersion) -> None:
+    async with over_tcp(server_context(version)) as (tls, peer):
+        await tls.send(b"ping")
+        assert await peer.receive() == b"ping"
+        await peer.send(b"pong")
+        assert await tls.receive() == b"pong"
+        assert tls.extra(TLSAttribute.tls_version) == version.name.replace("_", ".")
+
+
+async def test_the_attributes_are_anyios_and_those_of_the_transport() -> None:
+    context = client_context(TLS12)
+    context.set_alpn_protocols(["a", "b"])
+    server = server_context(TLS12)
+    server.set_alpn_protocols(["b"])
+    async with over_tcp(server, context=context) as (tls, _):
+        known = {
+            key: tls.extra(value) for key, value in vars(TLSAttribute).items() if key[0] != "_"
+        }
+        assert known["alpn_protocol"] == "b"
+        assert len(known["channel_binding_tls_unique"]) in (12, 32, 48)
+        assert known["cipher"][1] == "TLSv1.2"
+        assert ("DNS", NAME) in known["peer_certificate"]["subjectAltName"]
+        assert known["peer_certificate_binary"][0] == 0x30
+        assert known["server_side"] is False
+        assert known["shared_ciphers"] is None
+        assert known["standard_compatible"] is True
+        assert isinstance(known["ssl_object"], ssl.SSLObject)
+        assert known["tls_version"] == "TLSv1.2"
+        raw = tls._transport.extra_attributes
+        assert {*tls.extra_attributes} == {
+            *raw,
+            *(value for key, value in vars(TLSAttribute).items() if key[0] != "_"),
+        }
+        assert tls.extra(anyio.abc.SocketAttribute.remote_address)[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("host", "asked_for"),
+    [
+        (NAME, NAME),
+        (f"{NAME}.", NAME),  # the root's dot is in no certificate
+        ("PEER.example", "PEER.example"),
+        ("127.0.0.1", None),  # RFC 6066 section 3: no addresses
+        pytest.param(
+            "::1", None, marks=pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
+        ),
+        ("::1%lo", None),  # a zone is no part of who the peer is
+    ],
+)
+async def test_the_name_that_is_asked_for_and_verified(host: str, asked_for: str | None) -> None:
+    server = server_context()
+    names = watching_names(server)
+    async with over_tcp(server, server_hostname=host) as (tls, peer):
+        await tls.send(b"x")
+        assert await peer.receive() == b"x"
+    assert names == [asked_for]
+
+
+async def test_an_international_name_goes_out_as_it_is_given() -> None:
+    name = "xn--bcher-kva.example"
+    server = server_context(None, certificate(name))
+    names = watching_names(server)
+    async with over_tcp(server, server_hostname=name):
+        assert names == [name]
+
+
+async def test_truststore() -> None:
+    context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    assert isinstance(context, ssl.SSLContext)
+    error = await failing(serving(server_context()), context=context)
+    assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
+    context.load_verify_locations(cadata=authority().cert_pem.bytes().decode())
+    async with over_tcp(server_context(), context=context) as (tls, peer):
+        await tls.send(b"x")
+        assert await peer.receive() == b"x"
+
+
+# --- contexts
+
+
+async def test_the_default_contexts_are_built_once_and_kept_apart() -> None:
+    one, two = await default_context(()), await default_context(("h2",))
+    assert one is await default_context(())
+    assert two is await default_context(("h2",))
+    assert one is not two
+    for context in (one, two):
+        assert context.verify_mode == ssl.CERT_REQUIRED
+        assert context.check_hostname
+        assert context.minimum_version == TLS12
+
+
+async def test_alpn_with_the_default_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    authority().configure_trust(await default_context(("x", "tls-test")))
+    server = server_context()
+    server.set_alpn_protocols(["tls-test"])
+    async with over_tcp(server, context=None, alpn=("x", "tls-test")) as (tls, _):
+        assert tls.extra(TLSAttribute.alpn_protocol) == "tls-test"
+
+
+async def test_a_users_context_is_not_changed() -> None:
+    context = client_context()
+
+    def settings() -> list[Any]:
+        return [
+            context.options,
+            context.verify_mode,
+            context.verify_flags,
+            context.check_hostname,
+            context.minimum_version,
+            context.maximum_version,
+            context.get_ciphers(),
+            context.sni_callback,
+        ]
+
+    before = settings()
+    async with over_tcp(server_context(), context=context) as (tls, _):
+        await tls.aclose()
+    assert settings() == before
+
+
+# --- failed
+
+
+def long_ago(*names: str) -> trustme.LeafCert:
+    return certificate(
+        *names,
+        not_before=datetime(2001, 1, 1, tzinfo=timezone.utc),
+        not_after=datetime(2002, 3, 4, tzinfo=timezone.utc),
+    )
+
+
+def not_yet(*names: str) -> trustme.LeafCert:
+    return certificate(*names, not_before=datetime(2999, 1, 2, tzinfo=timezone.utc))
+
+
+def self_signed(tmp_path: Path) -> ssl.SSLContext:
+    own, path = trustme.CA(), str(tmp_path / "own.pem")
+    own.private_key_pem.write_to_path(path)
+    own.cert_pem.write_to_path(path, append=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    return context
+
+
+@each_version
+@pytest.mark.parametrize(
+    ("cert", "host", "code", "message"),
+    [
+        (long_ago, NAME, 10, r"its certificate expired on Mar +4 00:00:00 2002 GMT$"),
+        (not_yet, NAME, 9, r"not valid before Jan +2 00:00:00 2999 GMT: check the clock"),
+        (certificate, "else.example", 62, f"not for 'else.example' but for '{NAME}', '192.0.2.1'"),
+        (certificate, "192.0.2.2", 64, f"not for '192.0.2.2' but for '{NAME}', '192.0.2.1'"),
+    ],
+)
+async def test_a_certificate_that_is_turned_away(
+    version: ssl.TLSVersion,
+    cert: Callable[..., trustme.LeafCert],
+    host: str,
+    code: int,
+    message: str,
+) -> None:
+    server = server_context(version, cert(NAME, "192.0.2.1"))
+    error = await failing(serving(server), server_hostname=host)
+    assert isinstance(error, ConnectError)
+    assert isinstance(error, ssl.SSLError)
+    assert str(error).startswith("no TLS with the peer: its certificate ")
+    assert re.search(message, str(error))
+    assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
+    assert error.__cause__.verify_code == code
+    assert (error.library, error.reason) == ("SSL", "CERTIFICATE_VERIFY_FAILED")
+
+
+async def test_a_certificate_of_an_unknown_authority() -> None:
+    # Nobody's context: the shared one does not trust the tests' authority.
+    error = await failing(serving(server_context()), context=None)
+    assert "signed by an authority that is not trusted here" in str(error)
+    assert "pass an ssl_context" in str(error)
+    assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
+
+
+async def test_a_self_signed_certificate(tmp_path: Path) -> None:
+    error = await failing(serving(self_signed(tmp_path)))
+    assert "its certificate is self-signed" in str(error)
+    assert "pass an ssl_context" in str(error)
+
+
+@pytest.mark.parametrize("code", [None, 10, 20, 9999])
+async def test_a_verdict_that_is_not_openssls(code: int | None) -> None:
+    """truststore asks the system where it can, and makes the exception itself."""
+
+    class Elsewhere(ssl.SSLContext):
+        def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+            exc = ssl.SSLCertVerificationError("the system says no")
+            if code is not None:
+                exc.verify_code, exc.verify_message = code, "the system says no"
+            raise exc
+
+    error = await failing(saying(b""), context=Elsewhere(ssl.PROTOCOL_TLS_CLIENT))
+    told = {10: "its certificate expired", 20: "an authority that is not trusted here"}
+    assert told.get(code or 0, "the system says no") in str(error)
+    assert type(error.__cause__) is ssl.SSLCertVerificationError
+    assert error.reason is None
+
+
+async def test_the_peer_is_told_why_before_the_connection_ends() -> None:
+    heard: list[object] = []
+
+    async def shake(peer: Peer) -> None:
+        try:
+            await TLSPeer(peer, server_context(TLS12)).shake()
+        except ssl.SSLError as exc:
+            heard.append(exc.reason)
+        heard.append(await peer.receive())
+
+    error = await failing(shake, context=None)
+    assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
+    assert heard == ["TLSV1_ALERT_UNKNOWN_CA", b""]  # then an end, not a reset
+
+
+NOT_TLS = (
+    "the peer does not speak TLS on this port, or sent data in the clear before the handshake"
+)
+
+
+@pytest.mark.parametrize(
+    "banner",
+    [
+        b"SSH-2.0-OpenSSH_9.2p1\r\n",
+        b"220 mail.example ESMTP\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"* OK IMAP4rev1\r\n",
+        b"-ERR unknown command\r\n",
+        b"J\0\0\0\x0a8.0.36\0",  # MySQL
+        b"\0" * 100,
+        b"\xff" * 100,
+        b"\x16\x03\x03\xff\xff" + b"\0" * 100,  # longer than a record can be
+        b"\x16\x03\x03\0\x04\x63\0\0\0",  # a message that TLS does not have
+        b"\x17\x03\x03\0\x05hello",
+    ],
+)
+async def test_a_peer_that_does_not_speak_tls(banner: bytes) -> None:
+    error = await failing(saying(banner))
+    assert NOT_TLS in str(error)
+    assert isinstance(error.__cause__, ssl.SSLError)
+
+
+async def test_data_in_the_clear_before_the_handshake_makes_it_fail() -> None:
+    async with listening() as listener:
+        transport = dial(listener.address)
+        peer = await listener.accept()
+        await peer.send(b"220 go ahead\r\n" + b"250 INJECTED\r\n")
+        while not (await transport.receive(1)).endswith(b"\n"):
+            pass
+
+        async def shake() -> None:
+            with suppress(anyio.EndOfStream, ssl.SSLError, OSError):
+                await TLSPeer(peer, server_context()).shake()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(shake)
+            with pytest.raises(TLSError, match=NOT_TLS):
+                await start_tls(
+                    transport, where="x", server_hostname=NAME, context=client_context()
+                )
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        (40, "refused every version and cipher we offered, or wants a client certificate"),
+        (42, "turned our client certificate away"),
+        (48, "turned our client certificate away"),
+        (70, "no TLS version in common"),
+        (80, "reports an error of its own"),
+        (112, "does not serve the name that was asked for"),
+        (120, "speaks none of the protocols in alpn"),
+    ],
+)
+async def test_the_peers_alert(description: int, message: str) -> None:
+    error = await failing(saying(alert(description)))
+    assert message in str(error)
+    assert isinstance(error.__cause__, ssl.SSLError)
+
+
+async def test_an_alert_without_a_sentence_of_ours_is_shown_as_it_is() -> None:
+    error = await failing(saying(alert(22)))  # record_overflow
+    assert str(error) == f"no TLS with the peer: {error.__cause__}"
+    assert "overflow" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(TLS13, TLS12), (TLS12, TLS13)], ids=["old-peer", "new-peer"]
+)
+async def test_no_version_in_common(ours: ssl.TLSVersion, theirs: ssl.TLSVersion) -> None:
+    error = await failing(serving(server_context(theirs)), context=client_context(ours))
+    assert "no TLS version in common" in str(error)
+
+
+async def test_no_cipher_in_common() -> None:
+    server, client = server_context(TLS12), client_context(TLS12)
+    server.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256")
+    client.set_ciphers("ECDHE-ECDSA-AES256-GCM-SHA384")
+    error = await failing(serving(server), context=client)
+    assert "the peer refused every version and cipher we offered" in str(error)
+
+
+async def test_a_client_certificate_is_wanted_in_tls_12() -> None:
+    server = server_context(TLS12)
+    server.verify_mode = ssl.CERT_REQUIRED
+    authority().configure_trust(server)
+    error = await failing(serving(server))
+    assert "wants a client certificate" in str(error)
+
+
+async def test_a_client_certificate_is_wanted_in_tls_13() -> None:
+    # There the client is done before the server has seen that it has none (RFC 8446 4.4.2.4).
+    server = server_context(TLS13)
+    server.verify_mode = ssl.CERT_REQUIRED
+    authority().configure_trust(server)
+    async with listening() as listener:
+        transport = dial(listener.address)
+        peer = TLSPeer(await listener.accept(), server)
+
+        async def shake() -> None:
+            with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
+                await peer.shake()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(shake)
+            tls = await start_tls(
+                transport, where="x", server_hostname=NAME, context=client_context()
+            )
+        for _ in range(2):
+            with pytest.raises(anyio.BrokenResourceError) as caught:
+                await tls.receive()
+            assert isinstance(caught.value.__cause__, ssl.SSLError)
+            assert caught.value.__cause__.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+            assert "wants a client certificate" in str(caught.value)
+        await tls.abort()
+
+
+async def test_a_client_certificate() -> None:
+    server, client = server_context(), client_context()
+    server.verify_mode = ssl.CERT_REQUIRED
+    authority().configure_trust(server)
+    certificate("me@example.com").configure_cert(client)
+    async with over_tcp(server, context=client) as (tls, peer):
+        await tls.send(b"x")
+        assert await peer.receive() == b"x"
+
+
+async def test_the_peer_ends_the_connection_in_the_handshake() -> None:
+    async def end(peer: Peer) -> None:
+        await peer.receive()
+        peer.fin()
+
+    error = await failing(end)
+    assert str(error) == (
+        "no TLS with the peer: the connection was closed by the peer during the handshake"
+    )
+    assert isinstance(error.__cause__, anyio.EndOfStream)
+
+
+async def test_the_peer_resets_the_connection_in_the_handshake() -> None:
+    async def reset(peer: Peer) -> None:
+        await peer.receive()
+        peer.rst()
+
+    error = await failing(reset)
+    assert "the connection broke" in str(error)
+    assert "during the handshake" in str(error)
+    assert isinstance(error.__cause__, ConnectionResetError)
+
+
+async def test_a_name_that_cannot_be_verified() -> None:
+    error = await failing(saying(b""), server_hostname=".")
+    assert isinstance(error.__cause__, ValueError)
+
+
+# --- cancelled
+
+
+@pytest.mark.parametrize("waits_for", ["room", "the peer"])
+async def test_a_cancelled_handshake_drops_the_connection(waits_for: str) -> None:
+    wire = Wire()
+    if waits_for == "room":
+        wire.make_room(10)
+    async with anyio.create_task_group() as tasks:
+
+        async def shake() -> TLSTransport:
+            return await start_tls(wire, where="x", server_hostname=NAME)
+
+        await default_context(())  # or a thread would build it meanwhile
+        tasks.start_soon(shake)
+        await anyio.wait_all_tasks_blocked()
+        assert wire.sent
+        assert wire.calls == []
+        tasks.cancel_scope.cancel()
+    assert wire.calls == ["abort"]
+
+
+async def test_a_handshake_in_a_cancelled_scope_drops_the_connection() -> None:
+    wire = Wire()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await start_tls(wire, where="x", server_hostname=NAME)
+    assert scope.cancelled_caught
+    assert wire.calls == ["abort"]
+    assert not wire.sent
+
+
+async def test_the_handshake_takes_any_pieces() -> None:
+    async def drip(peer: Peer) -> None:
+        secure = TLSPeer(peer, server_context())
+        whole = peer.send
+
+        async def send(data: bytes) -> None:
+            for n in range(len(data)):
+                await whole(data[n : n + 1])
+
+        peer.send = send  # type: ignore[method-assign]
+        await secure.shake()
+        assert await secure.receive() == b"x"
+
+    async with listening() as listener:
+        transport = dial(listener.address)
+        peer = await listener.accept()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(drip, peer)
+            tls = await start_tls(
+                transport, where="x", server_hostname=NAME, context=client_context()
+            )
+            await tls.send(b"x")
+        await tls.abort()

@@ -1,0 +1,1075 @@
+"""TLS after its handshake: order, ends, cuts, and what each leaves behind."""
+
+from __future__ import annotations
+
+import random
+import select
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from itertools import cycle
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from anyio.abc import SocketAttribute
+from anyio.lowlevel import checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anyio_connect._tls import TLSTransport, start_tls
+from anyio_connect._transport import ForeignTransport
+from peers import listening
+from servers import serving
+from tls_peers import (
+    NAME,
+    TLS12,
+    TLS13,
+    TLSPeer,
+    certificate,
+    client_context,
+    dial,
+    forged,
+    over_tcp,
+    server_context,
+    shaken,
+)
+
+each_version = pytest.mark.parametrize("version", [TLS12, TLS13], ids=["1.2", "1.3"])
+
+#: The most that one message may add to what waits to be sent, in bytes: what is sent at a time,
+#: and a record more.
+BOUND = 2 * 65536
+
+
+async def cancelled(call: Callable[..., Coroutine[Any, Any, object]], *args: object) -> None:
+    """Start a call, let it get as far as it can, and cancel it there."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call, *args)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+
+
+async def cancelled_at_once(call: Callable[..., Awaitable[object]], *args: object) -> bool:
+    """Make a call in a scope that is cancelled already; return whether it took note."""
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await call(*args)
+    return scope.cancelled_caught
+
+
+async def receive_all(tls: TLSTransport, max_bytes: int = 65536) -> bytes:
+    chunks = []
+    with suppress(anyio.EndOfStream):
+        while True:
+            chunks.append(await tls.receive(max_bytes))
+            assert 0 < len(chunks[-1]) <= max_bytes
+    return b"".join(chunks)
+
+
+# --- receiving
+
+
+# All is drawn before the test begins: what Hypothesis stops an example with would stop the loop.
+@settings(max_examples=60)
+@given(
+    version=st.sampled_from([TLS12, TLS13]),
+    messages=st.lists(st.binary(min_size=1, max_size=300), max_size=6),
+    long=st.booleans(),
+    cuts=st.lists(st.floats(0, 1), max_size=30),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["wait", "nowait", "cancelled at once"]),
+            st.sampled_from([1, 7, 100, 65536]),
+        ),
+        min_size=1,
+    ),
+)
+async def test_any_pieces_say_the_same(
+    version: ssl.TLSVersion,
+    messages: list[bytes],
+    long: bool,
+    cuts: list[float],
+    steps: list[tuple[str, int]],
+) -> None:
+    """However the ciphertext is cut, and however much is asked for at a time.
+
+    Now and then a receive is cancelled, or does not wait; neither may lose anything.
+    """
+    tls, wire, server = shaken(version)
+    messages += [random.Random(1).randbytes(40_000)] * long
+    stream = b"".join(map(server.encrypt, messages)) + server.close_notify()
+    at = sorted(int(cut * len(stream)) for cut in cuts)
+    pieces = [stream[a:b] for a, b in zip([0, *at], [*at, len(stream)], strict=True)]
+    received: list[bytes] = []
+    for how, wanted in cycle([*steps, ("wait", 100)]):
+        max_bytes = max(wanted, len(stream) // 40)
+        if pieces and not wire.arriving:
+            wire.arrive(pieces.pop(0))
+        if how == "wait":
+            await cancelled(receive_into, tls, max_bytes, received)
+        elif how == "cancelled at once":
+            assert await cancelled_at_once(tls.receive, max_bytes)
+        else:
+            try:
+                received.append(tls.receive_nowait(max_bytes) or b"")
+            except anyio.EndOfStream:
+                received.append(END)
+        if received[-1:] == [END]:
+            break
+    assert b"".join(received[:-1]) == b"".join(messages)
+
+
+END = b"(the end)"
+
+
+async def receive_into(tls: TLSTransport, max_bytes: int, received: list[bytes]) -> None:
+    try:
+        received.append(await tls.receive(max_bytes))
+    except anyio.EndOfStream:
+        received.append(END)
+
+
+@each_version
+async def test_single_bytes(version: ssl.TLSVersion) -> None:
+    tls, wire, server = shaken(version)
+    for byte in server.encrypt(b"first") + server.encrypt(b"second") + server.close_notify():
+        wire.arrive(bytes([byte]))
+    assert await receive_all(tls) == b"firstsecond"
+
+
+@each_version
+async def test_receive_nowait(version: ssl.TLSVersion) -> None:
+    tls, wire, server = shaken(version)
+    assert tls.receive_nowait(10) is None
+    record = server.encrypt(b"abcdef")
+    wire.arrive(record[:-1])
+    assert tls.receive_nowait(10) is None
+    wire.arrive(record[-1:])
+    assert tls.receive_nowait(4) == b"abcd"
+    assert tls.receive_nowait(4) == b"ef"
+    assert tls.receive_nowait(4) is None
+    wire.arrive(server.close_notify())
+    for _ in range(2):
+        with pytest.raises(anyio.EndOfStream):
+            tls.receive_nowait(4)
+
+
+@pytest.mark.parametrize("max_bytes", [2**31 - 1, 2**31, 2**40])
+async def test_more_may_be_asked_for_than_there_can_be(max_bytes: int) -> None:
+    tls, wire, server = shaken(TLS13)
+    wire.arrive(server.encrypt(b"x"))
+    assert await tls.receive(max_bytes) == b"x"
+
+
+async def test_ciphertext_is_taken_only_where_it_is_wanted() -> None:
+    tls, wire, server = shaken(TLS13)
+    wire.arrive(*(server.encrypt(bytes(10_000)) for _ in range(100)))
+    for _ in range(10):
+        await tls.receive()
+    assert len(wire.arriving) >= 85
+    assert tls._incoming.pending <= 65536
+
+
+@each_version
+async def test_a_receive_in_a_cancelled_scope_takes_nothing(version: ssl.TLSVersion) -> None:
+    tls, wire, server = shaken(version)
+    wire.arrive(server.encrypt(b"kept"))
+    assert await cancelled_at_once(tls.receive)
+    assert await tls.receive() == b"kept"
+
+
+@each_version
+async def test_a_receive_lets_others_run(version: ssl.TLSVersion) -> None:
+    tls, wire, server = shaken(version)
+    wire.arrive(server.encrypt(bytes(100)))
+    ran = []
+    async with anyio.create_task_group() as tasks:
+
+        async def other() -> None:
+            ran.append(True)
+
+        tasks.start_soon(other)
+        for _ in range(10):
+            await tls.receive(1)
+        assert ran
+
+
+# --- the end of what the peer sends
+
+
+@each_version
+async def test_close_notify_is_the_end_and_stays_it(version: ssl.TLSVersion) -> None:
+    tls, wire, server = shaken(version)
+    wire.arrive(server.encrypt(b"last") + server.close_notify())
+    assert await tls.receive() == b"last"
+    for _ in range(3):
+        with pytest.raises(anyio.EndOfStream):
+            await tls.receive()
+    # RFC 8446 6.1: our side is open still.
+    await tls.send(b"more")
+    assert server.decrypt(wire.take()) == b"more"
+    assert not server.ended
+
+
+@each_version
+@pytest.mark.parametrize("ignores", [False, True], ids=["", "ignore-eof"])
+@pytest.mark.parametrize("cut", ["between-records", "in-a-record"])
+async def test_an_end_without_close_notify_is_an_error_and_stays_one(
+    version: ssl.TLSVersion, ignores: bool, cut: str
+) -> None:
+    context = client_context()
+    # From Python 3.10 on OpenSSL 3, this is what users' contexts have by default.
+    ignore = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0x80)
+    context.options = context.options | ignore if ignores else context.options & ~ignore
+    tls, wire, server = shaken(version, client=context)
+    whole = server.encrypt(b"whole")
+    half = server.encrypt(b"half")[:-3] if cut == "in-a-record" else b""
+    wire.arrive(whole + half, ends=anyio.EndOfStream())
+    assert await tls.receive() == b"whole"
+    for _ in range(3):
+        with pytest.raises(anyio.BrokenResourceError, match="truncated") as caught:
+            await tls.receive()
+        assert isinstance(caught.value.__cause__, ssl.SSLEOFError)
+    with pytest.raises(anyio.BrokenResourceError, match="truncated"):
+        tls.receive_nowait(1)
+    with pytest.raises(anyio.BrokenResourceError, match="truncated"):
+        await tls.send(b"x")
+    with pytest.raises(anyio.BrokenResourceError, match="truncated"):
+        await tls.send_eof()
+    assert wire.take() == b""
+
+
+@each_version
+async def test_a_reset_is_passed_on(version: ssl.TLSVersion) -> None:
+    async with over_tcp(server_context(version)) as (tls, peer):
+        await peer.send(b"before")
+        assert await tls.receive() == b"before"
+        peer.peer.rst()
+        for _ in range(2):
+            with pytest.raises(anyio.BrokenResourceError) as caught:
+                await tls.receive()
+            assert isinstance(caught.value.__cause__, ConnectionResetError)
+
+
+@each_version
+async def test_what_is_no_record_breaks_the_session_and_the_peer_is_told(
+    version: ssl.TLSVersion,
+) -> None:
+    tls, wire, server = shaken(version)
+    bad = bytearray(server.encrypt(b"forged"))
+    bad[-1] ^= 1
+    wire.arrive(server.encrypt(b"")[:0] + bytes(bad), ends=anyio.EndOfStream())
+    for _ in range(3):
+        with pytest.raises(anyio.BrokenResourceError) as caught:
+            await tls.receive()
+        assert isinstance(caught.value.__cause__, ssl.SSLError)
+        assert "MAC" in (caught.value.__cause__.reason or "")
+    with pytest.raises(ssl.SSLError, match=r"(?i)alert bad record mac"):
+        server.decrypt(wire.take())
+    with pytest.raises(anyio.BrokenResourceError):
+        await tls.send(b"x")
+    await tls.aclose()
+    assert wire.calls == ["aclose"]
+    assert wire.take() == b""
+
+
+@each_version
+async def test_data_before_what_is_no_record_is_had_first(version: ssl.TLSVersion) -> None:
+    tls, wire, server = shaken(version)
+    wire.arrive(server.encrypt(b"good") + b"\x17\x03\x03\x00\x20" + bytes(32))
+    assert await tls.receive() == b"good"
+    with pytest.raises(anyio.BrokenResourceError):
+        await tls.receive()
+
+
+async def test_the_peers_fatal_alert() -> None:
+    tls, wire, _, forger = forged()
+    wire.arrive(forger.alert(2, 80))
+    for _ in range(2):
+        with pytest.raises(anyio.BrokenResourceError, match="error of its own") as caught:
+            await tls.receive()
+        assert isinstance(caught.value.__cause__, ssl.SSLError)
+
+
+# --- sending
+
+
+@each_version
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+async def test_a_large_send_needs_little_memory(
+    version: ssl.TLSVersion, kind: Callable[[bytes], bytes]
+) -> None:
+    tls, wire, server = shaken(version)
+    data = random.Random(2).randbytes(3_000_001)
+    most = 0
+    pending = tls._outgoing
+    send = wire.send
+
+    async def watched(item: bytes | bytearray | memoryview) -> None:
+        nonlocal most
+        most = max(most, len(item) + pending.pending)
+        await send(item)
+
+    wire.send = watched  # type: ignore[method-assign]
+    await tls.send(kind(data))
+    assert most <= BOUND
+    assert server.decrypt(wire.take()) == data
+    assert not tls.torn
+
+
+@each_version
+async def test_records_are_full(version: ssl.TLSVersion) -> None:
+    tls, wire, _ = shaken(version)
+    await tls.send(bytes(1_000_000))
+    sent, records = wire.take(), 0
+    while sent:
+        assert sent[0] == 23
+        sent = sent[5 + int.from_bytes(sent[3:5], "big") :]
+        records += 1
+    assert records <= 1_000_000 // 16384 + 1
+
+
+async def test_items_of_larger_elements() -> None:
+    tls, wire, server = shaken(TLS13)
+    await tls.send(memoryview(bytes(range(200)) * 400).cast("I"))
+    assert server.decrypt(wire.take()) == bytes(range(200)) * 400
+
+
+@each_version
+async def test_an_empty_send_is_no_record_and_a_checkpoint(version: ssl.TLSVersion) -> None:
+    tls, wire, _ = shaken(version)
+    await tls.send(b"")
+    assert wire.take() == b""
+    assert await cancelled_at_once(tls.send, b"")
+    assert not tls.torn
+
+
+def test_nothing_can_be_sent_for_certain_without_waiting() -> None:
+    tls, wire, _ = shaken(TLS13)
+    assert tls.send_nowait(memoryview(b"data")) == 0
+    assert wire.take() == b""
+
+
+@each_version
+async def test_a_send_that_had_not_begun_may_be_cancelled(version: ssl.TLSVersion) -> None:
+    tls, wire, server = shaken(version)
+    assert await cancelled_at_once(tls.send, b"never")
+    assert not tls.torn
+    await tls.send(b"next")
+    assert server.decrypt(wire.take()) == b"next"
+
+
+@each_version
+@pytest.mark.parametrize("room", [0, 1, 20, 16384, 70_000, 200_000])
+async def test_a_cancelled_send_lets_no_other_follow(version: ssl.TLSVersion, room: int) -> None:
+    tls, wire, server = shaken(version)
+    wire.make_room(room)
+    await cancelled(tls.send, bytes(300_000))
+    assert tls.torn
+    assert len(wire.take()) == room
+    wire.make_room()
+    with pytest.raises(anyio.BrokenResourceError, match="cut short"):
+        await tls.send(b"x")
+    with pytest.raises(anyio.BrokenResourceError, match="cut short"):
+        await tls.send(b"")
+    with pytest.raises(anyio.BrokenResourceError, match="cut short"):
+        await tls.send_eof()
+    assert wire.take() == b""
+    # Reading goes on, to a clean end.
+    wire.arrive(server.encrypt(b"still here") + server.close_notify())
+    assert await receive_all(tls) == b"still here"
+    assert wire.take() == b""
+    await tls.aclose()
+    assert wire.calls == ["abort"]
+
+
+async def test_a_cancelled_short_send_lets_no_other_follow() -> None:
+    # All of it is in the record layer, but none of it may ever go out.
+    tls, wire, _ = shaken(TLS13)
+    wire.make_room(0)
+    await cancelled(tls.send, b"short")
+    assert tls.torn
+    wire.make_room()
+    await tls.finish()
+    assert wire.take() == b""
+    assert wire.calls == ["abort"]
+
+
+@each_version
+async def test_send_after_the_transport_broke(version: ssl.TLSVersion) -> None:
+    async with over_tcp(server_context(version)) as (tls, peer):
+        peer.peer.rst()
+        select.select([tls.extra(SocketAttribute.raw_socket)], [], [], 5)
+        for _ in range(2):
+            with pytest.raises(anyio.BrokenResourceError):
+                await tls.send(b"x")
+
+
+# --- both directions at once
+
+
+@each_version
+async def test_full_duplex_with_small_windows(version: ssl.TLSVersion) -> None:
+    """The peer first sends all, then reads all: only true full duplex gets through."""
+    ours, theirs = random.Random(3).randbytes(1_500_000), random.Random(4).randbytes(1_500_000)
+    async with over_tcp(server_context(version), buffers=4096) as (tls, peer):
+
+        async def serve() -> None:
+            await peer.send(theirs)
+            await peer.peer.send(peer.server.close_notify())
+            assert await peer.receive_all() == ours
+
+        async def send() -> None:
+            for n in range(0, len(ours), 500_000):
+                await tls.send(ours[n : n + 500_000])
+            await tls.send_eof()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(serve)
+            tasks.start_soon(send)
+            assert await receive_all(tls) == theirs
+
+
+async def test_the_answer_to_a_key_update_waits_behind_what_is_being_sent() -> None:
+    tls, wire, server, forger = forged()
+    wire.make_room(100)
+    data = bytes(range(256)) * 2000
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(tls.send, data)
+        await anyio.wait_all_tasks_blocked()
+        for n in range(10):
+            wire.arrive(forger.key_update(answer=n % 2 == 0) + forger.encrypt(b"%d" % n))
+            # The sender is stuck, but the receiver is not.
+            assert await tls.receive() == b"%d" % n
+        wire.make_room()
+    assert server.decrypt(wire.take()) == data
+    await tls.send(b"on")
+    assert server.decrypt(wire.take()) == b"on"
+
+
+async def test_the_answer_to_a_key_update_goes_out_by_itself() -> None:
+    tls, wire, server, forger = forged()
+    # OpenSSL makes the answer to one as the next comes in, or before it writes.
+    wire.arrive(forger.key_update(answer=True) + forger.key_update(answer=True))
+    assert tls.receive_nowait(1) is None
+    assert len(answer := wire.take()) == 27
+    assert server.decrypt(answer) == b""
+    await tls.send(b"y")
+    assert server.decrypt(wire.take()) == b"y"
+
+
+@pytest.mark.parametrize("room", [0, 10])
+async def test_the_answer_to_a_key_update_waits_for_room(room: int) -> None:
+    tls, wire, server, forger = forged()
+    wire.make_room(room)
+    wire.arrive(forger.key_update(answer=True) + forger.encrypt(b"x"))
+    assert await tls.receive() == b"x"
+    wire.make_room()
+    await tls.send(b"y")
+    assert server.decrypt(wire.take()) == b"y"
+
+
+async def test_an_answer_that_waits_for_room_goes_out_with_the_next_receive() -> None:
+    tls, wire, server, forger = forged()
+    wire.make_room(10)
+    wire.arrive(forger.key_update(answer=True) + forger.key_update(answer=True))
+    assert tls.receive_nowait(1) is None
+    assert len(wire.sent) == 10
+    wire.make_room()
+    wire.arrive(forger.encrypt(b"y"))
+    assert await tls.receive() == b"y"
+    assert len(wire.sent) == 27
+    assert server.decrypt(wire.take()) == b""
+
+
+@pytest.mark.parametrize("room", [0, 10])
+async def test_a_send_cancelled_behind_an_answer_has_not_begun(room: int) -> None:
+    tls, wire, server, forger = forged()
+    wire.make_room(0)
+    wire.arrive(forger.key_update(answer=True) + forger.key_update(answer=True))
+    assert tls.receive_nowait(1) is None
+    assert len(tls._unsent) == 27
+    wire.make_room(room)
+    await cancelled(tls.send, b"never")
+    # Ten bytes of the answer are out, and only TLS knows that: nothing is lost on the way.
+    assert tls.torn is (room > 0)
+    wire.make_room()
+    if not tls.torn:
+        await tls.send(b"next")
+        assert server.decrypt(wire.take()) == b"next"
+
+
+async def test_a_peer_that_wants_answers_and_reads_none_is_given_up() -> None:
+    tls, wire, _, forger = forged()
+    wire.make_room(0)
+    most = 0
+    for _ in range(200):
+        wire.arrive(b"".join(forger.key_update(answer=True) for _ in range(100)))
+        wire.arrive(forger.encrypt(b"x"))
+        with suppress(anyio.BrokenResourceError):
+            assert await tls.receive() == b"x"
+        most = max(most, tls._outgoing.pending + len(tls._unsent))
+    assert most <= BOUND + 100 * 27  # one arrival's answers more
+    with pytest.raises(anyio.BrokenResourceError, match="KeyUpdate"):
+        await tls.receive()
+
+
+async def test_nothing_piles_up_behind_a_cut_send() -> None:
+    tls, wire, _, forger = forged()
+    wire.make_room(0)
+    await cancelled(tls.send, b"x")
+    for _ in range(20):
+        wire.arrive(*(forger.key_update(answer=True) for _ in range(100)))
+        wire.arrive(forger.encrypt(b"x"))
+        assert await tls.receive() == b"x"
+    assert tls._outgoing.pending + len(tls._unsent) < 1000
+
+
+async def test_a_flood_without_data_lets_others_run() -> None:
+    """A peer that sends, as fast as we read, what is no data."""
+    tls, wire, _, forger = forged()
+    ran = False
+
+    class Flood(deque[bytes]):
+        """Never empty, until others have run."""
+
+        taken = 0
+
+        def __bool__(self) -> bool:
+            return not ran and self.taken < 500
+
+        def popleft(self) -> bytes:
+            self.taken += 1
+            return forger.key_update(answer=False)
+
+        def appendleft(self, data: bytes) -> None:
+            raise AssertionError
+
+    wire.arriving = flood = Flood()
+
+    async def other() -> None:
+        nonlocal ran
+        await checkpoint()
+        ran = True
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(other)
+        with anyio.move_on_after(0.5):
+            await tls.receive()
+    assert flood.taken < 100
+
+
+# --- our end
+
+
+@each_version
+async def test_send_eof_is_close_notify_and_reading_goes_on(version: ssl.TLSVersion) -> None:
+    tls, wire, server = shaken(version)
+    await tls.send(b"ask")
+    await tls.send_eof()
+    assert server.decrypt(wire.take()) == b"ask"
+    assert server.ended
+    await tls.send_eof()
+    assert wire.take() == b""
+    for item in (b"x", b""):
+        with pytest.raises(anyio.ClosedResourceError):
+            await tls.send(item)
+    assert not tls.torn
+    wire.arrive(server.encrypt(b"ans"), server.encrypt(b"wer"))
+    assert await tls.receive() == b"ans"
+    assert await tls.receive() == b"wer"
+    wire.arrive(server.close_notify(), ends=anyio.EndOfStream())
+    for _ in range(2):
+        with pytest.raises(anyio.EndOfStream):
+            await tls.receive()
+    await tls.aclose()
+    assert wire.take() == b""
+    assert wire.calls == ["aclose"]
+
+
+@each_version
+@pytest.mark.parametrize("size", [10, 40_000])
+async def test_send_eof_with_data_pending_loses_none(version: ssl.TLSVersion, size: int) -> None:
+    """Undecrypted data at SSLObject.unwrap() is otherwise lost, and the session with it."""
+    tls, wire, server = shaken(version)
+    data = random.Random(5).randbytes(size)
+    stream = server.encrypt(data[: size // 2]) + server.encrypt(data[size // 2 :])
+    wire.arrive(stream[:-1])
+    received = await tls.receive(1)
+    await tls.send_eof()
+    assert len(wire.sent) > 0
+    assert tls.receive_nowait(1) == data[1:2]
+    wire.arrive(stream[-1:] + server.encrypt(b"more"))
+    server.decrypt(wire.take())
+    assert server.ended
+    wire.arrive(server.close_notify())
+    received += data[1:2] + await receive_all(tls, 100)
+    assert received == data + b"more"
+
+
+@each_version
+async def test_send_eof_after_the_peers(version: ssl.TLSVersion) -> None:
+    tls, wire, server = shaken(version)
+    wire.arrive(server.encrypt(b"last") + server.close_notify())
+    assert await tls.receive(1) == b"l"  # the end is here too, and not seen yet
+    await tls.send_eof()
+    server.decrypt(wire.take())
+    assert server.ended
+    assert await receive_all(tls) == b"ast"
+
+
+@each_version
+async def test_truncation_after_our_end(version: ssl.TLSVersion) -> None:
+    tls, wire, server = shaken(version)
+    await tls.send_eof()
+    wire.arrive(server.encrypt(b"x"), ends=anyio.EndOfStream())
+    assert await tls.receive() == b"x"
+    with pytest.raises(anyio.BrokenResourceError, match="truncated"):
+        await tls.receive()
+
+
+async def test_key_updates_after_our_end_are_followed_and_not_answered() -> None:
+    # An answer after close_notify lies unread in the peer's buffer when it closes: that makes
+    # its kernel send a reset, which can take the peer's last words with it.
+    tls, wire, server, forger = forged()
+    await tls.send_eof()
+    assert server.decrypt(wire.take()) == b""
+    assert server.ended
+    for n in range(5):
+        wire.arrive(forger.key_update(answer=True) + forger.encrypt(b"%d" % n))
+        assert await tls.receive() == b"%d" % n
+    wire.arrive(forger.close_notify())
+    with pytest.raises(anyio.EndOfStream):
+        await tls.receive()
+    await tls.aclose()
+    assert wire.take() == b""
+
+
+async def test_a_key_update_that_is_half_here_at_our_end() -> None:
+    tls, wire, _, forger = forged()
+    update = forger.key_update(answer=True)
+    wire.arrive(update[:9])
+    assert tls.receive_nowait(1) is None
+    await tls.send_eof()
+    wire.arrive(update[9:] + forger.encrypt(b"x"))
+    assert await tls.receive() == b"x"
+
+
+@each_version
+@pytest.mark.parametrize("room", [0, 10])
+async def test_a_cancelled_send_eof_is_a_cut(version: ssl.TLSVersion, room: int) -> None:
+    tls, wire, server = shaken(version)
+    wire.make_room(room)
+    await cancelled(tls.send_eof)
+    assert tls.torn
+    wire.make_room()
+    wire.arrive(server.encrypt(b"x"))
+    assert await tls.receive() == b"x"
+    with pytest.raises(anyio.BrokenResourceError):
+        await tls.send_eof()
+    assert len(wire.take()) == room
+    await tls.aclose()
+    assert wire.calls == ["abort"]
+
+
+async def test_send_eof_in_a_session_that_is_lost() -> None:
+    tls, wire, server = shaken(TLS13)
+    bad = bytearray(server.encrypt(b"forged"))
+    bad[-1] ^= 1
+    record = server.encrypt(b"good")
+    wire.arrive(record)
+    tls._incoming.write(b"\x17\x03\x03\x00\x20" + bytes(32))  # here, and not looked at yet
+    with pytest.raises(anyio.BrokenResourceError):
+        await tls.send_eof()
+
+
+# --- closing
+
+
+@each_version
+async def test_aclose_says_close_notify_once(version: ssl.TLSVersion) -> None:
+    async with over_tcp(server_context(version)) as (tls, peer):
+        await tls.send(b"last")
+        await tls.aclose()
+        await tls.aclose()
+        assert await peer.receive_all() == b"last"
+        assert await peer.peer.receive() == b""
+        assert peer.server.incoming.pending == 0
+
+
+@each_version
+async def test_aclose_and_finish_with_data_pending(version: ssl.TLSVersion) -> None:
+    for close in (TLSTransport.aclose, TLSTransport.finish):
+        tls, wire, server = shaken(version)
+        wire.arrive(server.encrypt(bytes(40_000)))
+        await tls.receive(1)
+        await close(tls)
+        server.decrypt(wire.take())
+        assert server.ended
+        assert wire.calls == [close.__name__]
+
+
+@each_version
+async def test_aclose_waits_for_room_and_not_for_the_peer(version: ssl.TLSVersion) -> None:
+    tls, wire, server = shaken(version)
+    wire.make_room(3)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(tls.aclose)
+        await anyio.wait_all_tasks_blocked()
+        assert wire.calls == []
+        wire.make_room()
+    assert wire.calls == ["aclose"]
+    server.decrypt(wire.take())
+    assert server.ended
+
+
+@each_version
+@pytest.mark.parametrize("room", [0, 3])
+async def test_a_cancelled_aclose_drops_the_connection(version: ssl.TLSVersion, room: int) -> None:
+    tls, wire, _ = shaken(version)
+    wire.make_room(room)
+    await cancelled(tls.aclose)
+    assert wire.calls == ["abort"]
+    assert len(wire.take()) == room
+
+
+async def test_aclose_in_a_cancelled_scope_says_close_notify_where_there_is_room() -> None:
+    tls, wire, server = shaken(TLS13)
+    assert await cancelled_at_once(tls.aclose)
+    server.decrypt(wire.take())
+    assert server.ended
+
+
+@each_version
+@pytest.mark.parametrize("room", [0, 3, 10_000])
+async def test_finish_never_waits(version: ssl.TLSVersion, room: int) -> None:
+    tls, wire, server = shaken(version)
+    wire.make_room(room)
+    coroutine = tls.finish()
+    with pytest.raises(StopIteration):  # it ran through without once giving up control
+        coroutine.send(None)
+    assert wire.calls == ["finish"]
+    server.decrypt(sent := wire.take())
+    assert server.ended is (room == 10_000)
+    assert len(sent) == min(room, len(sent))
+
+
+@each_version
+async def test_finish_with_a_full_window(version: ssl.TLSVersion) -> None:
+    async with over_tcp(server_context(version), buffers=4096) as (tls, _):
+        await cancelled(tls._transport.send, bytes(10_000_000))
+        tls._transport.torn = False
+        with anyio.fail_after(5):
+            await tls.finish()
+
+
+@each_version
+async def test_close_while_a_send_is_stuck(version: ssl.TLSVersion) -> None:
+    """Whoever closes then cuts a message: no clean end may follow it."""
+    for close in (TLSTransport.aclose, TLSTransport.finish):
+        tls, wire, _ = shaken(version)
+        wire.make_room(10)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tls.send, bytes(100))
+            await anyio.wait_all_tasks_blocked()
+            await close(tls)
+            assert wire.calls == ["abort"]
+            assert len(wire.sent) == 10
+            tasks.cancel_scope.cancel()
+
+
+@each_version
+async def test_abort(version: ssl.TLSVersion) -> None:
+    tls, wire, _ = shaken(version)
+    await tls.abort()
+    assert wire.calls == ["abort"]
+    assert wire.take() == b""
+
+
+@each_version
+async def test_closing_after_the_peer_is_gone(version: ssl.TLSVersion) -> None:
+    async with over_tcp(server_context(version)) as (tls, peer):
+        peer.peer.rst()
+        select.select([tls.extra(SocketAttribute.raw_socket)], [], [], 5)
+        await tls.aclose()
+        with pytest.raises(anyio.ClosedResourceError):
+            await tls.receive()
+
+
+# --- watching
+
+
+async def test_a_hang_up_is_the_transports() -> None:
+    tls, wire, _ = shaken(TLS13)
+    wire.hangup.set()
+    assert isinstance(await tls.wait_hangup(after_eof=True), ConnectionResetError)
+    await tls.wait_hangup(after_eof=False)
+    assert wire.calls == ["wait_hangup(True)", "wait_hangup(False)"]
+
+
+@each_version
+async def test_what_is_unread_before_the_end(version: ssl.TLSVersion) -> None:
+    tls, wire, server = shaken(version)
+    data = random.Random(6).randbytes(100_000)
+    wire.arrive(server.encrypt(data), server.close_notify(), ends=anyio.EndOfStream())
+    for _ in range(3):
+        assert tls.unread()
+    assert len(wire.arriving) > 1  # it looks no further than it needs to
+    assert await receive_all(tls, 1000) == data
+    assert not tls.unread()
+
+
+@each_version
+async def test_nothing_is_unread_before_the_end(version: ssl.TLSVersion) -> None:
+    tls, wire, server = shaken(version)
+    wire.arrive(server.close_notify(), ends=anyio.EndOfStream())
+    assert not tls.unread()
+    assert not tls.unread()
+    with pytest.raises(anyio.EndOfStream):
+        await tls.receive()
+
+
+@each_version
+async def test_nothing_is_unread_before_a_truncation(version: ssl.TLSVersion) -> None:
+    tls, wire, server = shaken(version)
+    wire.arrive(server.encrypt(b"half")[:-1], ends=anyio.EndOfStream())
+    for _ in range(2):
+        with pytest.raises(anyio.BrokenResourceError, match="truncated"):
+            tls.unread()
+
+
+async def test_something_may_yet_come() -> None:
+    tls, _, _ = shaken(TLS13)
+    assert tls.unread()
+
+
+@each_version
+async def test_unread_keeps_the_order_of_much_that_was_decrypted(version: ssl.TLSVersion) -> None:
+    tls, wire, server = shaken(version)
+    data = random.Random(7).randbytes(150_000)
+    stream = server.encrypt(data)
+    wire.arrive(stream[:16_000], stream[16_000:80_000], stream[80_000:], server.close_notify())
+    assert tls.receive_nowait(1) == data[:1]
+    # More than one receive's worth, decrypted by our end and not asked for yet.
+    tls._incoming.write(wire.receive_nowait(200_000) or b"")
+    await tls.send_eof()
+    assert len(tls._decrypted) > 65536
+    assert tls.unread()
+    assert data[:1] + await receive_all(tls) == data
+
+
+@each_version
+@pytest.mark.parametrize("clean", [True, False], ids=["clean", "truncated"])
+async def test_unread_while_a_receive_waits(version: ssl.TLSVersion, clean: bool) -> None:
+    """What it takes from under the receive is the receive's, and so is the end behind it."""
+    async with over_tcp(server_context(version)) as (tls, peer):
+        received = b""
+        error: BaseException | None = None
+
+        async def read() -> None:
+            nonlocal received, error
+            try:
+                while True:
+                    received += await tls.receive()
+            except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
+                error = exc
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            await anyio.wait_all_tasks_blocked()
+            poll = select.poll()
+            poll.register(tls.extra(SocketAttribute.raw_socket), select.POLLRDHUP)
+            blocking = peer.peer.sock
+            blocking.send(peer.server.encrypt(b"last words"))
+            if clean:
+                blocking.send(peer.server.close_notify())
+            peer.peer.fin()
+            assert poll.poll(5000)
+            assert tls.unread()  # before the receive gets to run
+    assert received == b"last words"
+    assert isinstance(error, anyio.EndOfStream if clean else anyio.BrokenResourceError)
+
+
+# --- over other streams
+
+
+@each_version
+async def test_over_a_foreign_stream(version: ssl.TLSVersion) -> None:
+    """Any byte stream will do, though it can do nothing without waiting."""
+    async with listening() as listener:
+        stream = await anyio.connect_tcp(*listener.address)
+        peer = TLSPeer(await listener.accept(), server_context(version))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(peer.shake)
+            tls = await start_tls(
+                ForeignTransport(stream),
+                where="x",
+                server_hostname=NAME,
+                context=client_context(),
+            )
+
+        async def serve() -> None:
+            assert await peer.receive_all() == b"x" * 100_000
+            await peer.send(b"answer")
+            await peer.peer.send(peer.server.close_notify())
+            assert await peer.peer.receive() == b""
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(serve)
+            await tls.send(b"x" * 100_000)
+            await tls.send_eof()
+            assert await receive_all(tls) == b"answer"
+            await tls.aclose()
+
+
+# --- other implementations
+
+
+@each_version
+@pytest.mark.parametrize("first", ["ours", "theirs"])
+async def test_half_close_with_the_standard_library(version: ssl.TLSVersion, first: str) -> None:
+    context = server_context(version)
+    context.num_tickets = 2
+    data = random.Random(8).randbytes(300_000)
+
+    def serve(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as secure:
+            received = b""
+            if first == "theirs":
+                secure.sendall(data)
+                secure.unwrap()  # waits for our close_notify
+                return
+            while chunk := secure.recv(65536):
+                received += chunk
+            secure.sendall(received)
+            with suppress(OSError):
+                secure.unwrap()
+
+    with serving(serve) as address:
+        host, _, port = address.partition(":")
+        tls = await start_tls(
+            dial((host, int(port))), where=address, server_hostname=NAME, context=client_context()
+        )
+        if first == "ours":
+            await tls.send(data)
+            await tls.send_eof()
+            assert await receive_all(tls) == data
+        else:
+            assert await receive_all(tls) == data
+            await tls.send_eof()
+        await tls.aclose()
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    cert = certificate(NAME)
+    path.write_bytes(cert.private_key_and_cert_chain_pem.bytes())
+    return str(path)
+
+
+class OpenSSLServer:
+    """`openssl s_server`, which does on a keystroke what Python's ssl cannot."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        line = self.line_with(b"ACCEPT")
+        host, _, port = line.split()[-1].decode().rpartition(":")
+        self.address = host, int(port)
+
+    def type(self, text: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
+
+    def line_with(self, text: bytes) -> bytes:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if text in line:
+                return line
+        raise AssertionError(f"s_server ended without saying {text!r}")
+
+    async def until(self, text: bytes) -> bytes:
+        return await anyio.to_thread.run_sync(self.line_with, text)
+
+
+@contextmanager
+def s_server(pem: str, *options: str) -> Iterator[OpenSSLServer]:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl here")
+    command = [openssl, "s_server", "-accept", "127.0.0.1:0", "-cert", pem, "-key", pem, *options]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        bufsize=0,
+    ) as process:
+        # Whoever waits for its next line is let go by its end.
+        watchdog = threading.Timer(30, process.kill)
+        watchdog.start()
+        try:
+            yield OpenSSLServer(process)
+        finally:
+            watchdog.cancel()
+            process.kill()
+
+
+async def test_key_updates_of_openssl(pem: str) -> None:
+    with s_server(pem, "-tls1_3") as server:
+        tls = await start_tls(
+            dial(server.address), where="x", server_hostname=NAME, context=client_context()
+        )
+        received = b""
+
+        async def read() -> None:
+            nonlocal received
+            while b"the end\n" not in received:
+                received += await tls.receive()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            for n in range(4):
+                # While much is on its way: the server echoes nothing, and prints what it gets.
+                tasks.start_soon(tls.send, b"." * 200_000 + b"\nmark %d\n" % n)
+                server.type(b"K\n" if n % 2 else b"k\n")
+                await server.until(b"mark %d" % n)
+            server.type(b"the end\n")
+        await tls.aclose()
+        await server.until(b"DONE")
+
+
+async def test_a_renegotiation_of_openssl(pem: str) -> None:
+    """Of TLS 1.2, and only where the user's context allows it."""
+    with s_server(pem, "-tls1_2") as server:
+        tls = await start_tls(
+            dial(server.address), where="x", server_hostname=NAME, context=client_context()
+        )
+        before = tls._engine.get_channel_binding()
+        received = b""
+
+        async def read() -> None:
+            nonlocal received
+            while b"the end\n" not in received:
+                received += await tls.receive()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            await tls.send(b"one\n")
+            await server.until(b"one")
+            server.type(b"r\n")
+            await server.until(b"SSL_do_handshake")
+            for n in range(20):
+                await tls.send(b"." * 20_000 + b"\nmark %d\n" % n)
+            await server.until(b"mark 19")
+            server.type(b"the end\n")
+        assert tls._engine.get_channel_binding() != before
+        await tls.aclose()

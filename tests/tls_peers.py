@@ -1,0 +1,406 @@
+"""The other end of TLS: a server that can be told what to do record by record.
+
+:class:`Server` is the standard library's engine and nothing around it. :class:`Forger` makes
+what no engine can be made to send. :class:`Wire` is a transport in memory, of which the test
+says what arrives in which pieces and how much room there is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import socket
+import ssl
+import tempfile
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import trustme
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from anyio_connect import TLSError
+from anyio_connect._tls import TLSTransport, start_tls
+from anyio_connect._transport import TCPTransport, Transport
+from peers import Peer, listening
+
+NAME = "peer.example"
+TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+
+
+# --- certificates and contexts
+
+
+@cache
+def authority() -> trustme.CA:
+    """The one authority of all tests: keys take time to make."""
+    return trustme.CA()
+
+
+@cache
+def certificate(*names: str, **options: Any) -> trustme.LeafCert:
+    return authority().issue_cert(*names, **options)
+
+
+def server_context(
+    version: ssl.TLSVersion | None = None, cert: trustme.LeafCert | None = None
+) -> ssl.SSLContext:
+    """A server for NAME, without session tickets, so that it sends nothing unasked."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    (cert or certificate(NAME, "127.0.0.1", "::1")).configure_cert(context)
+    context.num_tickets = 0
+    if version is not None:
+        context.minimum_version = context.maximum_version = version
+    return context
+
+
+def client_context(version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    """What a user would pass who trusts the tests' authority."""
+    context = ssl.create_default_context()
+    authority().configure_trust(context)
+    if version is not None:
+        context.minimum_version = context.maximum_version = version
+    return context
+
+
+# --- the server
+
+
+class Server:
+    """A server's engine; what it is fed and what it says is for the test to carry."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.engine = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+        self.ended = False  # the client's close_notify was read
+
+    def shake(self) -> bool:
+        """Go on with the handshake; return whether it is done."""
+        try:
+            self.engine.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def encrypt(self, data: bytes) -> bytes:
+        """The records that say ``data``."""
+        self.engine.write(data)
+        return self.outgoing.read()
+
+    def close_notify(self) -> bytes:
+        """The record that ends our side."""
+        with suppress(ssl.SSLError):
+            self.engine.unwrap()
+        return self.outgoing.read()
+
+    def decrypt(self, ciphertext: bytes) -> bytes:
+        """All that ``ciphertext`` says."""
+        self.incoming.write(ciphertext)
+        data = b""
+        try:
+            while found := self.engine.read(65536):
+                data += found
+        except ssl.SSLWantReadError:
+            return data
+        except ssl.SSLZeroReturnError:
+            pass
+        self.ended = True
+        return data
+
+
+class Forger:
+    """Writes a server's TLS 1.3 records from its secret, above all those that OpenSSL will not.
+
+    RFC 8446 sections 5.2, 5.3, 7.2 and 7.3, for TLS_AES_256_GCM_SHA384. It takes the place of
+    an engine that has not sent anything since the handshake.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self.secret = secret
+        self._derive()
+
+    def _derive(self) -> None:
+        self.key = AESGCM(self._expand(b"key", 32))
+        self.iv = self._expand(b"iv", 12)
+        self.sequence = 0
+
+    def _expand(self, label: bytes, length: int) -> bytes:
+        label = b"tls13 " + label
+        info = length.to_bytes(2, "big") + bytes([len(label)]) + label + b"\0"
+        return hmac.new(self.secret, info + b"\1", hashlib.sha384).digest()[:length]
+
+    def record(self, kind: int, content: bytes) -> bytes:
+        inner = content + bytes([kind])
+        head = b"\x17\3\3" + (len(inner) + 16).to_bytes(2, "big")
+        counter = self.sequence.to_bytes(12, "big")
+        nonce = bytes(a ^ b for a, b in zip(self.iv, counter, strict=True))
+        self.sequence += 1
+        return head + self.key.encrypt(nonce, inner, head)
+
+    def encrypt(self, data: bytes) -> bytes:
+        return self.record(23, data)
+
+    def close_notify(self) -> bytes:
+        return self.alert(1, 0)
+
+    def alert(self, level: int, description: int) -> bytes:
+        return self.record(21, bytes([level, description]))
+
+    def key_update(self, *, answer: bool) -> bytes:
+        """New keys from here on (RFC 8446 section 4.6.3), and a demand that the client do so."""
+        record = self.record(22, bytes([24, 0, 0, 1, answer]))
+        self.secret = self._expand(b"traffic upd", 48)
+        self._derive()
+        return record
+
+
+# --- in memory
+
+
+class Wire(Transport):
+    """A transport whose far end is the test."""
+
+    def __init__(self) -> None:
+        self.arriving: deque[bytes] = deque()  # each receive takes from the first only
+        self.ends: BaseException | None = None  # what receive raises after that
+        self.sent = bytearray()
+        self.room: float = float("inf")  # how many bytes more are taken
+        self.most = 0  # the longest single send
+        self.calls: list[str] = []  # how it was ended
+        self.hangup = anyio.Event()
+        self._sending = False
+        self._changed = anyio.Event()
+
+    # --- for the test
+
+    def arrive(self, *segments: bytes, ends: BaseException | None = None) -> None:
+        self.arriving += (segment for segment in segments if segment)
+        if ends is not None:
+            self.ends = ends
+        self._wake()
+
+    def make_room(self, room: float = float("inf")) -> None:
+        self.room = room
+        self._wake()
+
+    def take(self) -> bytes:
+        """What was sent since this was last called."""
+        data = bytes(self.sent)
+        self.sent.clear()
+        return data
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    # --- Transport
+
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        if self.arriving:
+            segment = self.arriving.popleft()
+            if segment[max_bytes:]:
+                self.arriving.appendleft(segment[max_bytes:])
+            return segment[:max_bytes]
+        if self.ends is not None:
+            raise self.ends
+        return None
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        await checkpoint_if_cancelled()
+        while (data := self.receive_nowait(max_bytes)) is None:
+            await self._changed.wait()
+        await cancel_shielded_checkpoint()
+        return data
+
+    def unread(self) -> bool:
+        raise AssertionError("TLS decides that")
+
+    def send_nowait(self, data: memoryview) -> int:
+        assert not self._sending, "this would go out in the middle of what is being sent"
+        return self._put(data)
+
+    def _put(self, data: memoryview) -> int:
+        count = int(min(len(data), self.room))
+        self.sent += data[:count]
+        self.room -= count
+        return count
+
+    async def send(self, item: bytes | bytearray | memoryview) -> None:
+        await checkpoint_if_cancelled()
+        assert not self._sending, "two tasks send at once"
+        assert not self.torn
+        self._sending = True
+        view = memoryview(item).cast("B")
+        self.most = max(self.most, len(view))
+        sent = 0
+        try:
+            while True:
+                sent += self._put(view[sent:])
+                if sent == len(view):
+                    break
+                await self._changed.wait()
+        except BaseException:
+            self.torn = sent > 0
+            raise
+        finally:
+            self._sending = False
+        await cancel_shielded_checkpoint()
+
+    async def send_eof(self) -> None:
+        raise AssertionError("a TLS half-close leaves TCP open")
+
+    async def wait_hangup(self, *, after_eof: bool) -> OSError | None:
+        self.calls.append(f"wait_hangup({after_eof})")
+        await self.hangup.wait()
+        return ConnectionResetError("reset")
+
+    async def aclose(self) -> None:
+        self.calls.append("aclose")
+        await checkpoint()
+
+    async def finish(self) -> None:
+        self.calls.append("finish")
+
+    async def abort(self) -> None:
+        self.calls.append("abort")
+
+
+def shaken(
+    version: ssl.TLSVersion, *, client: ssl.SSLContext | None = None
+) -> tuple[TLSTransport, Wire, Server]:
+    """TLS over a wire, after the handshake."""
+    server = Server(server_context(version))
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = client or client_context()
+    engine = context.wrap_bio(incoming, outgoing, server_hostname=NAME)
+    done = False
+    while not done:
+        with suppress(ssl.SSLWantReadError):
+            engine.do_handshake()
+        server.incoming.write(outgoing.read())
+        done = server.shake()
+        incoming.write(server.outgoing.read())
+    with suppress(ssl.SSLWantReadError):
+        engine.do_handshake()
+    wire = Wire()
+    return TLSTransport(wire, engine, incoming, outgoing), wire, server
+
+
+def forged() -> tuple[TLSTransport, Wire, Server, Forger]:
+    """TLS 1.3 over a wire, after the handshake. The server decrypts, the forger encrypts."""
+    context = client_context(TLS13)
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "secrets"
+        context.keylog_filename = str(log)
+        tls, wire, server = shaken(TLS13, client=context)
+        # None closes it, which no stub knows.
+        context.keylog_filename = None  # type: ignore[assignment] # pyright: ignore[reportAttributeAccessIssue]
+        lines = [line.split() for line in log.read_text().splitlines() if line[0] != "#"]
+    assert server.engine.cipher() == ("TLS_AES_256_GCM_SHA384", "TLSv1.3", 256)
+    secrets = {label: bytes.fromhex(secret) for label, _, secret in lines}
+    return tls, wire, server, Forger(secrets["SERVER_TRAFFIC_SECRET_0"])
+
+
+# --- over TCP
+
+
+class TLSPeer:
+    """A server's end of a TCP connection."""
+
+    def __init__(self, peer: Peer, context: ssl.SSLContext) -> None:
+        self.peer = peer
+        self.server = Server(context)
+
+    async def shake(self) -> None:
+        done = False
+        while not done:
+            try:
+                done = self.server.shake()
+            finally:
+                await self.peer.send(self.server.outgoing.read())  # an alert too
+            if not done:
+                ciphertext = await self.peer.receive()
+                if not ciphertext:
+                    raise anyio.EndOfStream
+                self.server.incoming.write(ciphertext)
+
+    async def send(self, data: bytes) -> None:
+        await self.peer.send(self.server.encrypt(data))
+
+    async def receive(self) -> bytes:
+        """What is there next; b"" after close_notify. A bare end of TCP raises EndOfStream."""
+        data = self.server.decrypt(b"")
+        while not data and not self.server.ended:
+            ciphertext = await self.peer.receive()
+            if not ciphertext:
+                raise anyio.EndOfStream
+            data = self.server.decrypt(ciphertext)
+        return data
+
+    async def receive_all(self) -> bytes:
+        """Everything up to the client's close_notify."""
+        chunks = []
+        while chunk := await self.receive():
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+
+def dial(address: tuple[str, int], *, send_buffer: int | None = None) -> TCPTransport:
+    """A transport to a listener on loopback, where connecting never waits."""
+    sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+    if send_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, send_buffer)
+    sock.connect(address)
+    sock.setblocking(False)
+    return TCPTransport(sock)
+
+
+@asynccontextmanager
+async def over_tcp(
+    server: ssl.SSLContext,
+    *,
+    host: str = "127.0.0.1",
+    buffers: int | None = None,
+    **options: Any,
+) -> AsyncIterator[tuple[TLSTransport, TLSPeer]]:
+    """TLS over TCP on loopback, after the handshake, and the peer it is connected to."""
+    options = {"server_hostname": NAME, "context": client_context(), **options}
+    async with listening(host, receive_buffer=buffers) as listener:
+        transport = dial(listener.address, send_buffer=buffers)
+        try:
+            peer = TLSPeer(await listener.accept(), server)
+            if buffers is not None:
+                peer.peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(peer.shake)
+                tls = await start_tls(transport, where="the peer", **options)
+            yield tls, peer
+        finally:
+            await transport.abort()
+
+
+async def failing(peer_does: Callable[[Peer], Awaitable[object]], **options: Any) -> TLSError:
+    """Make a handshake that fails, with a peer that does so; return the error."""
+    options = {"server_hostname": NAME, "context": client_context(), **options}
+    async with listening() as listener:
+        transport = dial(listener.address)
+        peer = await listener.accept()
+
+        async def act() -> None:
+            with suppress(ssl.SSLError, OSError, anyio.EndOfStream):
+                await peer_does(peer)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(act)
+            with pytest.raises(TLSError) as caught:
+                await start_tls(transport, where="the peer", **options)
+        with pytest.raises(anyio.ClosedResourceError):
+            transport.receive_nowait(1)
+    return caught.value
