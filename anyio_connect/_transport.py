@@ -295,7 +295,7 @@ if sys.platform == "linux":
             await anyio.sleep_forever()
         return None
 
-elif sys.platform == "darwin" or "bsd" in sys.platform:
+elif sys.platform == "darwin" or sys.platform.startswith("freebsd"):
 
     async def _wait_hangup(sock: socket.socket, after_eof: bool) -> OSError | None:
         # NOTE_LOWAT keeps data from waking us: only EV_EOF passes a mark that cannot be

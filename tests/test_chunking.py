@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import chain, cycle, pairwise
 from typing import Protocol, TypeAlias
 
@@ -81,6 +81,7 @@ class MemoryRemote:
 
 
 Connected: TypeAlias = AsyncIterator[tuple[Socket, Remote]]
+Over: TypeAlias = Callable[..., AbstractAsyncContextManager[tuple[Socket, Remote]]]
 
 
 @asynccontextmanager
@@ -163,7 +164,7 @@ async def receive_all(receive: Callable[[int], Awaitable[bytes]], sizes: list[in
 )
 @fewer
 async def test_duplex(
-    over: Callable[..., Connected],
+    over: Over,
     stapled: bool,
     half_open: bool,
     ours: bytes,
@@ -174,7 +175,7 @@ async def test_duplex(
     their_sizes: list[int],
 ) -> None:
     received: dict[str, bytes] = {}
-    async with over(half_open=half_open) as (socket, remote):  # type: ignore[attr-defined]
+    async with over(half_open=half_open) as (socket, remote):
         stream: ByteStream = socket
         if stapled:
             stream = StapledByteStream(socket.writable, socket.readable)
@@ -208,8 +209,8 @@ async def test_duplex(
 @over
 @given(theirs=PAYLOADS, cuts=CUTS)
 @fewer
-async def test_iteration(over: Callable[..., Connected], theirs: bytes, cuts: list[float]) -> None:
-    async with over(half_open=False) as (socket, remote):  # type: ignore[attr-defined]
+async def test_iteration(over: Over, theirs: bytes, cuts: list[float]) -> None:
+    async with over(half_open=False) as (socket, remote):
         async with anyio.create_task_group() as group:
 
             async def they_send() -> None:
@@ -230,12 +231,10 @@ async def test_iteration(over: Callable[..., Connected], theirs: bytes, cuts: li
     cuts=CUTS,
 )
 @fewer
-async def test_buffered(
-    over: Callable[..., Connected], messages: list[bytes], cuts: list[float]
-) -> None:
+async def test_buffered(over: Over, messages: list[bytes], cuts: list[float]) -> None:
     """Each message goes with its length in a line before it, there and back."""
     whole = b"".join(b"%d\r\n%b" % (len(message), message) for message in messages)
-    async with over(half_open=True) as (socket, remote):  # type: ignore[attr-defined]
+    async with over(half_open=True) as (socket, remote):
         stream = BufferedByteStream(socket)
         received: list[bytes] = []
 
@@ -266,12 +265,10 @@ async def test_buffered(
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
 @given(texts=st.lists(st.text(max_size=50), max_size=8), cuts=CUTS)
 @fewer
-async def test_text(
-    over: Callable[..., Connected], encoding: str, texts: list[str], cuts: list[float]
-) -> None:
+async def test_text(over: Over, encoding: str, texts: list[str], cuts: list[float]) -> None:
     """A cut may well go through the middle of a character."""
     whole = "".join(texts).encode(encoding)
-    async with over(half_open=True) as (socket, remote):  # type: ignore[attr-defined]
+    async with over(half_open=True) as (socket, remote):
         stream = TextStream(socket, encoding=encoding)
         received: list[bytes] = []
 
