@@ -387,6 +387,8 @@ class Connection:
     async def end_gracefully(self) -> None:
         """End our side once nothing is in flight; no-op where it has ended in any way."""
         try:
+            if self._state.outbound is Outbound.OPEN and not self.opened.done():
+                await self.opened  # so that nothing can come in between below
             while self._state.outbound in _IN_FLIGHT:
                 await self._change()
             outbound = self._state.outbound

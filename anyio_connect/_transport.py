@@ -237,7 +237,8 @@ class TCPTransport(Transport):
             return anyio.ClosedResourceError()
         # EPIPE is what a reset says after the peer's FIN (RFC 9293 3.10.7.4): what it had
         # sent is whole, and reading may go on to that end.
-        if exc.errno != errno.EPIPE:
+        # ENOTCONN, from shutdown(), says only that there is nothing left to shut down.
+        if exc.errno not in (errno.EPIPE, errno.ENOTCONN):
             self._error = exc.with_traceback(None)  # whose frames would keep us alive
         return anyio.BrokenResourceError(str(exc))
 
@@ -250,7 +251,7 @@ class TCPTransport(Transport):
 
     async def wait_hangup(self, *, after_eof: bool) -> OSError | None:
         error = await _wait_hangup(self._sock, after_eof)
-        if error is not None:
+        if error is not None and error.errno != errno.EPIPE:  # see _failed()
             self._error = error
         return error
 
