@@ -28,7 +28,7 @@ CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"
 COVERED = ROOT / ".nox" / "covered"
 
 #: Branch coverage in percent, all tested Pythons together, below which `coverage` fails.
-COVERAGE_FLOOR = 95
+COVERAGE_FLOOR = 90
 
 
 #: For `stubs`: pyproject.toml's settings for tests/typing, and to take the types from the page.
