@@ -242,169 +242,189 @@ scenario(
     """,
 )
 
-# --- the peer's FIN and RST, at each moment, in both modes
+# --- the peer's FIN and RST, at each moment, in both modes, plain and over TLS
+
+
+def moments(name: str, connect: str, does: str, what: str, closed: str, after_cancel: str) -> None:
+    """Scenarios of which each has the peer do that at another moment.
+
+    ``closed`` is the step that looks at what becomes of it, ``after_cancel`` the one where the
+    readable was cancelled.
+    """
+    scenario(
+        name.format("before the first read"),
+        f"The peer {what} before anything was read.",
+        f"""
+        {connect}
+        opened
+        {does}
+        read
+        {closed}
+        """,
+    )
+    scenario(
+        name.format("unread"),
+        f"The peer {what}, and nobody reads.",
+        f"""
+        {connect}
+        opened
+        {does}
+        {closed}
+        """,
+    )
+    scenario(
+        name.format("behind unread data"),
+        f"The peer {what} after data that nobody has read yet.",
+        f"""
+        {connect}
+        opened
+        peer send hi
+        {does}
+        read 2
+        read
+        {closed}
+        """,
+    )
+    scenario(
+        name.format("between reads"),
+        f"The peer {what} after a read, and before the next.",
+        f"""
+        {connect}
+        peer send hi
+        read 2
+        {does}
+        read
+        {closed}
+        """,
+    )
+    scenario(
+        name.format("while a read is pending"),
+        f"The peer {what} while a read waits.",
+        f"""
+        {connect}
+        opened
+        begin read
+        quiet read
+        {does}
+        finish read
+        {closed}
+        """,
+    )
+    scenario(
+        name.format("then writes"),
+        f"The peer {what}; a write, and another, before that is noticed.",
+        f"""
+        {connect}
+        opened
+        {does}
+        write x
+        write y
+        """,
+    )
+    scenario(
+        name.format("noticed, then a write"),
+        f"The peer {what}, which a read notices; a write after that.",
+        f"""
+        {connect}
+        opened
+        {does}
+        read
+        write x
+        end
+        """,
+    )
+    scenario(
+        name.format("noticed, then all again"),
+        f"The peer {what}, which a read notices; everything else after that.",
+        f"""
+        {connect}
+        opened
+        {does}
+        read
+        read
+        cancel
+        abort
+        close
+        closed
+        """,
+    )
+    scenario(
+        name.format("after our end"),
+        f"We end first, then the peer {what}.",
+        f"""
+        {connect}
+        end
+        peer end
+        {does}
+        read
+        closed
+        """,
+    )
+    scenario(
+        name.format("after our end, unread"),
+        f"We end first, then the peer {what}, and nobody reads.",
+        f"""
+        {connect}
+        end
+        peer end
+        {does}
+        closed
+        """,
+    )
+    scenario(
+        name.format("after cancel"),
+        f"The readable is cancelled, then the peer {what}.",
+        f"""
+        {connect}
+        opened
+        cancel
+        {does}
+        {after_cancel}
+        """,
+    )
+    scenario(
+        name.format("after cancel, then a write"),
+        f"The readable is cancelled, then the peer {what}, then we write.",
+        f"""
+        {connect}
+        opened
+        cancel
+        {does}
+        write x
+        """,
+    )
+    scenario(
+        name.format("while watched"),
+        f"The peer {what} while `closed` is awaited and nobody reads.",
+        f"""
+        {connect}
+        opened
+        begin closed
+        quiet closed
+        {does}
+        {"quiet" if "quiet" in closed else "finish"} closed
+        """,
+    )
+
 
 _MODES = {"": "", ", half-open": "half-open"}
 
 for _mode, _flag in _MODES.items():
-    for _kind, _what in {"fin": "ends", "rst": "resets"}.items():
-        _name = f"{_kind} {{}}{_mode}"
-        # With allow_half_open our side has not ended yet.
-        _closed = "quiet closed" if _flag and _kind == "fin" else "closed"
-        scenario(
-            _name.format("before the first read"),
-            f"The peer {_what} before anything was read.",
-            f"""
-            connect {_flag}
-            opened
-            peer {_kind}
-            read
-            {_closed}
-            """,
-        )
-        scenario(
-            _name.format("unread"),
-            f"The peer {_what}, and nobody reads.",
-            f"""
-            connect {_flag}
-            opened
-            peer {_kind}
-            {_closed}
-            """,
-        )
-        scenario(
-            _name.format("behind unread data"),
-            f"The peer {_what} after data that nobody has read yet.",
-            f"""
-            connect {_flag}
-            opened
-            peer send hi
-            peer {_kind}
-            read 2
-            read
-            {_closed}
-            """,
-        )
-        scenario(
-            _name.format("between reads"),
-            f"The peer {_what} after a read, and before the next.",
-            f"""
-            connect {_flag}
-            peer send hi
-            read 2
-            peer {_kind}
-            read
-            {_closed}
-            """,
-        )
-        scenario(
-            _name.format("while a read is pending"),
-            f"The peer {_what} while a read waits.",
-            f"""
-            connect {_flag}
-            opened
-            begin read
-            quiet read
-            peer {_kind}
-            finish read
-            {_closed}
-            """,
-        )
-        scenario(
-            _name.format("then writes"),
-            f"The peer {_what}; a write, and another, before that is noticed.",
-            f"""
-            connect {_flag}
-            opened
-            peer {_kind}
-            write x
-            write y
-            """,
-        )
-        scenario(
-            _name.format("noticed, then a write"),
-            f"The peer {_what}, which a read notices; a write after that.",
-            f"""
-            connect {_flag}
-            opened
-            peer {_kind}
-            read
-            write x
-            end
-            """,
-        )
-        scenario(
-            _name.format("noticed, then all again"),
-            f"The peer {_what}, which a read notices; everything else after that.",
-            f"""
-            connect {_flag}
-            opened
-            peer {_kind}
-            read
-            read
-            cancel
-            abort
-            close
-            closed
-            """,
-        )
-        scenario(
-            _name.format("after our end"),
-            f"We end first, then the peer {_what}.",
-            f"""
-            connect {_flag}
-            end
-            peer end
-            peer {_kind}
-            read
-            closed
-            """,
-        )
-        scenario(
-            _name.format("after our end, unread"),
-            f"We end first, then the peer {_what}, and nobody reads.",
-            f"""
-            connect {_flag}
-            end
-            peer end
-            peer {_kind}
-            closed
-            """,
-        )
-        scenario(
-            _name.format("after cancel"),
-            f"The readable is cancelled, then the peer {_what}.",
-            f"""
-            connect {_flag}
-            opened
-            cancel
-            peer {_kind}
-            {_closed}
-            """,
-        )
-        scenario(
-            _name.format("after cancel, then a write"),
-            f"The readable is cancelled, then the peer {_what}, then we write.",
-            f"""
-            connect {_flag}
-            opened
-            cancel
-            peer {_kind}
-            write x
-            """,
-        )
-        scenario(
-            _name.format("while watched"),
-            f"The peer {_what} while `closed` is awaited and nobody reads.",
-            f"""
-            connect {_flag}
-            opened
-            begin closed
-            quiet closed
-            peer {_kind}
-            {"quiet" if "quiet" in _closed else "finish"} closed
-            """,
-        )
+    # With allow_half_open our side has not ended yet.
+    _waits = "quiet closed" if _flag else "closed"
+    for _kind, _does, _what, _closed, _after_cancel in (
+        ("fin", "peer fin", "ends", _waits, _waits),
+        ("rst", "peer rst", "resets", "closed", "closed"),
+    ):
+        _connect = f"connect {_flag}"
+        moments(f"{_kind} {{}}{_mode}", _connect, _does, _what, _closed, _after_cancel)
+    for _kind, _does, _what, _closed, _after_cancel in (
+        ("close_notify", "peer notify\npeer fin", "ends TLS and TCP", _waits, _waits),
+        ("cut off", "peer fin", "ends TCP and not TLS", "closed", _waits),
+        ("rst", "peer rst", "resets", "closed", "closed"),
+    ):
+        _connect = f"connect tls {_flag}\npeer handshake"
+        moments(f"tls, {_kind} {{}}{_mode}", _connect, _does, _what, _closed, _after_cancel)
     scenario(
         f"fin while a write is pending{_mode}",
         "The peer ends in the middle of a long write, reads that, and then looks for our end.",
@@ -1161,19 +1181,6 @@ for _mode, _flag in _MODES.items():
         """,
     )
     scenario(
-        f"tls, close_notify before the first read{_mode}",
-        "The peer ends TLS and TCP before anything was read.",
-        f"""
-        connect tls {_flag}
-        peer handshake
-        opened
-        peer notify
-        peer fin
-        read
-        {"quiet closed" if _flag else "closed"}
-        """,
-    )
-    scenario(
         f"tls, close_notify alone{_mode}",
         "The peer ends TLS, and TCP stays open.",
         f"""
@@ -1186,7 +1193,7 @@ for _mode, _flag in _MODES.items():
         """,
     )
     scenario(
-        f"tls, close_notify while a read is pending{_mode}",
+        f"tls, close_notify alone while a read is pending{_mode}",
         "The peer ends TLS while a read waits.",
         f"""
         connect tls {_flag}
@@ -1199,7 +1206,7 @@ for _mode, _flag in _MODES.items():
         """,
     )
     scenario(
-        f"tls, close_notify, then a write{_mode}",
+        f"tls, close_notify alone, then a write{_mode}",
         "The peer ends TLS, which is read; then we write.",
         f"""
         connect tls {_flag}
@@ -1208,71 +1215,6 @@ for _mode, _flag in _MODES.items():
         peer notify
         read
         write x
-        """,
-    )
-    scenario(
-        f"tls, cut off{_mode}",
-        "The peer ends TCP and not TLS: what came may be a piece.",
-        f"""
-        connect tls {_flag}
-        peer handshake
-        peer send hi
-        read 2
-        peer fin
-        read
-        closed
-        """,
-    )
-    scenario(
-        f"tls, cut off while a read is pending{_mode}",
-        "The peer ends TCP and not TLS, while a read waits.",
-        f"""
-        connect tls {_flag}
-        peer handshake
-        opened
-        begin read
-        quiet read
-        peer fin
-        finish read
-        """,
-    )
-    scenario(
-        f"tls, cut off after our end{_mode}",
-        "We end first, and the peer ends TCP without ending TLS.",
-        f"""
-        connect tls {_flag}
-        peer handshake
-        end
-        peer end
-        peer fin
-        read
-        closed
-        """,
-    )
-    scenario(
-        f"tls, rst before the first read{_mode}",
-        "The peer resets a TLS connection.",
-        f"""
-        connect tls {_flag}
-        peer handshake
-        opened
-        peer rst
-        read
-        closed
-        """,
-    )
-    scenario(
-        f"tls, rst while a read is pending{_mode}",
-        "The peer resets a TLS connection while a read waits.",
-        f"""
-        connect tls {_flag}
-        peer handshake
-        opened
-        begin read
-        quiet read
-        peer rst
-        finish read
-        closed
         """,
     )
     scenario(

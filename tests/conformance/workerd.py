@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPResponse
@@ -30,6 +31,12 @@ def binary() -> Path:
     """
     if os.environ.get(OPT_OUT):
         pytest.skip(f"{OPT_OUT} says to do without workerd")
+    if sys.platform != "linux":
+        pytest.fail(
+            "the scripted peer asks the kernel what has arrived, and knows only Linux's. "
+            f"Set {OPT_OUT}=1 to do without.",
+            pytrace=False,
+        )
     found = list(Path(os.environ.get(WHERE, "")).glob("node_modules/@cloudflare/workerd-*/bin/*"))
     if not os.environ.get(WHERE) or not found:
         pytest.fail(
@@ -43,11 +50,12 @@ def binary() -> Path:
 @contextmanager
 def running(directory: Path, certificates: Certificates) -> Iterator[int]:
     """Run workerd with the worker; yield the port on which that takes scenarios."""
+    program = binary()
     for name in ("workerd.capnp", "worker.js"):
         shutil.copy(Path(__file__).with_name(name), directory)
     certificates.authority.cert_pem.write_to_path(str(directory / "authority.pem"))
     reading, writing = os.pipe()
-    command = [str(binary()), "serve", "workerd.capnp", f"--control-fd={writing}"]
+    command = [str(program), "serve", "workerd.capnp", f"--control-fd={writing}"]
     if shutil.which("setpriv"):
         # It stops even when the tests themselves get killed.
         command = ["setpriv", "--pdeathsig=KILL", "--", *command]
