@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from conformance.certificates import Certificates
+from peers import has_ipv6
 
 HOST = "127.0.0.1"
 
@@ -34,25 +35,8 @@ class Peer:
     def __init__(self, certificates: Certificates, patience: float) -> None:
         self.certificates = certificates
         self.patience = patience
-        self._listeners = [socket.socket(socket.AF_INET), socket.socket(socket.AF_INET6)]
-        # The same port of both loopback addresses, whichever "localhost" means.
-        for attempts_left in reversed(range(20)):
-            four, six = self._listeners
-            four.bind((HOST, 0))
-            self.port: int = four.getsockname()[1]
-            try:
-                six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                six.bind(("::1", self.port))
-                break
-            except OSError:
-                if not attempts_left:
-                    raise
-                for listener in self._listeners:
-                    listener.close()
-                self._listeners = [socket.socket(socket.AF_INET), socket.socket(socket.AF_INET6)]
-        for listener in self._listeners:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-            listener.listen()
+        self._listeners = _listeners()
+        self.port: int = self._listeners[0].getsockname()[1]
         self._others: list[socket.socket] = []
         self._sock: socket.socket | None = None
         self._tls: _TLS | None = None
@@ -93,10 +77,6 @@ class Peer:
     def _do_accept(self, rest: str, wait: float) -> str:
         self._accept()
         return "accepted"
-
-    def _do_absent(self, rest: str, wait: float) -> str:
-        ready, _, _ = select.select(self._listeners, [], [], wait)
-        return "accepted" if ready else "pending"
 
     def _do_handshake(self, rest: str, wait: float) -> str:
         """TLS. ``rest``: which certificate to show."""
@@ -242,6 +222,30 @@ class Peer:
             if time.monotonic() > deadline:
                 raise TimeoutError("what the peer sent did not arrive")
             time.sleep(_GLANCE)
+
+
+def _listeners() -> list[socket.socket]:
+    """On the same port of both loopback addresses, whichever "localhost" means."""
+    for attempts_left in reversed(range(20)):
+        listeners = [socket.socket()]
+        listeners[0].bind((HOST, 0))
+        try:
+            if has_ipv6():
+                listeners.append(socket.socket(socket.AF_INET6))
+                listeners[1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                listeners[1].bind(("::1", listeners[0].getsockname()[1]))
+        except OSError:  # somebody else has that port of the other
+            for listener in listeners:
+                listener.close()
+            if not attempts_left:
+                raise
+            continue
+        for listener in listeners:
+            # Small, so that a client cannot get rid of much that is not read.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            listener.listen()
+        return listeners
+    raise AssertionError("unreachable")
 
 
 class _TLS:

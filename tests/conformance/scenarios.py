@@ -630,8 +630,9 @@ scenario(
     connect
     end
     peer end
+    begin read 1000000
     peer send *1000000
-    read 1000000
+    finish read 1000000
     peer send last
     read 4
     quiet closed
@@ -1034,8 +1035,9 @@ scenario(
     """
     connect
     opened
+    begin read 3000000
     peer send *3000000
-    read 3000000
+    finish read 3000000
     peer fin
     read
     """,

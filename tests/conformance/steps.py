@@ -53,7 +53,7 @@ class Step:
     @property
     def quiet(self) -> bool:
         """Whether it is about what does not come."""
-        return self.mode == "quiet" or (self.peer and self.verb in ("quiet", "absent"))
+        return "quiet" in (self.mode, self.verb)
 
 
 def parse(text: str) -> tuple[Step, ...]:
