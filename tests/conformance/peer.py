@@ -85,11 +85,9 @@ class Peer:
         self._tls = _TLS(self.sock, context)
         try:
             self._tls.handshake()
-        except ssl.SSLError:
+        except OSError:  # or its kind, ssl.SSLError: which of them is a matter of time
             self._tls.flush()
             return "error"
-        except OSError:
-            return "rst"
         return "ok"
 
     def _note_name(self, engine: object, name: str | None, context: object) -> None:

@@ -1595,9 +1595,30 @@ scenario(
 )
 scenario(
     "starttls, refused connection",
-    "startTls() where the connection cannot be made.",
+    "startTls() where the connection could not be made.",
     """
     connect starttls "localhost:REFUSING"
+    opened
+    startTls
+    """,
+)
+scenario(
+    "starttls, no answer",
+    "startTls() where the connection is being made, and will not be.",
+    """
+    connect starttls "127.0.0.1:SILENT"
+    startTls
+    quiet opened
+    quiet closed
+    """,
+)
+scenario(
+    "starttls, lost before it",
+    "startTls() where the connection was reset, which nobody has noticed yet.",
+    """
+    connect starttls
+    opened
+    peer rst
     startTls
     opened
     closed
