@@ -34,8 +34,13 @@ def traces(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, Traces]:
     """The traces of all the scenarios that the selected tests ask for."""
-    selected = (getattr(item, "callspec", None) for item in request.session.items)
-    names: list[str] = [call.params["name"] for call in selected if call is not None]
+    names: list[str] = [
+        str(item.callspec.params["name"])
+        for item in request.session.items
+        if isinstance(item, pytest.Function)
+        and "traces" in item.fixturenames
+        and hasattr(item, "callspec")
+    ]
     # What waits in vain, by the ledger, is not waited for long.
     waits: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         name: ({}, {}) for name in SCENARIOS
