@@ -418,13 +418,17 @@ for _mode, _flag in _MODES.items():
     ):
         _connect = f"connect {_flag}"
         moments(f"{_kind} {{}}{_mode}", _connect, _does, _what, _closed, _after_cancel)
-    for _kind, _does, _what, _closed, _after_cancel in (
-        ("close_notify", "peer notify\npeer fin", "ends TLS and TCP", _waits, _waits),
-        ("cut off", "peer fin", "ends TCP and not TLS", "closed", _waits),
-        ("rst", "peer rst", "resets", "closed", "closed"),
-    ):
-        _connect = f"connect tls {_flag}\npeer handshake"
-        moments(f"tls, {_kind} {{}}{_mode}", _connect, _does, _what, _closed, _after_cancel)
+    for _transport, _connect in {
+        "tls": f"connect tls {_flag}\npeer handshake",
+        "starttls": f"connect starttls {_flag}\nopened\nstartTls\npeer handshake",
+    }.items():
+        for _kind, _does, _what, _closed, _after_cancel in (
+            ("close_notify", "peer notify\npeer fin", "ends TLS and TCP", _waits, _waits),
+            ("cut off", "peer fin", "ends TCP and not TLS", "closed", _waits),
+            ("rst", "peer rst", "resets", "closed", "closed"),
+        ):
+            _name = f"{_transport}, {_kind} {{}}{_mode}"
+            moments(_name, _connect, _does, _what, _closed, _after_cancel)
     scenario(
         f"fin while a write is pending{_mode}",
         "The peer ends in the middle of a long write, reads that, and then looks for our end.",
@@ -1422,35 +1426,6 @@ for _mode, _flag in _MODES.items():
         end
         peer end
         peer notify
-        peer fin
-        read
-        closed
-        """,
-    )
-    scenario(
-        f"starttls, close_notify{_mode}",
-        "After startTls(), the peer ends TLS and TCP.",
-        f"""
-        connect starttls {_flag}
-        opened
-        startTls
-        peer handshake
-        opened
-        peer notify
-        peer fin
-        read
-        {"quiet closed" if _flag else "closed"}
-        """,
-    )
-    scenario(
-        f"starttls, cut off{_mode}",
-        "After startTls(), the peer ends TCP and not TLS.",
-        f"""
-        connect starttls {_flag}
-        opened
-        startTls
-        peer handshake
-        opened
         peer fin
         read
         closed
