@@ -9,24 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pytest
 
 from conformance import ledger, run, workerd
 from conformance.certificates import Certificates
+from conformance.run import Traces
 from conformance.scenarios import SCENARIOS
 
 #: So many scenarios at a time. Nearly all of them wait nearly all the time.
 _AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class Traces:
-    """A scenario's trace on each of the two, and on each of our event loops."""
-
-    workers: run.Trace
-    here: Mapping[str, run.Trace]
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,14 @@ class Trace:
     details: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Traces:
+    """A scenario's trace on each of the two, and on each of our event loops."""
+
+    workers: Trace
+    here: Mapping[str, Trace]
+
+
 def on_workerd(port: int) -> Start:
     return lambda: workerd.scenario(port)
 

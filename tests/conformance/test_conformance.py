@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from conformance import ledger
-from conformance.conftest import Traces
 from conformance.ledger import Difference
+from conformance.run import Traces
 from conformance.scenarios import SCENARIOS
 from conformance.steps import PENDING
 from peers import has_ipv6
@@ -46,7 +46,8 @@ def test_scenario(name: str, traces: Mapping[str, Traces]) -> None:
     for step, ours, theirs in compared(trace):
         print(f"{step}: {ours} {here.details.get(step, '')}")  # noqa: T201 - shown by pytest
         print(f"    Workers: {theirs} {workers.details.get(step, '')}")  # noqa: T201 - likewise
-        assert not f"{ours} {theirs}".startswith("failed:"), step
+        for outcome in (ours, theirs):
+            assert not outcome.startswith("failed:"), f"{step}: {outcome}"
         if steps[step].quiet:
             # A short wait is enough to see that something waits, not that it never comes.
             assert ours == theirs == PENDING, f"{step!r} is not about what both wait for"
