@@ -105,11 +105,12 @@ def outcomes_of(model: Model, moves: tuple[Move, ...]) -> Iterator[Model]:
     if any(move.acts for move in moves) and len(model.waiting) > 1:
         # Those who wait wake in any order: a receive finds the peer's end where a watcher would
         # find the reset behind it, and which of them is first decides how the connection ended.
-        other = model.copy()
-        other.waiting = dict(reversed(other.waiting.items()))
-        for move in moves:
-            move.apply(other)
-        yield other
+        for first in model.waiting:
+            other = model.copy()
+            other.waiting = {first: model.waiting[first], **model.waiting}
+            for move in moves:
+                move.apply(other)
+            yield other
     # What a call fails with it asks a moment after it woke: it may find its half closed by then.
     closing = {move.call.kind for move in moves if move.call is not None}
     if model.closed:
