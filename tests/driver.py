@@ -169,9 +169,8 @@ class Driver:
         """Send a little; return how many bytes that is for the kernel."""
         return peer.sock.send(data)
 
-    def end(self, peer: Peer) -> int:
-        """End the peer's side; as :meth:`say`."""
-        peer.fin()
+    def take_leave(self, peer: Peer) -> int:
+        """Say that nothing follows, short of FIN; as :meth:`say`."""
         return 0
 
     def leaves_unread(self, peer: Peer) -> bool:
@@ -198,14 +197,15 @@ class Driver:
                 case "send":
                     here += self.say(self.peer, data)
                 case "fin":
-                    here += self.end(self.peer)
+                    here += self.take_leave(self.peer)
+                    self.peer.fin()
                 case "rst":
                     self.peer.rst()
                     lost = True
                 case "close":
                     lost = self.leaves_unread(self.peer)
                     if not lost:
-                        here += self.end(self.peer)
+                        here += self.take_leave(self.peer)
                     self.peer.close()
             if ours is not None:
                 wanted = select.POLLHUP if lost else 0 if act == "send" else select.POLLRDHUP
@@ -366,16 +366,14 @@ class TLSDriver(Driver):
     def say(self, peer: Peer, data: bytes) -> int:
         return peer.sock.send(self.server.encrypt(data))
 
-    def end(self, peer: Peer) -> int:
-        told = 0
+    def take_leave(self, peer: Peer) -> int:
+        if self.ended:  # a second time it would say it again
+            return 0
+        self.ended = True
+        self.too_late = self.ours is None
         with suppress(OSError):  # we are gone
-            if not self.ended:  # a second time it would say it again
-                self.too_late = self.ours is None
-                self.ended = True
-                told = peer.sock.send(self.server.close_notify())
-        with suppress(OSError):
-            peer.fin()
-        return told
+            return peer.sock.send(self.server.close_notify())
+        return 0
 
     def leaves_unread(self, peer: Peer) -> bool:
         if unread(peer.sock) == self.alert:  # our close_notify alone, which is nothing to lose
