@@ -260,7 +260,7 @@ async def test_duplex(connected: Pair) -> None:
             sizes, view = random.Random(seed), memoryview(data)
             while view:
                 size = sizes.randint(1, 1 << 14)
-                await stream.send(view[:size])
+                await stream.send(bytes(view[:size]))
                 view = view[size:]
 
         async def receive(stream: ByteStream, data: bytes, seed: int) -> None:
