@@ -320,6 +320,7 @@ class Connection:
         transport = self._transport
         sent = 0
         complete = False
+        lost: BrokenError | None = None
         try:
             if view:
                 sent = transport.send_nowait(view)
@@ -331,7 +332,8 @@ class Connection:
                     await transport.send(view[sent:])
                     complete = True
         except (*_BROKEN, anyio.ClosedResourceError) as exc:
-            await self._lost_sending(broken("sending", exc))
+            lost = broken("sending", exc)
+            await self._lost_sending(lost)
         except BaseException:
             await self._tell(Event.SEND_TORN if sent or transport.torn else Event.SEND_DONE)
             raise
@@ -341,6 +343,8 @@ class Connection:
             await self._tell(Event.SEND_DONE)
             return
         await checkpoint()
+        if lost is not None and lost is self._error:  # even where close() waited for this
+            raise lost.with_traceback(None)
         raise self._refusal(self._ask(Event.SEND), "sending to")
 
     async def end(self) -> None:

@@ -348,6 +348,12 @@ JOINT: tuple[Rule, ...] = (
         {"link": _L.CLOSED, "outbound": _O.CLOSED},
         (_F.RESOLVE_CLOSED, _F.DROP),
     ),
+    # A reset that hits close() at its flushing: what comes after close() finds it closed.
+    Rule(
+        {"link": (_L.CLOSED,), "inbound": (_I.CLOSED,), "outbound": (_O.BROKEN,)},
+        {"outbound": _O.CLOSED},
+        (),
+    ),
     # allow_half_open=False: the peer's end is ours too, as soon as no send is in flight.
     Rule(
         {

@@ -33,6 +33,7 @@ class Call:
 @dataclass
 class Model:
     half_open: bool
+    tls: bool = False
 
     # What the peer did, whether we know it yet or not.
     inbox: bytes = b""  #: has arrived, and nobody has received it
@@ -176,7 +177,10 @@ class Model:
         if refusal is not None:
             return refusal
         if self.inbox:
-            data, self.inbox = self.inbox[:max_bytes], self.inbox[max_bytes:]
+            data = self.inbox[:max_bytes]
+            if self.tls:  # no more than what is left of one record
+                data = data[: self.inbox.index(b",") + 1]
+            self.inbox = self.inbox[len(data) :]
             return data
         if self.fin:  # also where a reset came after it: what the peer said, it said
             self.noticed = True
@@ -275,6 +279,8 @@ class Model:
         self.writing = "ended"
         if self.then == "more":
             self.then = "end"
+        if self.tls and self.peer == "gone" and not self.over:
+            self.reset = True  # is the kernel's answer to close_notify
 
     def drop(self) -> None:
         """Reset the connection: there is nothing to be received any more either."""
@@ -307,6 +313,7 @@ class Model:
         return self.made and self.over is None and not self.reset
 
     def peer_sends(self, data: bytes) -> None:
+        """A message that ends with a comma, which is in none before; a record of its own."""
         if self.listening:
             self.inbox += data
 
@@ -316,8 +323,8 @@ class Model:
 
     def peer_resets(self) -> None:
         self.peer = "gone"
-        # After both ends there is no connection left to reset.
-        if self.listening and not (self.fin and self.then == "end"):
+        # After both ends there is no connection left to reset; but those of TLS leave TCP open.
+        if self.listening and (self.tls or not (self.fin and self.then == "end")):
             self.reset = True
 
     def peer_closes(self) -> None:

@@ -13,6 +13,7 @@ from anyio_connect import Socket, SocketAddress, SocketError, SocketFuture, Sock
 from anyio_connect._connection import info_of
 from anyio_connect._open import Target
 from anyio_connect._options import Options
+from anyio_connect._tls import TLSTransport
 from anyio_connect._transport import TCPTransport, Transport
 from peers import Listener, Peer, listening
 
@@ -68,8 +69,10 @@ async def socket_pair() -> tuple[Socket, Socket]:
 
 
 def raw(socket: Socket) -> stdlib.socket:
-    """The kernel's socket under a plain one."""
+    """The kernel's socket under an open one."""
     transport = socket._connection.transport
+    if isinstance(transport, TLSTransport):
+        transport = transport._transport
     assert isinstance(transport, TCPTransport)
     return transport._sock
 

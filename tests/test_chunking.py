@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from itertools import chain, cycle, pairwise
 from typing import Protocol, TypeAlias
 
@@ -19,7 +21,10 @@ from hypothesis import strategies as st
 
 from anyio_connect import Socket
 from anyio_connect._transport import ForeignTransport
+from peers import Peer
 from sockets import connected, socket_over
+from tls_peers import TLS12, TLS13, TLSPeer, server_context
+from tls_peers import over_tcp as over_tcp_tls
 
 #: Each example makes a connection, and each test runs on every event loop: fewer will do.
 fewer = settings(max_examples=settings().max_examples * 3 // 10)
@@ -33,7 +38,7 @@ class Remote(Protocol):
 
     async def send(self, data: bytes) -> None: ...
     async def receive(self, max_bytes: int) -> bytes: ...
-    def fin(self) -> None: ...
+    async def fin(self) -> None: ...
 
 
 class MemoryStream(ByteStream):
@@ -76,8 +81,18 @@ class MemoryRemote:
         except anyio.EndOfStream:
             return b""
 
-    def fin(self) -> None:
+    async def fin(self) -> None:
         self.stream.sender.close()
+
+
+class TCPRemote:
+    def __init__(self, peer: Peer) -> None:
+        self.send = peer.send
+        self.receive = peer.receive
+        self.peer = peer
+
+    async def fin(self) -> None:
+        self.peer.fin()
 
 
 Connected: TypeAlias = AsyncIterator[tuple[Socket, Remote]]
@@ -88,7 +103,7 @@ Over: TypeAlias = Callable[..., AbstractAsyncContextManager[tuple[Socket, Remote
 async def over_tcp(*, half_open: bool) -> Connected:
     # Small kernel buffers, so that sends wait and what arrives is cut up some more.
     async with connected(half_open=half_open, receive_buffer=16384) as (socket, peer):
-        yield socket, peer
+        yield socket, TCPRemote(peer)
 
 
 @asynccontextmanager
@@ -101,7 +116,39 @@ async def over_memory(*, half_open: bool) -> Connected:
         yield socket, MemoryRemote(theirs)
 
 
-over = pytest.mark.parametrize("over", [over_tcp, over_memory])
+class TLSRemote:
+    def __init__(self, peer: TLSPeer) -> None:
+        self.peer = peer
+        self.rest = b""
+
+    async def send(self, data: bytes) -> None:
+        if data:
+            await self.peer.send(data)
+
+    async def receive(self, max_bytes: int) -> bytes:
+        data = self.rest or await self.peer.receive()
+        self.rest = data[max_bytes:]
+        return data[:max_bytes]
+
+    async def fin(self) -> None:
+        await self.peer.peer.send(self.peer.server.close_notify())
+        self.peer.peer.fin()
+
+
+@asynccontextmanager
+async def over_tls(version: ssl.TLSVersion, *, half_open: bool) -> Connected:
+    async with (
+        over_tcp_tls(server_context(version), buffers=16384) as (transport, peer),
+        socket_over(transport, half_open=half_open) as socket,
+    ):
+        yield socket, TLSRemote(peer)
+
+
+over = pytest.mark.parametrize(
+    "over",
+    [over_tcp, over_memory, partial(over_tls, TLS12), partial(over_tls, TLS13)],
+    ids=["tcp", "memory", "tls-1.2", "tls-1.3"],
+)
 
 
 # --- cutting up
@@ -192,7 +239,7 @@ async def test_duplex(
             await send_all(remote.send, cut(theirs, their_cuts))
             if not half_open:  # where the peer's end is ours too, it must not come too early
                 await all_here.wait()
-            remote.fin()
+            await remote.fin()
 
         async def they_receive() -> None:
             received["ours"] = await receive_all(remote.receive, their_sizes)
@@ -215,7 +262,7 @@ async def test_iteration(over: Over, theirs: bytes, cuts: list[float]) -> None:
 
             async def they_send() -> None:
                 await send_all(remote.send, cut(theirs, cuts))
-                remote.fin()
+                await remote.fin()
 
             group.start_soon(they_send)
             assert b"".join([chunk async for chunk in socket]) == theirs
@@ -240,7 +287,7 @@ async def test_buffered(over: Over, messages: list[bytes], cuts: list[float]) ->
 
         async def they_send() -> None:
             await send_all(remote.send, cut(whole, cuts))
-            remote.fin()
+            await remote.fin()
 
         async def they_receive() -> None:
             received.append(await receive_all(remote.receive, [65536]))
@@ -274,7 +321,7 @@ async def test_text(over: Over, encoding: str, texts: list[str], cuts: list[floa
 
         async def they_send() -> None:
             await send_all(remote.send, cut(whole, cuts))
-            remote.fin()
+            await remote.fin()
 
         async def they_receive() -> None:
             received.append(await receive_all(remote.receive, [65536]))

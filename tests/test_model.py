@@ -2,33 +2,20 @@
 
 After every step all that can be observed has to be what the model says: how each call ended or
 that it waits, both futures, what the peer can read and how that ends, and the kernel's socket.
-
-Nothing here sleeps. A step is over when the kernel has delivered what the peer did (it is asked)
-and what the model expects has come about; a few more turns of the event loop then give what the
-model does not expect its chance to show up.
 """
 
 from __future__ import annotations
 
-import fcntl
 import random
-import select
-import socket as stdlib
+import ssl
 import sys
-import termios
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from itertools import permutations
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-import anyio
 import pytest
-from anyio.abc import TaskGroup
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from anyio.lowlevel import checkpoint
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -39,61 +26,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from anyio_connect import BrokenError, ClosedError, Socket, SocketFuture, connect
-from anyio_connect._transport import TCPTransport
-from model import BIG, Call, Kind, Model, Outcome
-from peers import Listener, Peer, listening
+from driver import Act, ActName, Move, driving
+from model import BIG, Call, Kind, Model
+from tls_peers import TLS12, TLS13
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="the model says what Linux's TCP does after a reset"
 )
 
-#: Both kernel buffers of a direction. Together far less than BIG, so that a send of that waits.
-BUFFER = 65536
-
-#: How long what is expected may take, in seconds: only a failure waits so long, and those that
-#: Hypothesis then makes of it to find the simplest are not given as much.
-PATIENCE = 5
-PATIENCE_AFTER_FAILURE = 0.1
-
-#: Turns of the event loop that a mistake has to show itself in. The longest way from an event
-#: of the kernel to the end of a call that it wakes takes six.
-TURNS = 12
-
 PATTERN = random.Random(0).randbytes(BIG + 4096)
-
-ActName: TypeAlias = Literal["send", "fin", "rst", "close"]
-Act: TypeAlias = tuple[ActName, bytes]
-
-
-@dataclass(frozen=True)
-class Move:
-    """One of our calls, or the cancellation of one, or a row of acts of the peer."""
-
-    number: int = 0
-    call: Call | None = None
-    cancelled: bool = False
-    acts: tuple[Act, ...] = ()
-
-    def apply(self, model: Model, *, noticed: bool = True) -> None:
-        if self.call is not None and self.cancelled:
-            model.call_cancelled(self.number, self.call)
-        elif self.call is not None:
-            model.call(self.number, self.call, noticed=noticed)
-        elif self.cancelled:
-            model.cancel(self.number)
-        for act, data in self.acts:
-            match act:
-                case "send":
-                    model.peer_sends(data)
-                case "fin":
-                    model.peer_ends()
-                case "rst":
-                    model.peer_resets()
-                case "close":
-                    model.peer_closes()
-        if noticed:
-            model.follow()
 
 
 def outcomes_of(model: Model, moves: tuple[Move, ...]) -> Iterator[Model]:
@@ -105,11 +46,12 @@ def outcomes_of(model: Model, moves: tuple[Move, ...]) -> Iterator[Model]:
     if any(move.acts for move in moves) and len(model.waiting) > 1:
         # Those who wait wake in any order: a receive finds the peer's end where a watcher would
         # find the reset behind it, and which of them is first decides how the connection ended.
-        other = model.copy()
-        other.waiting = dict(reversed(other.waiting.items()))
-        for move in moves:
-            move.apply(other)
-        yield other
+        for early in model.waiting:
+            other = model.copy()
+            other.waiting = {early: model.waiting[early], **model.waiting}
+            for move in moves:
+                move.apply(other)
+            yield other
     # What a call fails with it asks a moment after it woke: it may find its half closed by then.
     closing = {move.call.kind for move in moves if move.call is not None}
     if model.closed:
@@ -168,255 +110,6 @@ def overlapping(model: Model, first: Move, second: Move) -> Iterator[Model]:
         yield after
 
 
-def _as_expected(sock: stdlib.socket, wanted: int, amount: int) -> bool:
-    return flags(sock) & wanted == wanted and unread(sock) == amount
-
-
-def unread(sock: stdlib.socket) -> int:
-    """How many bytes can be read at once."""
-    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
-
-
-def flags(sock: stdlib.socket) -> int:
-    poll = select.poll()
-    poll.register(sock, select.POLLRDHUP)
-    return next((found for _, found in poll.poll(0)), 0)
-
-
-def until(arrived: Callable[[], bool]) -> None:
-    """Wait for the kernel; the event loop stands still meanwhile."""
-    give_up = time.monotonic() + PATIENCE
-    while not arrived():
-        assert time.monotonic() < give_up, "the kernel did not deliver"
-
-
-class Driver:
-    """Makes the moves on the real socket. Lives in the event loop."""
-
-    patience: float = PATIENCE
-
-    def __init__(self, listener: Listener, group: TaskGroup, *, half_open: bool) -> None:
-        self.listener = listener
-        self.group = group
-        self.socket = connect(listener.address, allow_half_open=half_open)
-        self.peer: Peer | None = None
-        self.peer_was_told = False  # how it ended
-        self.limited = False  # our kernel buffer
-        self.scopes: dict[int, anyio.CancelScope] = {}
-        self.outcomes: dict[int, Outcome] = {}
-
-    # --- our calls
-
-    def start(self, move: Move) -> None:
-        assert move.call is not None
-        scope = self.scopes[move.number] = anyio.CancelScope()
-        if move.cancelled:
-            scope.cancel()
-        self.group.start_soon(self.run, move.number, move.call, scope)
-
-    async def run(self, number: int, call: Call, scope: anyio.CancelScope) -> None:
-        outcome: Outcome = "cancelled"
-        with scope:
-            try:
-                received = await operation(self.socket, call)
-            except anyio.EndOfStream:
-                outcome = "eof"
-            except anyio.BusyResourceError:
-                outcome = "busy"
-            except ClosedError:
-                outcome = "closed"
-            except BrokenError:
-                outcome = "broken"
-            else:
-                outcome = received if isinstance(received, bytes) else "ok"
-        self.outcomes[number] = outcome
-
-    # --- the peer
-
-    @property
-    def ours(self) -> stdlib.socket | None:
-        """The kernel's socket under ours, while it is open."""
-        transport = self.socket._connection.transport
-        assert transport is None or isinstance(transport, TCPTransport)
-        return None if transport is None or transport._sock.fileno() == -1 else transport._sock
-
-    def act(self, acts: tuple[Act, ...]) -> None:
-        """Do it all, and see that it has arrived, before the event loop can look."""
-        assert self.peer is not None
-        ours = self.ours
-        for act, data in acts:
-            lost = False
-            here = unread(ours) if ours else 0
-            match act:
-                case "send":
-                    self.peer.sock.send(data)
-                    here += len(data)
-                case "fin":
-                    self.peer.fin()
-                case "rst":
-                    self.peer.rst()
-                    lost = True
-                case "close":
-                    lost = unread(self.peer.sock) > 0
-                    self.peer.close()
-            if ours is not None:
-                wanted = select.POLLHUP if lost else 0 if act == "send" else select.POLLRDHUP
-                until(partial(_as_expected, ours, wanted, here))
-
-    async def read(self, count: int) -> bytes:
-        """Take some of what is there."""
-        assert self.peer is not None
-        return await self.peer.receive(count)
-
-    async def read_all(self, models: list[Model], before: int) -> list[Model]:
-        """Take all that comes, up to how it ends; return the models that expect just that.
-
-        ``before`` is how much the peer had read when the models did not know of this yet.
-        """
-        assert self.peer is not None
-        whole, then = len(models[0].sent) - before, models[0].then
-        data, found = b"", "more"
-        with anyio.fail_after(self.patience):
-            while found == "more" and (then != "more" or len(data) < whole):
-                try:
-                    chunk = await self.peer.receive()
-                except ConnectionResetError:
-                    found = "reset"
-                else:
-                    data += chunk
-                    found = found if chunk else "end"
-        self.peer_was_told = found != "more"
-        agreeing = []
-        for model in models:
-            sent, all_of_it = model.sent[before:], (model.sent + model.piece)[before:]
-            if found == model.then and data.startswith(sent) and all_of_it.startswith(data):
-                agreeing.append(model)
-            model.taken = before + len(data)
-        assert agreeing, f"the peer got {len(data)} bytes, then {found}: {models[0]}"
-        return agreeing
-
-    # --- comparing
-
-    async def step(self, moves: tuple[Move, ...], expected: list[Model]) -> list[Model]:
-        """Make the moves at once; return those models that saw what happened."""
-        for move in moves:
-            if move.call is not None:
-                self.start(move)
-            elif move.cancelled:
-                self.scopes[move.number].cancel()
-            elif move.acts:
-                self.act(move.acts)
-        return await self.agree(expected)
-
-    async def agree(self, expected: list[Model]) -> list[Model]:
-        give_up = time.monotonic() + self.patience
-        while not any(not [*self.differences(model)] for model in expected):
-            if time.monotonic() > give_up:
-                break
-            await checkpoint()
-        for _ in range(TURNS):
-            await checkpoint()
-        differences = [[*self.differences(model)] for model in expected]
-        agreeing = [m for m, found in zip(expected, differences, strict=True) if not found]
-        if not agreeing:
-            type(self).patience = PATIENCE_AFTER_FAILURE
-        assert agreeing, "\nor: ".join("; ".join(found) for found in differences)
-        return agreeing
-
-    def differences(self, model: Model) -> Iterator[str]:
-        if model.made and self.peer is None:
-            try:
-                self.peer = Peer(self.listener.sock.accept()[0])
-            except BlockingIOError:
-                yield "nobody has connected"
-                return
-            self.listener.peers.append(self.peer)
-        for number in self.scopes:
-            found, wanted = self.outcomes.get(number), model.outcomes.get(number)
-            if found != wanted:
-                yield f"call {number} {found or 'waits'!r}, not {wanted or 'waits'!r}"
-        yield from self.different_futures(model)
-        if model.made and self.peer is not None:
-            yield from self.different_kernel(model, self.peer.sock)
-
-    def different_futures(self, model: Model) -> Iterator[str]:
-        opened = "resolved" if model.made else model.failed
-        if (found := settled(self.socket.opened)) != opened:
-            yield f"opened {found}, not {opened}"
-        closed = "broken" if model.over == "rejected" else model.over
-        if (found := settled(self.socket.closed)) != closed:
-            yield f"closed {found}, not {closed}"
-
-    def different_kernel(self, model: Model, peer: stdlib.socket) -> Iterator[str]:
-        ours = self.ours
-        if ours is not None and not self.limited:
-            ours.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, BUFFER)
-            self.limited = True
-        if model.released not in (None, ours is None):
-            yield f"our kernel socket is {ours}"
-        if ours is not None:
-            if not model.released and unread(ours) != len(model.inbox):
-                yield f"{unread(ours)} bytes unread, not {len(model.inbox)}"
-            if model.reset and not flags(ours) & select.POLLHUP:
-                yield "the reset has not arrived"
-        if model.peer == "gone":
-            return
-        low, high = max(0, len(model.sent) - model.taken), len(model.coming)
-        if not low <= unread(peer) <= high:
-            yield f"the peer has {unread(peer)} bytes to read, not {low} to {high}"
-        if not self.peer_was_told:
-            then = ""
-            if flags(peer) & select.POLLRDHUP:
-                then = "reset" if flags(peer) & select.POLLERR else "end"
-            if then != model.then.replace("more", ""):
-                yield f"the peer sees {then or 'no end'}, not {model.then}"
-
-
-async def operation(socket: Socket, call: Call) -> bytes | None:
-    match call.kind:
-        case "receive":
-            return await socket.receive(call.max_bytes)
-        case "send":
-            await socket.send(call.data)
-        case "send_eof":
-            await socket.send_eof()
-        case "end":
-            await socket.writable.aclose()
-        case "stop":
-            await socket.readable.aclose()
-        case "abort":
-            await socket.writable.abort()
-        case "close":
-            await socket.close()
-        case "watch":
-            await socket.closed
-    return None
-
-
-def settled(future: SocketFuture[Any]) -> str | None:
-    if not future.done():
-        return None
-    error = future.exception()
-    if error is None:
-        return "resolved"
-    return {ClosedError: "closed", BrokenError: "broken"}.get(type(error), repr(error))
-
-
-@asynccontextmanager
-async def driving(*, half_open: bool) -> AsyncIterator[Driver]:
-    async with (
-        listening(receive_buffer=BUFFER) as listener,
-        anyio.create_task_group() as group,
-    ):
-        driver = Driver(listener, group, half_open=half_open)
-        try:
-            yield driver
-        finally:
-            group.cancel_scope.cancel()
-            with anyio.CancelScope(shield=True):
-                await driver.socket.close()
-
-
 # --- the machine
 
 #: Pairs of calls of which the second may find the first still at work.
@@ -446,9 +139,10 @@ def has_peer(machine: Machine) -> bool:
 
 
 class Machine(RuleBasedStateMachine):
-    def __init__(self, portal: BlockingPortal) -> None:
+    def __init__(self, portal: BlockingPortal, version: ssl.TLSVersion | None) -> None:
         super().__init__()
         self.portal = portal
+        self.version = version
         self.number = 0
         #: More than one where things happened at once and may have done so in several orders.
         self.models: list[Model] = []
@@ -459,9 +153,11 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(half_open=st.booleans())
     def connect(self, half_open: bool) -> None:
-        self.context = self.portal.wrap_async_context_manager(driving(half_open=half_open))
+        self.context = self.portal.wrap_async_context_manager(
+            driving(self.version, half_open=half_open)
+        )
         self.driver = self.context.__enter__()
-        self.models = [Model(half_open)]
+        self.models = [Model(half_open, tls=self.version is not None)]
 
     @precondition(lambda self: not alive(self))
     @rule(half_open=st.booleans())
@@ -621,8 +317,11 @@ LENGTH = settings(
 
 
 @pytest.mark.time_limit(300)
-def test_model(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+@pytest.mark.parametrize("version", [None, TLS12, TLS13], ids=["tcp", "tls-1.2", "tls-1.3"])
+def test_model(anyio_backend: tuple[str, dict[str, Any]], version: ssl.TLSVersion | None) -> None:
     backend, options = anyio_backend
     with start_blocking_portal(backend, options) as portal:
-        machine: Any = partial(Machine, portal)  # the hint says a class; any maker will do
+        machine: Any = partial(
+            Machine, portal, version
+        )  # the hint says a class; any maker will do
         run_state_machine_as_test(machine, settings=LENGTH)

@@ -7,8 +7,10 @@ Renaming is all it should do. Each line that does more is marked DEVIATION and e
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TypeAlias
 
 import anyio
 import pytest
@@ -17,6 +19,7 @@ import trio.testing
 
 from anyio_connect import Socket
 from sockets import raw, socket_pair
+from tls_peers import TLS12, TLS13, tls_socket_pair
 
 
 @contextmanager
@@ -79,17 +82,28 @@ class TrioStream(trio.abc.HalfCloseableStream):
             raise trio.BusyResourceError("another task waits for room")
 
 
-async def pair() -> tuple[TrioStream, TrioStream]:
-    ours, theirs = await socket_pair()
-    return TrioStream(ours), TrioStream(theirs)
+Maker: TypeAlias = Callable[[], Awaitable[tuple[Socket, Socket]]]
+TrioMaker: TypeAlias = Callable[[], Awaitable[tuple[TrioStream, TrioStream]]]
 
 
-async def clogged_pair() -> tuple[TrioStream, TrioStream]:
-    """A pair of which neither can send any more until the other receives."""
-    ours, theirs = await pair()
-    await clog(raw(ours.socket))
-    await clog(raw(theirs.socket))
-    return ours, theirs
+def streams(pair: Maker) -> TrioMaker:
+    async def make() -> tuple[TrioStream, TrioStream]:
+        ours, theirs = await pair()
+        return TrioStream(ours), TrioStream(theirs)
+
+    return make
+
+
+def clogged_streams(pair: Maker) -> TrioMaker:
+    """Pairs of which neither can send any more until the other receives."""
+
+    async def make() -> tuple[TrioStream, TrioStream]:
+        ours, theirs = await streams(pair)()
+        await clog(raw(ours.socket))
+        await clog(raw(theirs.socket))
+        return ours, theirs
+
+    return make
 
 
 async def clog(sock: socket.socket) -> None:
@@ -107,10 +121,21 @@ async def clog(sock: socket.socket) -> None:
             await trio.lowlevel.wait_writable(sock)
 
 
-@pytest.mark.parametrize("clogged", [False, True], ids=["free", "clogged"])
-def test_check_half_closeable_stream(clogged: bool) -> None:
+@pytest.mark.parametrize(
+    ("pair", "clogged"),
+    [
+        pytest.param(socket_pair, False, id="tcp"),
+        pytest.param(socket_pair, True, id="tcp-clogged"),
+        # Not clogged: what fills the kernel from outside would be no TLS.
+        pytest.param(partial(tls_socket_pair, TLS12), False, id="tls-1.2"),
+        pytest.param(partial(tls_socket_pair, TLS13), False, id="tls-1.3"),
+    ],
+)
+def test_check_half_closeable_stream(pair: Maker, clogged: bool) -> None:
     async def main() -> None:
         with trio.fail_after(60):
-            await trio.testing.check_half_closeable_stream(pair, clogged_pair if clogged else None)
+            await trio.testing.check_half_closeable_stream(
+                streams(pair), clogged_streams(pair) if clogged else None
+            )
 
     trio.run(main)

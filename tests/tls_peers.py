@@ -25,10 +25,11 @@ import trustme
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from anyio_connect import TLSError
+from anyio_connect import Socket, TLSError
 from anyio_connect._tls import TLSTransport, start_tls
 from anyio_connect._transport import TCPTransport, Transport
-from peers import Peer, listening
+from peers import Listener, Peer, listening
+from sockets import socket_over
 
 NAME = "peer.example"
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
@@ -62,8 +63,8 @@ def server_context(
 
 def client_context(version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
     """What a user would pass who trusts the tests' authority."""
-    context = ssl.create_default_context()
-    authority().configure_trust(context)
+    # Not the system's authorities as well: to load them takes longer than most tests.
+    context = ssl.create_default_context(cadata=authority().cert_pem.bytes().decode())
     if version is not None:
         context.minimum_version = context.maximum_version = version
     return context
@@ -384,6 +385,30 @@ async def over_tcp(
             yield tls, peer
         finally:
             await transport.abort()
+
+
+async def tls_socket_pair(version: ssl.TLSVersion) -> tuple[Socket, Socket]:
+    """Two open half-open sockets over TLS: a client's, and one of the same kind at its server."""
+    listener = Listener()
+    try:
+        transport = dial(listener.address)
+        peer = TLSPeer(await listener.accept(), server_context(version))
+        listener.peers.clear()
+    finally:
+        listener.close()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(peer.shake)
+        ours = await start_tls(
+            transport, where="the peer", server_hostname=NAME, context=client_context()
+        )
+    server = peer.server
+    theirs = TLSTransport(
+        TCPTransport(peer.peer.sock), server.engine, server.incoming, server.outgoing
+    )
+    pair = socket_over(ours, half_open=True), socket_over(theirs, half_open=True)
+    for one in pair:
+        await one.opened
+    return pair
 
 
 async def failing(peer_does: Callable[[Peer], Awaitable[object]], **options: Any) -> TLSError:

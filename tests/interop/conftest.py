@@ -91,6 +91,14 @@ def ssl_context(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
+@pytest.fixture(scope="session")
+def cafile(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The certificate that those servers' certificates come from."""
+    path = tmp_path_factory.mktemp("authority") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return path
+
+
 # --- aiosmtpd
 
 

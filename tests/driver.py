@@ -1,0 +1,461 @@
+"""Makes moves on a real socket, and on the peer of it, and compares both with the model.
+
+Nothing here sleeps. A step is over when the kernel has delivered what the peer did (it is asked)
+and what the model expects has come about; a few more turns of the event loop then give what the
+model does not expect its chance to show up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import select
+import socket as stdlib
+import ssl
+import sys
+import termios
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+
+from anyio_connect import BrokenError, ClosedError, Socket, SocketFuture, connect
+from anyio_connect._tls import TLSTransport
+from anyio_connect._transport import TCPTransport
+from model import BIG, Call, Model, Outcome
+from peers import Listener, Peer, listening
+from tls_peers import NAME, Server, client_context, server_context
+
+#: Both kernel buffers of a direction. Together far less than BIG, so that a send of that waits.
+BUFFER = 65536
+
+#: How long what is expected may take, in seconds: only a failure waits so long, and those that
+#: Hypothesis then makes of it to find the simplest are not given as much.
+PATIENCE = 5
+PATIENCE_AFTER_FAILURE = 0.1
+
+#: Turns of the event loop that a mistake has to show itself in. The longest way from an event
+#: of the kernel to the end of a call that it wakes takes six.
+TURNS = 12
+
+ActName: TypeAlias = Literal["send", "fin", "rst", "close"]
+Act: TypeAlias = tuple[ActName, bytes]
+
+
+@dataclass(frozen=True)
+class Move:
+    """One of our calls, or the cancellation of one, or a row of acts of the peer."""
+
+    number: int = 0
+    call: Call | None = None
+    cancelled: bool = False
+    acts: tuple[Act, ...] = ()
+
+    def apply(self, model: Model, *, noticed: bool = True) -> None:
+        if self.call is not None and self.cancelled:
+            model.call_cancelled(self.number, self.call)
+        elif self.call is not None:
+            model.call(self.number, self.call, noticed=noticed)
+        elif self.cancelled:
+            model.cancel(self.number)
+        for act, data in self.acts:
+            match act:
+                case "send":
+                    model.peer_sends(data)
+                case "fin":
+                    model.peer_ends()
+                case "rst":
+                    model.peer_resets()
+                case "close":
+                    model.peer_closes()
+        if noticed:
+            model.follow()
+
+
+def _as_expected(sock: stdlib.socket, wanted: int, amount: int) -> bool:
+    return flags(sock) & wanted == wanted and unread(sock) == amount
+
+
+def unread(sock: stdlib.socket) -> int:
+    """How many bytes can be read at once."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def flags(sock: stdlib.socket) -> int:
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return next((found for _, found in poll.poll(0)), 0)
+
+
+def until(arrived: Callable[[], bool]) -> None:
+    """Wait for the kernel; the event loop stands still meanwhile."""
+    give_up = time.monotonic() + PATIENCE
+    while not arrived():
+        assert time.monotonic() < give_up, "the kernel did not deliver"
+
+
+def a_record(sock: stdlib.socket) -> bytes:
+    """One record of TLS, so that what comes behind it stays in the kernel."""
+    head = sock.recv(5, stdlib.MSG_PEEK)
+    length = 5 + int.from_bytes(head[3:], "big")
+    return sock.recv(length) if len(head) == 5 and unread(sock) >= length else b""
+
+
+class Driver:
+    """Makes the moves on the real socket. Lives in the event loop."""
+
+    patience: ClassVar[float] = PATIENCE
+
+    def __init__(self, listener: Listener, group: TaskGroup, **options: Any) -> None:
+        self.listener = listener
+        self.group = group
+        self.socket = connect(listener.address, **options)
+        self.peer: Peer | None = None
+        self.peer_was_told = False  # how it ended
+        self.limited = False  # our kernel buffer
+        self.scopes: dict[int, anyio.CancelScope] = {}
+        self.outcomes: dict[int, Outcome] = {}
+
+    # --- our calls
+
+    def start(self, move: Move) -> None:
+        assert move.call is not None
+        scope = self.scopes[move.number] = anyio.CancelScope()
+        if move.cancelled:
+            scope.cancel()
+        self.group.start_soon(self.run, move.number, move.call, scope)
+
+    async def run(self, number: int, call: Call, scope: anyio.CancelScope) -> None:
+        outcome: Outcome = "cancelled"
+        with scope:
+            try:
+                received = await operation(self.socket, call)
+            except anyio.EndOfStream:
+                outcome = "eof"
+            except anyio.BusyResourceError:
+                outcome = "busy"
+            except ClosedError:
+                outcome = "closed"
+            except BrokenError:
+                outcome = "broken"
+            else:
+                outcome = received if isinstance(received, bytes) else "ok"
+        self.outcomes[number] = outcome
+
+    # --- the peer
+
+    @property
+    def ours(self) -> stdlib.socket | None:
+        """The kernel's socket under ours, while it is open."""
+        transport = self.socket._connection.transport
+        if isinstance(transport, TLSTransport):
+            transport = transport._transport
+        assert transport is None or isinstance(transport, TCPTransport)
+        return None if transport is None or transport._sock.fileno() == -1 else transport._sock
+
+    def accept(self) -> Peer | None:
+        """The peer, once the connection is made as far as that depends on it."""
+        try:
+            return Peer(self.listener.sock.accept()[0])
+        except BlockingIOError:
+            return None
+
+    def say(self, peer: Peer, data: bytes) -> int:
+        """Send a little; return how many bytes that is for the kernel."""
+        return peer.sock.send(data)
+
+    def take_leave(self, peer: Peer) -> int:
+        """Say that nothing follows, short of FIN; as :meth:`say`."""
+        return 0
+
+    def leaves_unread(self, peer: Peer) -> bool:
+        """Whether something is lost if the peer closes now, so that it resets."""
+        return unread(peer.sock) > 0
+
+    async def read(self, count: int) -> bytes:
+        """Take some of what is there."""
+        assert self.peer is not None
+        return await self.peer.receive(count)
+
+    async def receive(self, peer: Peer) -> bytes:
+        """What comes next; b"" at the end."""
+        return await peer.receive()
+
+    def act(self, acts: tuple[Act, ...]) -> None:
+        """Do it all, and see that it has arrived, before the event loop can look."""
+        assert self.peer is not None
+        ours = self.ours
+        for act, data in acts:
+            lost = False
+            here = unread(ours) if ours else 0
+            match act:
+                case "send":
+                    here += self.say(self.peer, data)
+                case "fin":
+                    here += self.take_leave(self.peer)
+                    self.peer.fin()
+                case "rst":
+                    self.peer.rst()
+                    lost = True
+                case "close":
+                    lost = self.leaves_unread(self.peer)
+                    if not lost:
+                        here += self.take_leave(self.peer)
+                    self.peer.close()
+            if ours is not None:
+                wanted = select.POLLHUP if lost else 0 if act == "send" else select.POLLRDHUP
+                until(partial(_as_expected, ours, wanted, here))
+
+    async def read_all(self, models: list[Model], before: int) -> list[Model]:
+        """Take all that comes, up to how it ends; return the models that expect just that.
+
+        ``before`` is how much the peer had read when the models did not know of this yet.
+        """
+        assert self.peer is not None
+        whole, then = len(models[0].sent) - before, models[0].then
+        data, found = b"", "more"
+        with anyio.fail_after(self.patience):
+            while found == "more" and (then != "more" or len(data) < whole):
+                try:
+                    chunk = await self.receive(self.peer)
+                except ConnectionResetError:
+                    found = "reset"
+                else:
+                    data += chunk
+                    found = found if chunk else "end"
+        self.peer_was_told = found != "more"
+        agreeing = []
+        for model in models:
+            sent, all_of_it = model.sent[before:], (model.sent + model.piece)[before:]
+            if found == model.then and data.startswith(sent) and all_of_it.startswith(data):
+                agreeing.append(model)
+            model.taken = before + len(data)
+        assert agreeing, f"the peer got {len(data)} bytes, then {found}: {models[0]}"
+        return agreeing
+
+    # --- comparing
+
+    async def step(self, moves: tuple[Move, ...], expected: list[Model]) -> list[Model]:
+        """Make the moves at once; return those models that saw what happened."""
+        for move in moves:
+            if move.call is not None:
+                self.start(move)
+            elif move.cancelled:
+                self.scopes[move.number].cancel()
+            elif move.acts:
+                self.act(move.acts)
+        return await self.agree(expected)
+
+    async def agree(self, expected: list[Model]) -> list[Model]:
+        give_up = time.monotonic() + self.patience
+        while not any(not [*self.differences(model)] for model in expected):
+            if time.monotonic() > give_up:
+                break
+            await checkpoint()
+        for _ in range(TURNS):
+            await checkpoint()
+        differences = [[*self.differences(model)] for model in expected]
+        agreeing = [m for m, found in zip(expected, differences, strict=True) if not found]
+        if not agreeing:
+            type(self).patience = PATIENCE_AFTER_FAILURE
+        assert agreeing, "\nor: ".join("; ".join(found) for found in differences)
+        return agreeing
+
+    def differences(self, model: Model) -> Iterator[str]:
+        if self.peer is None:
+            self.peer = self.accept()
+            if self.peer is not None:
+                self.listener.peers.append(self.peer)
+            elif model.made:
+                yield "nobody has connected"
+                return
+        for number in self.scopes:
+            found, wanted = self.outcomes.get(number), model.outcomes.get(number)
+            if found != wanted:
+                yield f"call {number} {found or 'waits'!r}, not {wanted or 'waits'!r}"
+        yield from self.different_futures(model)
+        if model.made and self.peer is not None:
+            yield from self.different_kernel(model, self.peer.sock)
+
+    def different_futures(self, model: Model) -> Iterator[str]:
+        opened = "resolved" if model.made else model.failed
+        if (found := settled(self.socket.opened)) != opened:
+            yield f"opened {found}, not {opened}"
+        closed = "broken" if model.over == "rejected" else model.over
+        if (found := settled(self.socket.closed)) != closed:
+            yield f"closed {found}, not {closed}"
+
+    def different_kernel(self, model: Model, peer: stdlib.socket) -> Iterator[str]:
+        ours = self.ours
+        if ours is not None and not self.limited:
+            ours.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, BUFFER)
+            self.limited = True
+        if model.released not in (None, ours is None):
+            yield f"our kernel socket is {ours}"
+        if ours is not None:
+            if not model.released:
+                yield from self.different_inbox(model, unread(ours))
+            if model.reset and not flags(ours) & select.POLLHUP:
+                yield "the reset has not arrived"
+        if model.peer == "gone":
+            return
+        yield from self.different_outbox(model, unread(peer))
+        if not self.peer_was_told:
+            then = "more"
+            if flags(peer) & select.POLLRDHUP:
+                then = "reset" if flags(peer) & select.POLLERR else "end"
+            if then not in self.ends_shown(model):
+                yield f"the peer sees {then}, not {model.then}"
+
+    def different_inbox(self, model: Model, amount: int) -> Iterator[str]:
+        if amount != len(model.inbox):
+            yield f"{amount} bytes unread, not {len(model.inbox)}"
+
+    def different_outbox(self, model: Model, amount: int) -> Iterator[str]:
+        low, high = max(0, len(model.sent) - model.taken), len(model.coming)
+        if not low <= amount <= high:
+            yield f"the peer has {amount} bytes to read, not {low} to {high}"
+
+    def ends_shown(self, model: Model) -> tuple[str, ...]:
+        """What the peer's kernel may show of how our side stands."""
+        return (model.then,)
+
+
+class TLSDriver(Driver):
+    """The same over TLS. What is unread, and our end, show only to who decrypts."""
+
+    def __init__(
+        self, listener: Listener, group: TaskGroup, version: ssl.TLSVersion, **options: Any
+    ) -> None:
+        super().__init__(
+            listener,
+            group,
+            secure_transport="on",
+            sni=NAME,
+            ssl_context=client_context(),
+            **options,
+        )
+        self.context = server_context(version)
+        self.server = Server(self.context)
+        self.shaking: Peer | None = None
+        #: The length of an alert's record. No message that is sent here has that as well.
+        self.alert = 24 if version is ssl.TLSVersion.TLSv1_3 else 31
+        self.ended = False  # the peer's side
+        self.too_late = False  # so that our kernel answers with a reset
+
+    def accept(self) -> Peer | None:
+        newest = super().accept()
+        if newest is not None:  # an attempt before this one was cancelled
+            self.listener.peers.append(newest)
+            self.shaking, self.server = newest, Server(self.context)
+        if self.shaking is None:
+            return None
+        with suppress(OSError):  # it was cancelled after all
+            self.server.incoming.write(a_record(self.shaking.sock))
+        done = self.server.shake()
+        if said := self.server.outgoing.read():
+            with suppress(OSError):
+                self.shaking.sock.send(said)
+        return self.shaking if done else None
+
+    def say(self, peer: Peer, data: bytes) -> int:
+        return peer.sock.send(self.server.encrypt(data))
+
+    def take_leave(self, peer: Peer) -> int:
+        if self.ended:  # a second time it would say it again
+            return 0
+        self.ended = True
+        self.too_late = self.ours is None
+        with suppress(OSError):  # we are gone
+            return peer.sock.send(self.server.close_notify())
+        return 0
+
+    def leaves_unread(self, peer: Peer) -> bool:
+        if unread(peer.sock) == self.alert:  # our close_notify alone, which is nothing to lose
+            self.server.decrypt(peer.sock.recv(self.alert))
+        return super().leaves_unread(peer)
+
+    async def read(self, count: int) -> bytes:
+        assert self.peer is not None
+        data = b""
+        while not data and unread(self.peer.sock):
+            data = self.server.decrypt(await self.peer.receive(16384))
+        return data
+
+    async def receive(self, peer: Peer) -> bytes:
+        data = b""
+        while not data and not self.server.ended:
+            ciphertext = await peer.receive()
+            if not ciphertext:
+                raise AssertionError("the connection ended without close_notify")
+            data = self.server.decrypt(ciphertext)
+        if not data and flags(peer.sock) & select.POLLERR and not self.too_late:
+            raise ConnectionResetError  # behind close_notify
+        return data
+
+    def different_inbox(self, model: Model, amount: int) -> Iterator[str]:
+        return iter(())
+
+    def different_outbox(self, model: Model, amount: int) -> Iterator[str]:
+        low = len(model.sent) - model.taken
+        if amount < low and len(model.sent) < BIG:  # else a part was taken, as part of a record
+            yield f"the peer has {amount} bytes to read, not {low}"
+
+    def ends_shown(self, model: Model) -> tuple[str, ...]:
+        late = ("reset",) * self.too_late
+        return ("more", "end", *late) if model.then == "end" else (model.then, *late)
+
+
+async def operation(socket: Socket, call: Call) -> bytes | None:
+    match call.kind:
+        case "receive":
+            return await socket.receive(call.max_bytes)
+        case "send":
+            await socket.send(call.data)
+        case "send_eof":
+            await socket.send_eof()
+        case "end":
+            await socket.writable.aclose()
+        case "stop":
+            await socket.readable.aclose()
+        case "abort":
+            await socket.writable.abort()
+        case "close":
+            await socket.close()
+        case "watch":
+            await socket.closed
+    return None
+
+
+def settled(future: SocketFuture[Any]) -> str | None:
+    if not future.done():
+        return None
+    error = future.exception()
+    if error is None:
+        return "resolved"
+    return {ClosedError: "closed", BrokenError: "broken"}.get(type(error), repr(error))
+
+
+@asynccontextmanager
+async def driving(version: ssl.TLSVersion | None, *, half_open: bool) -> AsyncIterator[Driver]:
+    """Over TLS of that version, or over plain TCP."""
+    async with (
+        listening(receive_buffer=BUFFER) as listener,
+        anyio.create_task_group() as group,
+    ):
+        driver = (
+            Driver(listener, group, allow_half_open=half_open)
+            if version is None
+            else TLSDriver(listener, group, version, allow_half_open=half_open)
+        )
+        try:
+            yield driver
+        finally:
+            group.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await driver.socket.close()
