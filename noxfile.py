@@ -135,7 +135,7 @@ def conformance(session: nox.Session) -> None:
         if npm is None:
             session.error(
                 "npm was not found, which installs workerd. Install it, "
-                f"or set {SKIP_CONFORMANCE}=1 to do without the comparison."
+                f"or set {SKIP_CONFORMANCE}=1 to do without the comparison"
             )
         tmp = Path(session.create_tmp()).resolve() / "workerd"
         options = ("--no-audit", "--no-fund", "--ignore-scripts", f"--prefix={tmp}")
