@@ -17,11 +17,17 @@ from ._errors import StartTLSError as StartTLSError
 from ._errors import TLSError as TLSError
 from ._future import SocketFuture as SocketFuture
 from ._options import SocketOptions as SocketOptions
+from ._policy import UNRESTRICTED as UNRESTRICTED
+from ._policy import WORKERS as WORKERS
+from ._policy import AddressPolicy as AddressPolicy
 from ._socket import Socket as Socket
 from ._streams import ReadableStream as ReadableStream
 from ._streams import WritableStream as WritableStream
 
 __all__ = (
+    "UNRESTRICTED",
+    "WORKERS",
+    "AddressPolicy",
     "BrokenError",
     "ClosedError",
     "ConnectError",
@@ -47,5 +53,6 @@ __all__ = (
 # Tracebacks, repr() and pickles then name the public place, which will not change.
 _name = ""
 for _name in __all__:
-    globals()[_name].__module__ = __name__
+    if callable(globals()[_name]):  # the rest are values, which have their class's
+        globals()[_name].__module__ = __name__
 del _name

@@ -7,16 +7,20 @@ docstrings in the package say at length.
 
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypedDict, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream, ByteStream, TaskGroup
 from typing_extensions import Never, Self, Unpack
 
 __all__ = (
+    "UNRESTRICTED",
+    "WORKERS",
+    "AddressPolicy",
     "BrokenError",
     "ClosedError",
     "ConnectError",
@@ -64,6 +68,32 @@ class SocketOptions(TypedDict, total=False):
     alpn: Sequence[str]  # protocols to offer, most wanted first; a single str is an error
     ssl_context: ssl.SSLContext  # for an own CA, or a client certificate
     connect_timeout: float  # seconds for names, TCP and TLS together; no limit unless given
+
+# --- where sockets may go
+
+_Network: TypeAlias = str | IPv4Network | IPv6Network | IPv4Address | IPv6Address
+_Port: TypeAlias = int | range | tuple[int, int]  # a pair is the first and the last
+
+@dataclass(frozen=True, slots=True)
+class AddressPolicy:
+    """Which addresses and ports may be connected to. It judges IP addresses, never names."""
+
+    allow: Iterable[_Network] | None = None  # None: all, or with public_only no others
+    deny: Iterable[_Network] = ()  # wins over allow
+    allow_ports: Iterable[_Port] | None = None  # None: all
+    deny_ports: Iterable[_Port] = ()  # wins over allow_ports
+    public_only: bool = False  # public unicast, and what allow holds; never cloud metadata
+    refuse_loops: bool = False  # to listen() in this process, and of a socket to itself
+    also: tuple[AddressPolicy, ...] = ()  # these must allow it as well
+    def refusal(self, address: str | IPv4Address | IPv6Address, port: int) -> str | None:
+        """Which rule forbids to connect there, in words; None if none does. No I/O."""
+    def port_refusal(self, port: int) -> str | None:
+        """Which rule forbids the port, whatever the address; None if none does."""
+    def __and__(self, other: AddressPolicy) -> AddressPolicy:
+        """Allow what both allow."""
+
+UNRESTRICTED: AddressPolicy  # everything: the default
+WORKERS: AddressPolicy  # public unicast addresses, no port 25, no loops
 
 # --- Socket and its two streams
 
