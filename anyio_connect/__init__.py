@@ -2,13 +2,16 @@
 
 from ._address import SocketAddress as SocketAddress
 from ._connection import SocketInfo as SocketInfo
+from ._connector import Connector as Connector
 from ._connector import connect as connect
+from ._errors import AddressNotAllowedError as AddressNotAllowedError
 from ._errors import BrokenError as BrokenError
 from ._errors import ClosedError as ClosedError
 from ._errors import ConnectError as ConnectError
 from ._errors import ConnectTimeoutError as ConnectTimeoutError
 from ._errors import InvalidAddressError as InvalidAddressError
 from ._errors import InvalidOptionError as InvalidOptionError
+from ._errors import LoopError as LoopError
 from ._errors import PendingError as PendingError
 from ._errors import RefusedError as RefusedError
 from ._errors import ResolveError as ResolveError
@@ -27,13 +30,16 @@ from ._streams import WritableStream as WritableStream
 __all__ = (
     "UNRESTRICTED",
     "WORKERS",
+    "AddressNotAllowedError",
     "AddressPolicy",
     "BrokenError",
     "ClosedError",
     "ConnectError",
     "ConnectTimeoutError",
+    "Connector",
     "InvalidAddressError",
     "InvalidOptionError",
+    "LoopError",
     "PendingError",
     "ReadableStream",
     "RefusedError",

@@ -12,7 +12,7 @@ from ipaddress import (
 )
 from typing import TypeAlias
 
-from ._errors import InvalidOptionError, quote
+from ._errors import bad_option, quote
 from ._ranges import METADATA, OPAQUE, IPAddress, IPNetwork, block_of, hidden, wrapped
 
 Network: TypeAlias = str | IPv4Network | IPv6Network | IPv4Address | IPv6Address
@@ -69,10 +69,10 @@ class AddressPolicy:
         }
         for name in ("public_only", "refuse_loops"):
             if not isinstance(getattr(self, name), bool):
-                raise _bad(name, getattr(self, name), "must be True or False")
+                raise bad_option(name, getattr(self, name), "must be True or False")
         also: object = self.also
         if not isinstance(also, tuple) or not all(isinstance(p, AddressPolicy) for p in also):
-            raise _bad("also", also, "must be a tuple of AddressPolicy")
+            raise bad_option("also", also, "must be a tuple of AddressPolicy")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -99,7 +99,8 @@ class AddressPolicy:
         return None
 
     @property
-    def _loops_refused(self) -> bool:
+    def loops_refused(self) -> bool:
+        """Whether this policy, or one of ``also``, refuses loops."""
         return any(policy.refuse_loops for policy in self._parts())
 
     def _parts(self) -> "Iterator[AddressPolicy]":
@@ -200,29 +201,27 @@ def _has(ports: Iterable[Port], port: int) -> bool:
 # --- checking what a policy is made of
 
 
-def _bad(name: str, value: object, why: str) -> InvalidOptionError:
-    return InvalidOptionError(f"bad value for {name}: {quote(value)}: {why}")
-
-
 def _networks(name: str, value: object) -> tuple[IPNetwork, ...]:
     # A network is iterable itself, over all its addresses; a str is over its characters.
     if isinstance(value, (str, bytes, IPv4Network, IPv6Network)) or not isinstance(
         value, Iterable
     ):
-        raise _bad(name, value, "must be a list of networks, such as ['10.0.0.0/8']")
+        raise bad_option(name, value, "must be a list of networks, such as ['10.0.0.0/8']")
     return tuple(dict.fromkeys(_network(name, item) for item in value))
 
 
 def _network(name: str, value: object) -> IPNetwork:
     # ip_network() would also take numbers, bytes and tuples.
     if not isinstance(value, (str, IPv4Network, IPv6Network, IPv4Address, IPv6Address)):
-        raise _bad(name, value, "must be a network or an address, as a str or of ipaddress")
+        raise bad_option(name, value, "must be a network or an address, as a str or of ipaddress")
     if "%" in str(value):
-        raise _bad(name, value, "rules have no zones: leave out the '%' and what follows")
+        raise bad_option(name, value, "rules have no zones: leave out the '%' and what follows")
     try:
         network = ip_network(value)
     except ValueError as exc:
-        raise _bad(name, value, f"{exc}: write it like '10.0.0.0/8' or '2001:db8::1'") from exc
+        raise bad_option(
+            name, value, f"{exc}: write it like '10.0.0.0/8' or '2001:db8::1'"
+        ) from exc
     if network.version == 6 and network.prefixlen >= 96:
         mapped = network.network_address.ipv4_mapped
         if mapped is not None:  # the same hosts, by their own addresses
@@ -233,7 +232,7 @@ def _network(name: str, value: object) -> IPNetwork:
 def _ports(name: str, policy: AddressPolicy) -> tuple[Port, ...]:
     value = getattr(policy, name)
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise _bad(name, value, "must be a list of ports, such as [443, (8000, 8099)]")
+        raise bad_option(name, value, "must be a list of ports, such as [443, (8000, 8099)]")
     ports: dict[Port, None] = {}
     for item in value:
         try:
@@ -242,7 +241,7 @@ def _ports(name: str, policy: AddressPolicy) -> tuple[Port, ...]:
             first = last = 0
         if not 1 <= first <= last <= 65535:
             why = "must be a number from 1 to 65535, a range, or a pair of the first and the last"
-            raise _bad(name, item, why)
+            raise bad_option(name, item, why)
         ports[first if first == last else (first, last)] = None
     return tuple(ports)
 

@@ -21,12 +21,14 @@ import pytest
 
 import anyio_connect
 from anyio_connect import (
+    AddressNotAllowedError,
     BrokenError,
     ClosedError,
     ConnectError,
     ConnectTimeoutError,
     InvalidAddressError,
     InvalidOptionError,
+    LoopError,
     PendingError,
     RefusedError,
     ResolveError,
@@ -93,6 +95,8 @@ ERRORS: dict[type[SocketError], tuple[str, tuple[type[Exception], ...]]] = {
     ResolveError: ("resolve_failed", (ConnectError, socket.gaierror)),
     RefusedError: ("refused", (ConnectError, ConnectionRefusedError)),
     ConnectTimeoutError: ("connect_timeout", (ConnectError, TimeoutError)),
+    AddressNotAllowedError: ("address_not_allowed", (ConnectError, PermissionError)),
+    LoopError: ("loop", (ConnectError,)),
     TLSError: ("tls_failed", (ConnectError, ssl.SSLError)),
     StartTLSError: ("start_tls", (SocketError, RuntimeError)),
     ClosedError: ("closed", (SocketError, anyio.ClosedResourceError)),
@@ -189,7 +193,7 @@ def test_a_connect_error_made_by_hand_has_no_attempts(cls: type[ConnectError]) -
 #: module of its own layer: so there are no cycles, and each can be read without those above it.
 LAYERS = [
     {"_errors", "_lifecycle", "_ranges"},
-    {"_address", "_future", "_options", "_policy"},
+    {"_address", "_future", "_loops", "_options", "_policy", "_slots"},
     {"_tls_errors", "_transport"},
     {"_connection", "_dial", "_tls"},
     {"_open", "_streams"},

@@ -212,7 +212,7 @@ def test_both_must_allow() -> None:
         assert policy.refusal("10.6.0.1", 80)
         assert policy.refusal("10.5.0.1", 7)
         assert policy.refusal("10.5.0.1", 101)
-        assert policy._loops_refused
+        assert policy.loops_refused
     assert UNRESTRICTED & low is low
     assert low & UNRESTRICTED is low
     # Widening one part does not widen the other.

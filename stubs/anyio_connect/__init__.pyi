@@ -20,13 +20,16 @@ from typing_extensions import Never, Self, Unpack
 __all__ = (
     "UNRESTRICTED",
     "WORKERS",
+    "AddressNotAllowedError",
     "AddressPolicy",
     "BrokenError",
     "ClosedError",
     "ConnectError",
     "ConnectTimeoutError",
+    "Connector",
     "InvalidAddressError",
     "InvalidOptionError",
+    "LoopError",
     "PendingError",
     "ReadableStream",
     "RefusedError",
@@ -67,9 +70,30 @@ class SocketOptions(TypedDict, total=False):
     sni: str  # the name to ask for and to verify, in place of the address's host name
     alpn: Sequence[str]  # protocols to offer, most wanted first; a single str is an error
     ssl_context: ssl.SSLContext  # for an own CA, or a client certificate
-    connect_timeout: float  # seconds for names, TCP and TLS together; no limit unless given
+    connect_timeout: (
+        float  # seconds for a slot, names, TCP and TLS together; no limit unless given
+    )
 
-# --- where sockets may go
+# --- Connector: where sockets may go, how, and how many
+
+@dataclass(frozen=True, eq=False)
+class Connector:
+    """Rules for the sockets of its connect(). Belongs to no event loop and no thread."""
+
+    policy: AddressPolicy = ...
+    max_connections: int | None = None  # further sockets wait for their turn, in order
+    ssl_context: ssl.SSLContext | None = None  # where the call brings none
+    happy_eyeballs_delay: float = 0.25  # seconds, until the next address is tried as well
+    local_host: str | None = None  # the IP address to connect from
+    def __post_init__(self) -> None: ...
+    def connect(
+        self,
+        address: str | SocketAddress | tuple[str, int],
+        *,
+        task_group: TaskGroup | None = None,
+        **options: Unpack[SocketOptions],
+    ) -> Socket:
+        """As connect(), within the rules; what they forbid makes the socket's futures fail."""
 
 _Network: TypeAlias = str | IPv4Network | IPv6Network | IPv4Address | IPv6Address
 _Port: TypeAlias = int | range | tuple[int, int]  # a pair is the first and the last
@@ -85,10 +109,14 @@ class AddressPolicy:
     public_only: bool = False  # public unicast, and what allow holds; never cloud metadata
     refuse_loops: bool = False  # to listen() in this process, and of a socket to itself
     also: tuple[AddressPolicy, ...] = ()  # these must allow it as well
+    def __post_init__(self) -> None: ...
     def refusal(self, address: str | IPv4Address | IPv6Address, port: int) -> str | None:
         """Which rule forbids to connect there, in words; None if none does. No I/O."""
     def port_refusal(self, port: int) -> str | None:
         """Which rule forbids the port, whatever the address; None if none does."""
+    @property
+    def loops_refused(self) -> bool:
+        """Whether it, or one of also, refuses loops."""
     def __and__(self, other: AddressPolicy) -> AddressPolicy:
         """Allow what both allow."""
 
@@ -260,6 +288,16 @@ class ConnectTimeoutError(ConnectError, TimeoutError):
     """connect_timeout, or the operating system's own limit, ran out."""
 
     code: ClassVar[str] = "connect_timeout"
+
+class AddressNotAllowedError(ConnectError, PermissionError):
+    """The Connector's policy forbids it. Nothing was sent there."""
+
+    code: ClassVar[str] = "address_not_allowed"
+
+class LoopError(ConnectError):
+    """The connection would be to this process itself."""
+
+    code: ClassVar[str] = "loop"
 
 class TLSError(ConnectError, ssl.SSLError):
     """The TLS handshake failed; str(error) says whose fault that is."""
