@@ -11,6 +11,7 @@ from ._errors import ConnectError as ConnectError
 from ._errors import ConnectTimeoutError as ConnectTimeoutError
 from ._errors import InvalidAddressError as InvalidAddressError
 from ._errors import InvalidOptionError as InvalidOptionError
+from ._errors import ListenError as ListenError
 from ._errors import LoopError as LoopError
 from ._errors import PendingError as PendingError
 from ._errors import RefusedError as RefusedError
@@ -19,6 +20,8 @@ from ._errors import SocketError as SocketError
 from ._errors import StartTLSError as StartTLSError
 from ._errors import TLSError as TLSError
 from ._future import SocketFuture as SocketFuture
+from ._listen import Listener as Listener
+from ._listen import listen as listen
 from ._options import SocketOptions as SocketOptions
 from ._policy import UNRESTRICTED as UNRESTRICTED
 from ._policy import WORKERS as WORKERS
@@ -39,6 +42,8 @@ __all__ = (
     "Connector",
     "InvalidAddressError",
     "InvalidOptionError",
+    "ListenError",
+    "Listener",
     "LoopError",
     "PendingError",
     "ReadableStream",
@@ -54,6 +59,7 @@ __all__ = (
     "TLSError",
     "WritableStream",
     "connect",
+    "listen",
 )
 
 # Tracebacks, repr() and pickles then name the public place, which will not change.

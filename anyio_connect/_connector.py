@@ -17,6 +17,7 @@ from ._options import (
     Options,
     SocketOptions,
     alpn_conflict,
+    check_count,
     check_ssl_context,
     parse_options,
 )
@@ -128,9 +129,8 @@ def _check(connector: Connector) -> None:
     policy: object = connector.policy
     if not isinstance(policy, AddressPolicy):
         raise bad_option("policy", policy, "must be an AddressPolicy, such as WORKERS")
-    limit: object = connector.max_connections
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise bad_option("max_connections", limit, "must be a number from 1, or None for no limit")
+    if connector.max_connections is not None:
+        check_count("max_connections", connector.max_connections)
     if connector.ssl_context is not None:
         check_ssl_context(connector.ssl_context)
     delay: object = connector.happy_eyeballs_delay

@@ -98,6 +98,15 @@ class LoopError(ConnectError):
     code: ClassVar[str] = "loop"
 
 
+class ListenError(SocketError, OSError):
+    """``listen()``: the address cannot be listened at."""
+
+    code: ClassVar[str] = "listen_failed"
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class TLSError(ConnectError, ssl.SSLError):
     """The TLS handshake failed.
 
@@ -225,6 +234,19 @@ def no_slot(where: str, seconds: float, limit: int) -> ConnectTimeoutError:
         f"{limit} of max_connections are taken; close sockets that are no longer needed"
     )
     error.errno = errno.ETIMEDOUT
+    return error
+
+
+def cannot_listen(where: str, exc: OSError) -> ListenError:
+    """The error for an address that cannot be listened at."""
+    why = {
+        errno.EADDRINUSE: "something else listens there: stop it, or take another port",
+        errno.EADDRNOTAVAIL: "this machine has no such address",
+        errno.EACCES: "this user may not: take a port from 1024",
+    }.get(exc.errno or 0, _reason(exc))
+    error = ListenError(f"cannot listen at {where}: {why}")
+    error.errno = exc.errno
+    error.__cause__ = exc
     return error
 
 

@@ -91,6 +91,19 @@ class Dialled:
         """Nothing is held before it is opened."""
 
 
+class Accepted:
+    """A connection that exists already: what a listener gives a socket."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def open(self) -> tuple[Transport, SocketInfo]:
+        return self._transport, info_of(self._transport)
+
+    async def discard(self) -> None:
+        await self._transport.abort()
+
+
 class TakenOver:
     """TLS on the connection of a plain socket: what ``start_tls()`` gives a socket."""
 

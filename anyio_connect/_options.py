@@ -139,6 +139,12 @@ def check_ssl_context(value: object) -> ssl.SSLContext:
     return value
 
 
+def check_count(name: str, value: object) -> None:
+    """A number of things, at least one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise bad_option(name, value, "must be a number from 1")
+
+
 def _check_timeout(value: object) -> float:
     try:
         if not isinstance(value, bool) and isinstance(value, (int, float)) and value > 0:

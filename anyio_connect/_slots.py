@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
+from typing import Any
 
 import anyio
 from anyio.lowlevel import current_token
@@ -121,6 +122,6 @@ class Slot:
 
 def _from_any_thread(callback: Callable[[], None]) -> Callable[[], None]:
     """``callback``, to be run soon by the event loop that runs now."""
-    loop = current_token().native_token
-    schedule = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon  # type: ignore[attr-defined]
+    loop: Any = current_token().native_token
+    schedule = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
     return lambda: schedule(callback)

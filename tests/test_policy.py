@@ -218,7 +218,7 @@ def test_both_must_allow() -> None:
     # Widening one part does not widen the other.
     assert replace(low & part, allow=None).refusal("10.6.0.1", 80)
     with pytest.raises(TypeError):
-        low & "10.0.0.0/8"  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+        _ = low & "10.0.0.0/8"  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
 
 
 # --- values

@@ -29,7 +29,9 @@ VALUES = [
     for node in TREE.body
     if isinstance(node, ast.AnnAssign) and not ast.unparse(node.target).startswith("_")
 ]
-FUNCTIONS = [node for node in TREE.body if isinstance(node, ast.FunctionDef)]
+FUNCTIONS = [
+    node for node in TREE.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+]
 
 
 def _names() -> dict[str, Any]:
@@ -92,7 +94,11 @@ def test_values_are_of_the_type_that_the_page_says(node: ast.AnnAssign) -> None:
 
 
 @pytest.mark.parametrize("node", FUNCTIONS, ids=lambda node: node.name)
-def test_functions_have_the_same_annotations(node: ast.FunctionDef) -> None:
+def test_functions_have_the_same_annotations(
+    node: ast.FunctionDef | ast.AsyncFunctionDef,
+) -> None:
+    function = getattr(anyio_connect, node.name)
+    assert inspect.iscoroutinefunction(function) == isinstance(node, ast.AsyncFunctionDef)
     assert dict(shown(node)) == meant(getattr(anyio_connect, node.name))
 
 

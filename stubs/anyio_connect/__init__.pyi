@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import anyio
+from anyio import abc
 from anyio.abc import ByteReceiveStream, ByteSendStream, ByteStream, TaskGroup
 from typing_extensions import Never, Self, Unpack
 
@@ -29,6 +30,8 @@ __all__ = (
     "Connector",
     "InvalidAddressError",
     "InvalidOptionError",
+    "ListenError",
+    "Listener",
     "LoopError",
     "PendingError",
     "ReadableStream",
@@ -44,6 +47,7 @@ __all__ = (
     "TLSError",
     "WritableStream",
     "connect",
+    "listen",
 )
 
 # --- connect()
@@ -218,6 +222,34 @@ class WritableStream(ByteSendStream):
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         """As the socket's."""
 
+# --- listen()
+
+async def listen(
+    address: str | SocketAddress | tuple[str, int],  # as for connect(); port 0 is a free one
+    *,
+    allow_half_open: bool = False,  # as for connect()
+    backlog: int = 65536,  # connections that the kernel keeps until they are accepted
+) -> Listener:
+    """Listen there, for plain TCP."""
+
+class Listener(abc.Listener[Socket]):
+    """Accepts connections; each becomes a Socket."""
+
+    # Listeners come from listen().
+    def __init__(self, sockets: Never, options: Never) -> None: ...
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens: "ip:port"."""
+    async def serve(
+        self, handler: Callable[[Socket], Any], task_group: TaskGroup | None = None
+    ) -> None:
+        """Run handler in a task for each connection, until cancelled or closed."""
+    async def aclose(self) -> None:
+        """Stop listening; connections that were accepted go on."""
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """AnyIO's typed attributes, of the first address."""
+
 # --- what they tell
 
 @dataclass(frozen=True)
@@ -298,6 +330,11 @@ class LoopError(ConnectError):
     """The connection would be to this process itself."""
 
     code: ClassVar[str] = "loop"
+
+class ListenError(SocketError, OSError):
+    """Raised by listen(): it cannot be listened there."""
+
+    code: ClassVar[str] = "listen_failed"
 
 class TLSError(ConnectError, ssl.SSLError):
     """The TLS handshake failed; str(error) says whose fault that is."""
