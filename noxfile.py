@@ -31,6 +31,13 @@ COVERED = ROOT / ".nox" / "covered"
 COVERAGE_FLOOR = 90
 
 
+#: The runtime of Workers that `conformance` compares with: the package's version on npm.
+WORKERD = "1.20261117.1"
+
+#: Says to do without it.
+SKIP_CONFORMANCE = "ANYIO_CONNECT_SKIP_CONFORMANCE"
+
+
 #: For `stubs`: pyproject.toml's settings for tests/typing, and to take the types from the page.
 PYRIGHT_ON_THE_PAGE = {
     "include": ["tests/typing"],
@@ -117,6 +124,24 @@ def interop(session: nox.Session) -> None:
     """Talk to real servers, which have to be installed: see tests/interop/conftest.py."""
     session.install(".", *group("test"))
     session.run("pytest", "tests/interop", *session.posargs)
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """Compare with workerd, the runtime of Workers, which npm installs: see tests/conformance."""
+    session.install(".", *group("test"))
+    if not os.environ.get(SKIP_CONFORMANCE):
+        npm = shutil.which("npm")
+        if npm is None:
+            session.error(
+                "npm was not found, which installs workerd. Install it, "
+                f"or set {SKIP_CONFORMANCE}=1 to do without the comparison."
+            )
+        tmp = Path(session.create_tmp()).resolve() / "workerd"
+        options = ("--no-audit", "--no-fund", "--ignore-scripts", f"--prefix={tmp}")
+        session.run(npm, "install", *options, f"workerd@{WORKERD}", external=True)
+        session.env["ANYIO_CONNECT_WORKERD"] = str(tmp)
+    session.run("pytest", "tests/conformance", *session.posargs)
 
 
 @nox.session

@@ -180,9 +180,15 @@ def resolve_failed(hostname: str, port: int, exc: OSError | UnicodeError | None)
 
 
 def no_such_zone(ip: str, exc: OSError) -> ResolveError:
-    """The error for an IPv6 address whose zone is not an interface of this machine."""
-    zone = ip.partition("%")[2]
-    error = ResolveError(f"cannot resolve {ip!r}: this machine has no network interface {zone!r}")
+    """The error for an IPv6 address whose zone the system does not take."""
+    number, _, zone = ip.partition("%")
+    try:
+        socket.if_nametoindex(zone)
+    except OSError:
+        why = f"this machine has no network interface {zone!r}"
+    else:
+        why = f"only link-local addresses have zones: write {number!r}"
+    error = ResolveError(f"cannot resolve {ip!r}: {why}")
     error.errno = exc.errno
     error.__cause__ = exc
     return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket as stdlib
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -236,6 +237,12 @@ async def test_a_zone_reaches_the_kernel() -> None:
 async def test_a_zone_that_is_no_interface() -> None:
     with pytest.raises(ResolveError, match="no network interface 'nosuch0'"):
         await connect("[fe80::1%nosuch0]:9").opened
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems may take that zone")
+async def test_a_zone_that_the_address_cannot_have() -> None:
+    with pytest.raises(ResolveError, match=r"only link-local addresses have zones: write '::1'"):
+        await connect("[::1%lo]:9").opened
 
 
 async def test_without_waiting_for_sockets_anyio_connects(

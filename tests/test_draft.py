@@ -1,0 +1,95 @@
+"""DRAFT.md, the draft clause by clause, and what no other test shows of it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from anyio_connect import InvalidAddressError, Socket, SocketError, SocketInfo, connect
+from conformance.scenarios import SCENARIOS
+
+ROOT = Path(__file__).parents[1]
+
+
+class Clause(NamedTuple):
+    """A row of the ledger."""
+
+    text: str
+    verdict: str
+    why: str
+    tests: str
+
+
+def clauses() -> list[Clause]:
+    lines = (ROOT / "tests" / "DRAFT.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("|").split("|") for line in lines if line.startswith("|")]
+    cells = [Clause(*map(str.strip, row)) for row in rows]
+    return [clause for clause in cells if clause.text not in ("clause", "---")]
+
+
+@cache
+def functions_of(path: str) -> set[str]:
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {node.name for node in tree.body if isinstance(node, functions)}
+
+
+@pytest.mark.parametrize("clause", clauses(), ids=lambda clause: clause.text)
+def test_a_clause_has_a_verdict_a_reason_and_tests_that_exist(clause: Clause) -> None:
+    assert clause.text
+    assert clause.verdict in ("same", "differs", "not applicable")
+    assert clause.why or clause.verdict == "same", "why is not said"
+    if clause.verdict == "not applicable":
+        assert not clause.tests
+        return
+    named = re.fullmatch(r"`[^`]+`(, `[^`]+`)*", clause.tests)
+    assert named, "no test is named"
+    for test in re.findall("`([^`]+)`", clause.tests):
+        path, _, name = test.partition("::")
+        name, _, parameter = name.partition("[")
+        assert name.startswith("test_")
+        assert name in functions_of(path), f"{path} has no test {name}"
+        if parameter:
+            assert name == "test_scenario"
+            assert parameter.removesuffix("]") in SCENARIOS, f"no such scenario: {parameter}"
+
+
+def test_the_readme_has_the_numbers() -> None:
+    verdicts = [clause.verdict for clause in clauses()]
+    same, differs = verdicts.count("same"), verdicts.count("differs")
+    said = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    others = len(verdicts) - same - differs
+    wanted = f"of its {len(verdicts)} clauses {same} hold here, {differs} differ and {others} do"
+    assert f" {wanted} not apply" in said
+
+
+# --- what no other test shows
+
+
+def test_a_socket_has_no_public_constructor() -> None:
+    make: Any = Socket
+    for arguments in ((), ("127.0.0.1:1",)):
+        with pytest.raises(TypeError):
+            make(*arguments)
+
+
+@pytest.mark.parametrize("address", ["", "localhost", "localhost:0", "::1:80", ("localhost", 0)])
+def test_connect_raises_for_a_malformed_address(address: str | tuple[str, int]) -> None:
+    with pytest.raises(InvalidAddressError) as caught:
+        connect(address)
+    assert isinstance(caught.value, SocketError)
+
+
+def test_close_takes_no_reason() -> None:
+    assert list(inspect.signature(Socket.close).parameters) == ["self"]
+
+
+def test_what_is_not_known_of_a_connection_is_none() -> None:
+    info = SocketInfo(None, None)
+    assert (info.remote_address, info.local_address, info.alpn) == (None, None, None)
