@@ -107,7 +107,10 @@ def _literal(address: SocketAddress) -> list[Endpoint]:
     try:
         # This call keeps an IPv6 zone, which AnyIO's drops.
         return _endpoints(
-            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+            # As bytes, or Python would look for its IDNA codec, of which nothing here has need.
+            socket.getaddrinfo(
+                host.encode(), port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+            )
         )
     except socket.gaierror as exc:
         if ":" in host:  # IPv6, and parse_address() has checked all but the zone
