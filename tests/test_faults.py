@@ -174,8 +174,8 @@ class Conversation:
                     pass
             except (OSError, ssl.SSLError, anyio.EndOfStream) as exc:
                 lost.append(exc)
-        for exc in lost:
-            raise exc
+        for error in lost:
+            raise error
 
     async def relay(self, near: Peer, far: Peer) -> None:
         async with anyio.create_task_group() as group:
@@ -277,13 +277,13 @@ async def test_a_call_that_fails(
         error = OSError(number, os.strerror(number))
         transport: Any = socket._connection.transport
         monkeypatch.setattr(transport, "_sock", Faulty(raw(socket), method, error))
-        call = {
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
             "recv": socket.receive,
             "send": lambda: socket.send(b"x"),
             "shutdown": socket.send_eof,
-        }[method]
+        }
         with pytest.raises(BrokenError, match=os.strerror(number)) as caught:
-            await call()
+            await calls[method]()
         assert error in causes(caught.value)
         assert isinstance(socket.closed.exception(), BrokenError)
 
