@@ -2,13 +2,17 @@
 
 from ._address import SocketAddress as SocketAddress
 from ._connection import SocketInfo as SocketInfo
+from ._connector import Connector as Connector
 from ._connector import connect as connect
+from ._errors import AddressNotAllowedError as AddressNotAllowedError
 from ._errors import BrokenError as BrokenError
 from ._errors import ClosedError as ClosedError
 from ._errors import ConnectError as ConnectError
 from ._errors import ConnectTimeoutError as ConnectTimeoutError
 from ._errors import InvalidAddressError as InvalidAddressError
 from ._errors import InvalidOptionError as InvalidOptionError
+from ._errors import ListenError as ListenError
+from ._errors import LoopError as LoopError
 from ._errors import PendingError as PendingError
 from ._errors import RefusedError as RefusedError
 from ._errors import ResolveError as ResolveError
@@ -16,18 +20,31 @@ from ._errors import SocketError as SocketError
 from ._errors import StartTLSError as StartTLSError
 from ._errors import TLSError as TLSError
 from ._future import SocketFuture as SocketFuture
+from ._listen import Listener as Listener
+from ._listen import listen as listen
 from ._options import SocketOptions as SocketOptions
+from ._policy import UNRESTRICTED as UNRESTRICTED
+from ._policy import WORKERS as WORKERS
+from ._policy import AddressPolicy as AddressPolicy
 from ._socket import Socket as Socket
 from ._streams import ReadableStream as ReadableStream
 from ._streams import WritableStream as WritableStream
 
 __all__ = (
+    "UNRESTRICTED",
+    "WORKERS",
+    "AddressNotAllowedError",
+    "AddressPolicy",
     "BrokenError",
     "ClosedError",
     "ConnectError",
     "ConnectTimeoutError",
+    "Connector",
     "InvalidAddressError",
     "InvalidOptionError",
+    "ListenError",
+    "Listener",
+    "LoopError",
     "PendingError",
     "ReadableStream",
     "RefusedError",
@@ -42,10 +59,12 @@ __all__ = (
     "TLSError",
     "WritableStream",
     "connect",
+    "listen",
 )
 
 # Tracebacks, repr() and pickles then name the public place, which will not change.
 _name = ""
 for _name in __all__:
-    globals()[_name].__module__ = __name__
+    if callable(globals()[_name]):  # the rest are values, which have their class's
+        globals()[_name].__module__ = __name__
 del _name

@@ -27,7 +27,7 @@ class SocketAddress(NamedTuple):
     port: int
 
 
-def parse_address(address: str | tuple[str, int]) -> SocketAddress:
+def parse_address(address: str | tuple[str, int], *, lowest_port: int = 1) -> SocketAddress:
     """Check ``address`` and bring it into its normal form.
 
     ``address`` is ``"host:port"``, ``"[IPv6]:port"`` (RFC 3986 section 3.2.2), or a pair of
@@ -40,12 +40,14 @@ def parse_address(address: str | tuple[str, int]) -> SocketAddress:
     * an IPv6 address without brackets, as RFC 5952 writes it, and its zone, if any, as given
       (RFC 4007 section 11).
 
+    ``lowest_port`` is 0 where a port may be left to the system to choose.
+
     :raises InvalidAddressError: the address names no TCP endpoint; ``__cause__`` is what
         ``idna`` or ``ipaddress`` said about it, if they were asked
     """
     try:
         host, port = _split_text(address) if isinstance(address, str) else _split_pair(address)
-        return SocketAddress(_normal_host(host), _normal_port(port))
+        return SocketAddress(_normal_host(host), _normal_port(port, lowest_port))
     except _RuleError as broken:
         why = f"bad address {quote(address)}: {broken}"
         raise InvalidAddressError(why) from broken.__cause__
@@ -118,9 +120,9 @@ def _split_pair(pair: object) -> tuple[str, int]:
             raise _RuleError("write a str, 'host:port', or a tuple of a str and an int, ('h', 80)")
 
 
-def _normal_port(port: int) -> int:
-    if not 1 <= port <= 65535:
-        raise _RuleError("the port must be a number from 1 to 65535")
+def _normal_port(port: int, lowest: int) -> int:
+    if not lowest <= port <= 65535:
+        raise _RuleError(f"the port must be a number from {lowest} to 65535")
     return int(port)  # a plain int, also of an IntEnum
 
 

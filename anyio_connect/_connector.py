@@ -1,17 +1,101 @@
-"""``connect()``: checks what it is given and returns a pending socket."""
+"""``Connector``: where sockets may go, how they get there, how many; and ``connect()``."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: users may ask for a dataclass's type hints.
+import ssl
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
 
 from anyio.abc import TaskGroup
 from typing_extensions import Unpack
 
 from ._address import SocketAddress, parse_address
-from ._errors import SocketError
+from ._dial import HAPPY_EYEBALLS_DELAY, Route
+from ._errors import SocketError, bad_option
 from ._open import Dialled, Target
-from ._options import SocketOptions, parse_options
+from ._options import (
+    Options,
+    SocketOptions,
+    alpn_conflict,
+    check_count,
+    check_ssl_context,
+    parse_options,
+)
+from ._policy import UNRESTRICTED, AddressPolicy
+from ._slots import Slot, Slots
 from ._socket import Socket
+
+
+@dataclass(frozen=True, eq=False)
+class Connector:
+    """Where sockets may go, how they get there, and how many there may be at once.
+
+    It belongs to no event loop: it may be a global, and be used by several loops, also at the
+    same time in different threads. ``max_connections`` counts them all.
+
+    :raises InvalidOptionError: a value is bad
+    """
+
+    #: What may be dialled: every address that a name has is judged, and only those that are
+    #: allowed are dialled. Otherwise both futures of the socket fail with
+    #: :class:`AddressNotAllowedError` or :class:`LoopError`.
+    policy: AddressPolicy = UNRESTRICTED
+    #: How many connections there may be at once; None: any number. Further sockets stay
+    #: pending, and get their turn in the order in which they were first needed, one whenever
+    #: another's ``closed`` settles or its dial fails. ``start_tls()`` keeps the slot. The wait
+    #: counts as connecting (``connect_timeout``); cancelling it gives up the place. The slot of
+    #: a socket that was dropped unclosed comes back when that is garbage-collected.
+    max_connections: int | None = None
+    #: For TLS, where the call or ``start_tls()`` brings none of its own.
+    ssl_context: ssl.SSLContext | None = None
+    #: How long to wait for one address before the next is tried as well, in seconds
+    #: (RFC 8305 section 5). One that fails starts the next at once.
+    happy_eyeballs_delay: float = HAPPY_EYEBALLS_DELAY
+    #: The IP address of this machine to connect from. Addresses of the other family are then
+    #: not dialled.
+    local_host: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+        slots = None if self.max_connections is None else Slots(self.max_connections)
+        route = Route(self.policy, self.happy_eyeballs_delay, self.local_host)
+        object.__setattr__(self, "_slots", slots)
+        object.__setattr__(self, "_route", route)
+
+    def connect(
+        self,
+        address: str | SocketAddress | tuple[str, int],
+        *,
+        task_group: TaskGroup | None = None,
+        **options: Unpack[SocketOptions],
+    ) -> Socket:
+        """Return a socket to ``address`` at once, as the module's ``connect()`` does.
+
+        What the policy forbids is no error here: the futures of the socket fail.
+
+        :raises InvalidAddressError: the address names no TCP endpoint
+        :raises InvalidOptionError: an option is unknown, has a bad value, or contradicts another
+        """
+        target = Target(parse_address(address), self._complete(parse_options(options)))
+        slots: Slots | None = vars(self)["_slots"]
+        slot = None if slots is None else Slot(slots)
+        socket = Socket(Dialled(target, vars(self)["_route"], slot), target)
+        if slot is not None:
+            socket._connection.closed._then = slot.settled
+        if task_group is not None:
+            task_group.start_soon(_open_now, socket, name=f"connect {target}")
+        return socket
+
+    def _complete(self, options: Options) -> Options:
+        if (
+            self.ssl_context is None
+            or options.ssl_context is not None
+            or options.secure_transport == "off"
+        ):
+            return options
+        if options.alpn is not None:
+            raise alpn_conflict()
+        return replace(options, ssl_context=self.ssl_context)
 
 
 def connect(
@@ -26,18 +110,43 @@ def connect(
     options are those of :class:`SocketOptions`. With ``task_group``, a task in it makes the
     connection right away; a failure settles the socket's futures and does not cancel the group.
 
-    Needs no running event loop. Source: the WinterTC Sockets API draft, ``connect()``.
+    Needs no running event loop. It is the ``connect()`` of ``Connector()``: every address is
+    allowed, and any number of connections. Source: the WinterTC Sockets API draft, ``connect()``.
 
     :raises InvalidAddressError: the address names no TCP endpoint
     :raises InvalidOptionError: an option is unknown, has a bad value, or contradicts another
     """
-    target = Target(parse_address(address), parse_options(options))
-    socket = Socket(Dialled(target), target)
-    if task_group is not None:
-        task_group.start_soon(_open_now, socket, name=f"connect {target}")
-    return socket
+    return _DEFAULT.connect(address, task_group=task_group, **options)
 
 
 async def _open_now(socket: Socket) -> None:
     with suppress(SocketError):  # the futures have it
         await socket.opened
+
+
+def _check(connector: Connector) -> None:
+    # Whatever the annotations promise.
+    policy: object = connector.policy
+    if not isinstance(policy, AddressPolicy):
+        raise bad_option("policy", policy, "must be an AddressPolicy, such as WORKERS")
+    if connector.max_connections is not None:
+        check_count("max_connections", connector.max_connections)
+    if connector.ssl_context is not None:
+        check_ssl_context(connector.ssl_context)
+    delay: object = connector.happy_eyeballs_delay
+    if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not delay >= 0:
+        raise bad_option("happy_eyeballs_delay", delay, "must be a number of seconds, 0 or more")
+    host: object = connector.local_host
+    if host is not None and not (isinstance(host, str) and _is_ip(host)):
+        raise bad_option("local_host", host, "must be an IP address of this machine")
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+_DEFAULT = Connector()

@@ -4,17 +4,41 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import anyio
+from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._address import SocketAddress, format_address
-from ._errors import ConnectError, attempt_failed, dial_failed, no_such_zone, resolve_failed
+from ._errors import (
+    ConnectError,
+    attempt_failed,
+    cannot_bind,
+    dial_failed,
+    forbidden,
+    loop,
+    no_family,
+    no_such_zone,
+    none_allowed,
+    resolve_failed,
+)
+from ._loops import leads_back
+from ._policy import UNRESTRICTED, AddressPolicy
 from ._transport import ForeignTransport, TCPTransport, Transport, host_and_port
 
 #: RFC 8305 section 5, "Connection Attempt Delay", in seconds.
 HAPPY_EYEBALLS_DELAY = 0.25
+
+
+@dataclass(frozen=True)
+class Route:
+    """How to get anywhere: what of a ``Connector`` is for dialling."""
+
+    policy: AddressPolicy = UNRESTRICTED
+    happy_eyeballs_delay: float = HAPPY_EYEBALLS_DELAY
+    local_host: str | None = None
 
 
 class Endpoint(NamedTuple):
@@ -27,44 +51,120 @@ class Endpoint(NamedTuple):
         return format_address(*host_and_port(self.sockaddr))
 
 
-async def dial(address: SocketAddress, attempts: list[ConnectError]) -> Transport:
+def forbid(address: SocketAddress, policy: AddressPolicy) -> None:
+    """Refuse what is known to be forbidden before any I/O: a port, an IP address.
+
+    :raises AddressNotAllowedError: it is forbidden
+    :raises LoopError: it is a listener of this process
+    """
+    where = format_address(*address)
+    if why := policy.port_refusal(address.port):
+        raise none_allowed(where, [forbidden(where, why)])
+    found = _literal(address)
+    refused = [error for endpoint in found if (error := _vet(endpoint, policy))]
+    if refused:
+        raise none_allowed(where, refused)
+
+
+async def dial(address: SocketAddress, route: Route, attempts: list[ConnectError]) -> Transport:
     """Connect to ``address``: resolve it, then race what it resolves to (RFC 8305).
+
+    Each address is judged by the policy of ``route`` first; only those that it allows are
+    dialled, by number, and nothing is resolved twice. The others are dropped: a name with
+    private and public addresses leads to the public ones.
 
     Each attempt that fails adds an error to ``attempts``, which the caller owns: it is wanted
     even where a cancellation ends the dial. Cancelled, it leaves no socket behind.
 
+    :raises AddressNotAllowedError: the policy allows none of the addresses
+    :raises LoopError: they all lead back to this process
     :raises ConnectError: the name has no address, or no address could be connected to
     """
     await checkpoint_if_cancelled()
-    endpoints = _interleave(await _resolve(address))
-    transport = await _race(endpoints, attempts)
+    where = format_address(*address)
+    vetted = [
+        (endpoint, _vet(endpoint, route.policy))
+        for endpoint in _literal(address) or await _resolve(address)
+    ]
+    refused = [error for _, error in vetted if error is not None]
+    endpoints = [endpoint for endpoint, error in vetted if error is None]
+    if not endpoints:
+        raise none_allowed(where, refused)
+    if route.local_host is not None:
+        family = socket.AF_INET6 if ":" in route.local_host else socket.AF_INET
+        endpoints = [endpoint for endpoint in endpoints if endpoint.family == family]
+        if not endpoints:
+            raise no_family(where, route.local_host)
+    transport = await _race(_interleave(endpoints), route, attempts)
     if transport is None:
-        raise dial_failed(format_address(*address), address.port, tuple(attempts))
+        raise dial_failed(where, address.port, tuple(attempts), refused)
     return transport
+
+
+def _literal(address: SocketAddress) -> list[Endpoint]:
+    """The endpoint of an IP address, for which no resolver is needed; none for a name."""
+    host, port = address
+    try:
+        # This call keeps an IPv6 zone, which AnyIO's drops.
+        return _endpoints(
+            # As bytes, or Python would look for its IDNA codec, of which nothing here has need.
+            socket.getaddrinfo(
+                host.encode(), port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+            )
+        )
+    except socket.gaierror as exc:
+        if ":" in host:  # IPv6, and parse_address() has checked all but the zone
+            raise no_such_zone(host, exc) from exc
+        return []
 
 
 async def _resolve(address: SocketAddress) -> list[Endpoint]:
     host, port = address
     try:
-        # A literal needs no resolver, and this call keeps an IPv6 zone, which AnyIO's drops.
-        found: Any = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-        )
-    except socket.gaierror as exc:
-        if ":" in host:  # IPv6, and parse_address() has checked all but the zone
-            raise no_such_zone(host, exc) from exc
-        try:
-            found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as exc:
-            raise resolve_failed(host, port, exc) from exc
+        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as exc:
+        raise resolve_failed(host, port, exc) from exc
+    endpoints = _endpoints(found)
+    if not endpoints:
+        raise resolve_failed(host, port, None)
+    return endpoints
+
+
+def _endpoints(found: Any) -> list[Endpoint]:
     endpoints = [
         Endpoint(family, sockaddr)
         for family, _, _, _, sockaddr in found
         if family in (socket.AF_INET, socket.AF_INET6)
     ]
-    if not endpoints:
-        raise resolve_failed(host, port, None)
     return list(dict.fromkeys(endpoints))
+
+
+def _vet(endpoint: Endpoint, policy: AddressPolicy) -> ConnectError | None:
+    """What forbids to dial ``endpoint``."""
+    if policy is UNRESTRICTED:
+        return None
+    if policy.loops_refused and leads_back(endpoint.sockaddr):
+        return loop(str(endpoint), "this process itself listens there")
+    why = policy.refusal(*endpoint.sockaddr[:2])
+    return forbidden(str(endpoint), why) if why else None
+
+
+def _recheck(
+    transport: Transport, endpoint: Endpoint, policy: AddressPolicy
+) -> ConnectError | None:
+    """What forbids the connection that was made, which the kernel knows best."""
+    if policy is UNRESTRICTED:
+        return None
+    remote = transport.extra(SocketAttribute.remote_address, None)
+    if not isinstance(remote, tuple):
+        return forbidden(str(endpoint), "it cannot be told where the connection leads")
+    if policy.loops_refused and remote == transport.extra(SocketAttribute.local_address, None):
+        # A port that the kernel chose for us, and happened to be the one that was dialled.
+        return loop(str(endpoint), "the socket was connected to itself")
+    reached = Endpoint(endpoint.family, remote)
+    if error := _vet(reached, policy):
+        return forbidden(str(endpoint), f"the connection leads to {error}")
+    return None
 
 
 def _interleave(endpoints: list[Endpoint]) -> list[Endpoint]:
@@ -75,16 +175,18 @@ def _interleave(endpoints: list[Endpoint]) -> list[Endpoint]:
     return mixed + first[len(other) :] + other[len(first) :]
 
 
-async def _race(endpoints: list[Endpoint], attempts: list[ConnectError]) -> Transport | None:
+async def _race(
+    endpoints: list[Endpoint], route: Route, attempts: list[ConnectError]
+) -> Transport | None:
     if len(endpoints) == 1:  # the common case, without a task group
-        return await _attempt(endpoints[0], attempts)
+        return await _attempt(endpoints[0], route, attempts)
 
     winner: Transport | None = None
     failed = anyio.Event()
 
     async def run(endpoint: Endpoint) -> None:
         nonlocal winner
-        transport = await _attempt(endpoint, attempts)
+        transport = await _attempt(endpoint, route, attempts)
         if transport is None:
             failed.set()
         elif winner is None:
@@ -98,7 +200,7 @@ async def _race(endpoints: list[Endpoint], attempts: list[ConnectError]) -> Tran
             for endpoint in endpoints:
                 failed = anyio.Event()
                 group.start_soon(run, endpoint)
-                with anyio.move_on_after(HAPPY_EYEBALLS_DELAY):
+                with anyio.move_on_after(route.happy_eyeballs_delay):
                     await failed.wait()
     except BaseException:
         if winner is not None:
@@ -107,18 +209,30 @@ async def _race(endpoints: list[Endpoint], attempts: list[ConnectError]) -> Tran
     return winner
 
 
-async def _attempt(endpoint: Endpoint, attempts: list[ConnectError]) -> Transport | None:
+async def _attempt(
+    endpoint: Endpoint, route: Route, attempts: list[ConnectError]
+) -> Transport | None:
     try:
-        return await _connect(endpoint)
+        transport = await _connect(endpoint, route)
+    except ConnectError as exc:
+        attempts.append(exc)
+        return None
     except OSError as exc:
         attempts.append(attempt_failed(str(endpoint), exc))
         return None
+    if error := _recheck(transport, endpoint, route.policy):
+        attempts.append(error)
+        await transport.abort()
+        return None
+    return transport
 
 
-async def _connect(endpoint: Endpoint) -> Transport:
+async def _connect(endpoint: Endpoint, route: Route) -> Transport:
     sock = socket.socket(endpoint.family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
+        if route.local_host is not None:
+            _bind(sock, route.local_host, endpoint)
         try:
             sock.connect(endpoint.sockaddr)
         except BlockingIOError:
@@ -131,7 +245,17 @@ async def _connect(endpoint: Endpoint) -> Transport:
         # No waiting for sockets on this platform's event loop: AnyIO's own stream it is.
         sock.close()
         host, port = host_and_port(endpoint.sockaddr)
-        return ForeignTransport(await anyio.connect_tcp(host, port))
+        return ForeignTransport(await anyio.connect_tcp(host, port, local_host=route.local_host))
     except BaseException:
         sock.close()
         raise
+
+
+def _bind(sock: socket.socket, local_host: str, endpoint: Endpoint) -> None:
+    try:
+        found = socket.getaddrinfo(
+            local_host, 0, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+        sock.bind(found[0][4])
+    except OSError as exc:
+        raise cannot_bind(str(endpoint), local_host, exc) from exc

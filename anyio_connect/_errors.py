@@ -86,6 +86,27 @@ class ConnectTimeoutError(ConnectError, TimeoutError):
     code: ClassVar[str] = "connect_timeout"
 
 
+class AddressNotAllowedError(ConnectError, PermissionError):
+    """The policy of the ``Connector`` forbids it. Nothing was sent there."""
+
+    code: ClassVar[str] = "address_not_allowed"
+
+
+class LoopError(ConnectError):
+    """The connection would be to this process itself, which the policy refuses."""
+
+    code: ClassVar[str] = "loop"
+
+
+class ListenError(SocketError, OSError):
+    """``listen()``: the address cannot be listened at."""
+
+    code: ClassVar[str] = "listen_failed"
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class TLSError(ConnectError, ssl.SSLError):
     """The TLS handshake failed.
 
@@ -135,6 +156,11 @@ def _reason(exc: BaseException) -> str:
     return str(exc) or type(exc).__name__
 
 
+def bad_option(name: str, value: object, why: str) -> InvalidOptionError:
+    """The error for an option, or a part of one, that cannot be what it is."""
+    return InvalidOptionError(f"bad value for {name}: {quote(value)}: {why}")
+
+
 def attempt_failed(where: str, exc: OSError) -> ConnectError:
     """The error for one failed attempt to reach the address ``where``."""
     kind, text = _DIAL_KINDS.get(exc.errno or 0, (ConnectError, _reason(exc)))
@@ -168,7 +194,74 @@ def no_such_zone(ip: str, exc: OSError) -> ResolveError:
     return error
 
 
-def dial_failed(where: str, port: int, attempts: tuple[ConnectError, ...]) -> ConnectError:
+def forbidden(what: str, why: str) -> AddressNotAllowedError:
+    """The error for an address that the policy forbids, and by which rule."""
+    error = AddressNotAllowedError(f"{what}: the Connector's policy forbids it: {why}")
+    error.errno = errno.EACCES
+    return error
+
+
+def loop(what: str, why: str) -> LoopError:
+    """The error for a connection to this process itself."""
+    return LoopError(f"{what}: the Connector's policy refuses loops: {why}")
+
+
+def none_allowed(where: str, refused: list[ConnectError]) -> ConnectError:
+    """One error for a host none of whose addresses may be dialled."""
+    each = "; ".join(str(error) for error in refused)
+    kinds = {type(error) for error in refused}
+    kind = kinds.pop() if len(kinds) == 1 else AddressNotAllowedError
+    error = kind(f"cannot connect to {where}: {each.removeprefix(f'{where}: ')}")
+    error.errno = refused[-1].errno
+    return error
+
+
+def cannot_bind(where: str, local_host: str, exc: OSError) -> ConnectError:
+    """The error for an attempt that could not be made from ``local_host``."""
+    error = ConnectError(f"{where}: cannot connect from local_host {local_host}: {_reason(exc)}")
+    error.errno = exc.errno
+    error.__cause__ = exc
+    return error
+
+
+def no_family(where: str, local_host: str) -> ConnectError:
+    """The error for a host that has no address of the family of ``local_host``."""
+    family = "IPv6" if ":" in local_host else "IPv4"
+    return ConnectError(
+        f"cannot connect to {where}: local_host {local_host} can only reach {family} addresses, "
+        "and none of the host's that may be dialled is one"
+    )
+
+
+def no_slot(where: str, seconds: float, limit: int) -> ConnectTimeoutError:
+    """``connect_timeout`` ran out before there was a slot."""
+    error = ConnectTimeoutError(
+        f"cannot connect to {where}: no slot came free within {seconds:g} seconds: all "
+        f"{limit} of max_connections are taken; close sockets that are no longer needed"
+    )
+    error.errno = errno.ETIMEDOUT
+    return error
+
+
+def cannot_listen(where: str, exc: OSError) -> ListenError:
+    """The error for an address that cannot be listened at."""
+    why = {
+        errno.EADDRINUSE: "something else listens there: stop it, or take another port",
+        errno.EADDRNOTAVAIL: "this machine has no such address",
+        errno.EACCES: "this user may not: take a port from 1024",
+    }.get(exc.errno or 0, _reason(exc))
+    error = ListenError(f"cannot listen at {where}: {why}")
+    error.errno = exc.errno
+    error.__cause__ = exc
+    return error
+
+
+def dial_failed(
+    where: str,
+    port: int,
+    attempts: tuple[ConnectError, ...],
+    refused: list[ConnectError],
+) -> ConnectError:
     """One error for a dial all of whose attempts failed.
 
     Its class is the one all attempts share: refused everywhere is :class:`RefusedError`.
@@ -179,6 +272,7 @@ def dial_failed(where: str, port: int, attempts: tuple[ConnectError, ...]) -> Co
         each = f"all {len(attempts)} addresses failed: {each}"
     # A literal address is its own only attempt: name it once.
     message = f"cannot connect to {where}: {each.removeprefix(f'{where}: ')}"
+    message += "".join(f"; not tried: {error}" for error in refused)
     kinds = {type(attempt) for attempt in attempts}
     kind = kinds.pop() if len(kinds) == 1 else ConnectError
     error = kind(message, attempts=attempts)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import anyio
+from anyio.lowlevel import checkpoint
 from anyio.streams.tls import TLSAttribute
 
 from ._address import SocketAddress, format_address
 from ._connection import Connection, SocketInfo, info_of
-from ._dial import dial
-from ._errors import ConnectError, TLSError, dial_timed_out
+from ._dial import Route, dial, forbid
+from ._errors import ConnectError, TLSError, dial_timed_out, no_slot
 from ._options import Options
+from ._policy import UNRESTRICTED
+from ._slots import Slot
 from ._tls import start_tls
 from ._tls_errors import handshake_timed_out
 from ._transport import Transport
@@ -44,25 +47,61 @@ class Target:
 class Dialled:
     """A new connection: what ``connect()`` gives a socket."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, route: Route, slot: Slot | None) -> None:
         self._target = target
+        self._route = route
+        self._slot = slot
 
     async def open(self) -> tuple[Transport, SocketInfo]:
+        if self._route.policy is not UNRESTRICTED:
+            await checkpoint()
+            forbid(self._target.address, self._route.policy)
+        slot = self._slot
+        if slot is None:
+            return await self._open(None)
+        try:
+            made = await self._open(slot)
+        except BaseException:
+            slot.release()
+            raise
+        slot.dialled()
+        return made
+
+    async def _open(self, slot: Slot | None) -> tuple[Transport, SocketInfo]:
         target = self._target
         attempts: list[ConnectError] = []
+        waiting = slot is not None
         transport = None
         with anyio.move_on_after(target.options.connect_timeout):
-            transport = await dial(target.address, attempts)
+            if slot is not None:
+                await slot.acquire()
+                waiting = False
+            transport = await dial(target.address, self._route, attempts)
             if target.options.secure_transport == "on":
                 return await target.secure(transport)
             return transport, info_of(transport)
         seconds = target.options.connect_timeout
+        if slot is not None and waiting:
+            raise no_slot(str(target), seconds, slot.slots.limit)
         if transport is not None:
             raise handshake_timed_out(str(target), seconds)
         raise dial_timed_out(str(target), target.address.port, seconds, tuple(attempts))
 
     async def discard(self) -> None:
         """Nothing is held before it is opened."""
+
+
+class Accepted:
+    """A connection that exists already: what a listener gives a socket."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def open(self) -> tuple[Transport, SocketInfo]:
+        return self._transport, info_of(self._transport)
+
+    async def discard(self) -> None:
+        await self._transport.abort()
 
 
 class TakenOver:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Literal, TypedDict
 
-from ._errors import InvalidOptionError, quote
+from ._errors import InvalidOptionError, bad_option, quote
 
 SecureTransport = Literal["off", "on", "starttls"]
 
@@ -35,8 +35,9 @@ class SocketOptions(TypedDict, total=False):
     alpn: Sequence[str]
     #: For TLS with other than the default settings: an own CA, a client certificate.
     ssl_context: ssl.SSLContext
-    #: How long connecting may take in all, in seconds: name resolution, every address tried,
-    #: and with ``secure_transport="on"`` the TLS handshake. No limit unless given.
+    #: How long connecting may take in all, in seconds: waiting for a slot where there is a
+    #: ``max_connections``, name resolution, every address tried, and with
+    #: ``secure_transport="on"`` the TLS handshake. No limit unless given.
     connect_timeout: float
 
 
@@ -70,7 +71,7 @@ def parse_options(options: Mapping[str, object]) -> Options:
             raise _unknown(name)
     secure_transport = options.get("secure_transport", "off")
     if secure_transport not in _SECURE_TRANSPORTS:
-        raise _bad("secure_transport", secure_transport, "must be 'off', 'on' or 'starttls'")
+        raise bad_option("secure_transport", secure_transport, "must be 'off', 'on' or 'starttls'")
     if secure_transport == "off":
         for name in _TLS_ONLY:
             if name in options:
@@ -82,7 +83,7 @@ def parse_options(options: Mapping[str, object]) -> Options:
         raise alpn_conflict()
     half_open = options.get("allow_half_open", False)
     if not isinstance(half_open, bool):
-        raise _bad("allow_half_open", half_open, "must be True or False")
+        raise bad_option("allow_half_open", half_open, "must be True or False")
     return Options(
         secure_transport,  # type: ignore[arg-type]  # one of the three, checked above
         half_open,
@@ -96,7 +97,7 @@ def parse_options(options: Mapping[str, object]) -> Options:
 def check_server_name(option: str, value: object) -> str:
     """A non-empty host name or IP address, ASCII."""
     if not isinstance(value, str) or not (_NAME.fullmatch(value) or _is_ip(value)):
-        raise _bad(option, value, "must be a host name or an IP address, in ASCII")
+        raise bad_option(option, value, "must be a host name or an IP address, in ASCII")
     return value
 
 
@@ -115,10 +116,13 @@ def _is_ip(text: str) -> bool:  # a zone would be no part of a server's name
 def check_alpn(value: object) -> tuple[str, ...]:
     """A list of protocol names, each of 1 to 255 octets (RFC 7301 section 3.1)."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
-        raise _bad("alpn", value, "must be a list of protocol names, such as ['h2', 'http/1.1']")
+        why = "must be a list of protocol names, such as ['h2', 'http/1.1']"
+        raise bad_option("alpn", value, why)
     for name in value:
         if not isinstance(name, str) or not name.isascii() or not 1 <= len(name) <= 255:
-            raise _bad("alpn", value, f"{quote(name)} is not a name of 1 to 255 ASCII characters")
+            raise bad_option(
+                "alpn", value, f"{quote(name)} is not a name of 1 to 255 ASCII characters"
+            )
     return tuple(value)
 
 
@@ -131,8 +135,14 @@ def alpn_conflict() -> InvalidOptionError:
 
 def check_ssl_context(value: object) -> ssl.SSLContext:
     if not isinstance(value, ssl.SSLContext):
-        raise _bad("ssl_context", value, "must be an ssl.SSLContext")
+        raise bad_option("ssl_context", value, "must be an ssl.SSLContext")
     return value
+
+
+def check_count(name: str, value: object) -> None:
+    """A number of things, at least one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise bad_option(name, value, "must be a number from 1")
 
 
 def _check_timeout(value: object) -> float:
@@ -141,11 +151,7 @@ def _check_timeout(value: object) -> float:
             return float(value)
     except OverflowError:
         pass  # an int beyond what a float can hold
-    raise _bad("connect_timeout", value, "must be a number of seconds greater than 0")
-
-
-def _bad(name: str, value: object, why: str) -> InvalidOptionError:
-    return InvalidOptionError(f"bad value for {name}: {quote(value)}: {why}")
+    raise bad_option("connect_timeout", value, "must be a number of seconds greater than 0")
 
 
 def _unknown(name: str) -> InvalidOptionError:

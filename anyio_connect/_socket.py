@@ -128,9 +128,18 @@ class Socket(ByteStream):
         options = replace(self._target.options, **changed)
         if options.alpn and options.ssl_context:
             raise alpn_conflict()
-        self._connection.upgrade()
         target = replace(self._target, options=options)
-        return Socket(TakenOver(self._connection, target), target)
+        socket = Socket(TakenOver(self._connection, target), target)
+        # What waits for the end of the connection, max_connections, now waits for the new one.
+        closed = self._connection.closed
+        then, closed._then = closed._then, None
+        try:
+            self._connection.upgrade()
+        except BaseException:
+            closed._then = then
+            raise
+        socket._connection.closed._then = then
+        return socket
 
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         """As :meth:`ReadableStream.receive`."""

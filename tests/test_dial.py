@@ -14,6 +14,7 @@ import pytest
 
 from anyio_connect import (
     ConnectError,
+    Connector,
     ConnectTimeoutError,
     RefusedError,
     ResolveError,
@@ -84,26 +85,22 @@ def test_families_alternate(given: list[str], raced: list[str]) -> None:
     assert _dial._interleave(endpoints(*given)) == endpoints(*raced)
 
 
-async def test_a_refused_address_starts_the_next_at_once(
-    resolver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_dial, "HAPPY_EYEBALLS_DELAY", 3600)
+async def test_a_refused_address_starts_the_next_at_once(resolver: dict[str, Any]) -> None:
+    connector = Connector(happy_eyeballs_delay=3600)
     async with listening() as listener:
         resolver["host.test"] = [refusing_address(), refusing_address(), listener.address]
         with anyio.fail_after(30):
-            async with connect("host.test:1") as socket:
+            async with connector.connect("host.test:1") as socket:
                 info = await socket.opened
         assert info.remote_address == "{}:{}".format(*listener.address)
 
 
-async def test_a_silent_address_does_not_hold_up_the_next(
-    resolver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_dial, "HAPPY_EYEBALLS_DELAY", 0.01)
+async def test_a_silent_address_does_not_hold_up_the_next(resolver: dict[str, Any]) -> None:
+    connector = Connector(happy_eyeballs_delay=0.01)
     async with full() as silent, listening() as listener:
         resolver["host.test"] = [silent.address, listener.address]
         with anyio.fail_after(30):
-            async with connect("host.test:1") as socket:
+            async with connector.connect("host.test:1") as socket:
                 info = await socket.opened
         assert info.remote_address == "{}:{}".format(*listener.address)
 
@@ -123,14 +120,12 @@ async def test_every_failure_is_told(resolver: dict[str, Any]) -> None:
     assert "HTTP client" in "".join(vars(error)["__notes__"])
 
 
-async def test_failures_of_two_kinds_have_no_common_name(
-    resolver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_dial, "HAPPY_EYEBALLS_DELAY", 0)
+async def test_failures_of_two_kinds_have_no_common_name(resolver: dict[str, Any]) -> None:
+    connector = Connector(happy_eyeballs_delay=0)
     # Connecting to a broadcast address is refused by the kernel: EACCES or ENETUNREACH.
     resolver["host.test"] = [refusing_address(), ("255.255.255.255", 9)]
     with pytest.raises(ConnectError) as caught:
-        await connect("host.test:1").opened
+        await connector.connect("host.test:1").opened
     assert type(caught.value) is ConnectError
     assert {type(attempt) for attempt in caught.value.attempts} == {ConnectError, RefusedError}
 
@@ -176,28 +171,24 @@ async def test_the_same_address_twice_is_tried_once(resolver: dict[str, Any]) ->
     assert len(caught.value.attempts) == 1
 
 
-async def test_several_winners_leave_one(
-    resolver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_dial, "HAPPY_EYEBALLS_DELAY", 0)
+async def test_several_winners_leave_one(resolver: dict[str, Any]) -> None:
+    connector = Connector(happy_eyeballs_delay=0)
     async with listening() as first, listening() as second, listening() as third:
         resolver["host.test"] = [first.address, second.address, third.address]
-        async with connect("host.test:1") as socket:
+        async with connector.connect("host.test:1") as socket:
             info = await socket.opened
             assert info.remote_address in {
                 "{}:{}".format(*listener.address) for listener in (first, second, third)
             }
 
 
-async def test_a_race_cancelled_at_any_moment_leaves_nothing(
-    resolver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_race_cancelled_at_any_moment_leaves_nothing(resolver: dict[str, Any]) -> None:
     """The k-th task switch cancels, for every k until the dial gets through."""
-    monkeypatch.setattr(_dial, "HAPPY_EYEBALLS_DELAY", 0)
+    connector = Connector(happy_eyeballs_delay=0)
     async with listening() as first, listening() as second:
         resolver["host.test"] = [refusing_address(), first.address, second.address]
         for switches in range(200):
-            socket = connect("host.test:1")
+            socket = connector.connect("host.test:1")
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as group:
 

@@ -24,13 +24,23 @@ PAGE = Path(__file__).parent.parent / "stubs" / "anyio_connect" / "__init__.pyi"
 
 TREE = ast.parse(PAGE.read_text(encoding="utf-8"))
 CLASSES = [node for node in TREE.body if isinstance(node, ast.ClassDef)]
-FUNCTIONS = [node for node in TREE.body if isinstance(node, ast.FunctionDef)]
+VALUES = [
+    node
+    for node in TREE.body
+    if isinstance(node, ast.AnnAssign) and not ast.unparse(node.target).startswith("_")
+]
+FUNCTIONS = [
+    node for node in TREE.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+]
 
 
 def _names() -> dict[str, Any]:
     """What the page's annotations may name: its imports, and the package's own names."""
     imports: list[ast.stmt] = [
-        node for node in TREE.body if isinstance(node, (ast.Import, ast.ImportFrom))
+        node
+        for node in TREE.body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        or (isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "TypeAlias")
     ]
     names: dict[str, Any] = {}
     exec(compile(ast.Module(imports, []), str(PAGE), "exec"), names)
@@ -74,11 +84,21 @@ def shown(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[str, A
 
 def test_the_page_defines_every_public_name_and_no_other() -> None:
     defined = [node.name for node in CLASSES] + [node.name for node in FUNCTIONS]
+    defined += [ast.unparse(node.target) for node in VALUES]
     assert sorted(defined) == sorted(anyio_connect.__all__)
 
 
+@pytest.mark.parametrize("node", VALUES, ids=lambda node: ast.unparse(node.target))
+def test_values_are_of_the_type_that_the_page_says(node: ast.AnnAssign) -> None:
+    assert type(getattr(anyio_connect, ast.unparse(node.target))) is said(node.annotation)
+
+
 @pytest.mark.parametrize("node", FUNCTIONS, ids=lambda node: node.name)
-def test_functions_have_the_same_annotations(node: ast.FunctionDef) -> None:
+def test_functions_have_the_same_annotations(
+    node: ast.FunctionDef | ast.AsyncFunctionDef,
+) -> None:
+    function = getattr(anyio_connect, node.name)
+    assert inspect.iscoroutinefunction(function) == isinstance(node, ast.AsyncFunctionDef)
     assert dict(shown(node)) == meant(getattr(anyio_connect, node.name))
 
 
@@ -106,7 +126,9 @@ def test_classes_have_the_same_attributes(node: ast.ClassDef) -> None:
         if isinstance(item, ast.AnnAssign):
             assert isinstance(item.target, ast.Name)
             on_page[item.target.id] = said(item.annotation)
-            if item.value is not None:
+            if not (item.value is None or said(item.value) is ...) and "__slots__" not in vars(
+                cls
+            ):
                 assert vars(cls)[item.target.id] == said(item.value), item.target.id
     hints = get_type_hints(cls)
     own = [name for name in inspect.get_annotations(cls) if not name.startswith("_")]
@@ -126,6 +148,9 @@ def test_classes_are_of_the_same_kind(node: ast.ClassDef) -> None:
         assert vars(cls).get("__orig_bases__", cls.__bases__) == bases
     decorators = [ast.unparse(name) for name in node.decorator_list]
     if is_dataclass(cls):
-        assert decorators == [f"dataclass(frozen={vars(cls)['__dataclass_params__'].frozen})"]
+        says = [f"frozen={vars(cls)['__dataclass_params__'].frozen}"]
+        says += ["slots=True"] * ("__slots__" in vars(cls))
+        says += ["eq=False"] * (not vars(cls)["__dataclass_params__"].eq)
+        assert decorators == [f"dataclass({', '.join(says)})"]
     else:
         assert decorators == []

@@ -7,22 +7,32 @@ docstrings in the package say at length.
 
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypedDict, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import anyio
+from anyio import abc
 from anyio.abc import ByteReceiveStream, ByteSendStream, ByteStream, TaskGroup
 from typing_extensions import Never, Self, Unpack
 
 __all__ = (
+    "UNRESTRICTED",
+    "WORKERS",
+    "AddressNotAllowedError",
+    "AddressPolicy",
     "BrokenError",
     "ClosedError",
     "ConnectError",
     "ConnectTimeoutError",
+    "Connector",
     "InvalidAddressError",
     "InvalidOptionError",
+    "ListenError",
+    "Listener",
+    "LoopError",
     "PendingError",
     "ReadableStream",
     "RefusedError",
@@ -37,6 +47,7 @@ __all__ = (
     "TLSError",
     "WritableStream",
     "connect",
+    "listen",
 )
 
 # --- connect()
@@ -63,7 +74,58 @@ class SocketOptions(TypedDict, total=False):
     sni: str  # the name to ask for and to verify, in place of the address's host name
     alpn: Sequence[str]  # protocols to offer, most wanted first; a single str is an error
     ssl_context: ssl.SSLContext  # for an own CA, or a client certificate
-    connect_timeout: float  # seconds for names, TCP and TLS together; no limit unless given
+    connect_timeout: (
+        float  # seconds for a slot, names, TCP and TLS together; no limit unless given
+    )
+
+# --- Connector: where sockets may go, how, and how many
+
+@dataclass(frozen=True, eq=False)
+class Connector:
+    """Rules for the sockets of its connect(). Belongs to no event loop and no thread."""
+
+    policy: AddressPolicy = ...
+    max_connections: int | None = None  # further sockets wait for their turn, in order
+    ssl_context: ssl.SSLContext | None = None  # where the call brings none
+    happy_eyeballs_delay: float = 0.25  # seconds, until the next address is tried as well
+    local_host: str | None = None  # the IP address to connect from
+    def __post_init__(self) -> None: ...
+    def connect(
+        self,
+        address: str | SocketAddress | tuple[str, int],
+        *,
+        task_group: TaskGroup | None = None,
+        **options: Unpack[SocketOptions],
+    ) -> Socket:
+        """As connect(), within the rules; what they forbid makes the socket's futures fail."""
+
+_Network: TypeAlias = str | IPv4Network | IPv6Network | IPv4Address | IPv6Address
+_Port: TypeAlias = int | range | tuple[int, int]  # a pair is the first and the last
+
+@dataclass(frozen=True, slots=True)
+class AddressPolicy:
+    """Which addresses and ports may be connected to. It judges IP addresses, never names."""
+
+    allow: Iterable[_Network] | None = None  # None: all, or with public_only no others
+    deny: Iterable[_Network] = ()  # wins over allow
+    allow_ports: Iterable[_Port] | None = None  # None: all
+    deny_ports: Iterable[_Port] = ()  # wins over allow_ports
+    public_only: bool = False  # public unicast, and what allow holds; never cloud metadata
+    refuse_loops: bool = False  # to listen() in this process, and of a socket to itself
+    also: tuple[AddressPolicy, ...] = ()  # these must allow it as well
+    def __post_init__(self) -> None: ...
+    def refusal(self, address: str | IPv4Address | IPv6Address, port: int) -> str | None:
+        """Which rule forbids to connect there, in words; None if none does. No I/O."""
+    def port_refusal(self, port: int) -> str | None:
+        """Which rule forbids the port, whatever the address; None if none does."""
+    @property
+    def loops_refused(self) -> bool:
+        """Whether it, or one of also, refuses loops."""
+    def __and__(self, other: AddressPolicy) -> AddressPolicy:
+        """Allow what both allow."""
+
+UNRESTRICTED: AddressPolicy  # everything: the default
+WORKERS: AddressPolicy  # public unicast addresses, no port 25, no loops
 
 # --- Socket and its two streams
 
@@ -160,6 +222,34 @@ class WritableStream(ByteSendStream):
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         """As the socket's."""
 
+# --- listen()
+
+async def listen(
+    address: str | SocketAddress | tuple[str, int],  # as for connect(); port 0 is a free one
+    *,
+    allow_half_open: bool = False,  # as for connect()
+    backlog: int = 65536,  # connections that the kernel keeps until they are accepted
+) -> Listener:
+    """Listen there, for plain TCP."""
+
+class Listener(abc.Listener[Socket]):
+    """Accepts connections; each becomes a Socket."""
+
+    # Listeners come from listen().
+    def __init__(self, sockets: Never, options: Never) -> None: ...
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens: "ip:port"."""
+    async def serve(
+        self, handler: Callable[[Socket], Any], task_group: TaskGroup | None = None
+    ) -> None:
+        """Run handler in a task for each connection, until cancelled or closed."""
+    async def aclose(self) -> None:
+        """Stop listening; connections that were accepted go on."""
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """AnyIO's typed attributes, of the first address."""
+
 # --- what they tell
 
 @dataclass(frozen=True)
@@ -230,6 +320,21 @@ class ConnectTimeoutError(ConnectError, TimeoutError):
     """connect_timeout, or the operating system's own limit, ran out."""
 
     code: ClassVar[str] = "connect_timeout"
+
+class AddressNotAllowedError(ConnectError, PermissionError):
+    """The Connector's policy forbids it. Nothing was sent there."""
+
+    code: ClassVar[str] = "address_not_allowed"
+
+class LoopError(ConnectError):
+    """The connection would be to this process itself."""
+
+    code: ClassVar[str] = "loop"
+
+class ListenError(SocketError, OSError):
+    """Raised by listen(): it cannot be listened there."""
+
+    code: ClassVar[str] = "listen_failed"
 
 class TLSError(ConnectError, ssl.SSLError):
     """The TLS handshake failed; str(error) says whose fault that is."""

@@ -1,0 +1,479 @@
+"""Connector: its values, its policy, where it connects from, and how many at once."""
+
+from __future__ import annotations
+
+import gc
+import socket as stdlib
+import ssl
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from anyio_connect import (
+    UNRESTRICTED,
+    WORKERS,
+    AddressNotAllowedError,
+    AddressPolicy,
+    ClosedError,
+    ConnectError,
+    Connector,
+    ConnectTimeoutError,
+    InvalidAddressError,
+    InvalidOptionError,
+    LoopError,
+    RefusedError,
+    Socket,
+    SocketError,
+    connect,
+)
+from anyio_connect._slots import Slots
+from peers import has_ipv6, listening, refusing_address
+from sockets import raw, settle
+
+LOOPBACK = replace(WORKERS, allow=["127.0.0.0/8", "::1"])
+
+
+def slots(connector: Connector) -> Slots:
+    found = vars(connector)["_slots"]
+    assert isinstance(found, Slots)
+    return found
+
+
+async def turns(count: int = 10) -> None:
+    """Let other tasks run up to where they wait."""
+    for _ in range(count):
+        await anyio.lowlevel.checkpoint()
+
+
+# --- values
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"policy": None}, "must be an AddressPolicy"),
+        ({"policy": "WORKERS"}, "must be an AddressPolicy"),
+        ({"max_connections": 0}, "must be a number from 1"),
+        ({"max_connections": True}, "must be a number from 1"),
+        ({"max_connections": 1.5}, "must be a number from 1"),
+        ({"ssl_context": True}, r"must be an ssl\.SSLContext"),
+        ({"happy_eyeballs_delay": -1}, "0 or more"),
+        ({"happy_eyeballs_delay": float("nan")}, "0 or more"),
+        ({"happy_eyeballs_delay": None}, "0 or more"),
+        ({"happy_eyeballs_delay": True}, "0 or more"),
+        ({"local_host": "localhost"}, "must be an IP address"),
+        ({"local_host": "127.1"}, "must be an IP address"),
+        ({"local_host": 2130706433}, "must be an IP address"),
+    ],
+)
+def test_a_bad_value_is_an_error_at_once(values: dict[str, Any], why: str) -> None:
+    with pytest.raises(InvalidOptionError, match=f"bad value for {next(iter(values))}.*{why}"):
+        Connector(**values)
+
+
+def test_it_is_a_value() -> None:
+    connector = Connector(WORKERS, max_connections=6)
+    assert "policy=WORKERS, max_connections=6" in repr(connector)
+    with pytest.raises(FrozenInstanceError):
+        connector.policy = UNRESTRICTED  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    other = replace(connector, max_connections=7)
+    assert slots(other) is not slots(connector)
+    assert other != connector
+
+
+def test_bad_input_raises_and_what_is_forbidden_does_not() -> None:
+    connector = Connector(WORKERS)
+    with pytest.raises(InvalidAddressError):
+        connector.connect("127.1:80")
+    with pytest.raises(InvalidOptionError):
+        connector.connect("h:1", sni="x")
+    connector.connect("127.0.0.1:25")
+
+
+def test_the_ssl_context_is_the_default_of_its_sockets() -> None:
+    ours, mine = ssl.create_default_context(), ssl.create_default_context()
+    connector = Connector(ssl_context=ours)
+
+    def used(**options: Any) -> object:
+        return connector.connect("h:1", **options)._target.options.ssl_context
+
+    assert used(secure_transport="on") is ours
+    assert used(secure_transport="starttls") is ours
+    assert used(secure_transport="on", ssl_context=mine) is mine
+    assert used() is None
+    with pytest.raises(InvalidOptionError, match="alpn has no effect with an ssl_context"):
+        used(secure_transport="on", alpn=["h2"])
+
+
+# --- the policy
+
+
+@pytest.mark.parametrize(
+    ("address", "policy", "why"),
+    [
+        ("127.0.0.1:9", WORKERS, r"127\.0\.0\.0/8 is Loopback"),
+        ("[::ffff:127.0.0.1]:9", WORKERS, r"it carries 127\.0\.0\.1"),
+        ("mail.test:25", WORKERS, "port 25 is in deny_ports"),
+        ("1.1.1.1:25", WORKERS, "port 25 is in deny_ports"),
+        ("127.0.0.1:9", AddressPolicy(allow=[]), "in none of the networks of allow"),
+    ],
+)
+async def test_what_is_known_to_be_forbidden_is_not_even_resolved(
+    address: str, policy: AddressPolicy, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(anyio, "getaddrinfo", forbidden)
+    socket = Connector(policy).connect(address)
+    with monkeypatch.context() as patch:
+        patch.setattr("anyio_connect._dial.socket.socket", forbidden)
+        with pytest.raises(AddressNotAllowedError, match=why) as caught:
+            await socket.opened
+    assert str(caught.value).startswith(f"cannot connect to {address}: the Connector's policy")
+    assert socket.closed.exception() is caught.value
+    with pytest.raises(AddressNotAllowedError):
+        await socket.send(b"x")
+
+
+async def test_what_is_forbidden_needs_no_slot() -> None:
+    async with listening() as listener:
+        connector = Connector(LOOPBACK, max_connections=1)
+        async with connector.connect(listener.address):
+            with pytest.raises(AddressNotAllowedError):
+                await connector.connect("10.0.0.1:9").opened
+
+
+async def test_a_task_group_outlives_what_is_forbidden() -> None:
+    async with anyio.create_task_group() as group:
+        socket = Connector(WORKERS).connect("127.0.0.1:9", task_group=group)
+    assert isinstance(socket.opened.exception(), AddressNotAllowedError)
+
+
+async def test_a_socket_connected_to_itself_is_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TCP's simultaneous open: the kernel chose the dialled port for our side."""
+    port = refusing_address()[1]
+    real = stdlib.socket
+
+    class Bound(real):  # type: ignore[misc, valid-type]
+        def connect(self, address: Any) -> None:
+            self.bind(("127.0.0.1", port))
+            super().connect(address)
+
+    monkeypatch.setattr("anyio_connect._dial.socket.socket", Bound)
+    socket = Connector(LOOPBACK).connect(f"127.0.0.1:{port}")
+    with pytest.raises(LoopError, match="the socket was connected to itself") as caught:
+        await socket.opened
+    assert socket.closed.exception() is caught.value
+    async with connect(f"127.0.0.1:{port}") as itself:  # no policy, no objection
+        assert (await itself.opened).remote_address == (await itself.opened).local_address
+
+
+# --- local_host
+
+
+async def test_it_connects_from_local_host() -> None:
+    async with listening() as listener:
+        socket = Connector(local_host="127.0.0.2").connect(listener.address)
+        local = (await socket.opened).local_address
+        await socket.close()
+    assert local is not None
+    assert local.startswith("127.0.0.2:")
+
+
+async def test_a_local_host_of_another_machine() -> None:
+    async with listening() as listener:
+        with pytest.raises(ConnectError, match=r"cannot connect from local_host 192\.0\.2\.1"):
+            await Connector(local_host="192.0.2.1").connect(listener.address).opened
+
+
+async def test_a_local_host_of_the_other_family() -> None:
+    with pytest.raises(ConnectError, match="can only reach IPv6 addresses"):
+        await Connector(local_host="::1").connect("127.0.0.1:9").opened
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+async def test_addresses_of_the_other_family_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def getaddrinfo(host: str, port: int, **_: object) -> list[Any]:
+        return [
+            (stdlib.AF_INET, stdlib.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
+            (stdlib.AF_INET6, stdlib.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+        ]
+
+    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    async with listening("::1") as listener:
+        connector = Connector(local_host="::1", happy_eyeballs_delay=3600)
+        async with connector.connect(f"host.test:{listener.address[1]}") as socket:
+            assert str((await socket.opened).local_address).startswith("[::1]:")
+
+
+# --- max_connections
+
+
+@asynccontextmanager
+async def crowd(limit: int) -> AsyncIterator[tuple[Connector, tuple[str, int]]]:
+    """A connector and a peer; afterwards, every slot must have come back."""
+    connector = Connector(max_connections=limit)
+    async with listening() as listener:
+        yield connector, listener.address
+    assert slots(connector).free == limit
+    assert not slots(connector).queue
+
+
+async def test_they_come_in_the_order_in_which_they_were_needed() -> None:
+    opened: list[int] = []
+
+    async def use(number: int, socket: Socket) -> None:
+        async with socket:
+            opened.append(number)
+            await turns(3)
+
+    async with crowd(1) as (connector, address):
+        sockets = [connector.connect(address) for _ in range(5)]
+        async with anyio.create_task_group() as group:
+            for number, socket in [*enumerate(sockets)][::-1]:
+                group.start_soon(use, number, socket)
+                await turns()
+    assert opened == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+async def test_there_are_never_more(limit: int) -> None:
+    now = most = 0
+
+    async def use(socket: Socket) -> None:
+        nonlocal now, most
+        async with socket:
+            now += 1
+            most = max(most, now)
+            await turns(3)
+            now -= 1
+
+    async with crowd(limit) as (connector, address), anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(use, connector.connect(address))
+    assert most == limit
+
+
+async def waits(socket: Socket) -> None:
+    with anyio.fail_after(10), suppress(SocketError):
+        await socket.opened
+
+
+async def test_a_slot_comes_back_however_a_connection_ends() -> None:
+    async with listening() as listener:
+        connector = Connector(max_connections=1)
+
+        async def end_by(how: str, socket: Socket) -> None:
+            peer = await listener.accept()
+            if how == "close":
+                await socket.close()
+            elif how == "peer":
+                peer.fin()
+                with pytest.raises(anyio.EndOfStream):
+                    await socket.receive()
+            elif how == "reset":
+                peer.rst()
+                await settle(socket.closed)
+            elif how == "abort":
+                await socket.writable.abort()
+            elif how == "both":
+                await socket.readable.aclose()
+                await socket.send_eof()
+            elif how == "cancelled":
+                with anyio.CancelScope() as scope:
+                    scope.cancel()
+                    await socket.close()
+
+        for how in ("close", "peer", "reset", "abort", "both", "cancelled"):
+            socket = connector.connect(listener.address)
+            await socket.opened
+            assert slots(connector).free == 0
+            async with anyio.create_task_group() as group:
+                next_one = connector.connect(listener.address)
+                group.start_soon(waits, next_one)
+                await turns()
+                assert not next_one.opened.done()
+                await end_by(how, socket)
+            assert next_one.opened.exception() is None
+            await listener.accept()
+            await next_one.close()
+            assert slots(connector).free == 1, how
+
+
+async def test_a_slot_comes_back_when_a_dial_fails() -> None:
+    async with crowd(1) as (connector, address):
+        with pytest.raises(RefusedError):
+            await connector.connect(refusing_address()).opened
+        async with connector.connect(address):
+            pass
+        no_tls = connector.connect(address, secure_transport="on", connect_timeout=0.05)
+        with pytest.raises(ConnectError):
+            await no_tls.opened
+
+
+async def test_who_is_cancelled_or_closed_leaves_the_queue() -> None:
+    async with crowd(1) as (connector, address):
+        first, second, third, fourth = (connector.connect(address) for _ in range(4))
+        await first.opened
+        scope = anyio.CancelScope()
+
+        async def give_up() -> None:
+            with scope:
+                await second.opened
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(give_up)
+            await turns()
+            group.start_soon(waits, third)
+            await turns()
+            group.start_soon(waits, fourth)
+            await turns()
+            assert len(slots(connector).queue) == 3
+            scope.cancel()
+            await turns()
+            assert len(slots(connector).queue) == 2
+            await third.close()
+            assert len(slots(connector).queue) == 1
+            assert isinstance(third.opened.exception(), ClosedError)
+            await first.close()
+        assert fourth.opened.exception() is None
+        await fourth.close()
+        async with second:  # its turn was lost, not the socket
+            pass
+
+
+async def test_a_slot_that_was_granted_to_who_is_cancelled_goes_to_the_next() -> None:
+    for switches in range(12):
+        async with crowd(1) as (connector, address):
+            first, second, third = (connector.connect(address) for _ in range(3))
+            await first.opened
+            async with anyio.create_task_group() as group:
+                async with anyio.create_task_group() as given_up:
+                    given_up.start_soon(waits, second)
+                    await turns()
+                    group.start_soon(waits, third)
+                    await turns()
+                    await first.close()
+                    await turns(switches)
+                    given_up.cancel_scope.cancel()
+                await second.close()
+            assert third.opened.exception() is None
+            await third.close()
+
+
+async def test_the_wait_counts_as_connecting() -> None:
+    async with crowd(1) as (connector, address):
+        async with connector.connect(address):
+            late = connector.connect(address, connect_timeout=0.02)
+            with pytest.raises(ConnectTimeoutError, match="no slot came free within"):
+                await late.opened
+        assert isinstance(late.closed.exception(), ConnectTimeoutError)
+
+
+async def test_start_tls_keeps_the_slot() -> None:
+    async with listening() as listener:
+        connector = Connector(max_connections=1)
+        plain = connector.connect(listener.address, secure_transport="starttls")
+        await plain.opened
+        peer = await listener.accept()
+        secure = plain.start_tls()
+        assert plain.closed.done()
+        assert slots(connector).free == 0
+        peer.rst()
+        with pytest.raises(SocketError):
+            await secure.opened
+        assert slots(connector).free == 1
+
+        for begun in (False, True):
+            plain = connector.connect(listener.address, secure_transport="starttls")
+            if begun:
+                await plain.opened
+            await plain.start_tls().close()
+            assert slots(connector).free == 1
+
+        # One that refuses changes nothing.
+        plain = connector.connect(listener.address, secure_transport="starttls")
+        async with plain:
+            await plain.send_eof()
+            with pytest.raises(RuntimeError):
+                plain.start_tls()
+            assert slots(connector).free == 0
+        assert slots(connector).free == 1
+
+
+async def test_a_socket_that_was_dropped_keeps_no_slot() -> None:
+    async with crowd(1) as (connector, address):
+
+        async def drop() -> None:
+            socket = connector.connect(address)
+            await socket.opened
+            raw(socket).close()
+
+        await drop()
+        assert slots(connector).free == 0
+        next_one = connector.connect(address)
+        async with anyio.create_task_group() as group:
+            group.start_soon(waits, next_one)
+            await turns()
+            gc.collect()
+        assert next_one.opened.exception() is None
+        await next_one.close()
+
+
+def test_several_event_loops_at_once(anyio_backend: Any) -> None:
+    name, options = anyio_backend
+    connector = Connector(max_connections=2)
+    held, go = threading.Barrier(3), threading.Event()
+    done: list[int] = []
+
+    async def main(number: int, address: tuple[str, int]) -> None:
+        for turn in range(20):
+            async with connector.connect(address):
+                if turn == 0 and number < 2:
+                    held.wait(10)
+                    go.wait(10)
+                await turns(2)
+        done.append(number)
+
+    def run(number: int) -> None:
+        anyio.run(main, number, address, backend=name, backend_options=options)
+
+    with stdlib.create_server(("127.0.0.1", 0), backlog=128) as server:
+        address = server.getsockname()
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        held.wait(10)  # both slots are taken
+        threads.append(threading.Thread(target=run, args=(2,)))
+        threads[2].start()
+        while not slots(connector).queue:
+            pass
+        go.set()
+        for thread in threads:
+            thread.join(30)
+    assert sorted(done) == [0, 1, 2]
+    assert slots(connector).free == 2
+
+
+def test_a_loop_that_ended_while_one_waited_takes_no_slot(anyio_backend: Any) -> None:
+    """One loop after another, the first of which left somebody in the queue."""
+    name, options = anyio_backend
+    connector = Connector(max_connections=1)
+
+    async def leave(address: tuple[str, int]) -> None:
+        async with connector.connect(address):
+            with anyio.move_on_after(0.01):
+                await connector.connect(address).opened
+
+    with stdlib.create_server(("127.0.0.1", 0), backlog=128) as server:
+        for _ in range(2):
+            anyio.run(leave, server.getsockname(), backend=name, backend_options=options)
+    assert slots(connector).free == 1
+    assert not slots(connector).queue

@@ -1,0 +1,292 @@
+"""listen(): what comes in is a Socket, what fails is handled, and loops are found."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket as stdlib
+from dataclasses import replace
+from typing import Any
+
+import anyio
+import pytest
+from anyio.abc import SocketAttribute
+
+from anyio_connect import (
+    WORKERS,
+    AddressNotAllowedError,
+    AddressPolicy,
+    Connector,
+    InvalidAddressError,
+    InvalidOptionError,
+    Listener,
+    ListenError,
+    LoopError,
+    RefusedError,
+    ResolveError,
+    Socket,
+    connect,
+    listen,
+)
+from peers import has_ipv6
+
+LOOPBACK = replace(WORKERS, allow=["127.0.0.0/8", "::1"])
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+
+
+async def echo(socket: Socket) -> None:
+    async with socket:
+        async for data in socket.readable:
+            await socket.send(data)
+
+
+def port(listener: Listener) -> int:
+    return listener.extra(SocketAttribute.local_port)
+
+
+# --- serving
+
+
+@pytest.mark.parametrize("half_open", [False, True])
+async def test_what_comes_in_is_an_open_socket(half_open: bool) -> None:
+    seen: list[Socket] = []
+
+    async def handler(socket: Socket) -> None:
+        seen.append(socket)
+        assert socket.opened.done()
+        async with socket:
+            assert await socket.receive() == b"ping"
+            with pytest.raises(anyio.EndOfStream):
+                await socket.receive()
+            if half_open:
+                await socket.send(b"after your end")
+            else:
+                await socket.closed
+
+    async with (
+        await listen("127.0.0.1:0", allow_half_open=half_open) as listener,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(listener.serve, handler)
+        async with connect(listener.addresses[0], allow_half_open=True) as socket:
+            ours = await socket.opened
+            await socket.send(b"ping")
+            await socket.send_eof()
+            answer = b"".join([data async for data in socket.readable])
+        group.cancel_scope.cancel()
+    theirs = seen[0].opened.result()
+    assert (theirs.remote_address, theirs.local_address) == (
+        ours.local_address,
+        ours.remote_address,
+    )
+    assert answer == (b"after your end" if half_open else b"")
+
+
+async def test_tasks_run_in_the_group_that_is_given() -> None:
+    async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
+        scope = anyio.CancelScope()
+
+        async def serve() -> None:
+            with scope:
+                await listener.serve(echo, group)
+
+        group.start_soon(serve)
+        async with connect(listener.addresses[0]) as socket:
+            await socket.send(b"1")
+            assert await socket.receive() == b"1"
+            scope.cancel()  # stops accepting; the handler goes on
+            await listener.aclose()
+            await socket.send(b"2")
+            assert await socket.receive() == b"2"
+
+
+async def test_an_exception_of_a_handler_ends_serving() -> None:
+    async def fail(socket: Socket) -> None:
+        await socket.close()
+        raise LookupError
+
+    async def serve(listener: Listener) -> None:
+        with pytest.raises(Exception) as caught:
+            await listener.serve(fail)
+        raised: Any = caught.value
+        while not isinstance(raised, LookupError):  # in an exception group or two
+            (raised,) = raised.exceptions
+
+    async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
+        group.start_soon(serve, listener)
+        async with connect(listener.addresses[0]):
+            pass
+
+
+async def test_closing_ends_serving_but_no_handler() -> None:
+    ended = False
+
+    async def serve(listener: Listener) -> None:
+        nonlocal ended
+        with pytest.raises(anyio.ClosedResourceError):
+            await listener.serve(echo)
+        ended = True
+
+    async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
+        group.start_soon(serve, listener)
+        async with connect(listener.addresses[0]) as socket:
+            await socket.send(b"1")
+            assert await socket.receive() == b"1"
+            with pytest.raises(anyio.BusyResourceError):
+                await listener.serve(echo)
+            await listener.aclose()
+            await listener.aclose()
+            await socket.send(b"2")
+            assert await socket.receive() == b"2"
+            assert not ended
+    assert ended
+    with pytest.raises(anyio.ClosedResourceError):
+        await listener.serve(echo)
+    with pytest.raises(RefusedError):
+        await connect(listener.addresses[0]).opened
+
+
+@pytest.mark.parametrize("code", [errno.ECONNABORTED, errno.EPERM, errno.EMFILE, errno.ENOMEM])
+async def test_accepting_goes_on_after(
+    code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("anyio_connect._listen._PAUSE", 0)
+    errors = [OSError(code, "no")]
+    real = stdlib.socket
+
+    class Failing(real):  # type: ignore[misc, valid-type]
+        def accept(self) -> Any:
+            if errors:
+                raise errors.pop()
+            return super().accept()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("anyio_connect._listen.socket.socket", Failing)
+        listener = await listen("127.0.0.1:0")
+    async with listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, echo)
+        async with connect(listener.addresses[0]) as socket:
+            await socket.send(b"1")
+            assert await socket.receive() == b"1"
+        group.cancel_scope.cancel()
+    assert not errors
+    logged = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(logged) == (code in (errno.EMFILE, errno.ENOMEM))
+
+
+# --- where
+
+
+@needs_ipv6
+async def test_a_name_is_listened_to_at_all_its_addresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def getaddrinfo(host: str, number: int, **_: object) -> list[Any]:
+        assert (host, number) == ("host.test", 0)
+        return [
+            (stdlib.AF_INET, stdlib.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+            (stdlib.AF_INET6, stdlib.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
+        ]
+
+    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    async with await listen("host.test:0") as listener, anyio.create_task_group() as group:
+        number = port(listener)
+        assert listener.addresses == [f"127.0.0.1:{number}", f"[::1]:{number}"]
+        group.start_soon(listener.serve, echo)
+        for address in listener.addresses:
+            async with connect(address) as socket:
+                await socket.send(b"1")
+                assert await socket.receive() == b"1"
+        group.cancel_scope.cancel()
+
+
+async def test_extras() -> None:
+    async with await listen(("127.0.0.1", 0)) as listener:
+        at: Any = listener.extra(SocketAttribute.local_address)
+        host, number = at
+        assert listener.addresses == [f"{host}:{number}"]
+        assert listener.extra(SocketAttribute.family) == stdlib.AF_INET
+        assert listener.extra(SocketAttribute.raw_socket).getsockname() == (host, number)
+
+
+async def test_what_is_taken_or_not_ours_is_a_named_error() -> None:
+    async with await listen("127.0.0.1:0") as listener:
+        with pytest.raises(ListenError, match="something else listens there") as caught:
+            await listen(listener.addresses[0])
+        assert caught.value.errno == errno.EADDRINUSE
+        assert isinstance(caught.value.__cause__, OSError)
+    with pytest.raises(ListenError, match="no such address"):
+        await listen("192.0.2.1:0")
+
+
+async def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    address: Any
+    for address in ("127.0.0.1", "127.1:0", "h:65536", ("h", -1)):
+        with pytest.raises(InvalidAddressError):
+            await listen(address)
+    bad: list[dict[str, Any]] = [{"backlog": 0}, {"backlog": True}, {"allow_half_open": 1}]
+    for options in bad:
+        with pytest.raises(InvalidOptionError, match=f"bad value for {next(iter(options))}"):
+            await listen("127.0.0.1:0", **options)
+
+    async def getaddrinfo(*_: object, **__: object) -> Any:
+        raise stdlib.gaierror(stdlib.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    with pytest.raises(ResolveError, match="no such name"):
+        await listen("host.test:0")
+
+
+# --- loops
+
+
+@pytest.mark.parametrize(
+    ("at", "dialled"),
+    [
+        ("127.0.0.1:0", "127.0.0.1"),
+        ("127.0.0.1:0", "::ffff:127.0.0.1"),
+        ("127.0.0.1:0", "0.0.0.0"),
+        ("0.0.0.0:0", "127.0.0.1"),
+        ("0.0.0.0:0", "127.1.2.3"),
+        ("0.0.0.0:0", "0.0.0.0"),
+        pytest.param("[::1]:0", "::1", marks=needs_ipv6),
+        pytest.param("[::]:0", "::1", marks=needs_ipv6),
+        pytest.param("[::]:0", "::", marks=needs_ipv6),
+    ],
+)
+@pytest.mark.parametrize("policy", [WORKERS, LOOPBACK, AddressPolicy(refuse_loops=True)])
+async def test_dialling_ourselves_is_a_loop(at: str, dialled: str, policy: AddressPolicy) -> None:
+    async with await listen(at) as listener:
+        socket = Connector(policy).connect((dialled, port(listener)))
+        with pytest.raises(LoopError, match="this process itself listens there") as caught:
+            await socket.opened
+        assert socket.closed.exception() is caught.value
+        # Not a loop: another port, another address.
+        kind = (AddressNotAllowedError, OSError)
+        with pytest.raises(kind) as other:
+            await Connector(policy).connect(("127.0.0.1", 9)).opened
+        assert not isinstance(other.value, LoopError)
+    with pytest.raises(kind) as other:  # it no longer listens
+        await Connector(policy).connect((dialled, port(listener))).opened
+    assert not isinstance(other.value, LoopError)
+
+
+async def test_a_name_that_leads_back_is_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def getaddrinfo(host: str, number: int, **_: object) -> list[Any]:
+        return [(stdlib.AF_INET, stdlib.SOCK_STREAM, 6, "", ("127.0.0.1", number))]
+
+    async with await listen("127.0.0.1:0") as listener:
+        monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+        with pytest.raises(LoopError):
+            await Connector(WORKERS).connect(f"host.test:{port(listener)}").opened
+
+
+async def test_loops_are_nobodys_business_by_default() -> None:
+    async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, echo)
+        async with Connector(replace(LOOPBACK, refuse_loops=False)).connect(
+            listener.addresses[0]
+        ) as socket:
+            await socket.send(b"1")
+            assert await socket.receive() == b"1"
+        group.cancel_scope.cancel()

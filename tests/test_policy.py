@@ -1,0 +1,305 @@
+"""AddressPolicy: what each rule says of each address, without a single packet."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+import socket
+from dataclasses import FrozenInstanceError, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyio_connect import UNRESTRICTED, WORKERS, AddressPolicy, InvalidOptionError
+from anyio_connect._ranges import BLOCKS, METADATA, block_of
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+PUBLIC = ["1.1.1.1", "8.8.8.8", "223.255.255.255", "2606:4700::1", "2a00::1"]
+
+
+# --- the table in the README
+
+
+def rows() -> list[list[str]]:
+    table = README.partition("| what | for example |")[2].partition("\n\n")[0]
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]
+    ]
+
+
+def test_the_table_has_something_to_test() -> None:
+    assert len(rows()) >= 15
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row[0])
+def test_a_row_of_the_table_says_what_the_presets_do(row: list[str]) -> None:
+    _, examples, *cells = row
+    names = re.search(r"\| what \| for example \|(.*)\|", README)
+    assert names is not None
+    presets = [name.strip(" `") for name in names[1].split("|")]
+    assert presets == ["UNRESTRICTED", "WORKERS"]
+    found = re.findall(r"`([^`]+)`", examples)
+    assert found
+    for example in found:
+        address, port = (example, 443) if "port" not in example else ("8.8.8.8", example[5:])
+        for cell, policy in zip(cells, (UNRESTRICTED, WORKERS), strict=True):
+            assert cell in ("yes", "no")
+            why = policy.refusal(address, int(port))
+            assert (why is None) == (cell == "yes"), (example, policy, why)
+
+
+def test_every_block_has_an_example_in_the_table() -> None:
+    examples = re.findall(r"`([^`]+)`", "".join(row[1] for row in rows()))
+    shown = {block_of(ip_address(e.partition("%")[0])) for e in examples if "port" not in e}
+    # Wrapped IPv4 lies in "not Global Unicast", and "2000::/3" has 6to4.
+    missing = {block for block in BLOCKS if block not in shown and not block.public}
+    assert not missing
+
+
+# --- addresses
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_public_addresses_are_allowed(address: str) -> None:
+    assert WORKERS.refusal(address, 443) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("10.0.0.1", "10.0.0.0/8 is Private-Use (RFC 1918)"),
+        ("fe80::1%eth0", "fe80::/10 is Link-Local (RFC 4291)"),
+        ("169.254.169.254", "169.254.169.254 is a cloud metadata address (most clouds)"),
+        ("255.255.255.255", "255.255.255.255/32 is Limited Broadcast (RFC 919)"),
+        (
+            "::ffff:10.0.0.1",
+            "it carries 10.0.0.1 (IPv4-mapped, RFC 4291): 10.0.0.0/8 is Private-Use (RFC 1918)",
+        ),
+        ("8.8.8.8.", "'8.8.8.8.' is not an IP address"),
+        ("[::1]", "'[::1]' is not an IP address"),
+        ("010.0.0.1", "'010.0.0.1' is not an IP address"),
+        ("8.8.8.8%1", "'8.8.8.8%1' is not an IP address"),
+        ("example.com", "'example.com' is not an IP address"),
+        ("", "'' is not an IP address"),
+    ],
+)
+def test_a_refusal_names_the_rule(address: str, why: str) -> None:
+    assert WORKERS.refusal(address, 443) == why
+
+
+@pytest.mark.parametrize("first", ["1.1.1.1", "10.0.0.1", "127.0.0.1", "169.254.169.254"])
+@pytest.mark.parametrize("second", ["8.8.4.4", "192.168.0.1", "100.100.100.200"])
+def test_ipv4_in_ipv6_is_judged_as_that_ipv4(first: str, second: str) -> None:
+    one, two = int(IPv4Address(first)), int(IPv4Address(second))
+    allowed = WORKERS.refusal(first, 443) is None
+    forms = [
+        one,  # compatible
+        0xFFFF << 32 | one,  # mapped
+        0x64FF9B << 96 | one,  # NAT64
+        0x2002 << 112 | one << 80 | two,  # 6to4: only the first leads anywhere
+    ]
+    for form in forms:
+        assert (WORKERS.refusal(IPv6Address(form), 443) is None) == allowed, IPv6Address(form)
+    both = allowed and WORKERS.refusal(second, 443) is None
+    for server, client in ((one, two), (two, one)):
+        teredo = IPv6Address(0x20010000 << 96 | server << 64 | client ^ 0xFFFFFFFF)
+        assert (WORKERS.refusal(teredo, 443) is None) == both, teredo
+    for middle in (0x00005EFE, 0x02005EFE):
+        isatap = IPv6Address(0x26064700 << 96 | middle << 32 | one)
+        assert (WORKERS.refusal(isatap, 443) is None) == allowed, isatap
+
+
+def test_what_cannot_be_decoded_is_denied_by_rules_about_ipv4() -> None:
+    opaque = "64:ff9b:1::808:808"
+    assert UNRESTRICTED.refusal(opaque, 443) is None
+    for policy in (
+        WORKERS,
+        replace(WORKERS, allow=["64:ff9b:1::/48"]),
+        AddressPolicy(deny=["10.0.0.0/8"]),
+    ):
+        assert "so no rule can tell where it leads" in str(policy.refusal(opaque, 443))
+
+
+def test_the_unspecified_address_is_this_machine() -> None:
+    assert AddressPolicy(deny=["127.0.0.0/8"]).refusal("0.0.0.0", 80)
+    assert AddressPolicy(deny=["127.0.0.0/8"]).refusal("::ffff:0.0.0.0", 80)
+    assert AddressPolicy(deny=["::1"]).refusal("::", 80)
+
+
+@given(st.ip_addresses())
+def test_whatever_public_means_ipaddress_agrees_where_it_denies(
+    ip: IPv4Address | IPv6Address,
+) -> None:
+    """What Python takes for private, loopback and so on is never public here."""
+    if WORKERS.refusal(ip, 443) is None:
+        assert not any((ip.is_loopback, ip.is_link_local, ip.is_multicast, ip.is_unspecified))
+        assert block_of(ip).public or ip.version == 6
+
+
+@given(st.ip_addresses(), st.ip_addresses(v=4), st.integers(1, 65535))
+def test_whatever_is_refused_is_refused_in_every_wrapping(
+    ip: IPv4Address | IPv6Address, four: IPv4Address, port: int
+) -> None:
+    assert WORKERS.refusal(str(ip), port) == WORKERS.refusal(ip, port)
+    alone = WORKERS.refusal(four, port) is None
+    assert (WORKERS.refusal(f"::ffff:{four}", port) is None) == alone
+    if int(four) > 1:
+        assert (WORKERS.refusal(f"::{four}", port) is None) == alone
+    assert (WORKERS.refusal(f"64:ff9b::{four}", port) is None) == alone
+
+
+# --- rules
+
+
+def test_deny_wins() -> None:
+    policy = AddressPolicy(allow=["10.0.0.0/8"], deny=["10.1.0.0/16"])
+    assert policy.refusal("10.0.0.1", 1) is None
+    assert policy.refusal("10.1.0.1", 1) == "10.1.0.0/16 is in deny"
+    assert policy.refusal("::ffff:10.1.0.1", 1)
+    assert policy.refusal("8.8.8.8", 1) == "8.8.8.8 is in none of the networks of allow"
+    assert policy.refusal("2001:db8::1", 1)
+
+
+def test_a_wrapping_is_denied_by_its_own_network_too() -> None:
+    assert AddressPolicy(deny=["2002::/16"]).refusal("2002:808:808::1", 1)
+    assert AddressPolicy(deny=["::ffff:8.0.0.0/104"]).refusal("8.8.8.8", 1)
+    assert AddressPolicy(deny=["8.8.8.8"]).refusal("::ffff:0:8.8.8.8", 1)
+
+
+def test_allow_makes_exceptions_from_public_only() -> None:
+    policy = replace(WORKERS, allow=["10.0.0.0/8", "fd00::/8", "169.254.0.0/16"])
+    for address in ("10.0.0.1", "::ffff:10.0.0.1", "fd00::1", "169.254.1.1", *PUBLIC):
+        assert policy.refusal(address, 443) is None
+    assert policy.refusal("192.168.0.1", 443)
+    assert policy.refusal("10.0.0.1", 25) == "port 25 is in deny_ports"
+
+
+@pytest.mark.parametrize("address", METADATA, ids=str)
+def test_metadata_addresses_stay_denied_whatever_is_allowed(address: Any) -> None:
+    everything = replace(WORKERS, allow=["0.0.0.0/0", "::/0", address])
+    assert "metadata" in str(everything.refusal(address, 80))
+    assert "metadata" in str((everything & AddressPolicy(allow=[address])).refusal(address, 80))
+    if address.version == 4:
+        assert "metadata" in str(everything.refusal(f"::ffff:{address}", 80))
+    assert UNRESTRICTED.refusal(address, 80) is None
+
+
+def test_empty_lists_allow_nothing() -> None:
+    assert AddressPolicy(allow=[]).refusal("8.8.8.8", 1)
+    assert AddressPolicy(allow_ports=[]).refusal("8.8.8.8", 1)
+
+
+def test_ports() -> None:
+    policy = AddressPolicy(allow_ports=[443, (8000, 8099), range(9000, 9010)], deny_ports=[8080])
+    allowed = {p for p in range(1, 65536) if policy.refusal("8.8.8.8", p) is None}
+    assert allowed == {443, *range(8000, 8100), *range(9000, 9010)} - {8080}
+    assert policy.refusal("8.8.8.8", 80) == "port 80 is not in allow_ports"
+    port: Any
+    for port in (0, 65536, -1, "443"):
+        assert "is not a port" in str(UNRESTRICTED.refusal("8.8.8.8", port))
+
+
+def test_both_must_allow() -> None:
+    low = AddressPolicy(allow=["10.0.0.0/8"], allow_ports=[(1, 100)])
+    part = AddressPolicy(allow=["10.5.0.0/16"], deny_ports=[7], refuse_loops=True)
+    for policy in (low & part, part & low, low & part & low, low & (part & UNRESTRICTED)):
+        assert policy.refusal("10.5.0.1", 80) is None
+        assert policy.refusal("10.6.0.1", 80)
+        assert policy.refusal("10.5.0.1", 7)
+        assert policy.refusal("10.5.0.1", 101)
+        assert policy.loops_refused
+    assert UNRESTRICTED & low is low
+    assert low & UNRESTRICTED is low
+    # Widening one part does not widen the other.
+    assert replace(low & part, allow=None).refusal("10.6.0.1", 80)
+    with pytest.raises(TypeError):
+        _ = low & "10.0.0.0/8"  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+
+
+# --- values
+
+
+@pytest.mark.parametrize(
+    ("policy", "text"),
+    [
+        (UNRESTRICTED, "UNRESTRICTED"),
+        (WORKERS, "WORKERS"),
+        (AddressPolicy(), "UNRESTRICTED"),
+        (
+            replace(WORKERS, allow=["10.0.0.0/8"], refuse_loops=False),
+            "AddressPolicy(allow=['10.0.0.0/8'], deny_ports=[25], public_only=True)",
+        ),
+        (
+            WORKERS & AddressPolicy(deny=["1.1.1.1"], deny_ports=[range(1, 5), 8]),
+            "WORKERS & AddressPolicy(deny=['1.1.1.1'], deny_ports=[(1, 4), 8])",
+        ),
+    ],
+)
+def test_repr(policy: AddressPolicy, text: str) -> None:
+    assert repr(policy) == text
+    assert eval(text, {**globals()}) == policy
+
+
+def test_equal_rules_are_equal() -> None:
+    one = AddressPolicy(deny=["10.0.0.0/8", "1.1.1.1"], deny_ports=[range(5, 7)])
+    two = AddressPolicy(
+        deny=(n for n in (IPv4Network("10.0.0.0/8"), IPv4Address("1.1.1.1"))),
+        deny_ports=[(5, 6)],
+    )
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one != UNRESTRICTED
+    for same in (copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert same == one
+    with pytest.raises(FrozenInstanceError):
+        one.deny = ()  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"deny": "10.0.0.0/8"}, "must be a list of networks"),
+    ({"deny": IPv4Network("10.0.0.0/8")}, "must be a list of networks"),
+    ({"deny": IPv6Network("::/0")}, "must be a list of networks"),
+    ({"deny": None}, "must be a list of networks"),
+    ({"allow": 5}, "must be a list of networks"),
+    ({"allow": ["10.0.0.1/8"]}, "has host bits set"),
+    ({"allow": ["example.com"]}, "write it like '10.0.0.0/8'"),
+    ({"allow": ["fe80::1%eth0"]}, "no zones"),
+    ({"allow": [IPv6Address("fe80::1%eth0")]}, "no zones"),
+    ({"allow": [5]}, "must be a network or an address"),
+    ({"allow": [b"\x0a\x00\x00\x01"]}, "must be a network or an address"),
+    ({"deny_ports": 25}, "must be a list of ports"),
+    ({"deny_ports": "25"}, "must be a list of ports"),
+    ({"deny_ports": None}, "must be a list of ports"),
+    ({"deny_ports": [0]}, "1 to 65535"),
+    ({"deny_ports": [65536]}, "1 to 65535"),
+    ({"deny_ports": [True]}, "1 to 65535"),
+    ({"deny_ports": ["25"]}, "1 to 65535"),
+    ({"deny_ports": [(5, 4)]}, "1 to 65535"),
+    ({"deny_ports": [(1, 2, 3)]}, "1 to 65535"),
+    ({"allow_ports": [range(10, 20, 2)]}, "1 to 65535"),
+    ({"allow_ports": [range(5, 5)]}, "1 to 65535"),
+    ({"public_only": 1}, "must be True or False"),
+    ({"refuse_loops": None}, "must be True or False"),
+    ({"also": [WORKERS]}, "must be a tuple of AddressPolicy"),
+    ({"also": ("WORKERS",)}, "must be a tuple of AddressPolicy"),
+]
+
+
+@pytest.mark.parametrize(("rules", "why"), BAD)
+def test_what_cannot_be_a_rule_is_an_error_at_once(rules: dict[str, Any], why: str) -> None:
+    with pytest.raises(InvalidOptionError, match=f"bad value for {next(iter(rules))}.*{why}"):
+        AddressPolicy(**rules)
+
+
+def test_a_policy_does_no_input_or_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(socket, "socket", forbidden)
+    monkeypatch.setattr(socket, "getaddrinfo", forbidden)
+    assert AddressPolicy(deny=["10.0.0.0/8"]).refusal("example.com", 80)
