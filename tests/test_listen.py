@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio.abc import SocketAttribute
+from anyio.streams.tls import TLSListener, TLSStream
 
 from anyio_connect import (
     WORKERS,
@@ -29,6 +30,7 @@ from anyio_connect import (
     listen,
 )
 from peers import has_ipv6
+from tls_peers import client_context, server_context
 
 LOOPBACK = replace(WORKERS, allow=["127.0.0.0/8", "::1"])
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
@@ -172,6 +174,21 @@ async def test_accepting_goes_on_after(
     assert not errors
     logged = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(logged) == (code in (errno.EMFILE, errno.ENOMEM))
+
+
+async def test_anyios_tls_goes_on_top() -> None:
+    async def handler(stream: TLSStream) -> None:
+        async with stream:
+            await stream.send(await stream.receive())
+
+    async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
+        group.start_soon(TLSListener(listener, server_context()).serve, handler)
+        async with connect(
+            listener.addresses[0], secure_transport="on", ssl_context=client_context()
+        ) as socket:
+            await socket.send(b"secret")
+            assert await socket.receive() == b"secret"
+        group.cancel_scope.cancel()
 
 
 # --- where
