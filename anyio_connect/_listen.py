@@ -154,10 +154,15 @@ class Listener(abc.Listener[Socket]):
             except OSError:  # it has gone already
                 accepted.close()
                 continue
-            target = Target(SocketAddress(*host_and_port(accepted.getpeername())), self._options)
+            remote: Any = transport.extra(SocketAttribute.remote_address)
+            target = Target(SocketAddress(*remote), self._options)
             ours = Socket(Accepted(transport), target)
             await ours.opened  # which waits for nothing
-            group.start_soon(handler, ours)
+            try:
+                group.start_soon(handler, ours)
+            except BaseException:  # the group is no more
+                await transport.abort()
+                raise
 
     async def _accept(self, sock: socket.socket) -> socket.socket | None:
         await checkpoint()

@@ -18,6 +18,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from anyio.streams.stapled import StapledObjectStream
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -42,6 +43,15 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6
 #: Of this machine's loopback addresses, one may be connected to and the others may not.
 ONE = AddressPolicy(allow=["127.0.0.1"])
 WORKER = Connector(WORKERS, happy_eyeballs_delay=0)
+
+
+def memory_stream_pair() -> tuple[StapledObjectStream[bytes], StapledObjectStream[bytes]]:
+    send_one, receive_one = anyio.create_memory_object_stream[bytes](1)
+    send_two, receive_two = anyio.create_memory_object_stream[bytes](1)
+    return (
+        StapledObjectStream(send_one, receive_two),
+        StapledObjectStream(send_two, receive_one),
+    )
 
 
 class Resolver:
@@ -196,6 +206,29 @@ async def test_so_is_one_of_anyios_own(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(anyio, "connect_tcp", redirect)
             with pytest.raises(AddressNotAllowedError, match=r"leads to 127\.0\.0\.2"):
                 await Connector(ONE).connect(good.address).opened
+
+
+async def test_what_cannot_be_judged_in_the_end_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """AnyIO's own stream, and one that does not tell where it leads."""
+
+    async def wait_writable(_: object) -> None:
+        raise NotImplementedError
+
+    stream, theirs = memory_stream_pair()
+
+    async def connect_tcp(*_: object, **__: object) -> Any:
+        return stream
+
+    async with listening() as good:
+        monkeypatch.setattr(anyio, "wait_writable", wait_writable)
+        monkeypatch.setattr(anyio, "connect_tcp", connect_tcp)
+        with pytest.raises(AddressNotAllowedError, match="cannot be told where"):
+            await Connector(ONE).connect(good.address).opened
+    with pytest.raises(anyio.EndOfStream):
+        await theirs.receive()
+    await theirs.aclose()
 
 
 # --- mixed answers
