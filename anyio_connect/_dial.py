@@ -82,10 +82,7 @@ async def dial(address: SocketAddress, route: Route, attempts: list[ConnectError
     """
     await checkpoint_if_cancelled()
     where = format_address(*address)
-    vetted = [
-        (endpoint, _vet(endpoint, route.policy))
-        for endpoint in _literal(address) or await _resolve(address)
-    ]
+    vetted = [(endpoint, _vet(endpoint, route.policy)) for endpoint in await resolve(address)]
     refused = [error for _, error in vetted if error is not None]
     endpoints = [endpoint for endpoint, error in vetted if error is None]
     if not endpoints:
@@ -118,7 +115,13 @@ def _literal(address: SocketAddress) -> list[Endpoint]:
         return []
 
 
-async def _resolve(address: SocketAddress) -> list[Endpoint]:
+async def resolve(address: SocketAddress) -> list[Endpoint]:
+    """Every endpoint that ``address`` stands for, at least one.
+
+    :raises ResolveError: there is none
+    """
+    if endpoints := _literal(address):
+        return endpoints
     host, port = address
     try:
         found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -143,9 +146,12 @@ def _vet(endpoint: Endpoint, policy: AddressPolicy) -> ConnectError | None:
     """What forbids to dial ``endpoint``."""
     if policy is UNRESTRICTED:
         return None
-    if policy.loops_refused and leads_back(endpoint.sockaddr):
-        return loop(str(endpoint), "this process itself listens there")
     why = policy.refusal(*endpoint.sockaddr[:2])
+    try:
+        if policy.loops_refused and leads_back(endpoint.sockaddr):
+            return loop(str(endpoint), "this process itself listens there")
+    except ValueError:
+        assert why is not None  # it is not an IP address
     return forbidden(str(endpoint), why) if why else None
 
 

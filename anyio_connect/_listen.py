@@ -16,7 +16,8 @@ from anyio.abc import SocketAttribute, TaskGroup
 from anyio.lowlevel import checkpoint
 
 from ._address import SocketAddress, format_address, parse_address
-from ._errors import cannot_listen, resolve_failed
+from ._dial import Endpoint, resolve
+from ._errors import cannot_listen
 from ._loops import announce, withdraw
 from ._open import Accepted, Target
 from ._options import Options, check_count, parse_options
@@ -54,7 +55,8 @@ async def listen(
     or ``"[::]:80"``, each for its own family. ``allow_half_open`` is as for ``connect()``.
     ``backlog``: how many connections the kernel keeps until they are accepted, at most.
 
-    Plain TCP only: for TLS, give AnyIO's ``TLSListener`` an AnyIO listener, not this one.
+    Plain TCP only. For TLS, ``anyio.streams.tls.TLSListener(listener, ssl_context)``, whose
+    handlers get AnyIO's ``TLSStream``.
 
     While it listens, a ``Connector`` whose policy refuses loops does not connect to it from
     this process. Cancelled, it leaves nothing behind.
@@ -67,26 +69,23 @@ async def listen(
     where = parse_address(address, lowest_port=0)
     options = parse_options({"allow_half_open": allow_half_open})
     check_count("backlog", backlog)
-    try:
-        found = await anyio.getaddrinfo(*where, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as exc:
-        raise resolve_failed(*where, exc) from exc
-    at = [(family, sockaddr) for family, _, _, _, sockaddr in found]
+    await checkpoint()
+    endpoints = await resolve(where)
     # A port that is free at one address need not be at the next.
     tries = 1 if where.port else _FREE_PORT_TRIES
     while True:
         tries -= 1
         try:
-            return Listener(_bind(at, where.port, min(backlog, 2**31 - 1)), options)
+            return Listener(_bind(endpoints, where.port, min(backlog, 2**31 - 1)), options)
         except OSError as exc:
             if exc.errno != errno.EADDRINUSE or not tries:
                 raise cannot_listen(format_address(*where), exc) from exc
 
 
-def _bind(at: list[tuple[Any, Any]], port: int, backlog: int) -> list[socket.socket]:
+def _bind(endpoints: list[Endpoint], port: int, backlog: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
-        for family, sockaddr in dict.fromkeys(at):
+        for family, sockaddr in endpoints:
             sock = socket.socket(family, socket.SOCK_STREAM)
             sockets.append(sock)
             sock.setblocking(False)
@@ -155,10 +154,15 @@ class Listener(abc.Listener[Socket]):
             except OSError:  # it has gone already
                 accepted.close()
                 continue
-            target = Target(SocketAddress(*host_and_port(accepted.getpeername())), self._options)
+            remote: Any = transport.extra(SocketAttribute.remote_address)
+            target = Target(SocketAddress(*remote), self._options)
             ours = Socket(Accepted(transport), target)
             await ours.opened  # which waits for nothing
-            group.start_soon(handler, ours)
+            try:
+                group.start_soon(handler, ours)
+            except BaseException:  # the group is no more
+                await transport.abort()
+                raise
 
     async def _accept(self, sock: socket.socket) -> socket.socket | None:
         await checkpoint()

@@ -30,7 +30,10 @@ def withdraw(listener: socket.socket) -> None:
 
 
 def leads_back(sockaddr: tuple[Any, ...]) -> bool:
-    """Whether a connection to ``sockaddr`` would be to a listener of this process."""
+    """Whether a connection to ``sockaddr`` would be to a listener of this process.
+
+    :raises ValueError: it has no IP address
+    """
     ip, port = _normal(sockaddr)
     if not int(ip):  # where the system connects to instead
         ip = hidden(ip)[0].ip

@@ -32,7 +32,7 @@ from anyio_connect import (
     SocketError,
     connect,
 )
-from anyio_connect._slots import Slots
+from anyio_connect._slots import Slot, Slots
 from peers import has_ipv6, listening, refusing_address
 from sockets import raw, settle
 
@@ -460,6 +460,36 @@ def test_several_event_loops_at_once(anyio_backend: Any) -> None:
             thread.join(30)
     assert sorted(done) == [0, 1, 2]
     assert slots(connector).free == 2
+
+
+def test_who_waited_in_a_loop_that_is_no_more_is_passed_over(anyio_backend: Any) -> None:
+    """Only a loop that was stopped by force leaves somebody in the queue."""
+    name, options = anyio_backend
+    pool = Slots(1)
+    first, abandoned, next_one = Slot(pool), Slot(pool), Slot(pool)
+
+    async def wait() -> None:
+        await first.acquire()
+        async with anyio.create_task_group() as group:
+            group.start_soon(abandoned.acquire)
+            await turns()
+            assert [*pool.queue] == [abandoned]
+            group.cancel_scope.cancel()
+
+    anyio.run(wait, backend=name, backend_options=options)
+    assert abandoned.has.name == "PLACE"
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(next_one.acquire)
+            await turns()
+            first.release()
+
+    anyio.run(main, backend=name, backend_options=options)
+    assert next_one.has.name == "SLOT"
+    assert abandoned.has.name == "NOTHING"
+    next_one.release()
+    assert pool.free == 1
 
 
 def test_a_loop_that_ended_while_one_waited_takes_no_slot(anyio_backend: Any) -> None:

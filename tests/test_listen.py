@@ -11,11 +11,13 @@ from typing import Any
 import anyio
 import pytest
 from anyio.abc import SocketAttribute
+from anyio.streams.tls import TLSListener, TLSStream
 
 from anyio_connect import (
     WORKERS,
     AddressNotAllowedError,
     AddressPolicy,
+    BrokenError,
     Connector,
     InvalidAddressError,
     InvalidOptionError,
@@ -28,7 +30,9 @@ from anyio_connect import (
     connect,
     listen,
 )
+from anyio_connect._transport import TCPTransport
 from peers import has_ipv6
+from tls_peers import client_context, server_context
 
 LOOPBACK = replace(WORKERS, allow=["127.0.0.0/8", "::1"])
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
@@ -98,6 +102,24 @@ async def test_tasks_run_in_the_group_that_is_given() -> None:
             await listener.aclose()
             await socket.send(b"2")
             assert await socket.receive() == b"2"
+
+
+async def test_a_group_that_is_no_more_leaves_nothing_open() -> None:
+    async with anyio.create_task_group() as over:
+        pass
+
+    async def serve(listener: Listener) -> None:
+        with pytest.raises(Exception) as caught:
+            await listener.serve(echo, over)
+        raised: Any = caught.value
+        while not isinstance(raised, RuntimeError):
+            (raised,) = raised.exceptions
+
+    async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
+        group.start_soon(serve, listener)
+        async with connect(listener.addresses[0]) as socket:
+            with pytest.raises(BrokenError):
+                await socket.receive()
 
 
 async def test_an_exception_of_a_handler_ends_serving() -> None:
@@ -172,6 +194,45 @@ async def test_accepting_goes_on_after(
     assert not errors
     logged = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(logged) == (code in (errno.EMFILE, errno.ENOMEM))
+
+
+async def test_a_connection_that_is_gone_before_it_is_handed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """getpeername() fails then, on some systems."""
+    gone = [True]
+
+    def make(sock: stdlib.socket) -> Any:
+        if gone:
+            gone.pop()
+            raise OSError(errno.ENOTCONN, "not connected")
+        return TCPTransport(sock)
+
+    monkeypatch.setattr("anyio_connect._listen.TCPTransport", make)
+    async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, echo)
+        async with connect(listener.addresses[0]) as first:
+            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                await first.receive()
+        async with connect(listener.addresses[0]) as second:
+            await second.send(b"1")
+            assert await second.receive() == b"1"
+        group.cancel_scope.cancel()
+
+
+async def test_anyios_tls_goes_on_top() -> None:
+    async def handler(stream: TLSStream) -> None:
+        async with stream:
+            await stream.send(await stream.receive())
+
+    async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
+        group.start_soon(TLSListener(listener, server_context()).serve, handler)
+        async with connect(
+            listener.addresses[0], secure_transport="on", ssl_context=client_context()
+        ) as socket:
+            await socket.send(b"secret")
+            assert await socket.receive() == b"secret"
+        group.cancel_scope.cancel()
 
 
 # --- where
@@ -269,6 +330,21 @@ async def test_dialling_ourselves_is_a_loop(at: str, dialled: str, policy: Addre
     with pytest.raises(kind) as other:  # it no longer listens
         await Connector(policy).connect((dialled, port(listener))).opened
     assert not isinstance(other.value, LoopError)
+
+
+@needs_ipv6
+async def test_a_wildcard_is_not_the_whole_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only this machine's own addresses lead back to a listener at all of them."""
+
+    def connect(*_: object) -> None:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+    monkeypatch.setattr(stdlib.socket, "connect", connect, raising=False)
+    for at, elsewhere in (("0.0.0.0:0", "192.0.2.1"), ("[::]:0", "2001:db8::1")):
+        async with await listen(at) as listener:
+            connector = Connector(AddressPolicy(refuse_loops=True))
+            with pytest.raises(RefusedError):
+                await connector.connect((elsewhere, port(listener))).opened
 
 
 async def test_a_name_that_leads_back_is_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:

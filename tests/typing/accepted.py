@@ -10,6 +10,8 @@ from __future__ import annotations
 import socket as stdlib
 import ssl
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Literal
 
 import anyio
@@ -29,12 +31,20 @@ from anyio.streams.text import TextReceiveStream, TextSendStream, TextStream
 from typing_extensions import assert_type
 
 from anyio_connect import (
+    UNRESTRICTED,
+    WORKERS,
+    AddressNotAllowedError,
+    AddressPolicy,
     BrokenError,
     ClosedError,
     ConnectError,
+    Connector,
     ConnectTimeoutError,
     InvalidAddressError,
     InvalidOptionError,
+    Listener,
+    ListenError,
+    LoopError,
     PendingError,
     ReadableStream,
     RefusedError,
@@ -48,6 +58,7 @@ from anyio_connect import (
     StartTLSError,
     WritableStream,
     connect,
+    listen,
 )
 
 Mode = Literal["off", "on", "starttls"]
@@ -333,3 +344,59 @@ async def handling(socket: Socket) -> str:
         assert_type(exc, SocketError)
         return exc.code
     return "open"
+
+
+# --- Connector and AddressPolicy
+
+
+def connectors(context: ssl.SSLContext, group: TaskGroup, given: SocketOptions) -> None:
+    connector = Connector()
+    Connector(WORKERS)
+    Connector(
+        policy=WORKERS,
+        max_connections=6,
+        ssl_context=context,
+        happy_eyeballs_delay=1,
+        local_host="192.0.2.1",
+    )
+    Connector(max_connections=None, ssl_context=None, local_host=None)
+    assert_type(connector.connect("h:1"), Socket)
+    assert_type(connector.connect(("h", 1), task_group=group, allow_half_open=True), Socket)
+    assert_type(connector.connect("h:1", **given), Socket)
+    assert_type(connector.policy, AddressPolicy)
+    assert_type(connector.max_connections, int | None)
+    assert_type(replace(connector, max_connections=1), Connector)
+
+
+def policies(network: IPv4Network | IPv6Network, address: IPv4Address | IPv6Address) -> None:
+    AddressPolicy()
+    AddressPolicy(allow=["10.0.0.0/8", network], deny={address}, public_only=True)
+    AddressPolicy(allow=None, allow_ports=[443, (8000, 8099), range(1, 5)], deny_ports=(25,))
+    assert_type(WORKERS & UNRESTRICTED, AddressPolicy)
+    assert_type(replace(WORKERS, allow=["10.0.0.0/8"]), AddressPolicy)
+    assert_type(WORKERS.refusal("10.0.0.1", 443), str | None)
+    assert_type(WORKERS.refusal(address, 443), str | None)
+    assert_type(WORKERS.port_refusal(25), str | None)
+    assert_type(WORKERS.loops_refused, bool)
+
+
+# --- listen()
+
+
+async def listening(group: TaskGroup) -> None:
+    async def handler(socket: Socket) -> None: ...
+
+    listener = await listen("127.0.0.1:0", allow_half_open=True, backlog=5)
+    assert_type(listener, Listener)
+    assert_type(listener.addresses, list[str])
+    async with await listen(("::1", 0)) as other:
+        assert_type(other, Listener)
+        await other.serve(handler)
+        await other.serve(handler, group)
+    anyio_listener: anyio.abc.Listener[Socket] = listener
+
+
+def more_errors() -> None:
+    denied: PermissionError = AddressNotAllowedError("no")
+    loop: ConnectError = LoopError("no")
+    failed: OSError = ListenError("no")

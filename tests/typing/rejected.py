@@ -13,7 +13,10 @@ from __future__ import annotations
 from anyio.abc import SocketAttribute
 
 from anyio_connect import (
+    WORKERS,
+    AddressPolicy,
     ConnectError,
+    Connector,
     ReadableStream,
     Socket,
     SocketAddress,
@@ -23,6 +26,7 @@ from anyio_connect import (
     SocketOptions,
     WritableStream,
     connect,
+    listen,
 )
 
 # --- connect()
@@ -163,3 +167,30 @@ def errors(error: SocketError, failed: ConnectError) -> None:
     ConnectError()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     ConnectError(111, "refused")  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
     ConnectError("no", attempts=[failed])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# --- Connector, AddressPolicy and listen()
+
+
+def connectors(connector: Connector) -> None:
+    Connector("WORKERS")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Connector(max_connections="6")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Connector(timeout=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    connector.policy = WORKERS  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    connector.connect("h:1", secureTransport="on")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def policies(policy: AddressPolicy) -> None:
+    AddressPolicy(allow=[10])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    AddressPolicy(deny=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    AddressPolicy(deny_ports=25)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    AddressPolicy(deny_ports=["25"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    _ = policy & "10.0.0.0/8"  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+    policy.deny = ()  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    policy.refusal("10.0.0.1")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+async def listening() -> None:
+    listen("h:0").addresses  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    await listen("h:0", secure_transport="on")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await (await listen("h:0")).serve(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
