@@ -48,7 +48,11 @@ class Endpoint(NamedTuple):
     sockaddr: tuple[Any, ...]
 
     def __str__(self) -> str:
-        return format_address(*host_and_port(self.sockaddr))
+        try:
+            return format_address(*host_and_port(self.sockaddr))
+        except OSError:  # a zone of a number that no interface has
+            host, port, _, zone = self.sockaddr
+            return format_address(f"{host}%{zone}", port)
 
 
 def forbid(address: SocketAddress, policy: AddressPolicy) -> None:

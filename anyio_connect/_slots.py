@@ -29,36 +29,39 @@ class Slots:
         self.limit = limit
         self.free = limit
         self.queue: deque[Slot] = deque()  # empty while a slot is free
-        self.lock = threading.Lock()
-        #: Slots of sockets that were dropped without closing them.
-        self.dropped: deque[None] = deque()
+        self.returned: deque[Slot] = deque()  # what was let go of, and not yet taken back
+        self.lock = threading.Lock()  # for free, queue, and what each Slot has
 
-    def grant(self) -> None:
-        """Give what is free to those who wait. The lock is held."""
+    def sweep(self) -> None:
+        """Take back what was returned, and give it to those who wait.
+
+        The garbage collector returns slots too, and may come at any moment, in the midst of
+        this as well. So this waits for no lock: whoever has it comes here when done.
+        """
+        while self.returned and self.lock.acquire(blocking=False):
+            try:
+                self.take_back()
+            finally:
+                self.lock.release()
+
+    def take_back(self) -> None:
+        """Do that. The lock is held."""
+        while self.returned:
+            slot = self.returned.popleft()
+            had, slot.has = slot.has, _Has.NOTHING
+            if had is _Has.PLACE:
+                self.queue.remove(slot)
+            elif had is _Has.SLOT:
+                self.free += 1
         while self.free and self.queue:
             slot = self.queue.popleft()
-            slot.has = _Has.SLOT
-            self.free -= 1
             try:
                 slot.wake()
             except RuntimeError:  # its event loop is no more
                 slot.has = _Has.NOTHING
-                self.free += 1
-
-    def sweep(self) -> None:
-        """Take back what was dropped.
-
-        The garbage collector may come at any moment, in the midst of the code above too. So it
-        takes no lock that somebody has; whoever has it comes here afterwards.
-        """
-        while self.dropped and self.lock.acquire(blocking=False):
-            try:
-                while self.dropped:
-                    self.dropped.pop()
-                    self.free += 1
-                self.grant()
-            finally:
-                self.lock.release()
+            else:
+                slot.has = _Has.SLOT
+                self.free -= 1
 
 
 class Slot:
@@ -75,19 +78,20 @@ class Slot:
         """Wait for a slot. Cancelled, the place in the queue is lost."""
         self._dialling = True
         slots = self.slots
+        granted: anyio.Event | None = None
         with slots.lock:
+            slots.take_back()
             if slots.free:
                 slots.free -= 1
                 self.has = _Has.SLOT
-        if self.has is _Has.NOTHING:
-            granted = anyio.Event()
-            self.wake = _from_any_thread(granted.set)
-            with slots.lock:
+            else:
+                granted = anyio.Event()
+                self.wake = _from_any_thread(granted.set)
                 slots.queue.append(self)
                 self.has = _Has.PLACE
-                slots.grant()  # one may have come free in between
-            await granted.wait()
         slots.sweep()
+        if granted is not None:
+            await granted.wait()
 
     def dialled(self) -> None:
         """The connection is made: keep the slot, unless the socket was closed meanwhile."""
@@ -96,28 +100,20 @@ class Slot:
             self.release()
 
     def settled(self) -> None:
-        """``closed`` has settled. A dial that is being given up releases the slot itself."""
+        """``closed`` has settled. A dial that is being given up lets go when that is done."""
         self._settled = True
-        if not self._dialling or self.has is _Has.PLACE:
+        if not self._dialling:
             self.release()
 
     def release(self) -> None:
-        """Let go of the slot, or of the place in the queue."""
+        """Let go of the slot, or of the place in the queue; of neither, where there is none."""
         self._dialling = False
-        slots = self.slots
-        with slots.lock:
-            had, self.has = self.has, _Has.NOTHING
-            if had is _Has.PLACE:
-                slots.queue.remove(self)
-            elif had is _Has.SLOT:
-                slots.free += 1
-                slots.grant()
-        slots.sweep()
+        self.slots.returned.append(self)
+        self.slots.sweep()
 
     def __del__(self) -> None:
-        if self.has is _Has.SLOT:
-            self.slots.dropped.append(None)
-            self.slots.sweep()
+        if self.has is _Has.SLOT:  # the socket was dropped without closing it
+            self.release()
 
 
 def _from_any_thread(callback: Callable[[], None]) -> Callable[[], None]:

@@ -372,6 +372,16 @@ async def test_a_zone_hides_nothing(zone: str) -> None:
         await refused(WORKER, f"[{ip}{zone}]:80")
 
 
+@needs_ipv6
+async def test_a_zone_of_a_number_that_no_interface_has() -> None:
+    nowhere = "[fe80::1%4321]:80"
+    with spying() as dialled, pytest.raises(AddressNotAllowedError, match="Link-Local"):
+        await WORKER.connect(nowhere).opened
+    assert dialled == []
+    with pytest.raises(ConnectError, match=r"cannot connect to \[fe80::1%4321\]:80"):
+        await Connector().connect(nowhere).opened
+
+
 async def test_a_zone_in_an_answer_hides_nothing(resolver: Resolver) -> None:
     resolver.answers = [[("fe80::1%1", 0), ("::1%lo", 0)]]
     with spying() as dialled, pytest.raises(AddressNotAllowedError):

@@ -368,6 +368,43 @@ async def test_a_slot_that_was_granted_to_who_is_cancelled_goes_to_the_next() ->
             await third.close()
 
 
+async def test_a_dial_that_is_given_up_keeps_its_slot_until_that_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connector = Connector(max_connections=1)
+    torn_down = anyio.Event()
+
+    async def getaddrinfo(*_: object, **__: object) -> list[Any]:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await torn_down.wait()
+        raise AssertionError
+
+    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    socket = connector.connect("host.test:1")
+    async with anyio.create_task_group() as group:
+        group.start_soon(waits, socket)
+        await turns()
+        group.start_soon(socket.close)
+        await turns()
+        assert socket.closed.done()
+        assert slots(connector).free == 0
+        torn_down.set()
+    assert slots(connector).free == 1
+
+
+async def test_a_dial_that_succeeds_too_late_lets_go_of_its_slot() -> None:
+    pool = Slots(1)
+    slot = Slot(pool)
+    await slot.acquire()
+    slot.settled()
+    assert pool.free == 0
+    slot.dialled()
+    assert pool.free == 1
+
+
 async def test_the_wait_counts_as_connecting() -> None:
     async with crowd(1) as (connector, address):
         async with connector.connect(address):

@@ -76,6 +76,7 @@ def test_public_addresses_are_allowed(address: str) -> None:
     ("address", "why"),
     [
         ("10.0.0.1", "10.0.0.0/8 is Private-Use (RFC 1918)"),
+        ("::1", "::1/128 is Loopback (RFC 4291)"),
         ("fe80::1%eth0", "fe80::/10 is Link-Local (RFC 4291)"),
         ("169.254.169.254", "169.254.169.254 is a cloud metadata address (most clouds)"),
         ("255.255.255.255", "255.255.255.255/32 is Limited Broadcast (RFC 919)"),
@@ -217,6 +218,9 @@ def test_both_must_allow() -> None:
         assert policy.refusal("10.5.0.1", 7)
         assert policy.refusal("10.5.0.1", 101)
         assert policy.loops_refused
+    nested = AddressPolicy(deny=["1.1.1.1"]) & (AddressPolicy(deny=["2.2.2.2"]) & WORKERS)
+    assert nested.refusal("10.0.0.1", 80)
+    assert nested.loops_refused
     assert UNRESTRICTED & low is low
     assert low & UNRESTRICTED is low
     # Widening one part does not widen the other.
