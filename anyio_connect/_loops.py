@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import closing
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -46,7 +46,7 @@ def leads_back(sockaddr: tuple[Any, ...]) -> bool:
 
 def _normal(sockaddr: tuple[Any, ...]) -> tuple[IPAddress, int]:
     ip = ip_address(sockaddr[0].partition("%")[0])
-    if ip.version == 6 and ip.ipv4_mapped is not None:
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
         ip = wrapped(ip)[0].ip
     return ip, sockaddr[1]
 

@@ -222,7 +222,7 @@ def _network(name: str, value: object) -> IPNetwork:
         raise bad_option(
             name, value, f"{exc}: write it like '10.0.0.0/8' or '2001:db8::1'"
         ) from exc
-    if network.version == 6 and network.prefixlen >= 96:
+    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
         mapped = network.network_address.ipv4_mapped
         if mapped is not None:  # the same hosts, by their own addresses
             return IPv4Network((mapped, network.prefixlen - 96))
