@@ -106,9 +106,7 @@ async def start_tls(
         await transport.abort()
         raise
     try:
-        with suppress(
-            anyio.BrokenResourceError, anyio.ClosedResourceError
-        ):  # the alert that says what is wrong
+        with suppress(*_GONE):  # the alert that says what is wrong
             transport.send_nowait(memoryview(outgoing.read()))
     finally:
         await transport.finish()
@@ -243,7 +241,8 @@ class TLSTransport(Transport):
             self._peer_ended = True
         except ssl.SSLError as exc:
             self._error = exc
-        self._flush_nowait()  # an answer, or the alert that says what is wrong
+        with suppress(*_GONE):
+            self._flush_nowait()  # an answer, or the alert that says what is wrong
         if self._decrypting is not None:
             self._decrypting.set()
         if not data:
@@ -364,9 +363,8 @@ class TLSTransport(Transport):
             return
         ciphertext = self._ciphertext()
         if ciphertext and not self.torn:
-            with suppress(*_GONE):
-                sent = self._transport.send_nowait(memoryview(ciphertext))
-                self._unsent = ciphertext[sent:]
+            sent = self._transport.send_nowait(memoryview(ciphertext))
+            self._unsent = ciphertext[sent:]
 
     # --- ending
 
@@ -387,9 +385,9 @@ class TLSTransport(Transport):
         self._check_sending()
         self._end()
         self._check_session()
-        # Where there is room, done even if the caller is cancelled.
-        self._flush_nowait()
         try:
+            # Where there is room, or nobody any more, done even if the caller is cancelled.
+            self._flush_nowait()
             await self._flush()
         except BaseException:
             self.torn = True
@@ -419,8 +417,8 @@ class TLSTransport(Transport):
             await self._transport.abort()
             return
         self._end()
-        self._flush_nowait()
         try:
+            self._flush_nowait()
             if self._error is None:
                 await self._flush()
         except _GONE:
@@ -435,7 +433,8 @@ class TLSTransport(Transport):
             await self._transport.abort()
             return
         self._end()
-        self._flush_nowait()
+        with suppress(*_GONE):
+            self._flush_nowait()
         await self._transport.finish()
 
     def _must_drop(self) -> bool:
