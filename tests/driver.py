@@ -15,7 +15,7 @@ import sys
 import termios
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -37,7 +37,7 @@ BUFFER = 65536
 #: How long what is expected may take, in seconds: only a failure waits so long, and those that
 #: Hypothesis then makes of it to find the simplest are not given as much.
 PATIENCE = 5
-PATIENCE_AFTER_FAILURE = 0.1
+PATIENCE_AFTER_FAILURE = 1
 
 #: Turns of the event loop that a mistake has to show itself in. The longest way from an event
 #: of the kernel to the end of a call that it wakes takes six.
@@ -198,7 +198,8 @@ class Driver:
                     here += self.say(self.peer, data)
                 case "fin":
                     here += self.take_leave(self.peer)
-                    self.peer.fin()
+                    with suppress(OSError) if ours is None else nullcontext():
+                        self.peer.fin()  # where our kernel has not reset it already
                 case "rst":
                     self.peer.rst()
                     lost = True

@@ -58,6 +58,11 @@ class Model:
     writing: Literal["open", "ended", "torn", "broken"] = "open"
     over: Literal["resolved", "rejected"] | None = None  #: the future ``closed``
 
+    #: How much of ``inbox`` was decrypted when our side ended, and is now received as one; and,
+    #: to be said beforehand, in how many records that is, of which we may not have fetched all.
+    joined: int = 0
+    fetched: int = field(default=1, compare=False)
+
     waiting: dict[int, Call] = field(default_factory=dict)  #: calls by number
     outcomes: dict[int, Outcome] = field(default_factory=dict)
 
@@ -179,8 +184,9 @@ class Model:
         if self.inbox:
             data = self.inbox[:max_bytes]
             if self.tls:  # no more than what is left of one record
-                data = data[: self.inbox.index(b",") + 1]
+                data = data[: self.joined or self.inbox.index(b",") + 1]
             self.inbox = self.inbox[len(data) :]
+            self.joined = max(0, self.joined - len(data))
             return data
         if self.fin:  # also where a reset came after it: what the peer said, it said
             self.noticed = True
@@ -276,6 +282,9 @@ class Model:
 
     def end(self) -> None:
         """End our side: the peer sees that behind all we sent."""
+        if self.tls and self.writing != "ended" and self.fetched > 1:
+            ends = [at + 1 for at, byte in enumerate(self.inbox) if byte == ord(",")]
+            self.joined = max(ends[: self.fetched], default=0)
         self.writing = "ended"
         if self.then == "more":
             self.then = "end"
@@ -286,7 +295,7 @@ class Model:
         """Reset the connection: there is nothing to be received any more either."""
         self.dropped = True
         self.writing = "broken"
-        self.inbox, self.fin, self.reset = b"", False, True
+        self.inbox, self.joined, self.fin, self.reset = b"", 0, False, True
         if self.then == "more":
             self.then = "reset"
 

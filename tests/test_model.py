@@ -26,7 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from driver import Act, ActName, Move, driving
+from driver import PATIENCE, Act, ActName, Driver, Move, driving
 from model import BIG, Call, Kind, Model
 from tls_peers import TLS12, TLS13
 
@@ -39,20 +39,24 @@ PATTERN = random.Random(0).randbytes(BIG + 4096)
 
 def outcomes_of(model: Model, moves: tuple[Move, ...]) -> Iterator[Model]:
     """What may come of these moves, made at once but taken up in this order."""
-    after = model.copy()
-    for move in moves:
-        move.apply(after)
-    yield after
-    if any(move.acts for move in moves) and len(model.waiting) > 1:
-        # Those who wait wake in any order: a receive finds the peer's end where a watcher would
-        # find the reset behind it, and which of them is first decides how the connection ended.
-        for early in model.waiting:
-            other = model.copy()
-            other.waiting = {early: model.waiting[early], **model.waiting}
-            for move in moves:
-                move.apply(other)
-            yield other
-    # What a call fails with it asks a moment after it woke: it may find its half closed by then.
+    records = 1
+    if model.tls and model.writing != "ended":
+        here = model.inbox + b"".join(data for move in moves for _, data in move.acts)
+        records = max(1, here.count(b","))
+    for fetched in range(1, records + 1):
+        before = model.copy()
+        before.fetched = fetched
+        found = [*outcomes_in_order(before, moves)]
+        for after in found:
+            yield after
+            yield from asked_late(model, moves, after)
+            yield from answered_early(model, after)
+        if all(after.writing != "ended" for after in found):
+            return  # it makes no difference
+
+
+def asked_late(model: Model, moves: tuple[Move, ...], after: Model) -> Iterator[Model]:
+    """What a call fails with it asks a moment after it woke: its half may be closed by then."""
     closing = {move.call.kind for move in moves if move.call is not None}
     if model.closed:
         closing.add("close")
@@ -68,6 +72,35 @@ def outcomes_of(model: Model, moves: tuple[Move, ...]) -> Iterator[Model]:
         after = after.copy()
         after.outcomes.update(dict.fromkeys(failed, "closed"))
         yield after
+
+
+def answered_early(model: Model, after: Model) -> Iterator[Model]:
+    """Where the peer has gone, the reset that answers our close_notify overtakes its going out."""
+    now_ended = model.writing == "open" and after.writing == "ended"
+    gone = after.tls and after.stopped and after.peer == "gone"
+    if gone and now_ended and after.over == "resolved" and not after.closed:
+        lost = after.copy()
+        lost.over, lost.reset = "rejected", True
+        for number, call in model.waiting.items():
+            if call.kind == "watch" and lost.outcomes.get(number) == "ok":
+                lost.outcomes[number] = "broken"
+        yield lost
+
+
+def outcomes_in_order(model: Model, moves: tuple[Move, ...]) -> Iterator[Model]:
+    after = model.copy()
+    for move in moves:
+        move.apply(after)
+    yield after
+    if any(move.acts for move in moves) and len(model.waiting) > 1:
+        # Those who wait wake in any order: a receive finds the peer's end where a watcher would
+        # find the reset behind it, and which of them is first decides how the connection ended.
+        for early in model.waiting:
+            other = model.copy()
+            other.waiting = {early: model.waiting[early], **model.waiting}
+            for move in moves:
+                move.apply(other)
+            yield other
     if len(moves) == 2:
         first, second = moves
         if second.cancelled and second.call and second.call.kind == "watch":
@@ -319,6 +352,7 @@ LENGTH = settings(
 @pytest.mark.time_limit(300)
 @pytest.mark.parametrize("version", [None, TLS12, TLS13], ids=["tcp", "tls-1.2", "tls-1.3"])
 def test_model(anyio_backend: tuple[str, dict[str, Any]], version: ssl.TLSVersion | None) -> None:
+    Driver.patience = PATIENCE  # which a test that failed may have shortened
     backend, options = anyio_backend
     with start_blocking_portal(backend, options) as portal:
         machine: Any = partial(
