@@ -50,6 +50,25 @@ PYRIGHT_ON_THE_PAGE = {
 }
 
 
+#: For `mutants`: the modules that have to be proof against it, and the tests that prove it.
+MUTATED = {
+    "_lifecycle": "tests/test_lifecycle.py",
+    "_address": "tests/test_address.py",
+    "_policy": "tests/test_policy.py",
+    "_ranges": "tests/test_policy.py",
+    "_streams": "tests/test_socket.py tests/test_stream_checks.py",
+    "_socket": "tests/test_socket.py tests/test_start_tls.py tests/test_options.py",
+    "_tls": "tests/test_tls_transport.py tests/test_tls_handshake.py",
+}
+
+#: Changes that make no difference, or none that a test could see: `|` in an annotation, and an
+#: order asked of what is compared by `is`.
+NO_MUTATIONS = [
+    "core/ReplaceBinaryOperator_BitOr_.*",
+    "core/ReplaceComparisonOperator_Is(Not)?_(Lt|LtE|Gt|GtE|Eq|NotEq)",
+]
+
+
 def runs(version: str) -> bool:
     """Whether this machine has that Python. Being on PATH is not enough: it has to start."""
     command = ["py", f"-{version}"] if os.name == "nt" else [f"python{version}"]
@@ -142,6 +161,84 @@ def conformance(session: nox.Session) -> None:
         session.run(npm, "install", *options, f"workerd@{WORKERD}", external=True)
         session.env["ANYIO_CONNECT_WORKERD"] = str(tmp)
     session.run("pytest", "tests/conformance", *session.posargs)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Break the code in every small way, one at a time, and see that a test fails: takes hours.
+
+    Arguments choose modules (``nox -s mutants -- _lifecycle``). What survives and is not
+    explained in tests/MUTANTS.md fails, and so does an explanation of what does not survive.
+    """
+    modules = session.posargs or [*MUTATED]
+    session.install(*PYPROJECT["project"]["dependencies"], *group("test", "mutants"))
+    tmp = Path(session.create_tmp()).resolve()
+    # The copy is what gets broken.
+    copy = tmp / "tree"
+    shutil.rmtree(copy, ignore_errors=True)
+    ignored = shutil.ignore_patterns(".*", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    explained = survivors_explained((ROOT / "tests" / "MUTANTS.md").read_text(encoding="utf-8"))
+    surprises: list[str] = []
+    with session.chdir(copy):
+        for module in modules:
+            found = mutate(session, module)
+            wanted = explained.get(module, set())
+            surprises += (f"{module}: survived\n{diff}" for diff in sorted(found - wanted))
+            surprises += (f"{module}: explained, but killed\n{d}" for d in sorted(wanted - found))
+    if surprises:
+        session.error("\n\n".join(surprises))
+
+
+def mutate(session: nox.Session, module: str) -> set[str]:
+    """Try every mutant of a module, in the current directory; return what survived, as diffs."""
+    # One event loop is enough to tell; pytest stops at the first failure.
+    tests = f"{MUTATED[module]} -k 'not asyncio and not uvloop'"
+    config, results = f"{module}.toml", f"{module}.sqlite"
+    settings = {
+        "module-path": f"anyio_connect/{module}.py",
+        "timeout": 60.0,
+        "excluded-modules": [],
+        "test-command": f"python -m pytest -p no:cacheprovider -x -q {tests}",
+    }
+    lines = ["[cosmic-ray]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
+    lines += ["[cosmic-ray.distributor]", 'name = "local"', "[cosmic-ray.filters.operators-filter]"]
+    lines += [f"exclude-operators = {json.dumps(NO_MUTATIONS)}"]
+    Path(config).write_text("\n".join(lines), encoding="utf-8")
+    session.run("cosmic-ray", "baseline", config)  # unbroken, they pass
+    session.run("cosmic-ray", "init", "--force", config, results)
+    session.run("cr-filter-operators", results, config)
+    session.run("cosmic-ray", "exec", config, results)
+    dump = session.run("cosmic-ray", "dump", results, silent=True)
+    assert isinstance(dump, str)
+    tried, survivors = 0, []
+    for line in dump.splitlines():
+        _, result = json.loads(line)
+        if result is None or result["worker_outcome"] == "skipped":
+            continue
+        tried += 1
+        if result["test_outcome"] == "survived":
+            survivors.append(changed_lines(result["diff"]))
+    session.log(f"{module}: {tried - len(survivors)} of {tried} mutants killed")
+    return set(survivors)
+
+
+def changed_lines(diff: str) -> str:
+    """The lines of a diff that differ, without what says where they are."""
+    lines = (line.rstrip() for line in diff.splitlines())
+    return "\n".join(
+        line for line in lines if line[:1] in ("-", "+") and line[:4] not in ("--- ", "+++ ")
+    )
+
+
+def survivors_explained(notes: str) -> dict[str, set[str]]:
+    """The diffs that stand in the notes under the heading of each module."""
+    explained: dict[str, set[str]] = {}
+    for section in notes.split("\n## ")[1:]:
+        module = section.split("`")[1]
+        diffs = section.split("```diff\n")[1:]
+        explained[module] = {changed_lines(diff.partition("```")[0]) for diff in diffs}
+    return explained
 
 
 @nox.session

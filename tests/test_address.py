@@ -335,6 +335,7 @@ IPV4 = "must be four decimal numbers"
         ("ａ：８０:80", "':' cannot be in a host name"),
         ("a；b:80", "';' cannot be in a host name"),
         # What IDNA 2008 has no place for.
+        ("ü" * 63 + ":80", "the name is not valid in IDNA 2008"),  # longer in Punycode
         ("☃.example:80", "the name is not valid in IDNA 2008: Codepoint U+2603"),
         ("a\u202eb:80", "not valid in IDNA 2008"),
         ("\ud800:80", "not valid in IDNA 2008"),

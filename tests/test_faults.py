@@ -12,6 +12,7 @@ import random
 import signal
 import socket as stdlib
 import ssl
+import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -532,11 +533,18 @@ async def soak() -> None:
     await some(300)  # what is made once, and kept, is made here
     before = guards.open_fds() if guards.CAN_LIST_FDS else None
     objects = alive()
-    await some(SOAK)
-    grown = alive() - objects
+    tracemalloc.start()
+    try:
+        await some(SOAK)
+        grown = alive() - objects  # which collects garbage
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     if before is not None:
         assert not guards.leaked_fds(before)
     assert grown < SOAK // 10, f"{grown} objects are left of {SOAK} sockets"
+    # Some tens of kilobytes are kept for good, however many sockets there are.
+    assert kept < SOAK * 128, f"{kept} bytes are left of {SOAK} sockets"
 
 
 #: How many sockets; HYPOTHESIS_PROFILE=thorough makes it many more.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -58,6 +59,12 @@ def test_a_step_is_pure() -> None:
 def test_states_are_interned() -> None:
     keys = {(s.dial, s.link, s.inbound, s.outbound, s.half_open, s.starttls) for s in STATES}
     assert len(keys) == len(STATES)
+    # So that identity is equality, and looking one up costs what looking up an int does.
+    for looked_up in (State, *(type(next(iter(kind))) for kind in (Dial, Event, Verdict))):
+        assert looked_up.__hash__ is object.__hash__
+        assert looked_up.__eq__ is object.__eq__
+    with pytest.raises(FrozenInstanceError):
+        STARTS[0].dial = Dial.DONE  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_every_question_is_answered_and_nothing_else_is() -> None:

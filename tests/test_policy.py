@@ -118,6 +118,14 @@ def test_ipv4_in_ipv6_is_judged_as_that_ipv4(first: str, second: str) -> None:
         assert (WORKERS.refusal(isatap, 443) is None) == allowed, isatap
 
 
+def test_what_only_looks_like_a_wrapping_is_none() -> None:
+    for middle in (0x00005EFF, 0x02005EFF, 0xAAAABBBB):  # near ISATAP
+        ip = IPv6Address(0x26064700 << 96 | middle << 32 | int(IPv4Address("10.0.0.1")))
+        assert WORKERS.refusal(ip, 443) is None, ip
+    assert AddressPolicy(deny=["0.0.0.0/8"]).refusal("::2", 443)
+    assert AddressPolicy(deny=["0.0.0.1"]).refusal("::1", 443) is None
+
+
 def test_what_cannot_be_decoded_is_denied_by_rules_about_ipv4() -> None:
     opaque = "64:ff9b:1::808:808"
     assert UNRESTRICTED.refusal(opaque, 443) is None
@@ -175,6 +183,24 @@ def test_a_wrapping_is_denied_by_its_own_network_too() -> None:
     assert AddressPolicy(deny=["8.8.8.8"]).refusal("::ffff:0:8.8.8.8", 1)
 
 
+@pytest.mark.parametrize(
+    ("network", "same"),
+    [
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::ffff:128.0.0.0/97", "128.0.0.0/1"),
+        ("::ffff:8.0.0.0/104", "8.0.0.0/8"),
+        ("::ffff:8.8.8.8", "8.8.8.8"),
+    ],
+)
+def test_a_network_of_mapped_addresses_is_that_of_ipv4(network: str, same: str) -> None:
+    assert AddressPolicy(deny=[network]) == AddressPolicy(deny=[same])
+
+
+@pytest.mark.parametrize("network", ["::fffe:0:0/95", "::fffe:0:0/96", "2001:db8::/97"])
+def test_any_other_network_of_ipv6_stays_one(network: str) -> None:
+    assert AddressPolicy(deny=[network]).deny == (IPv6Network(network),)
+
+
 def test_allow_makes_exceptions_from_public_only() -> None:
     policy = replace(WORKERS, allow=["10.0.0.0/8", "fd00::/8", "169.254.0.0/16"])
     for address in ("10.0.0.1", "::ffff:10.0.0.1", "fd00::1", "169.254.1.1", *PUBLIC):
@@ -204,6 +230,10 @@ def test_ports() -> None:
     assert allowed == {*range(8000, 8100), *range(9000, 9010)} - {8080}
     assert policy.refusal("8.8.8.8", 443) is None
     assert policy.refusal("8.8.8.8", 80) == "port 80 is not in allow_ports"
+    last = AddressPolicy(allow_ports=[(65000, 65535)])
+    assert last.refusal("8.8.8.8", 65535) is None
+    assert last.refusal("8.8.8.8", 64999)
+    assert AddressPolicy(deny_ports=[1]).refusal("8.8.8.8", 1)
     port: Any
     for port in (0, 65536, -1, "443"):
         assert "is not a port" in str(UNRESTRICTED.refusal("8.8.8.8", port))
@@ -223,6 +253,7 @@ def test_both_must_allow() -> None:
     assert nested.loops_refused
     assert UNRESTRICTED & low is low
     assert low & UNRESTRICTED is low
+    assert AddressPolicy() & low is low
     # Widening one part does not widen the other.
     assert replace(low & part, allow=None).refusal("10.6.0.1", 80)
     with pytest.raises(TypeError):
@@ -261,6 +292,9 @@ def test_equal_rules_are_equal() -> None:
     )
     assert one == two
     assert hash(one) == hash(two)
+    port = AddressPolicy(deny_ports=[(int("8000"), int("8000"))])  # two objects of one value
+    assert port == AddressPolicy(deny_ports=[8000])
+    assert not hasattr(one, "__dict__")
     assert one != UNRESTRICTED
     for same in (copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
         assert same == one
