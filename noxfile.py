@@ -202,7 +202,11 @@ def mutate(session: nox.Session, module: str) -> set[str]:
         "test-command": f"python -m pytest -p no:cacheprovider -x -q {tests}",
     }
     lines = ["[cosmic-ray]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
-    lines += ["[cosmic-ray.distributor]", 'name = "local"', "[cosmic-ray.filters.operators-filter]"]
+    lines += [
+        "[cosmic-ray.distributor]",
+        'name = "local"',
+        "[cosmic-ray.filters.operators-filter]",
+    ]
     lines += [f"exclude-operators = {json.dumps(NO_MUTATIONS)}"]
     Path(config).write_text("\n".join(lines), encoding="utf-8")
     session.run("cosmic-ray", "baseline", config)  # unbroken, they pass

@@ -1005,6 +1005,17 @@ async def test_types_and_attributes() -> None:
                 assert stream.extra(SocketAttribute.raw_socket) is raw(socket)
 
 
+def test_options_go_by_name() -> None:
+    anything: Any = connect
+    with pytest.raises(TypeError, match="positional"):
+        anything("127.0.0.1:1", True)
+    anything = connect("127.0.0.1:1", secure_transport="starttls")
+    with pytest.raises(TypeError, match="positional"):
+        anything.start_tls("example.com")
+    with pytest.raises(TypeError, match="positional"):
+        anything.readable.pipe_to(anything.writable, True)
+
+
 def test_futures_and_streams_are_read_only() -> None:
     socket = connect("127.0.0.1:1")
     for name in ("readable", "writable", "opened", "closed", "upgraded", "secure_transport"):
