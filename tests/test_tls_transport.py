@@ -1078,3 +1078,39 @@ async def test_a_renegotiation_of_openssl(pem: str) -> None:
             server.type(b"the end\n")
         assert tls._engine.get_channel_binding() != before
         await tls.aclose()
+
+
+async def test_a_send_in_mid_renegotiation_waits_for_who_receives(pem: str) -> None:
+    with s_server(pem, "-tls1_2") as server:
+        transport = dial(server.address)
+        tls = await start_tls(
+            transport, where="x", server_hostname=NAME, context=client_context()
+        )
+        await tls.send(b"one\n")
+        await server.until(b"one")
+        server.type(b"r\n")
+        await anyio.wait_readable(transport.extra(SocketAttribute.raw_socket))
+        # The server's HelloRequest, which is answered. Not by receive(), which might be in time
+        # for what the server says next as well.
+        hello = transport.receive_nowait(100)
+        assert hello is not None
+        tls._incoming.write(hello)
+        assert tls._take(100) is None
+        sent: list[bytes] = []
+
+        async def send() -> None:
+            await tls.send(b"two\n")
+            sent.append(b"two")
+
+        async def read() -> None:
+            assert await tls.receive() == b"the end\n"
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            await anyio.wait_all_tasks_blocked()
+            assert not sent
+            tasks.start_soon(read)
+            assert await server.until(b"two") == b"two\n"
+            server.type(b"the end\n")
+        assert sent
+        await tls.aclose()
