@@ -1083,9 +1083,7 @@ async def test_a_renegotiation_of_openssl(pem: str) -> None:
 async def test_a_send_in_mid_renegotiation_waits_for_who_receives(pem: str) -> None:
     with s_server(pem, "-tls1_2") as server:
         transport = dial(server.address)
-        tls = await start_tls(
-            transport, where="x", server_hostname=NAME, context=client_context()
-        )
+        tls = await start_tls(transport, where="x", server_hostname=NAME, context=client_context())
         await tls.send(b"one\n")
         await server.until(b"one")
         server.type(b"r\n")
