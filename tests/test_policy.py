@@ -124,6 +124,16 @@ def test_what_only_looks_like_a_wrapping_is_none() -> None:
         assert WORKERS.refusal(ip, 443) is None, ip
     assert AddressPolicy(deny=["0.0.0.0/8"]).refusal("::2", 443)
     assert AddressPolicy(deny=["0.0.0.1"]).refusal("::1", 443) is None
+    assert AddressPolicy(deny=["0.0.0.0"]).refusal("::", 443) is None
+
+
+def test_both_addresses_of_teredo_are_decoded_to_the_bit() -> None:
+    server, client = IPv4Address("8.8.8.8"), IPv4Address("1.1.1.1")
+    teredo = IPv6Address(0x20010000 << 96 | int(server) << 64 | int(client) ^ 0xFFFFFFFF)
+    for carried in (server, client):
+        assert AddressPolicy(deny=[carried]).refusal(teredo, 443)
+        for other in (carried - 1, carried + 1):
+            assert AddressPolicy(deny=[other]).refusal(teredo, 443) is None
 
 
 def test_what_cannot_be_decoded_is_denied_by_rules_about_ipv4() -> None:

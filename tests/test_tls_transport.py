@@ -10,8 +10,8 @@ import ssl
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import cycle
 from typing import Any
 
@@ -1080,7 +1080,9 @@ async def test_a_renegotiation_of_openssl(pem: str) -> None:
         await tls.aclose()
 
 
-async def test_a_send_in_mid_renegotiation_waits_for_who_receives(pem: str) -> None:
+@asynccontextmanager
+async def renegotiating(pem: str) -> AsyncIterator[tuple[OpenSSLServer, TLSTransport]]:
+    """A server that has asked for it, and a client that has begun it."""
     with s_server(pem, "-tls1_2") as server:
         transport = dial(server.address)
         tls = await start_tls(transport, where="x", server_hostname=NAME, context=client_context())
@@ -1094,7 +1096,14 @@ async def test_a_send_in_mid_renegotiation_waits_for_who_receives(pem: str) -> N
         assert hello is not None
         tls._incoming.write(hello)
         assert tls._take(100) is None
-        sent: list[bytes] = []
+        yield server, tls
+        await tls.aclose()
+
+
+async def test_a_send_in_mid_renegotiation_waits_for_who_receives(pem: str) -> None:
+    sent: list[bytes] = []
+
+    async with renegotiating(pem) as (server, tls):
 
         async def send() -> None:
             await tls.send(b"two\n")
@@ -1111,4 +1120,12 @@ async def test_a_send_in_mid_renegotiation_waits_for_who_receives(pem: str) -> N
             assert await server.until(b"two") == b"two\n"
             server.type(b"the end\n")
         assert sent
-        await tls.aclose()
+
+
+async def test_a_send_in_mid_renegotiation_may_be_what_finds_that_it_fails(pem: str) -> None:
+    async with renegotiating(pem) as (_, tls):
+        tls._incoming.write(b"this is no record of TLS")
+        for _ in range(2):
+            with pytest.raises(anyio.BrokenResourceError) as caught:
+                await tls.send(b"two\n")
+            assert isinstance(caught.value.__cause__, ssl.SSLError)
