@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -16,7 +17,7 @@ import trustme
 import truststore
 from anyio.streams.tls import TLSAttribute
 
-from anyio_connect import ConnectError, TLSError
+from anyio_connect import ConnectError, TLSError, _tls
 from anyio_connect._tls import TLSTransport, default_context, start_tls
 from peers import Peer, has_ipv6, listening
 from tls_peers import (
@@ -148,6 +149,26 @@ async def test_truststore() -> None:
 
 
 # --- contexts
+
+
+async def test_cancelled_while_a_default_context_is_built_it_does_not_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go_on, returned = threading.Event(), threading.Event()
+
+    def build(_: tuple[str, ...]) -> ssl.SSLContext:
+        go_on.wait(10)
+        returned.set()
+        return client_context()
+
+    monkeypatch.setattr(_tls, "_build_context", build)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(default_context, ("built by nobody else",))
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert not returned.is_set()
+    go_on.set()
+    assert returned.wait(10)
 
 
 async def test_the_default_contexts_are_built_once_and_kept_apart() -> None:
