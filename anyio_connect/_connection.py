@@ -8,12 +8,13 @@ from its own I/O (was it closed meanwhile? broken? ended?) it learns by asking a
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import anyio
 from anyio.abc import SocketAttribute
-from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._address import format_address
 from ._errors import BrokenError, ClosedError, SocketError, StartTLSError, broken
@@ -79,8 +80,6 @@ class Connection:
         "_hung_up",
         "_info",
         "_opener",
-        "_receiving",
-        "_sending",
         "_state",
         "_transport",
         "_watching",
@@ -100,8 +99,6 @@ class Connection:
         # Scopes and events exist only while a task waits in or for them.
         self._dialling: anyio.CancelScope | None = None
         self._dial_over: anyio.Event | None = None
-        self._receiving: anyio.CancelScope | None = None
-        self._sending: anyio.CancelScope | None = None
         self._watching: anyio.CancelScope | None = None
         self._hung_up = False  # the watcher has seen a hang-up that lies behind unread data
         self._changed: anyio.Event | None = None
@@ -159,12 +156,11 @@ class Connection:
             self._error = error
         if Effect.CANCEL_DIAL in effects and self._dialling is not None:
             self._dialling.cancel()
-        if Effect.INTERRUPT_RECEIVE in effects or Effect.DROP in effects:
-            _cancel(self._receiving)
+        if Effect.INTERRUPT_RECEIVE in effects:
+            self._transport.stop_receiving()
         self._settle_opened(effects, error)
         try:
             if Effect.DROP in effects or Effect.DISCARD in effects:
-                _cancel(self._sending)
                 await self._drop()
             elif Effect.FINISH in effects:
                 await self._shut(self._transport.finish)
@@ -196,13 +192,14 @@ class Connection:
         else:
             await transport.abort()
 
-    async def _shut(self, close: Callable[[], Awaitable[None]]) -> None:
+    async def _shut(self, close: Callable[[], Awaitable[bool | None]]) -> None:
+        closed: bool | None = True
         try:
-            await close()
+            closed = await close()
         except (*_BROKEN, anyio.ClosedResourceError):
             pass  # gone already; what was sent had been handed over before
         finally:
-            await self._tell(Event.SHUT)
+            await self._tell(Event.CROWDED if closed is False else Event.SHUT)
 
     def _broken(self) -> BrokenError:
         if self._error is None:
@@ -277,18 +274,10 @@ class Connection:
     # --- receiving
 
     async def receive(self, max_bytes: int) -> bytes:
-        await checkpoint_if_cancelled()
         if self._ask(Event.RECEIVE) is not Verdict.PROCEED:
             await self._leave(Event.RECEIVE, "receiving from")
-        transport = self._transport
-        data: bytes | None = None
         try:
-            data = transport.receive_nowait(max_bytes)
-            if data is None:
-                with anyio.CancelScope() as self._receiving:
-                    data = await transport.receive(max_bytes)
-            else:
-                await cancel_shielded_checkpoint()
+            data = await self._transport.receive(max_bytes)
         except anyio.EndOfStream:
             await self._tell(Event.PEER_EOF)
         except (*_BROKEN, anyio.ClosedResourceError) as exc:
@@ -297,9 +286,7 @@ class Connection:
         except BaseException:
             self._ask(Event.RECEIVE_DONE)
             raise
-        finally:
-            self._receiving = None
-        if data is not None:
+        else:
             self._ask(Event.RECEIVE_DONE)
             return data
         await checkpoint()  # may raise instead of the error: the state keeps that for later
@@ -313,37 +300,23 @@ class Connection:
     # --- sending
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
-        view = _view(item)
-        await checkpoint_if_cancelled()
+        if type(item) is not bytes:
+            item = _view(item)
         if self._ask(Event.SEND) is not Verdict.PROCEED:
             await self._leave(Event.SEND, "sending to")
-        transport = self._transport
-        sent = 0
-        complete = False
-        lost: BrokenError | None = None
         try:
-            if view:
-                sent = transport.send_nowait(view)
-            if sent == len(view):
-                complete = True
-                await cancel_shielded_checkpoint()
-            else:
-                with anyio.CancelScope() as self._sending:
-                    await transport.send(view[sent:])
-                    complete = True
+            await self._transport.send(item)
         except (*_BROKEN, anyio.ClosedResourceError) as exc:
             lost = broken("sending", exc)
             await self._lost_sending(lost)
         except BaseException:
-            await self._tell(Event.SEND_TORN if sent or transport.torn else Event.SEND_DONE)
+            await self._tell(Event.SEND_TORN if self._transport.torn else Event.SEND_DONE)
             raise
-        finally:
-            self._sending = None
-        if complete:
+        else:
             await self._tell(Event.SEND_DONE)
             return
         await checkpoint()
-        if lost is not None and lost is self._error:  # even where close() waited for this
+        if lost is self._error:  # even where close() waited for this
             raise lost.with_traceback(None)
         raise self._refusal(self._ask(Event.SEND), "sending to")
 
@@ -356,19 +329,14 @@ class Connection:
             await checkpoint()
 
     async def _end(self) -> None:
-        complete = False
         try:
-            with anyio.CancelScope() as self._sending:
-                await self._transport.send_eof()
-                complete = True
+            await self._transport.send_eof()
         except (*_BROKEN, anyio.ClosedResourceError) as exc:
             await self._lost_sending(broken("ending our side", exc))
         except BaseException:
             await self._tell(Event.SEND_TORN)
             raise
-        finally:
-            self._sending = None
-        if complete:
+        else:
             await self._tell(Event.END_DONE)
             return
         await checkpoint()
@@ -423,8 +391,11 @@ class Connection:
                     await self._change()
                 else:
                     await self._tell(Event.FLUSHED)
-            while self._state.link is Link.CLOSING:
-                await self._change()  # another task is at it
+            while self._state.link in (Link.CLOSING, Link.LINGERING):
+                if self._state.link is Link.LINGERING:
+                    await self._tell(Event.CLOSE)
+                else:
+                    await self._change()  # another task is at it
             if self._dialling is not None and self._dial_over is not None:
                 await self._dial_over.wait()  # its attempt is being torn down
             await checkpoint()
@@ -453,9 +424,14 @@ class Connection:
                     known = self._hung_up or state.inbound in (Inbound.EOF, Inbound.DISCARDED)
                     error = await self._transport.wait_hangup(after_eof=known)
                     self._hung_up = True
+                elif state.link is Link.LINGERING:
+                    with suppress(*_BROKEN, anyio.ClosedResourceError):  # which finishing shows
+                        await self._transport.wait_room()
                 else:
                     await anyio.sleep_forever()  # until the state moves
             self._watching = None
+            if self._state.link is Link.LINGERING:
+                await self._tell(Event.ROOM)
 
     async def _judge_hangup(self, state: State, error: OSError | None) -> None:
         """The peer is gone. Say so as soon as no unread data lies before that."""
@@ -533,11 +509,6 @@ def info_of(transport: Transport, alpn: str | None = None) -> SocketInfo:
     return SocketInfo(
         text(SocketAttribute.remote_address), text(SocketAttribute.local_address), alpn
     )
-
-
-def _cancel(scope: anyio.CancelScope | None) -> None:
-    if scope is not None:
-        scope.cancel()
 
 
 def _view(item: Any) -> memoryview:

@@ -52,6 +52,7 @@ class Link(_Name):
     OPEN = auto()  #: neither ended nor broken (made or not: see Dial)
     FLUSHING = auto()  #: close() was called; what was already handed to send goes out first
     CLOSING = auto()  #: a task is closing the transport
+    LINGERING = auto()  #: both directions have ended, but there is no room yet for our end
     CLOSED = auto()
     RESET = auto()  #: broken; unread data may be left to take
     UPGRADED = auto()  #: start_tls() took the connection over
@@ -102,6 +103,8 @@ class Event(_Name):
     CLOSE = auto()  #: close()
     FLUSHED = auto()  #: close() has waited for what was in flight
     SHUT = auto()  #: the transport is closed
+    CROWDED = auto()  #: it is not, for lack of room
+    ROOM = auto()  #: there may be room by now
     FORCE = auto()  #: who called close() was cancelled: wait for nothing
     UPGRADE = auto()  #: may I? start_tls()
     DISOWN = auto()  #: the TLS socket that start_tls() returned will never take over
@@ -132,7 +135,7 @@ class Effect(_Name):
     INTERRUPT_RECEIVE = auto()  #: make the receive in flight return to ask again
     DISCARD = auto()  #: drop the connection that was made too late
     ACLOSE = auto()  #: close the transport, waiting for room if need be; then report SHUT
-    FINISH = auto()  #: close the transport, waiting for nothing; then report SHUT
+    FINISH = auto()  #: close the transport, waiting for nothing; then report SHUT or CROWDED
     DROP = auto()  #: drop the transport at once; whatever is in flight fails
 
 
@@ -189,7 +192,12 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
         },
         _L.CLOSING: {
             _E.SHUT: (_L.CLOSED, _F.RESOLVE_CLOSED),
+            _E.CROWDED: _L.LINGERING,
             _E.FORCE: (_L.CLOSED, _F.RESOLVE_CLOSED, _F.DROP),
+        },
+        _L.LINGERING: {
+            _E.ROOM: (_L.CLOSING, _F.FINISH),
+            _E.CLOSE: (_L.CLOSING, _F.ACLOSE),
         },
         # The unread data was read to its end, or nobody will read it.
         _L.RESET: dict.fromkeys((_E.RESET, _E.PEER_EOF, _E.CANCEL, _E.CLOSE), (_L.RESET, _F.DROP)),
@@ -400,7 +408,7 @@ REFUSALS: dict[Event, tuple[tuple[dict[str, tuple[object, ...]], Verdict], ...]]
         ({"link": (_L.UPGRADED,)}, _V.UPGRADED_ALREADY),
         ({"dial": (_D.FAILED,)}, _V.FAILED),
         ({"link": (_L.RESET,)}, _V.BROKEN),
-        ({"link": (_L.FLUSHING, _L.CLOSING, _L.CLOSED)}, _V.CLOSED),
+        ({"link": (_L.FLUSHING, _L.CLOSING, _L.LINGERING, _L.CLOSED)}, _V.CLOSED),
         ({"inbound": (_I.RECEIVING,)}, _V.RECEIVE_IN_FLIGHT),
         ({"inbound": (_I.EOF, _I.CANCELLED, _I.DISCARDED)}, _V.ENDED),
         ({"outbound": (_O.ENDING, _O.ENDED)}, _V.ENDED),

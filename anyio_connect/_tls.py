@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import anyio
 import anyio.to_thread
-from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 from anyio.streams.tls import TLSAttribute
 
 from ._tls_errors import explain, handshake_ended, handshake_failed
@@ -107,7 +107,7 @@ async def start_tls(
         raise
     try:
         with suppress(*_GONE):  # the alert that says what is wrong
-            transport.send_nowait(memoryview(outgoing.read()))
+            transport.send_nowait(outgoing.read())
     finally:
         await transport.finish()
     raise error
@@ -140,7 +140,8 @@ class TLSTransport(Transport):
 
     Full duplex: only ``receive`` waits for the peer's bytes, only ``send``, ``send_eof`` and
     ``aclose`` wait for room. What TLS has to say of itself while receiving (the answer to a
-    KeyUpdate, an alert) goes out when there is room or with the next send, in order.
+    KeyUpdate, an alert) goes out at once where there is room, and otherwise with the next receive
+    or send that finds some, in order.
 
     Errors stay: after ``EndOfStream`` (the peer's close_notify) or ``BrokenResourceError`` every
     receive raises the same. An end of the transport without close_notify is the latter.
@@ -164,6 +165,8 @@ class TLSTransport(Transport):
         self._peer_ended = False  # the peer's close_notify was read
         self._error: ssl.SSLError | None = None  # the session is lost
         self._decrypting: anyio.Event | None = None  # who sends waits for who receives
+        self._stopped = False  # nobody receives any more
+        self._aborted = False
 
     # --- receiving
 
@@ -190,10 +193,12 @@ class TLSTransport(Transport):
             is no TLS
         :raises anyio.ClosedResourceError: the transport was closed
         """
-        await checkpoint_if_cancelled()
-        data = self.receive_nowait(max_bytes)
-        if data is not None:
-            await cancel_shielded_checkpoint()
+        data: bytes | None = None
+        if self._decrypted or self._incoming.pending or self._engine.pending() or self._over():
+            await self._transport.give_way(min(max_bytes, _RECORD))
+            if self._stopped:
+                raise anyio.ClosedResourceError
+            data = self._take(max_bytes)
         while data is None:
             try:
                 ciphertext = await self._transport.receive(_READ)
@@ -206,8 +211,18 @@ class TLSTransport(Transport):
                     raise
             else:
                 self._incoming.write(ciphertext)
-                data = self.receive_nowait(max_bytes)
+                data = self._take(max_bytes)
         return data
+
+    def _over(self) -> bool:
+        return self._peer_ended or self._error is not None
+
+    def stop_receiving(self) -> None:
+        self._stopped = True
+        self._transport.stop_receiving()
+
+    async def give_way(self, amount: int) -> None:
+        await self._transport.give_way(amount)
 
     def unread(self) -> bool:
         if not self._decrypted:
@@ -278,7 +293,7 @@ class TLSTransport(Transport):
 
     # --- sending
 
-    def send_nowait(self, data: memoryview) -> int:
+    def send_nowait(self, data: bytes | memoryview) -> int:
         # Once encrypted, bytes must go out, and whether there is room shows only then.
         return 0
 
@@ -292,28 +307,34 @@ class TLSTransport(Transport):
             earlier send was cut short
         :raises anyio.ClosedResourceError: our side has ended, or the transport was closed
         """
-        await checkpoint_if_cancelled()
-        self._check_sending()
         view = memoryview(item).cast("B")
+        await self._transport.give_way(len(view))
+        self._check_sending()
         if not view:
-            await cancel_shielded_checkpoint()
             return
         await self._flush()
         try:
             while view:
                 written = self._encrypt(view[:_WRITE])
-                if not written:
-                    self._decrypting = anyio.Event()
-                await self._flush()
-                if self._decrypting is not None:
-                    await self._decrypting.wait()
-                    self._decrypting = None
-                view = view[written:]
+                if written:
+                    await self._flush()
+                    view = view[written:]
+                else:
+                    await self._renegotiated()
         except BaseException:
             self.torn = True
             raise
+
+    async def _renegotiated(self) -> None:
+        """Wait for who receives to get on with a renegotiation, or with anything else."""
+        self._decrypting = anyio.Event()
+        try:
+            await self._flush()
+            await self._decrypting.wait()
         finally:
             self._decrypting = None
+        if self._aborted:
+            raise anyio.ClosedResourceError
 
     def _check_sending(self) -> None:
         self._check_session()
@@ -350,8 +371,11 @@ class TLSTransport(Transport):
         self._flushing = True
         try:
             while ciphertext := self._ciphertext():
-                await self._transport.send(ciphertext)
-                self._unsent = self._unsent[len(ciphertext) :]
+                sent = self._transport.send_nowait(ciphertext)
+                self._unsent = rest = ciphertext[sent:]
+                if rest:
+                    await self._transport.send(rest)
+                    self._unsent = self._unsent[len(rest) :]
         finally:
             # Where it was not cut, the same ciphertext can still go out.
             self.torn = self.torn or self._transport.torn
@@ -363,7 +387,7 @@ class TLSTransport(Transport):
             return
         ciphertext = self._ciphertext()
         if ciphertext and not self.torn:
-            sent = self._transport.send_nowait(memoryview(ciphertext))
+            sent = self._transport.send_nowait(ciphertext)
             self._unsent = ciphertext[sent:]
 
     # --- ending
@@ -383,9 +407,11 @@ class TLSTransport(Transport):
             await checkpoint()
             return
         self._check_sending()
-        self._end()
-        self._check_session()
         try:
+            while not self._end():
+                await self._renegotiated()
+                self._check_sending()
+            self._check_session()
             # Where there is room, or nobody any more, done even if the caller is cancelled.
             self._flush_nowait()
             await self._flush()
@@ -394,18 +420,25 @@ class TLSTransport(Transport):
             raise
         await cancel_shielded_checkpoint()
 
-    def _end(self) -> None:
-        """Write close_notify (RFC 8446 6.1), once."""
+    def _end(self) -> bool:
+        """Write close_notify (RFC 8446 6.1), once.
+
+        False: the engine is in mid-renegotiation, where it cannot be written.
+        """
         if self._ended:
-            return
+            return True
         with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
             while (data := self._decrypt(_RECORD)) is not None:
                 self._decrypted += data
         if self._error is None:
-            with suppress(ssl.SSLError):  # it wants to read the peer's: receive() will
+            try:
                 self._engine.unwrap()
+            except ssl.SSLError as exc:  # as a rule, it wants to read the peer's: receive() will
+                if exc.reason == "SHUTDOWN_WHILE_IN_INIT":
+                    return False
             self._ciphertext()
             self._ended = True
+        return True
 
     async def aclose(self) -> None:
         """Send close_notify, and close the transport without waiting for the peer's.
@@ -413,10 +446,9 @@ class TLSTransport(Transport):
         Waits for room. Cancelled while it does, or called while a message is cut or under way,
         it drops the connection instead.
         """
-        if self._must_drop():
-            await self._transport.abort()
+        if self._must_drop() or not self._end():
+            await self.abort()
             return
-        self._end()
         try:
             self._flush_nowait()
             if self._error is None:
@@ -424,24 +456,31 @@ class TLSTransport(Transport):
         except _GONE:
             pass
         except BaseException:
-            await self._transport.abort()
+            await self.abort()
             raise
         await self._transport.aclose()
 
-    async def finish(self) -> None:
-        if self._must_drop():
-            await self._transport.abort()
-            return
-        self._end()
+    async def finish(self) -> bool:
+        if self._must_drop() or not self._end():
+            await self.abort()
+            return True
         with suppress(*_GONE):
             self._flush_nowait()
-        await self._transport.finish()
+            if self._unsent and self._error is None:
+                return False
+        return await self._transport.finish()
+
+    async def wait_room(self) -> None:
+        await self._transport.wait_room()
 
     def _must_drop(self) -> bool:
         """Whether the peer holds a piece of a message, so that no clean end may follow."""
         return self.torn or self._flushing or self._decrypting is not None
 
     async def abort(self) -> None:
+        self._aborted = True
+        if self._decrypting is not None:
+            self._decrypting.set()
         await self._transport.abort()
 
     # --- watching and attributes

@@ -21,7 +21,9 @@ from typing import Any
 
 import anyio
 from anyio.abc import ByteStream, SocketAttribute
-from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
+
+from ._readiness import readiness
 
 #: What one receive takes at most unless told otherwise: AnyIO's own default, in bytes.
 DEFAULT_MAX_BYTES = 65536
@@ -29,6 +31,9 @@ DEFAULT_MAX_BYTES = 65536
 #: How much unread data a graceful close throws away, in reads of DEFAULT_MAX_BYTES. More than
 #: any default receive buffer; a bound, so that a peer that never stops cannot keep us here.
 _DISCARD_READS = 128
+
+#: Who last found less than this, in bytes, has most likely taken all there is for now.
+_LITTLE = 8192
 
 #: SO_LINGER on with a time of 0: close() discards and sends RST (RFC 9293 3.10.5).
 _LINGER_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
@@ -45,16 +50,24 @@ class Transport(ByteStream):
     #: were sent after it would be misread.
     torn: bool = False
 
+    async def give_way(self, amount: int) -> None:
+        """Be a checkpoint, before what moves about ``amount`` bytes and need not wait."""
+        await checkpoint()
+
     @abstractmethod
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         """Take up to ``max_bytes`` bytes that are already here; None if there are none yet."""
+
+    @abstractmethod
+    def stop_receiving(self) -> None:
+        """Have ``receive()`` raise ``ClosedResourceError``, now and ever after."""
 
     @abstractmethod
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         """Send all of ``item``. Cancelled part-way, it sets ``torn``."""
 
     @abstractmethod
-    def send_nowait(self, data: memoryview) -> int:
+    def send_nowait(self, data: bytes | memoryview) -> int:
         """Hand over as much of ``data`` as fits at once; return how many bytes that was."""
 
     @abstractmethod
@@ -73,17 +86,22 @@ class Transport(ByteStream):
         """
 
     @abstractmethod
-    async def finish(self) -> None:
-        """Close as ``aclose()`` does, but never wait for room.
+    async def finish(self) -> bool:
+        """Close as ``aclose()`` does, unless that had to wait for room; return whether it is closed.
 
-        What does not go out at once is dropped.
+        Where it is not, nothing but our end is left to go out: see :meth:`wait_room`.
         """
+
+    @abstractmethod
+    async def wait_room(self) -> None:
+        """Wait until ``finish()`` may get further. Cancelling it changes nothing."""
 
     @abstractmethod
     async def abort(self) -> None:
         """Drop the connection now, so that the peer cannot take what it got for the whole.
 
-        Waits for nothing, and is done even where the caller is cancelled.
+        Waits for nothing, and is done even where the caller is cancelled. Whatever is in flight
+        raises ``ClosedResourceError``.
         """
 
 
@@ -98,14 +116,16 @@ def host_and_port(sockaddr: tuple[Any, ...]) -> tuple[str, int]:
 class TCPTransport(Transport):
     """A connected, non-blocking TCP socket, under whichever event loop is running.
 
-    Waiting goes through ``anyio.wait_readable`` and ``wait_writable``, and only happens when
-    the kernel says that there is nothing to do yet.
+    It is the kernel that is asked first, and waited for only when there is nothing to do yet.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._closed = False
-        self._waiting = 0  # tasks that wait for this descriptor
+        self._ready = readiness(sock)
+        self._wanted = 0  # how much the receive that waits has asked for
+        self._arrived = b""  # what it was given, and has yet to return
+        self._drained = True  # the last receive took all there was, or so it seems
         self._error: OSError | None = None  # a reset; the kernel tells of it only once
         # Read now: the names are wanted after close too, and getpeername() fails after a reset.
         self._local = host_and_port(sock.getsockname())
@@ -113,30 +133,64 @@ class TCPTransport(Transport):
         with suppress(OSError):  # refused by some systems when the peer has already gone
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    async def give_way(self, amount: int) -> None:
+        await self._ready.give_way(amount)
+
     # --- receiving
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
+        if self._arrived:
+            data = self._arrived[:max_bytes]
+            self._arrived = self._arrived[max_bytes:]
+            return data
         try:
             data = self._sock.recv(max_bytes)
         except BlockingIOError:
+            self._drained = True
             return None
         except OSError as exc:
             raise self._failed(exc) from exc
         if not data:
             self._raise_end()
+        self._drained = len(data) < min(max_bytes, _LITTLE)
         return data
 
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
-        await checkpoint_if_cancelled()
-        data = self.receive_nowait(max_bytes)
-        if data is not None:
-            await cancel_shielded_checkpoint()
-        while data is None:
-            await self._wait(anyio.wait_readable)
+        # Where the last receive left nothing, more has most likely not come yet. Waiting is a
+        # checkpoint, and costs no more than asking where it has.
+        if self._arrived or not self._drained:
+            await self._ready.give_way(min(max_bytes, DEFAULT_MAX_BYTES))
             data = self.receive_nowait(max_bytes)
-        return data
+            if data is not None:
+                return data
+        self._wanted = max_bytes
+        while True:
+            await self._ready.readable(self._fetch)
+            # Nothing may be awaited from here on: what is taken must be returned.
+            data = self.receive_nowait(max_bytes)
+            if data is not None:
+                return data
+
+    def _fetch(self) -> bool:
+        """Take for the receive that waits; return whether it should go on.
+
+        Should it be cancelled by then, the next receive gets what was taken.
+        """
+        try:
+            self._arrived = self._sock.recv(self._wanted)
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            self._failed(exc)  # which is kept, and shows when the task asks again
+        self._drained = len(self._arrived) < min(self._wanted, _LITTLE)
+        return True
+
+    def stop_receiving(self) -> None:
+        self._ready.stop_reading()
 
     def unread(self) -> bool:
+        if self._arrived:
+            return True
         try:
             if self._sock.recv(1, socket.MSG_PEEK):
                 return True
@@ -150,7 +204,7 @@ class TCPTransport(Transport):
 
     # --- sending
 
-    def send_nowait(self, data: memoryview) -> int:
+    def send_nowait(self, data: bytes | memoryview) -> int:
         try:
             return self._sock.send(data)
         except BlockingIOError:
@@ -159,15 +213,14 @@ class TCPTransport(Transport):
             raise self._failed(exc) from exc
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
-        await checkpoint_if_cancelled()
         view = memoryview(item).cast("B")
+        await self._ready.give_way(len(view))
         sent = self.send_nowait(view)
         if sent == len(view):
-            await cancel_shielded_checkpoint()
             return
         try:
             while sent < len(view):
-                await self._wait(anyio.wait_writable)
+                await self._ready.writable()
                 sent += self.send_nowait(view[sent:])
         except BaseException:
             self.torn = self.torn or sent > 0
@@ -187,8 +240,12 @@ class TCPTransport(Transport):
         self._finish()
         await checkpoint()
 
-    async def finish(self) -> None:
-        self._finish()
+    async def finish(self) -> bool:
+        self._finish()  # the kernel keeps our FIN for when there is room
+        return True
+
+    async def wait_room(self) -> None:
+        await self._ready.writable()
 
     def _finish(self) -> None:
         if self._closed:
@@ -212,23 +269,8 @@ class TCPTransport(Transport):
 
     def _release(self) -> None:
         self._closed = True
-        # Wakes whoever waits for this descriptor before its number can be used anew.
-        anyio.notify_closing(self._sock)
-        if not self._waiting:
-            self._sock.close()
-
-    async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
-        # On asyncio, a waiter that was woken by notify_closing() unregisters *the number*
-        # once more when it runs. Keep the number taken until then: the last one out closes.
-        self._waiting += 1
-        try:
-            await wait(self._sock)
-            if self._closed:
-                raise anyio.ClosedResourceError
-        finally:
-            self._waiting -= 1
-            if self._closed and not self._waiting:
-                self._sock.close()
+        self._arrived = b""
+        self._ready.close()
 
     # --- errors
 
@@ -263,11 +305,15 @@ class TCPTransport(Transport):
             SocketAttribute.family: lambda: self._sock.family,
             SocketAttribute.local_address: lambda: self._local,
             SocketAttribute.local_port: lambda: self._local[1],
-            SocketAttribute.raw_socket: lambda: self._sock,
+            SocketAttribute.raw_socket: self._share,
             SocketAttribute.remote_address: lambda: self._remote,
             SocketAttribute.remote_port: lambda: self._remote[1],
         }
         return attributes
+
+    def _share(self) -> socket.socket:
+        self._ready.share()
+        return self._sock
 
 
 if sys.platform == "linux":
@@ -341,17 +387,34 @@ class ForeignTransport(Transport):
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
+        self._stopped = False
+        self._dropped = False
+        # Not every stream lets go of who is in it when it is closed.
+        self._receiving: anyio.CancelScope | None = None
+        self._sending: anyio.CancelScope | None = None
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         return None
 
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
-        return await self._stream.receive(max_bytes)
+        if self._stopped:
+            raise anyio.ClosedResourceError
+        try:
+            with anyio.CancelScope() as self._receiving:
+                return await self._stream.receive(max_bytes)
+        finally:
+            self._receiving = None
+        raise anyio.ClosedResourceError
+
+    def stop_receiving(self) -> None:
+        self._stopped = True
+        if self._receiving is not None:
+            self._receiving.cancel()
 
     def unread(self) -> bool:
         return True
 
-    def send_nowait(self, data: memoryview) -> int:
+    def send_nowait(self, data: bytes | memoryview) -> int:
         return 0
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
@@ -359,21 +422,38 @@ class ForeignTransport(Transport):
             await checkpoint()  # some streams return at once, or send an empty item on
             return
         try:
-            await self._stream.send(bytes(item))
+            await self._interruptibly(self._stream.send(bytes(item)))
         except BaseException:
             self.torn = True
             raise
 
     async def send_eof(self) -> None:
-        await self._stream.send_eof()
+        await self._interruptibly(self._stream.send_eof())
+
+    async def _interruptibly(self, sending: Awaitable[None]) -> None:
+        try:
+            with anyio.CancelScope() as self._sending:
+                await sending
+        finally:
+            self._sending = None
+        if self._dropped:
+            raise anyio.ClosedResourceError
 
     async def aclose(self) -> None:
         await self._stream.aclose()
 
-    async def finish(self) -> None:
+    async def finish(self) -> bool:
         await self._stream.aclose()
+        return True
+
+    async def wait_room(self) -> None:
+        await anyio.sleep_forever()  # it cannot be known: aclose() will do
 
     async def abort(self) -> None:
+        self._dropped = True
+        self.stop_receiving()
+        if self._sending is not None:
+            self._sending.cancel()
         await anyio.aclose_forcefully(self._stream)
 
     async def wait_hangup(self, *, after_eof: bool) -> OSError | None:

@@ -13,6 +13,7 @@ from anyio_connect import Socket, SocketAddress, SocketError, SocketFuture, Sock
 from anyio_connect._connection import info_of
 from anyio_connect._open import Target
 from anyio_connect._options import Options
+from anyio_connect._readiness import LoopReadiness
 from anyio_connect._tls import TLSTransport
 from anyio_connect._transport import TCPTransport, Transport
 from peers import Listener, Peer, listening
@@ -70,11 +71,22 @@ async def socket_pair() -> tuple[Socket, Socket]:
 
 def raw(socket: Socket) -> stdlib.socket:
     """The kernel's socket under an open one."""
+    return _tcp(socket)._sock
+
+
+def _tcp(socket: Socket) -> TCPTransport:
     transport = socket._connection.transport
     if isinstance(transport, TLSTransport):
         transport = transport._transport
     assert isinstance(transport, TCPTransport)
-    return transport._sock
+    return transport
+
+
+def use_up_the_turn(socket: Socket) -> None:
+    """Have the next call give way, also where it need not wait: on asyncio, few have to."""
+    ready = _tcp(socket)._ready
+    if isinstance(ready, LoopReadiness):
+        ready._budget.left = 0
 
 
 def arrived(socket: Socket, events: int = select.POLLIN) -> None:

@@ -194,7 +194,7 @@ def test_a_connect_error_made_by_hand_has_no_attempts(cls: type[ConnectError]) -
 #: From the bottom up. A module may import from the layers below its own, and from no other
 #: module of its own layer: so there are no cycles, and each can be read without those above it.
 LAYERS = [
-    {"_errors", "_lifecycle", "_ranges"},
+    {"_errors", "_lifecycle", "_ranges", "_readiness"},
     {"_address", "_future", "_loops", "_options", "_policy", "_slots"},
     {"_tls_errors", "_transport"},
     {"_connection", "_dial", "_tls"},

@@ -219,14 +219,17 @@ class Wire(Transport):
         await cancel_shielded_checkpoint()
         return data
 
+    def stop_receiving(self) -> None:
+        raise AssertionError("no test does this in mid-wire")
+
     def unread(self) -> bool:
         raise AssertionError("TLS decides that")
 
-    def send_nowait(self, data: memoryview) -> int:
+    def send_nowait(self, data: bytes | memoryview) -> int:
         assert not self._sending, "this would go out in the middle of what is being sent"
         return self._put(data)
 
-    def _put(self, data: memoryview) -> int:
+    def _put(self, data: bytes | memoryview) -> int:
         count = int(min(len(data), self.room))
         self.sent += data[:count]
         self.room -= count
@@ -265,8 +268,13 @@ class Wire(Transport):
         self.calls.append("aclose")
         await checkpoint()
 
-    async def finish(self) -> None:
+    async def finish(self) -> bool:
         self.calls.append("finish")
+        return True
+
+    async def wait_room(self) -> None:
+        while not self.room:
+            await self._changed.wait()
 
     async def abort(self) -> None:
         self.calls.append("abort")

@@ -1,0 +1,264 @@
+"""How a task waits for its socket to be ready, and lets others run where it need not wait.
+
+AnyIO's way to wait is to register the socket with the event loop, unregister it when it is
+ready, wake the task, and have that try again. On asyncio all this takes several times as long as
+the socket call that it is for. So there the loop's own means are used: a socket stays registered
+from one receive to the next, and what has arrived is taken in the loop's callback.
+
+Every call is a checkpoint in that a cancellation that is due is raised. Whether it also lets other
+tasks run where it has nothing to wait for, is up to the loop: on trio each time, as trio's users
+expect; on asyncio after so many calls or bytes in a row (``_BUDGET``), whoever makes them. There a
+turn of the loop costs more than a small send, and asyncio's own streams never give way at all.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import anyio
+from anyio.lowlevel import RunVar, checkpoint, checkpoint_if_cancelled, current_token
+
+if TYPE_CHECKING:  # which event loop there is, is decided when it runs
+    import asyncio
+
+#: How much all tasks of an asyncio loop together may do before one has to let others run, in
+#: bytes: sixteen calls, or fewer that move much.
+_BUDGET = 1 << 20
+_CALL = 1 << 16
+
+
+Attempt: TypeAlias = Callable[[], bool]
+
+
+class Readiness(Protocol):
+    """Waits for one socket. One task at a time waits for each direction."""
+
+    async def give_way(self, amount: int) -> None:
+        """Be a checkpoint, before a call that moves about ``amount`` bytes."""
+
+    async def readable(self, attempt: Attempt) -> None:
+        """Wait until there is something to receive, or an end, or an error.
+
+        ``attempt`` may be called then, outside of any task, until it returns True.
+
+        :raises anyio.ClosedResourceError: :meth:`stop_reading` or :meth:`close` was called
+        """
+
+    async def writable(self) -> None:
+        """Wait until there is room to send, or an error.
+
+        :raises anyio.ClosedResourceError: :meth:`close` was called
+        """
+
+    def stop_reading(self) -> None:
+        """Have :meth:`readable` raise, now and ever after."""
+
+    def close(self) -> None:
+        """Close the socket, once its number is free. Who waits is woken."""
+
+    def share(self) -> None:
+        """From now on, let others wait for the socket too, whenever no task here does."""
+
+
+def readiness(sock: socket.socket) -> Readiness:
+    """The best way to wait for a non-blocking socket on the running event loop."""
+    loop = current_token().native_token
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or not isinstance(loop, asyncio.AbstractEventLoop):
+        return AnyIOReadiness(sock)
+    try:
+        # Whether it can be done at all shows when it is tried: one of Windows' loops cannot.
+        loop.remove_reader(sock.fileno())
+    except NotImplementedError:
+        return AnyIOReadiness(sock)
+    return LoopReadiness(sock, loop, orderly=isinstance(loop, asyncio.SelectorEventLoop))
+
+
+class AnyIOReadiness:
+    """By AnyIO's means, on any event loop."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._stopped = False
+        self._closed = False
+        self._waiting = 0  # tasks that wait for this descriptor
+
+    async def give_way(self, amount: int) -> None:
+        await checkpoint()
+
+    async def readable(self, attempt: Attempt) -> None:
+        if not self._stopped:
+            await self._wait(anyio.wait_readable)
+        if self._stopped:
+            raise anyio.ClosedResourceError
+
+    async def writable(self) -> None:
+        await self._wait(anyio.wait_writable)
+
+    async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+        # On asyncio, a waiter that was woken by notify_closing() unregisters *the number*
+        # once more when it runs. Keep the number taken until then: the last one out closes.
+        self._waiting += 1
+        try:
+            await wait(self._sock)
+        except anyio.ClosedResourceError:
+            pass  # stop_reading() wakes those who wait for room as well: let them try again
+        finally:
+            self._waiting -= 1
+            if self._closed and not self._waiting:
+                self._sock.close()
+        if self._closed:
+            raise anyio.ClosedResourceError
+
+    def stop_reading(self) -> None:
+        self._stopped = True
+        if self._waiting:
+            anyio.notify_closing(self._sock)
+
+    def close(self) -> None:
+        self._closed = self._stopped = True
+        # Wakes whoever waits for this descriptor before its number can be used anew.
+        anyio.notify_closing(self._sock)
+        if not self._waiting:
+            self._sock.close()
+
+    def share(self) -> None:
+        pass  # it is registered only while a task waits
+
+
+class _Budget:
+    """What may still be done on an asyncio loop before somebody has to give way."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = _BUDGET
+
+
+_budget: RunVar[_Budget] = RunVar("anyio_connect._readiness._budget")
+
+
+class LoopReadiness:
+    """By the means of asyncio's event loops, uvloop's among them."""
+
+    __slots__ = (
+        "_attempt",
+        "_budget",
+        "_closed",
+        "_fd",
+        "_loop",
+        "_orderly",
+        "_reading",
+        "_registered",
+        "_sock",
+        "_stays",
+        "_stopped",
+        "_writing",
+    )
+
+    def __init__(
+        self, sock: socket.socket, loop: asyncio.AbstractEventLoop, *, orderly: bool
+    ) -> None:
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._loop = loop
+        self._stopped = False
+        self._closed = False
+        # asyncio's own loop runs what was due before it looks at sockets, so that a cancellation
+        # that is due comes before any data. uvloop looks at sockets first, and it stops to watch
+        # one after an error without saying so. Of other loops nothing is known.
+        self._orderly = orderly
+        # Whether the socket stays registered for reading while nobody waits.
+        self._stays = self._orderly
+        self._registered = False
+        self._reading: asyncio.Future[None] | None = None  # whom _on_readable() has to wake
+        self._writing: asyncio.Future[None] | None = None
+        self._attempt: Attempt
+        try:
+            self._budget = _budget.get()
+        except LookupError:
+            self._budget = _Budget()
+            _budget.set(self._budget)
+
+    async def give_way(self, amount: int) -> None:
+        budget = self._budget
+        budget.left -= _CALL + amount
+        if budget.left > 0:
+            await checkpoint_if_cancelled()
+        else:
+            budget.left = _BUDGET
+            await checkpoint()
+
+    async def readable(self, attempt: Attempt) -> None:
+        if not self._orderly:
+            await checkpoint_if_cancelled()
+        if self._stopped:
+            raise anyio.ClosedResourceError
+        self._attempt = attempt
+        self._reading = self._loop.create_future()
+        if not self._registered:
+            self._loop.add_reader(self._fd, self._on_readable)
+            self._registered = True
+        try:
+            await self._reading
+        finally:
+            self._reading = None
+            if not self._stays:
+                self._unregister()
+        if self._stopped:
+            raise anyio.ClosedResourceError
+
+    def _on_readable(self) -> None:
+        future = self._reading
+        if future is None:
+            # More has come than anybody waits for: without this, it would be reported for ever.
+            self._unregister()
+        elif not future.done() and self._attempt():
+            if not self._stays:
+                self._unregister()
+            future.set_result(None)
+
+    def _unregister(self) -> None:
+        if self._registered:
+            self._registered = False
+            self._loop.remove_reader(self._fd)
+
+    async def writable(self) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError
+        future = self._writing = self._loop.create_future()
+        self._loop.add_writer(self._fd, _wake, future)
+        try:
+            await future
+        finally:
+            self._writing = None
+            if not self._closed:
+                self._loop.remove_writer(self._fd)
+        if self._closed:
+            raise anyio.ClosedResourceError
+
+    def stop_reading(self) -> None:
+        self._stopped = True
+        self._unregister()
+        _wake(self._reading)
+
+    def close(self) -> None:
+        self._closed = True
+        self.stop_reading()
+        if self._writing is not None:
+            self._loop.remove_writer(self._fd)
+            _wake(self._writing)
+        self._sock.close()
+
+    def share(self) -> None:
+        self._stays = False
+        if self._reading is None:
+            self._unregister()
+
+
+def _wake(future: asyncio.Future[None] | None) -> None:
+    if future is not None and not future.done():
+        future.set_result(None)
