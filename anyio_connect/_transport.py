@@ -87,9 +87,9 @@ class Transport(ByteStream):
 
     @abstractmethod
     async def finish(self) -> bool:
-        """Close as ``aclose()`` does, unless that had to wait for room; return whether it is closed.
+        """Close as ``aclose()`` does, unless that had to wait for room; return whether it did.
 
-        Where it is not, nothing but our end is left to go out: see :meth:`wait_room`.
+        Where it did not, nothing but our end is left to go out: see :meth:`wait_room`.
         """
 
     @abstractmethod
