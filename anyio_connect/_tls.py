@@ -243,9 +243,10 @@ class TLSTransport(Transport):
             del self._decrypted[:max_bytes]
             return data
         first = self._decrypt(max_bytes)
-        if first is None or len(first) == max_bytes or not self._incoming.pending:
+        # The engine gives no more than a record at a time. Behind a full one there is more of the
+        # same, most likely.
+        if first is None or len(first) < _RECORD or len(first) == max_bytes:
             return first
-        # The engine gives no more than a record at a time.
         pieces, room = [first], max_bytes - len(first)
         with suppress(anyio.EndOfStream, anyio.BrokenResourceError):  # the next call tells that
             while room and (more := self._decrypt(room)) is not None:
