@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 import trustme
 import truststore
@@ -154,21 +155,53 @@ async def test_truststore() -> None:
 async def test_cancelled_while_a_default_context_is_built_it_does_not_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    go_on, returned = threading.Event(), threading.Event()
+    begun, go_on, returned = threading.Event(), threading.Event(), threading.Event()
 
     def build(_: tuple[str, ...]) -> ssl.SSLContext:
+        begun.set()
         go_on.wait(10)
         returned.set()
         return client_context()
 
+    monkeypatch.setattr(_tls, "_contexts", {})
     monkeypatch.setattr(_tls, "_build_context", build)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(default_context, ("built by nobody else",))
-        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(default_context, ())
+        assert await anyio.to_thread.run_sync(begun.wait, 10)
         tasks.cancel_scope.cancel()
     assert not returned.is_set()
     go_on.set()
     assert returned.wait(10)
+    # What it built is not lost: this one would be another.
+    monkeypatch.setattr(_tls, "_build_context", lambda _: None)
+    assert isinstance(await default_context(()), ssl.SSLContext)
+
+
+async def test_a_default_context_is_built_once_for_all_who_want_it_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    callers = 20
+    everybody_waits = threading.Event()
+    built: list[ssl.SSLContext] = []
+    got: list[ssl.SSLContext] = []
+
+    def build(_: tuple[str, ...]) -> ssl.SSLContext:
+        everybody_waits.wait(10)
+        built.append(client_context())
+        return built[-1]
+
+    async def want() -> None:
+        got.append(await default_context(()))
+
+    monkeypatch.setattr(_tls, "_contexts", {})
+    monkeypatch.setattr(_tls, "_build_context", build)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(callers):
+            tasks.start_soon(want)
+        await anyio.wait_all_tasks_blocked()
+        everybody_waits.set()
+    assert len(built) == 1
+    assert got == built * callers
 
 
 async def test_the_default_contexts_are_built_once_and_kept_apart() -> None:
