@@ -113,8 +113,12 @@ def _reason(exc: ssl.SSLError) -> str:
 
 def _names(certificate: Mapping[str, Any]) -> str:
     """Whom a certificate is for, as far as it says."""
+    if not certificate:
+        return "other names"
     names = [name for _, name in certificate.get("subjectAltName", ())]
-    return ", ".join(map(repr, names)) or "other names"
+    return ", ".join(map(repr, names)) or (
+        "nobody: it has no subjectAltName, for which a common name is no substitute"
+    )
 
 
 def handshake_ended(where: str, exc: Exception) -> TLSError:

@@ -17,6 +17,10 @@ import pytest
 import trustme
 import truststore
 from anyio.streams.tls import TLSAttribute
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from anyio_connect import ConnectError, TLSError, _tls
 from anyio_connect._tls import TLSTransport, default_context, start_tls
@@ -266,6 +270,39 @@ def self_signed(tmp_path: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path)
     return context
+
+
+def without_alternative_names(common_name: str) -> trustme.LeafCert:
+    """A certificate as they were before RFC 2818; trustme makes none without that extension."""
+    named = certificate(NAME, common_name=common_name)
+    old = x509.load_pem_x509_certificate(named.cert_chain_pems[0].bytes())
+    builder = x509.CertificateBuilder(
+        old.issuer,
+        old.subject,
+        old.public_key(),
+        old.serial_number,
+        old.not_valid_before_utc,
+        old.not_valid_after_utc,
+    )
+    for extension in old.extensions:
+        if not isinstance(extension.value, x509.SubjectAlternativeName):
+            builder = builder.add_extension(extension.value, extension.critical)
+    key = load_pem_private_key(authority().private_key_pem.bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    pem = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    return trustme.LeafCert(named.private_key_pem.bytes(), pem, [])
+
+
+@pytest.mark.parametrize(
+    ("common_name", "host"), [("127.0.0.1", "127.0.0.1"), ("else.example", NAME)]
+)
+async def test_a_certificate_that_names_nobody(common_name: str, host: str) -> None:
+    server = server_context(None, without_alternative_names(common_name))
+    error = await failing(serving(server), server_hostname=host)
+    assert str(error) == (
+        f"no TLS with the peer: its certificate is not for '{host}' but for nobody: "
+        "it has no subjectAltName, for which a common name is no substitute"
+    )
 
 
 @each_version
