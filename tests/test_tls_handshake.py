@@ -431,8 +431,13 @@ async def test_data_in_the_clear_before_the_handshake_makes_it_fail() -> None:
     ("description", "message"),
     [
         (40, "refused every version and cipher we offered, or wants a client certificate"),
-        (42, "turned our client certificate away"),
-        (48, "turned our client certificate away"),
+        (
+            42,
+            "our client certificate is corrupt, or signed wrongly; if we sent none, it wants one",
+        ),
+        (45, "our client certificate has expired, or is not valid yet; if we sent none"),
+        (46, "our client certificate will not do; if we sent none, it wants one"),
+        (48, "our client certificate is signed by an authority that it does not trust"),
         (70, "no TLS version in common"),
         (80, "reports an error of its own"),
         (112, "does not serve the name that was asked for"),
@@ -445,10 +450,27 @@ async def test_the_peers_alert(description: int, message: str) -> None:
     assert isinstance(error.__cause__, ssl.SSLError)
 
 
+#: The alerts of RFC 8446 section 6 other than close_notify, and those of earlier versions that
+#: its table still has, but for what was only ever sent with ciphers for export (60).
+ALERTS = [
+    *(10, 20, 21, 22, 30, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 70, 71, 80, 86),
+    *(90, 100, 109, 110, 111, 112, 113, 114, 115, 116, 120),
+]
+
+
+@pytest.mark.parametrize("description", ALERTS)
+async def test_every_alert_is_put_into_words(description: int) -> None:
+    error = await failing(saying(alert(description)))
+    assert re.match(r"no TLS with the peer: (the peer|no TLS version) ", str(error))
+    assert "SSL" not in str(error)
+    assert isinstance(error.__cause__, ssl.SSLError)
+    assert error.reason == error.__cause__.reason
+
+
 async def test_an_alert_without_a_sentence_of_ours_is_shown_as_it_is() -> None:
-    error = await failing(saying(alert(22)))  # record_overflow
+    error = await failing(saying(alert(60)))  # export_restriction
     assert str(error) == f"no TLS with the peer: {error.__cause__}"
-    assert "overflow" in str(error)
+    assert "export restriction" in str(error)
 
 
 @pytest.mark.parametrize(
