@@ -100,6 +100,7 @@ async def start_tls(
     name = server_hostname.removesuffix(".").partition("%")[0]
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     engine: ssl.SSLObject | None = None
+    said = b""  # what the peer said first: the engine keeps what is too short for a record
     try:
         if context is None:
             context = await default_context(alpn or ())
@@ -110,11 +111,13 @@ async def start_tls(
                 await transport.send(ciphertext)
             if finished:
                 return TLSTransport(transport, engine, incoming, outgoing)
-            incoming.write(await transport.receive(_READ))
+            ciphertext = await transport.receive(_READ)
+            said = said or ciphertext
+            incoming.write(ciphertext)
     except (ssl.SSLError, ssl.CertificateError, ValueError) as exc:
         error = handshake_failed(where, name, exc, _certificate(engine))
     except (anyio.EndOfStream, *_GONE) as exc:
-        error = handshake_ended(where, exc)
+        error = handshake_ended(where, exc, said)
     except BaseException:
         await transport.abort()
         raise

@@ -14,6 +14,9 @@ _NOT_TLS = (
     "the peer does not speak TLS on this port, or sent data in the clear before the handshake: "
     "check the port, or upgrade with start_tls() where the protocol says so"
 )
+_PERHAPS_NOT_TLS = (
+    "the peer may not speak TLS on this port, or only once asked to, which start_tls() is for"
+)
 _NO_CIPHER = (
     "the peer refused every version and cipher we offered, or wants a client certificate: "
     "such things are set on an ssl_context"
@@ -122,6 +125,8 @@ def handshake_failed(
             )
             or f"its certificate was turned away: {getattr(exc, 'verify_message', exc)}"
         )
+    elif isinstance(exc, ssl.SSLZeroReturnError):
+        what = "the peer ended TLS (close_notify) during the handshake, and does not say why"
     elif isinstance(exc, ssl.SSLError):
         what = _alert(exc) or _REASONS.get(_reason(exc))
     error = TLSError(f"no TLS with {where}: {what or exc}")
@@ -168,10 +173,22 @@ def _names(certificate: Mapping[str, Any]) -> str:
     )
 
 
-def handshake_ended(where: str, exc: Exception) -> TLSError:
-    """The error for a connection that ended or broke before the handshake was done."""
-    lost = "was closed by the peer" if exc.__cause__ is None else f"broke ({exc.__cause__})"
-    error = TLSError(f"no TLS with {where}: the connection {lost} during the handshake")
+#: How anything that a peer can say first begins: with an alert, or a handshake message.
+_RECORDS = (b"\x15", b"\x16")
+
+
+def handshake_ended(where: str, exc: Exception, said: bytes) -> TLSError:
+    """The error for a connection that ended or broke before the handshake was done.
+
+    ``said``: what the peer had said until then, or the beginning of that.
+    """
+    if said and not said.startswith(_RECORDS):
+        what = _NOT_TLS
+    else:
+        lost = "was closed by the peer" if exc.__cause__ is None else f"broke ({exc.__cause__})"
+        hint = "" if said else f": {_PERHAPS_NOT_TLS}"
+        what = f"the connection {lost} during the handshake{hint}"
+    error = TLSError(f"no TLS with {where}: {what}")
     error.__cause__ = exc.__cause__ or exc
     return error
 
@@ -179,7 +196,8 @@ def handshake_ended(where: str, exc: Exception) -> TLSError:
 def handshake_timed_out(where: str, seconds: float) -> ConnectTimeoutError:
     """``connect_timeout`` ran out after TCP had connected."""
     error = ConnectTimeoutError(
-        f"no TLS with {where}: the handshake did not finish within {seconds:g} seconds"
+        f"no TLS with {where}: the handshake did not finish within {seconds:g} seconds: "
+        f"{_PERHAPS_NOT_TLS}; if it is merely slow, connect_timeout should be longer"
     )
     error.errno = errno.ETIMEDOUT
     return error

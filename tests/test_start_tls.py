@@ -288,8 +288,14 @@ async def test_what_cannot_be_connected_cannot_be_upgraded() -> None:
 async def test_the_handshake_has_the_time_that_connecting_had() -> None:
     async with plain(connect_timeout=0.1) as (socket, _, _):
         secure = socket.start_tls()
-        with pytest.raises(ConnectTimeoutError, match=r"did not finish within 0\.1 seconds"):
+        with pytest.raises(ConnectTimeoutError) as caught:
             await secure.opened
+        assert str(caught.value).startswith(
+            f"no TLS with {socket.opened.result().remote_address}: "
+            "the handshake did not finish within 0.1 seconds: the peer may not speak TLS"
+        )
+        assert "connect_timeout should be longer" in str(caught.value)
+        assert secure.closed.exception() is caught.value
 
 
 # --- given up

@@ -541,9 +541,49 @@ async def test_the_peer_ends_the_connection_in_the_handshake() -> None:
 
     error = await failing(end)
     assert str(error) == (
-        "no TLS with the peer: the connection was closed by the peer during the handshake"
+        "no TLS with the peer: the connection was closed by the peer during the handshake: "
+        "the peer may not speak TLS on this port, or only once asked to, which start_tls() is for"
     )
     assert isinstance(error.__cause__, anyio.EndOfStream)
+
+
+@pytest.mark.parametrize("text", [b"?", b"no\r\n", b"-ERR"])
+async def test_the_peer_says_something_short_that_is_no_tls_and_ends(text: bytes) -> None:
+    """Shorter than a record's head, so that OpenSSL waits for the rest."""
+
+    async def refuse(peer: Peer) -> None:
+        await peer.receive()
+        await peer.send(text[:1])
+        await peer.send(text[1:])
+        peer.fin()
+
+    error = await failing(refuse)
+    assert NOT_TLS in str(error)
+    assert isinstance(error.__cause__, anyio.EndOfStream)
+
+
+@pytest.mark.parametrize("beginning", [alert(40)[:6], b"\x16\x03\x03\0\x04\x02\0"])
+async def test_the_peer_ends_the_connection_after_it_has_begun_to_speak_tls(
+    beginning: bytes,
+) -> None:
+    async def begin(peer: Peer) -> None:
+        await peer.receive()
+        await peer.send(beginning)
+        peer.fin()
+
+    error = await failing(begin)
+    assert str(error) == (
+        "no TLS with the peer: the connection was closed by the peer during the handshake"
+    )
+
+
+async def test_the_peer_ends_tls_in_the_handshake() -> None:
+    error = await failing(saying(bytes([21, 3, 3, 0, 2, 1, 0])))
+    assert str(error) == (
+        "no TLS with the peer: "
+        "the peer ended TLS (close_notify) during the handshake, and does not say why"
+    )
+    assert isinstance(error.__cause__, ssl.SSLZeroReturnError)
 
 
 async def test_the_peer_resets_the_connection_in_the_handshake() -> None:
@@ -553,7 +593,7 @@ async def test_the_peer_resets_the_connection_in_the_handshake() -> None:
 
     error = await failing(reset)
     assert "the connection broke" in str(error)
-    assert "during the handshake" in str(error)
+    assert "during the handshake: the peer may not speak TLS on this port" in str(error)
     assert isinstance(error.__cause__, ConnectionResetError)
 
 
