@@ -140,6 +140,7 @@ async def test_a_context_brings_its_own_protocols() -> None:
         {"expected_server_hostname": 5},
         {"alpn": "smtp"},
         {"ssl_context": object()},
+        {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
         {"alpn": ["smtp"]},  # and connect() was given an ssl_context
     ],
 )
