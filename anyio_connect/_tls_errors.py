@@ -31,9 +31,11 @@ _NOT_DECRYPTED = (
     "the peer could not decrypt what it got from us: something in between changed it, "
     "or one of the two sides has a bug"
 )
+#: What an error advises, for who can say it in other terms.
+TO_TRUST_IT = "pass an ssl_context that trusts it"
 _UNKNOWN_CA = (
     "its certificate is signed by an authority that is not trusted here: "
-    "if it should be, pass an ssl_context that trusts it"
+    f"if it should be, {TO_TRUST_IT}"
 )
 
 #: OpenSSL's reason (`SSLError.reason`) for giving up -> what it means for somebody who connects.
@@ -98,8 +100,7 @@ _ALERTS = {
 _VERIFY = {
     9: "its certificate is not valid before {notBefore}: check the clock of this machine",
     10: "its certificate expired on {notAfter}",
-    18: "its certificate is self-signed: if it should be trusted, pass an ssl_context that "
-    "does so",
+    18: f"its certificate is self-signed: if it should be trusted, {TO_TRUST_IT}",
     19: _UNKNOWN_CA,
     20: _UNKNOWN_CA,
     21: _UNKNOWN_CA,
