@@ -302,7 +302,8 @@ async def test_the_handshake_has_the_time_that_connecting_had() -> None:
 # --- given up
 
 
-async def test_a_handshake_cancelled_part_way_cannot_be_made_again() -> None:
+@pytest.mark.parametrize("awaited", ["opened", "closed"])
+async def test_a_handshake_cancelled_part_way_cannot_be_made_again(awaited: str) -> None:
     async with plain() as (socket, peer, _):
         secure = socket.start_tls()
         async with anyio.create_task_group() as group:
@@ -311,8 +312,10 @@ async def test_a_handshake_cancelled_part_way_cannot_be_made_again() -> None:
             await anyio.wait_all_tasks_blocked()
             group.cancel_scope.cancel()
         assert not secure.opened.done()
-        with pytest.raises(TLSError, match="cancelled part-way"):
-            await secure.opened
+        assert not secure.closed.done()
+        with pytest.raises(TLSError, match="cancelled part-way") as caught:
+            await getattr(secure, awaited)
+        assert secure.opened.exception() is secure.closed.exception() is caught.value
         with pytest.raises(ConnectionResetError):
             await peer.receive_all()
 
@@ -394,6 +397,26 @@ async def test_aborted_as_the_handshake_goes_on() -> None:
             peer.sock.send(b"\x16\x03\x03\x00")
             with anyio.fail_after(5), pytest.raises(SocketError):
                 await secure.closed
+
+
+async def test_a_send_that_is_cut_short_leaves_nothing_to_upgrade() -> None:
+    async with plain() as (socket, _, _), anyio.create_task_group() as group:
+        errors: list[BaseException] = []
+
+        async def note(future: Any) -> None:
+            with pytest.raises(BrokenError, match="a send was cut short") as caught:
+                await future
+            errors.append(caught.value)
+
+        async with anyio.create_task_group() as sending:
+            sending.start_soon(socket.send, bytes(BIG))
+            await anyio.wait_all_tasks_blocked()
+            secure = socket.start_tls()
+            group.start_soon(note, secure.opened)
+            await anyio.wait_all_tasks_blocked()
+            sending.cancel_scope.cancel()
+        await note(secure.closed)
+    assert len(errors) == 2
 
 
 async def test_a_send_that_breaks_says_so_to_both() -> None:
