@@ -136,6 +136,11 @@ def alpn_conflict() -> InvalidOptionError:
 def check_ssl_context(value: object) -> ssl.SSLContext:
     if not isinstance(value, ssl.SSLContext):
         raise bad_option("ssl_context", value, "must be an ssl.SSLContext")
+    if value.protocol == ssl.PROTOCOL_TLS_SERVER:
+        why = (
+            "is for servers: ssl.create_default_context() without a purpose makes one for clients"
+        )
+        raise bad_option("ssl_context", value, why)
     return value
 
 

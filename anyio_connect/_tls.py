@@ -10,6 +10,7 @@ everything is decrypted first, with no await in between.
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -50,14 +51,24 @@ _GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 #: The contexts of everybody who brings none of their own, by what they offer.
 _contexts: dict[tuple[str, ...], ssl.SSLContext] = {}
 
+#: Held by the thread that builds one of them.
+_building = threading.Lock()
+
 
 async def default_context(alpn: tuple[str, ...]) -> ssl.SSLContext:
     """The shared context for ``alpn``. Building one reads files for tens of milliseconds."""
     try:
         return _contexts[alpn]
     except KeyError:
-        context = await anyio.to_thread.run_sync(_build_context, alpn, abandon_on_cancel=True)
-        return _contexts.setdefault(alpn, context)
+        return await anyio.to_thread.run_sync(_shared_context, alpn, abandon_on_cancel=True)
+
+
+def _shared_context(alpn: tuple[str, ...]) -> ssl.SSLContext:
+    """Build it, unless another thread just has; kept even where nobody waits any more."""
+    with _building:
+        if alpn not in _contexts:
+            _contexts[alpn] = _build_context(alpn)
+        return _contexts[alpn]
 
 
 def _build_context(alpn: tuple[str, ...]) -> ssl.SSLContext:
@@ -89,6 +100,7 @@ async def start_tls(
     name = server_hostname.removesuffix(".").partition("%")[0]
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     engine: ssl.SSLObject | None = None
+    said = b""  # what the peer said first: the engine keeps what is too short for a record
     try:
         if context is None:
             context = await default_context(alpn or ())
@@ -99,11 +111,13 @@ async def start_tls(
                 await transport.send(ciphertext)
             if finished:
                 return TLSTransport(transport, engine, incoming, outgoing)
-            incoming.write(await transport.receive(_READ))
+            ciphertext = await transport.receive(_READ)
+            said = said or ciphertext
+            incoming.write(ciphertext)
     except (ssl.SSLError, ssl.CertificateError, ValueError) as exc:
         error = handshake_failed(where, name, exc, _certificate(engine))
     except (anyio.EndOfStream, *_GONE) as exc:
-        error = handshake_ended(where, exc)
+        error = handshake_ended(where, exc, said)
     except BaseException:
         await transport.abort()
         raise

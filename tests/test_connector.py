@@ -63,6 +63,7 @@ async def turns(count: int = 10) -> None:
         ({"max_connections": True}, "must be a number from 1"),
         ({"max_connections": 1.5}, "must be a number from 1"),
         ({"ssl_context": True}, r"must be an ssl\.SSLContext"),
+        ({"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)}, "is for servers"),
         ({"happy_eyeballs_delay": -1}, "0 or more"),
         ({"happy_eyeballs_delay": float("nan")}, "0 or more"),
         ({"happy_eyeballs_delay": None}, "0 or more"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import select
-import shutil
 import socket
 import ssl
 import subprocess
@@ -25,6 +24,7 @@ from hypothesis import strategies as st
 
 from anyio_connect._tls import TLSTransport, start_tls
 from anyio_connect._transport import ForeignTransport
+from interop.servers import need, program
 from peers import listening
 from servers import serving
 from tls_peers import (
@@ -36,6 +36,7 @@ from tls_peers import (
     client_context,
     dial,
     forged,
+    logging_secrets,
     over_tcp,
     server_context,
     shaken,
@@ -1016,9 +1017,7 @@ class OpenSSLServer:
 
 @contextmanager
 def s_server(pem: str, *options: str) -> Iterator[OpenSSLServer]:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("there is no openssl here")
+    openssl = need("openssl", program("openssl"))
     command = [openssl, "s_server", "-accept", "127.0.0.1:0", "-cert", pem, "-key", pem, *options]
     with subprocess.Popen(
         command,
@@ -1037,12 +1036,52 @@ def s_server(pem: str, *options: str) -> Iterator[OpenSSLServer]:
             process.kill()
 
 
+async def test_key_updates_while_both_sides_send_all_they_can() -> None:
+    """With little room in the kernel, so that all parts wait for each other all the time."""
+    ours, theirs = random.Random(9).randbytes(2_000_000), random.Random(10).randbytes(2_000_000)
+    received = bytearray()
+    context = client_context(TLS13)
+    with logging_secrets(context) as forger_of:
+        async with over_tcp(server_context(TLS13), context=context, buffers=8192) as (tls, peer):
+            forger = forger_of(peer.server)
+
+            async def they_send() -> None:
+                for n in range(0, len(theirs), 5000):
+                    update = forger.key_update(answer=True)
+                    await peer.peer.send(update + forger.encrypt(theirs[n : n + 5000]))
+                await peer.peer.send(forger.close_notify())
+
+            async def they_receive() -> None:
+                # Each of our answers has to lie between the right two records.
+                received.extend(await peer.receive_all())
+
+            async def send() -> None:
+                for n in range(0, len(ours), 100_000):
+                    await tls.send(ours[n : n + 100_000])
+                await tls.send_eof()
+
+            async with anyio.create_task_group() as tasks:
+                for call in (they_send, they_receive, send):
+                    tasks.start_soon(call)
+                assert await receive_all(tls) == theirs
+    assert received == ours
+
+
 async def test_key_updates_of_openssl(pem: str) -> None:
-    with s_server(pem, "-tls1_3") as server:
+    with s_server(pem, "-tls1_3", "-msg") as server:
         tls = await start_tls(
             dial(server.address), where="x", server_hostname=NAME, context=client_context()
         )
+        await server.until(b"CIPHER is")  # its handshake is over too: before, a key does nothing
         received = b""
+        shown: list[bytes] = []
+        update = b" TLS 1.3, Handshake [length 0005], KeyUpdate\n"
+
+        async def until(*texts: bytes) -> None:
+            wanted = set(texts)
+            while wanted:
+                shown.append(await server.until(b""))
+                wanted = {text for text in wanted if text not in shown[-1]}
 
         async def read() -> None:
             nonlocal received
@@ -1052,11 +1091,17 @@ async def test_key_updates_of_openssl(pem: str) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read)
             for n in range(4):
-                # While much is on its way: the server echoes nothing, and prints what it gets.
-                tasks.start_soon(tls.send, b"." * 200_000 + b"\nmark %d\n" % n)
-                server.type(b"K\n" if n % 2 else b"k\n")
-                await server.until(b"mark %d" % n)
+                async with anyio.create_task_group() as sending:
+                    # While much is on its way: the server echoes nothing, and prints what it gets.
+                    sending.start_soon(tls.send, b"." * 200_000 + b"\nmark %d\n" % n)
+                    server.type(b"K\n" if n % 2 else b"k\n")
+                    await until(b"mark %d" % n, b">>>" + update)
+            # OpenSSL answers a K with what it is told to send next.
+            await tls.send(b"last words\n")
+            await until(b"last words")
             server.type(b"the end\n")
+        updates = b"".join(shown)
+        assert (updates.count(b">>>" + update), updates.count(b"<<<" + update)) == (4, 2)
         await tls.aclose()
         await server.until(b"DONE")
 
