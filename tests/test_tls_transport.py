@@ -22,16 +22,20 @@ from anyio.lowlevel import checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anyio_connect import ClosedError, Socket
 from anyio_connect._tls import TLSTransport, start_tls
 from anyio_connect._transport import ForeignTransport
 from interop.servers import need, program
 from peers import listening
 from servers import serving
+from sockets import settle, socket_over
 from tls_peers import (
     NAME,
     TLS12,
     TLS13,
+    Server,
     TLSPeer,
+    Wire,
     certificate,
     client_context,
     dial,
@@ -1183,3 +1187,121 @@ async def test_a_send_in_mid_renegotiation_may_be_what_finds_that_it_fails(pem: 
             with pytest.raises(anyio.BrokenResourceError) as caught:
                 await tls.send(b"two\n")
             assert isinstance(caught.value.__cause__, ssl.SSLError)
+
+
+async def test_an_end_in_mid_renegotiation_waits_for_who_receives(pem: str) -> None:
+    async with renegotiating(pem) as (server, tls):
+        ended = anyio.Event()
+
+        async def end() -> None:
+            await tls.send_eof()
+            ended.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(end)
+            await anyio.wait_all_tasks_blocked()
+            assert not ended.is_set()
+            with suppress(anyio.EndOfStream):
+                await tls.receive()
+        await server.until(b"DONE")
+
+
+@pytest.mark.parametrize("name", ["aclose", "finish"])
+async def test_a_close_in_mid_renegotiation_is_no_clean_end(pem: str, name: str) -> None:
+    """OpenSSL can write no close_notify there, and what can be had without it is a reset."""
+    async with renegotiating(pem) as (server, tls):
+        if name == "aclose":
+            await tls.aclose()
+        else:
+            assert await tls.finish()
+        await server.until(b"ERROR")
+
+
+async def test_an_abort_ends_a_wait_in_mid_renegotiation(pem: str) -> None:
+    async with renegotiating(pem) as (_, tls):
+
+        async def send() -> None:
+            with pytest.raises(anyio.ClosedResourceError):
+                await tls.send(b"two\n")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            await anyio.wait_all_tasks_blocked()
+            await tls.abort()
+
+
+# --- no room for our end, where the peer has ended
+
+
+@asynccontextmanager
+async def lingering(version: ssl.TLSVersion) -> AsyncIterator[tuple[Socket, Wire, Server]]:
+    """A socket that the peer's end is to close, whose own end finds no room."""
+    tls, wire, server = shaken(version)
+    socket = socket_over(tls)
+    await socket.send(b"all of it")
+    wire.make_room(0)
+    wire.arrive(server.close_notify())
+    with pytest.raises(anyio.EndOfStream):
+        await socket.receive()
+    assert not socket.closed.done()
+    assert wire.calls == []
+    with pytest.raises(ClosedError):
+        await socket.send(b"more")
+    yield socket, wire, server
+    assert socket.closed.exception() is None
+    await socket.close()
+
+
+@each_version
+async def test_who_awaits_closed_ends_our_side_when_there_is_room(version: ssl.TLSVersion) -> None:
+    async with lingering(version) as (socket, wire, server):
+        for room in (0, 5, 1000):  # at first, there is not enough
+            with anyio.CancelScope() as scope:  # which changes nothing
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(settle, socket.closed)
+                    await anyio.wait_all_tasks_blocked()
+                    wire.make_room(room)
+                    await anyio.wait_all_tasks_blocked()
+                    scope.cancel()
+            assert socket.closed.done() == (room == 1000)
+        assert server.decrypt(wire.take()) == b"all of it"
+        assert server.ended
+        assert wire.calls == ["finish"]
+
+
+@each_version
+async def test_close_ends_our_side_when_there_is_room(version: ssl.TLSVersion) -> None:
+    async with lingering(version) as (socket, wire, server):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(settle, socket.closed)
+            for _ in range(2):
+                tasks.start_soon(socket.close)
+            await anyio.wait_all_tasks_blocked()
+            assert not socket.closed.done()
+            wire.make_room()
+        assert server.decrypt(wire.take()) == b"all of it"
+        assert server.ended
+
+
+@each_version
+async def test_a_cancelled_close_waits_for_no_room(version: ssl.TLSVersion) -> None:
+    async with lingering(version) as (socket, wire, _):
+        assert await cancelled_at_once(socket.close)
+        assert wire.calls == ["abort"]
+
+
+@each_version
+async def test_a_reset_ends_the_wait_for_room(
+    version: ssl.TLSVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with lingering(version) as (socket, wire, _):
+
+        def reset(_: object) -> int:
+            raise anyio.BrokenResourceError
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(settle, socket.closed)
+            await anyio.wait_all_tasks_blocked()
+            monkeypatch.setattr(wire, "send_nowait", reset)
+            wire.make_room()
+        assert socket.closed.done()
