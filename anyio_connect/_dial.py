@@ -189,7 +189,9 @@ def _recheck(
     error = _vet(Endpoint(endpoint.family, remote), policy)
     if error is None or isinstance(error, LoopError):
         return error
-    return forbidden(str(endpoint), f"the connection leads to {error}")
+    found = forbidden(str(endpoint), f"the connection leads to {error}")
+    found.__cause__ = error.__cause__
+    return found
 
 
 def _interleave(endpoints: list[Endpoint]) -> list[Endpoint]:

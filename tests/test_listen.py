@@ -503,8 +503,9 @@ async def test_what_can_only_be_ruled_out_before_the_connection_is_dropped(
         address = ("127.0.0.2", target.address[1])
         socket = Connector(AddressPolicy(refuse_loops=True)).connect(address)
         with listening_from_connect_on(target, exhausted):
-            with pytest.raises(AddressNotAllowedError, match="it cannot be told whether"):
+            with pytest.raises(AddressNotAllowedError, match="cannot be told whether") as caught:
                 await socket.opened
+            assert getattr(caught.value.__cause__, "errno", None) == errno.EMFILE
             assert isinstance(socket.closed.exception(), AddressNotAllowedError)
             with pytest.raises(ConnectionResetError):
                 await (await target.accept()).receive()
