@@ -277,6 +277,8 @@ def test_deny_wins() -> None:
     policy = AddressPolicy(allow=["10.0.0.0/8"], deny=["10.1.0.0/16"])
     assert policy.refusal("10.0.0.1", 1) is None
     assert policy.refusal("10.1.0.1", 1) == "10.1.0.0/16 is in deny"
+    both = AddressPolicy(deny=["10.1.0.0/16", "10.0.0.0/8"])  # the first one is named
+    assert both.refusal("10.1.0.1", 1) == "10.1.0.0/16 is in deny"
     assert policy.refusal("::ffff:10.1.0.1", 1)
     assert policy.refusal("8.8.8.8", 1) == "8.8.8.8 is in none of the networks of allow"
     assert policy.refusal("2001:db8::1", 1)
