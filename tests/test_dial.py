@@ -150,7 +150,7 @@ async def test_a_timeout_tells_what_the_policy_dropped(resolver: dict[str, Any])
         resolver["host.test"] = [("10.0.0.1", 80), silent.address]
         connector = Connector(LOCAL)
         with pytest.raises(ConnectTimeoutError, match=r"not tried: 10\.0\.0\.1:80: .* forbids"):
-            await connector.connect("host.test:1", connect_timeout=0.02).opened
+            await connector.connect("host.test:1", connect_timeout=0.5).opened
 
 
 async def test_so_does_a_local_host_of_the_other_family(resolver: dict[str, Any]) -> None:
