@@ -98,6 +98,10 @@ class Connector:
         **options: Unpack[SocketOptions],
     ) -> Socket:
         """As connect(), within the rules; what they forbid makes the socket's futures fail."""
+    def __copy__(self) -> Self:
+        """The same object, and the same slots."""
+    def __deepcopy__(self, memo: object) -> Self:
+        """The same object, and the same slots."""
 
 _Network: TypeAlias = str | IPv4Network | IPv6Network | IPv4Address | IPv6Address
 _Port: TypeAlias = int | range | tuple[int, int]  # a pair is the first and the last
@@ -277,7 +281,7 @@ class SocketFuture(Generic[_T_co]):
     # As socket.opened and socket.closed.
     def __init__(self, drive: Callable[[], Awaitable[None]]) -> None: ...
     def __await__(self) -> Generator[object, None, _T_co]:
-        """The result, or the failure raised. Cancelling the wait changes nothing for others."""
+        """The result, or the failure raised. Cancelled, it settles nothing for others."""
     def done(self) -> bool:
         """Whether there is a result or a failure."""
     def result(self) -> _T_co:
