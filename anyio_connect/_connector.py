@@ -2,12 +2,12 @@
 
 # No `from __future__ import annotations`: users may ask for a dataclass's type hints.
 import ssl
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from anyio.abc import TaskGroup
-from typing_extensions import Self, Unpack
 
 from ._address import SocketAddress, parse_address
 from ._dial import HAPPY_EYEBALLS_DELAY, Route
@@ -24,6 +24,11 @@ from ._options import (
 from ._policy import UNRESTRICTED, AddressPolicy
 from ._slots import Slot, Slots
 from ._socket import Socket
+
+if sys.version_info >= (3, 11):
+    from typing import Self, Unpack
+else:
+    from typing_extensions import Self, Unpack
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import anyio
 from anyio.lowlevel import checkpoint
-from anyio.streams.tls import TLSAttribute
 
 from ._address import SocketAddress, format_address
 from ._connection import Connection, SocketInfo, info_of
@@ -41,7 +40,7 @@ class Target:
             alpn=self.options.alpn,
             context=self.options.ssl_context,
         )
-        return tls, info_of(tls, tls.extra(TLSAttribute.alpn_protocol))
+        return tls, info_of(tls, tls.alpn)
 
 
 class Dialled:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import ssl
@@ -160,6 +159,8 @@ def _check_timeout(value: object) -> float:
 
 
 def _unknown(name: str) -> InvalidOptionError:
+    import difflib  # here, because hardly anybody needs it
+
     # People who port Workers code bring its names along: secureTransport, allowHalfOpen.
     snake = "".join(f"_{c.lower()}" if c.isupper() else c for c in name)
     close = difflib.get_close_matches(snake, _NAMES, n=1)

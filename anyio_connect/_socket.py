@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ssl
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from anyio.abc import ByteStream
-from typing_extensions import Self
 
 from ._connection import Connection, Opener, SocketInfo
 from ._future import SocketFuture
@@ -24,6 +24,11 @@ from ._options import (
 )
 from ._streams import ReadableStream, WritableStream, attributes_of
 from ._transport import DEFAULT_MAX_BYTES
+
+if sys.version_info >= (3, 11):
+    from typing import Self
+else:
+    from typing_extensions import Self
 
 
 class Socket(ByteStream):

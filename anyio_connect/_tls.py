@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 import anyio
 import anyio.to_thread
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
-from anyio.streams.tls import TLSAttribute
 
 from ._tls_errors import explain, handshake_ended, handshake_failed
 from ._transport import DEFAULT_MAX_BYTES, Transport
@@ -517,11 +516,18 @@ class TLSTransport(Transport):
 
     # --- watching and attributes
 
+    @property
+    def alpn(self) -> str | None:
+        """The protocol that the handshake agreed on (RFC 7301)."""
+        return self._engine.selected_alpn_protocol()
+
     async def wait_hangup(self, *, after_eof: bool) -> OSError | None:
         return await self._transport.wait_hangup(after_eof=after_eof)
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        from anyio.streams.tls import TLSAttribute  # here, because hardly anybody needs it
+
         engine = self._engine
         names: Any = TLSAttribute  # its members are keys here, but typed as what they stand for
         tls: dict[Any, Callable[[], Any]] = {
