@@ -25,7 +25,7 @@ from ._policy import UNRESTRICTED, AddressPolicy
 from ._slots import Slot, Slots
 from ._socket import Socket
 
-if sys.version_info >= (3, 11):
+if sys.version_info >= (3, 12):
     from typing import Self, Unpack
 else:
     from typing_extensions import Self, Unpack

@@ -25,7 +25,7 @@ from ._options import (
 from ._streams import ReadableStream, WritableStream, attributes_of
 from ._transport import DEFAULT_MAX_BYTES
 
-if sys.version_info >= (3, 11):
+if sys.version_info >= (3, 12):
     from typing import Self
 else:
     from typing_extensions import Self
