@@ -133,6 +133,14 @@ class Connection:
         if effects:
             await self._carry_out(effects, error)
 
+    def _tell_nowait(self, event: Event) -> tuple[Effect, ...]:
+        """Move by an event that rarely has effects; return them, to be carried out."""
+        before = self._state
+        after, _, effects = step(before, event)
+        if after is not before:
+            self._move(before, after)
+        return effects
+
     def _move(self, before: State, after: State) -> None:
         self._state = after
         if self._changed is not None:
@@ -313,7 +321,8 @@ class Connection:
             await self._tell(Event.SEND_TORN if self._transport.torn else Event.SEND_DONE)
             raise
         else:
-            await self._tell(Event.SEND_DONE)
+            if effects := self._tell_nowait(Event.SEND_DONE):
+                await self._carry_out(effects, None)
             return
         await checkpoint()
         if lost is self._error:  # even where close() waited for this

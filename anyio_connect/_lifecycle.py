@@ -25,7 +25,7 @@ be done, by the task that reported the event.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -149,6 +149,8 @@ class State:
     outbound: Outbound
     half_open: bool  #: allow_half_open
     starttls: bool  #: secure_transport is "starttls"
+    #: What :func:`step` has answered before: asked on every receive and send.
+    steps: dict[Event, Step] = field(default_factory=dict, init=False, repr=False)
 
 
 class Step(NamedTuple):
@@ -428,15 +430,13 @@ def initial(*, half_open: bool, starttls: bool) -> State:
 
 def step(state: State, event: Event) -> Step:
     """What ``event`` means in ``state``: total, pure, and remembered."""
-    key = (state, event)
     try:
-        return _steps[key]
+        return state.steps[event]
     except KeyError:
-        answer = _steps[key] = _step(state, event)
+        answer = state.steps[event] = _step(state, event)
         return answer
 
 
-_steps: dict[tuple[State, Event], Step] = {}
 _states: dict[tuple[object, ...], State] = {}
 
 

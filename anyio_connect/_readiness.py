@@ -13,13 +13,14 @@ turn of the loop costs more than a small send, and asyncio's own streams never g
 
 from __future__ import annotations
 
+import math
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import anyio
-from anyio.lowlevel import RunVar, checkpoint, checkpoint_if_cancelled, current_token
+from anyio.lowlevel import RunVar, checkpoint_if_cancelled, current_token
 
 if TYPE_CHECKING:  # which event loop there is, is decided when it runs
     import asyncio
@@ -36,8 +37,11 @@ Attempt: TypeAlias = Callable[[], bool]
 class Readiness(Protocol):
     """Waits for one socket. One task at a time waits for each direction."""
 
-    async def give_way(self, amount: int) -> None:
-        """Be a checkpoint, before a call that moves about ``amount`` bytes."""
+    def may_go_on(self, amount: int) -> bool:
+        """Whether a call that moves about ``amount`` bytes may be made at once.
+
+        False: others are to run first, or a cancellation is due. Either takes a checkpoint.
+        """
 
     async def readable(self, attempt: Attempt) -> None:
         """Wait until there is something to receive, or an end, or an error.
@@ -65,63 +69,111 @@ class Readiness(Protocol):
 
 def readiness(sock: socket.socket) -> Readiness:
     """The best way to wait for a non-blocking socket on the running event loop."""
-    loop = current_token().native_token
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None or not isinstance(loop, asyncio.AbstractEventLoop):
-        return AnyIOReadiness(sock)
-    try:
-        # Whether it can be done at all shows when it is tried: one of Windows' loops cannot.
-        loop.remove_reader(sock.fileno())
-    except NotImplementedError:
-        return AnyIOReadiness(sock)
-    return LoopReadiness(sock, loop, orderly=isinstance(loop, asyncio.SelectorEventLoop))
+    token = current_token()
+    loop: Any = token.native_token
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
+    if trio is not None and isinstance(loop, trio.lowlevel.TrioToken):
+        low = trio.lowlevel
+        return TaskReadiness(
+            sock,
+            low.wait_readable,
+            low.wait_writable,
+            low.notify_closing,
+            trio.ClosedResourceError,
+        )
+    if asyncio is not None and isinstance(loop, asyncio.AbstractEventLoop):
+        try:
+            # Whether it can be done at all shows when it is tried: one of Windows' loops cannot.
+            loop.remove_reader(sock.fileno())
+        except NotImplementedError:
+            pass
+        else:
+            orderly = isinstance(loop, asyncio.SelectorEventLoop)
+            deadline = token.backend_class.current_effective_deadline
+            return LoopReadiness(sock, loop, deadline, orderly=orderly)
+    return TaskReadiness(
+        sock,
+        anyio.wait_readable,
+        anyio.wait_writable,
+        anyio.notify_closing,
+        anyio.ClosedResourceError,
+    )
 
 
-class AnyIOReadiness:
-    """By AnyIO's means, on any event loop."""
+class TaskReadiness:
+    """A task waits, then tries: on trio, and by AnyIO's means on any event loop."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    __slots__ = (
+        "_closed",
+        "_closing_error",
+        "_notify_closing",
+        "_sock",
+        "_stopped",
+        "_wait_readable",
+        "_wait_writable",
+        "_waiting",
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        wait_readable: Callable[[socket.socket], Awaitable[None]],
+        wait_writable: Callable[[socket.socket], Awaitable[None]],
+        notify_closing: Callable[[socket.socket], None],
+        closing_error: type[Exception],
+    ) -> None:
         self._sock = sock
+        self._wait_readable = wait_readable
+        self._wait_writable = wait_writable
+        self._notify_closing = notify_closing
+        self._closing_error = closing_error
         self._stopped = False
         self._closed = False
         self._waiting = 0  # tasks that wait for this descriptor
 
-    async def give_way(self, amount: int) -> None:
-        await checkpoint()
+    def may_go_on(self, amount: int) -> bool:
+        return False
 
     async def readable(self, attempt: Attempt) -> None:
-        if not self._stopped:
-            await self._wait(anyio.wait_readable)
+        if self._stopped:
+            raise anyio.ClosedResourceError
+        self._waiting += 1
+        try:
+            await self._wait_readable(self._sock)
+        except self._closing_error:
+            pass
+        finally:
+            self._left()
         if self._stopped:
             raise anyio.ClosedResourceError
 
     async def writable(self) -> None:
-        await self._wait(anyio.wait_writable)
-
-    async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
-        # On asyncio, a waiter that was woken by notify_closing() unregisters *the number*
-        # once more when it runs. Keep the number taken until then: the last one out closes.
         self._waiting += 1
         try:
-            await wait(self._sock)
-        except anyio.ClosedResourceError:
-            pass  # stop_reading() wakes those who wait for room as well: let them try again
+            await self._wait_writable(self._sock)
+        except self._closing_error:
+            pass  # stop_reading() wakes who waits for room as well: let it try again
         finally:
-            self._waiting -= 1
-            if self._closed and not self._waiting:
-                self._sock.close()
+            self._left()
         if self._closed:
             raise anyio.ClosedResourceError
+
+    def _left(self) -> None:
+        # On asyncio, a waiter that was woken by notify_closing() unregisters *the number*
+        # once more when it runs. Keep the number taken until then: the last one out closes.
+        self._waiting -= 1
+        if self._closed and not self._waiting:
+            self._sock.close()
 
     def stop_reading(self) -> None:
         self._stopped = True
         if self._waiting:
-            anyio.notify_closing(self._sock)
+            self._notify_closing(self._sock)
 
     def close(self) -> None:
         self._closed = self._stopped = True
         # Wakes whoever waits for this descriptor before its number can be used anew.
-        anyio.notify_closing(self._sock)
+        self._notify_closing(self._sock)
         if not self._waiting:
             self._sock.close()
 
@@ -148,6 +200,7 @@ class LoopReadiness:
         "_attempt",
         "_budget",
         "_closed",
+        "_deadline",
         "_fd",
         "_loop",
         "_orderly",
@@ -160,11 +213,17 @@ class LoopReadiness:
     )
 
     def __init__(
-        self, sock: socket.socket, loop: asyncio.AbstractEventLoop, *, orderly: bool
+        self,
+        sock: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        deadline: Callable[[], float],
+        *,
+        orderly: bool,
     ) -> None:
         self._sock = sock
         self._fd = sock.fileno()
         self._loop = loop
+        self._deadline = deadline
         self._stopped = False
         self._closed = False
         # asyncio's own loop runs what was due before it looks at sockets, so that a cancellation
@@ -183,14 +242,13 @@ class LoopReadiness:
             self._budget = _Budget()
             _budget.set(self._budget)
 
-    async def give_way(self, amount: int) -> None:
+    def may_go_on(self, amount: int) -> bool:
         budget = self._budget
         budget.left -= _CALL + amount
         if budget.left > 0:
-            await checkpoint_if_cancelled()
-        else:
-            budget.left = _BUDGET
-            await checkpoint()
+            return self._deadline() != -math.inf  # which is how AnyIO says: cancelled
+        budget.left = _BUDGET
+        return False
 
     async def readable(self, attempt: Attempt) -> None:
         if not self._orderly:

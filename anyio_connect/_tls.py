@@ -22,9 +22,11 @@ from anyio.streams.tls import TLSAttribute
 from ._tls_errors import explain, handshake_ended, handshake_failed
 from ._transport import DEFAULT_MAX_BYTES, Transport
 
-#: How much ciphertext to ask the transport for at a time, in bytes: a few records. What is
-#: here undecrypted is never more than that, and nothing is asked for before it is wanted.
+#: How much ciphertext to ask the transport for at a time, in bytes: a few records, and more only
+#: for who wants more. What is here undecrypted is never more than that, and nothing is asked for
+#: before it is wanted.
 _READ = 65536
+_MOST_READ = 4 * _READ
 
 #: How much data to encrypt before it is sent, in bytes. The engine would take any amount at
 #: once, and hold all of its ciphertext.
@@ -195,13 +197,15 @@ class TLSTransport(Transport):
         """
         data: bytes | None = None
         if self._decrypted or self._incoming.pending or self._engine.pending() or self._over():
-            await self._transport.give_way(min(max_bytes, _RECORD))
+            if not self._transport.may_go_on(min(max_bytes, _RECORD)):
+                await checkpoint()
             if self._stopped:
                 raise anyio.ClosedResourceError
             data = self._take(max_bytes)
         while data is None:
             try:
-                ciphertext = await self._transport.receive(_READ)
+                most = min(max(_READ, max_bytes), _MOST_READ)
+                ciphertext = await self._transport.receive(most)
             except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
                 # Meanwhile unread() may have taken what came before that.
                 data = self._take(max_bytes)
@@ -221,8 +225,8 @@ class TLSTransport(Transport):
         self._stopped = True
         self._transport.stop_receiving()
 
-    async def give_way(self, amount: int) -> None:
-        await self._transport.give_way(amount)
+    def may_go_on(self, amount: int) -> bool:
+        return self._transport.may_go_on(amount)
 
     def unread(self) -> bool:
         if not self._decrypted:
@@ -238,7 +242,16 @@ class TLSTransport(Transport):
             data = bytes(self._decrypted[:max_bytes])
             del self._decrypted[:max_bytes]
             return data
-        return self._decrypt(max_bytes)
+        first = self._decrypt(max_bytes)
+        if first is None or len(first) == max_bytes or not self._incoming.pending:
+            return first
+        # The engine gives no more than a record at a time.
+        pieces, room = [first], max_bytes - len(first)
+        with suppress(anyio.EndOfStream, anyio.BrokenResourceError):  # the next call tells that
+            while room and (more := self._decrypt(room)) is not None:
+                pieces.append(more)
+                room -= len(more)
+        return b"".join(pieces)
 
     def _decrypt(self, max_bytes: int) -> bytes | None:
         """Take what the engine can decrypt; None if it needs more ciphertext for that."""
@@ -256,8 +269,9 @@ class TLSTransport(Transport):
             self._peer_ended = True
         except ssl.SSLError as exc:
             self._error = exc
-        with suppress(*_GONE):
-            self._flush_nowait()  # an answer, or the alert that says what is wrong
+        if self._outgoing.pending or self._unsent:
+            with suppress(*_GONE):
+                self._flush_nowait()  # an answer, or the alert that says what is wrong
         if self._decrypting is not None:
             self._decrypting.set()
         if not data:
@@ -293,7 +307,7 @@ class TLSTransport(Transport):
 
     # --- sending
 
-    def send_nowait(self, data: bytes | memoryview) -> int:
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         # Once encrypted, bytes must go out, and whether there is room shows only then.
         return 0
 
@@ -308,11 +322,13 @@ class TLSTransport(Transport):
         :raises anyio.ClosedResourceError: our side has ended, or the transport was closed
         """
         view = memoryview(item).cast("B")
-        await self._transport.give_way(len(view))
+        if not self._transport.may_go_on(len(view)):
+            await checkpoint()
         self._check_sending()
         if not view:
             return
-        await self._flush()
+        if self._unsent or self._outgoing.pending:
+            await self._flush()
         try:
             while view:
                 written = self._encrypt(view[:_WRITE])

@@ -50,9 +50,9 @@ class Transport(ByteStream):
     #: were sent after it would be misread.
     torn: bool = False
 
-    async def give_way(self, amount: int) -> None:
-        """Be a checkpoint, before what moves about ``amount`` bytes and need not wait."""
-        await checkpoint()
+    def may_go_on(self, amount: int) -> bool:
+        """Whether a call that moves about ``amount`` bytes may be made without a checkpoint."""
+        return False
 
     @abstractmethod
     def receive_nowait(self, max_bytes: int) -> bytes | None:
@@ -67,7 +67,7 @@ class Transport(ByteStream):
         """Send all of ``item``. Cancelled part-way, it sets ``torn``."""
 
     @abstractmethod
-    def send_nowait(self, data: bytes | memoryview) -> int:
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         """Hand over as much of ``data`` as fits at once; return how many bytes that was."""
 
     @abstractmethod
@@ -87,9 +87,9 @@ class Transport(ByteStream):
 
     @abstractmethod
     async def finish(self) -> bool:
-        """Close as ``aclose()`` does, unless that had to wait for room; return whether it is closed.
+        """Close as ``aclose()`` does, unless that had to wait for room; return whether it did.
 
-        Where it is not, nothing but our end is left to go out: see :meth:`wait_room`.
+        Where it did not, nothing but our end is left to go out: see :meth:`wait_room`.
         """
 
     @abstractmethod
@@ -133,8 +133,8 @@ class TCPTransport(Transport):
         with suppress(OSError):  # refused by some systems when the peer has already gone
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    async def give_way(self, amount: int) -> None:
-        await self._ready.give_way(amount)
+    def may_go_on(self, amount: int) -> bool:
+        return self._ready.may_go_on(amount)
 
     # --- receiving
 
@@ -159,7 +159,8 @@ class TCPTransport(Transport):
         # Where the last receive left nothing, more has most likely not come yet. Waiting is a
         # checkpoint, and costs no more than asking where it has.
         if self._arrived or not self._drained:
-            await self._ready.give_way(min(max_bytes, DEFAULT_MAX_BYTES))
+            if not self._ready.may_go_on(min(max_bytes, DEFAULT_MAX_BYTES)):
+                await checkpoint()
             data = self.receive_nowait(max_bytes)
             if data is not None:
                 return data
@@ -204,7 +205,7 @@ class TCPTransport(Transport):
 
     # --- sending
 
-    def send_nowait(self, data: bytes | memoryview) -> int:
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         try:
             return self._sock.send(data)
         except BlockingIOError:
@@ -213,11 +214,12 @@ class TCPTransport(Transport):
             raise self._failed(exc) from exc
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
-        view = memoryview(item).cast("B")
-        await self._ready.give_way(len(view))
-        sent = self.send_nowait(view)
-        if sent == len(view):
+        if not self._ready.may_go_on(len(item)):
+            await checkpoint()
+        sent = self.send_nowait(item)
+        if type(item) is bytes and sent == len(item):
             return
+        view = memoryview(item).cast("B")
         try:
             while sent < len(view):
                 await self._ready.writable()
@@ -414,7 +416,7 @@ class ForeignTransport(Transport):
     def unread(self) -> bool:
         return True
 
-    def send_nowait(self, data: bytes | memoryview) -> int:
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         return 0
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:

@@ -225,11 +225,11 @@ class Wire(Transport):
     def unread(self) -> bool:
         raise AssertionError("TLS decides that")
 
-    def send_nowait(self, data: bytes | memoryview) -> int:
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         assert not self._sending, "this would go out in the middle of what is being sent"
         return self._put(data)
 
-    def _put(self, data: bytes | memoryview) -> int:
+    def _put(self, data: bytes | bytearray | memoryview) -> int:
         count = int(min(len(data), self.room))
         self.sent += data[:count]
         self.room -= count
