@@ -18,10 +18,15 @@ import anyio
 import anyio.to_thread
 
 from . import ConnectTimeoutError, InvalidOptionError, Socket, SocketError, connect
+from ._options import check_alpn
 from ._starttls import PRELUDES
+from ._tls_errors import TO_TRUST_IT
 
 _CHUNK = 262144  # bytes; with less, moving between tasks and threads takes most of the time
 _PRELUDE_TIMEOUT = 30  # seconds; two peers that wait for each other would do so for ever
+
+#: What errors advise -> how to do that from here.
+_OPTIONS = {TO_TRUST_IT: "name its file with --cafile", "start_tls()": "--starttls"}
 
 _DESCRIPTION = """\
 Send standard input to HOST:PORT, end our side when it ends, and print what comes back until
@@ -43,9 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _occupy_standard_descriptors()
     parser = _parser()
     options = parser.parse_args(arguments)
-    if not (options.tls or options.starttls) and (
-        options.cafile or options.alpn or options.insecure
-    ):
+    given = {
+        name for name, value in vars(options).items() if value is not None and value is not False
+    }
+    if options.address == "demo" and not given <= {"address", "trio"}:
+        parser.error("the demo takes no option but --trio")
+    if not given & {"tls", "starttls"} and given & {"cafile", "alpn", "insecure"}:
         parser.error("--cafile, --alpn and --insecure need --tls or --starttls")
     # Ctrl-C ends us as it ends any other such program: at once and without a word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -60,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             anyio.run(_talk, options, backend=backend)
     except (SocketError, _PipeError) as exc:
         notes = "".join(f" ({note})" for note in getattr(exc, "__notes__", ()))
-        _tell(f"{exc}{notes}")
+        text = f"{exc}{notes}"
+        for ours, option in _OPTIONS.items():
+            text = text.replace(ours, option)
+        _tell(text)
         return _leave(1)
     except BrokenPipeError:  # nobody reads our output any more
         _die_of_sigpipe()
@@ -117,7 +128,7 @@ async def _talk(options: argparse.Namespace) -> None:
         settings["connect_timeout"] = options.timeout
     if options.tls or options.starttls:
         settings["secure_transport"] = "on" if options.tls else "starttls"
-        if options.cafile or options.insecure:
+        if options.cafile is not None or options.insecure:
             settings["ssl_context"] = _context(options)
         elif options.alpn:
             settings["alpn"] = options.alpn
@@ -125,11 +136,12 @@ async def _talk(options: argparse.Namespace) -> None:
         if not options.starttls:
             await _relay(socket, half_open=options.half_open)
             return
-        with anyio.move_on_after(_PRELUDE_TIMEOUT) as waiting:
+        seconds = min(_PRELUDE_TIMEOUT, settings.get("connect_timeout", _PRELUDE_TIMEOUT))
+        with anyio.move_on_after(seconds) as waiting:
             await PRELUDES[options.starttls](socket)
         if waiting.cancelled_caught:
             raise ConnectTimeoutError(
-                f"no word of TLS from {options.address} within {_PRELUDE_TIMEOUT} seconds: "
+                f"no word of TLS from {options.address} within {seconds:g} seconds: "
                 f"does it speak {options.starttls}?"
             )
         async with socket.start_tls() as secure:
@@ -139,10 +151,12 @@ async def _talk(options: argparse.Namespace) -> None:
 def _context(options: argparse.Namespace) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=options.cafile)
+        if options.cafile == "":  # which the standard library takes for none at all
+            context.load_verify_locations(cafile="")
     except OSError as exc:
         raise InvalidOptionError(f"bad value for --cafile: {options.cafile!r}: {exc}") from exc
     if options.alpn:
-        context.set_alpn_protocols(options.alpn)
+        context.set_alpn_protocols(check_alpn(options.alpn))
     if options.insecure:
         _tell("WARNING: --insecure: whoever is in between can read and change everything")
         context.check_hostname = False

@@ -87,6 +87,9 @@ _NOT_IN_NAMES: _Rules = (
 
 
 def _check(text: str, rules: _Rules) -> None:
+    # As a rule there is nothing to find, which one search can tell.
+    if not re.search("|".join([pattern for pattern, _ in rules]), text):
+        return
     for pattern, why in rules:
         if found := re.search(pattern, text):
             raise _RuleError(f"{found[0]!r} {why}")

@@ -2,12 +2,12 @@
 
 # No `from __future__ import annotations`: users may ask for a dataclass's type hints.
 import ssl
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from anyio.abc import TaskGroup
-from typing_extensions import Unpack
 
 from ._address import SocketAddress, parse_address
 from ._dial import HAPPY_EYEBALLS_DELAY, Route
@@ -25,13 +25,19 @@ from ._policy import UNRESTRICTED, AddressPolicy
 from ._slots import Slot, Slots
 from ._socket import Socket
 
+if sys.version_info >= (3, 12):
+    from typing import Self, Unpack
+else:
+    from typing_extensions import Self, Unpack
+
 
 @dataclass(frozen=True, eq=False)
 class Connector:
     """Where sockets may go, how they get there, and how many there may be at once.
 
     It belongs to no event loop: it may be a global, and be used by several loops, also at the
-    same time in different threads. ``max_connections`` counts them all.
+    same time in different threads. ``max_connections`` counts them all. A copy of it is the
+    same object; ``dataclasses.replace()`` makes another, with slots of its own.
 
     :raises InvalidOptionError: a value is bad
     """
@@ -43,8 +49,10 @@ class Connector:
     #: How many connections there may be at once; None: any number. Further sockets stay
     #: pending, and get their turn in the order in which they were first needed, one whenever
     #: another's ``closed`` settles or its dial fails. ``start_tls()`` keeps the slot. The wait
-    #: counts as connecting (``connect_timeout``); cancelling it gives up the place. The slot of
-    #: a socket that was dropped unclosed comes back when that is garbage-collected.
+    #: counts as connecting (``connect_timeout``). Cancelling the task that makes the connection
+    #: gives up the place, also where other tasks wait for the same socket: one of them then
+    #: queues up behind all others. The slot of a socket that was dropped unclosed comes back
+    #: when that is garbage-collected.
     max_connections: int | None = None
     #: For TLS, where the call or ``start_tls()`` brings none of its own.
     ssl_context: ssl.SSLContext | None = None
@@ -85,6 +93,12 @@ class Connector:
         if task_group is not None:
             task_group.start_soon(_open_now, socket, name=f"connect {target}")
         return socket
+
+    def __copy__(self) -> Self:
+        return self  # what it is cannot change, and its slots are not to be had twice
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
     def _complete(self, options: Options) -> Options:
         if (
@@ -134,11 +148,20 @@ def _check(connector: Connector) -> None:
     if connector.ssl_context is not None:
         check_ssl_context(connector.ssl_context)
     delay: object = connector.happy_eyeballs_delay
-    if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not delay >= 0:
+    if not _is_duration(delay):
         raise bad_option("happy_eyeballs_delay", delay, "must be a number of seconds, 0 or more")
     host: object = connector.local_host
     if host is not None and not (isinstance(host, str) and _is_ip(host)):
         raise bad_option("local_host", host, "must be an IP address of this machine")
+
+
+def _is_duration(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return float(value) >= 0
+    except OverflowError:  # an int beyond what a float can hold
+        return False
 
 
 def _is_ip(text: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import anyio
@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from ._address import SocketAddress, format_address
 from ._errors import (
     ConnectError,
+    LoopError,
     attempt_failed,
     cannot_bind,
     dial_failed,
@@ -22,6 +23,7 @@ from ._errors import (
     no_family,
     no_such_zone,
     none_allowed,
+    perhaps_loop,
     resolve_failed,
 )
 from ._loops import leads_back
@@ -70,15 +72,23 @@ def forbid(address: SocketAddress, policy: AddressPolicy) -> None:
         raise none_allowed(where, refused)
 
 
-async def dial(address: SocketAddress, route: Route, attempts: list[ConnectError]) -> Transport:
+@dataclass
+class Progress:
+    """What a dial has come to so far: whoever dials keeps it, for when that is cancelled."""
+
+    attempts: list[ConnectError] = field(default_factory=list)  #: that failed, in order
+    refused: list[ConnectError] = field(default_factory=list)  #: what the policy dropped, and why
+
+
+async def dial(address: SocketAddress, route: Route, progress: Progress) -> Transport:
     """Connect to ``address``: resolve it, then race what it resolves to (RFC 8305).
 
     Each address is judged by the policy of ``route`` first; only those that it allows are
     dialled, by number, and nothing is resolved twice. The others are dropped: a name with
     private and public addresses leads to the public ones.
 
-    Each attempt that fails adds an error to ``attempts``, which the caller owns: it is wanted
-    even where a cancellation ends the dial. Cancelled, it leaves no socket behind.
+    Each attempt that fails, and each address that is dropped, adds an error to ``progress``: it
+    is wanted even where a cancellation ends the dial. Cancelled, it leaves no socket behind.
 
     :raises AddressNotAllowedError: the policy allows none of the addresses
     :raises LoopError: they all lead back to this process
@@ -87,18 +97,18 @@ async def dial(address: SocketAddress, route: Route, attempts: list[ConnectError
     await checkpoint_if_cancelled()
     where = format_address(*address)
     vetted = [(endpoint, _vet(endpoint, route.policy)) for endpoint in await resolve(address)]
-    refused = [error for _, error in vetted if error is not None]
+    progress.refused += [error for _, error in vetted if error is not None]
     endpoints = [endpoint for endpoint, error in vetted if error is None]
     if not endpoints:
-        raise none_allowed(where, refused)
+        raise none_allowed(where, progress.refused)
     if route.local_host is not None:
         family = socket.AF_INET6 if ":" in route.local_host else socket.AF_INET
         endpoints = [endpoint for endpoint in endpoints if endpoint.family == family]
         if not endpoints:
-            raise no_family(where, route.local_host)
-    transport = await _race(_interleave(endpoints), route, attempts)
+            raise no_family(where, route.local_host, progress.refused)
+    transport = await _race(_interleave(endpoints), route, progress.attempts)
     if transport is None:
-        raise dial_failed(where, address.port, tuple(attempts), refused)
+        raise dial_failed(where, address.port, tuple(progress.attempts), progress.refused)
     return transport
 
 
@@ -113,9 +123,11 @@ def _literal(address: SocketAddress) -> list[Endpoint]:
                 host.encode(), port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
             )
         )
-    except socket.gaierror as exc:
-        if ":" in host:  # IPv6, and parse_address() has checked all but the zone
+    except OSError as exc:  # mostly a gaierror
+        if "%" in host:  # IPv6, and parse_address() has checked all but the zone
             raise no_such_zone(host, exc) from exc
+        if ":" in host:
+            raise resolve_failed(host, port, exc) from exc
         return []
 
 
@@ -156,6 +168,9 @@ def _vet(endpoint: Endpoint, policy: AddressPolicy) -> ConnectError | None:
             return loop(str(endpoint), "this process itself listens there")
     except ValueError:
         assert why is not None  # it is not an IP address
+    except OSError as exc:
+        if why is None:
+            return perhaps_loop(str(endpoint), exc)
     return forbidden(str(endpoint), why) if why else None
 
 
@@ -171,10 +186,12 @@ def _recheck(
     if policy.loops_refused and remote == transport.extra(SocketAttribute.local_address, None):
         # A port that the kernel chose for us, and happened to be the one that was dialled.
         return loop(str(endpoint), "the socket was connected to itself")
-    reached = Endpoint(endpoint.family, remote)
-    if error := _vet(reached, policy):
-        return forbidden(str(endpoint), f"the connection leads to {error}")
-    return None
+    error = _vet(Endpoint(endpoint.family, remote), policy)
+    if error is None or isinstance(error, LoopError):
+        return error
+    found = forbidden(str(endpoint), f"the connection leads to {error}")
+    found.__cause__ = error.__cause__
+    return found
 
 
 def _interleave(endpoints: list[Endpoint]) -> list[Endpoint]:
@@ -224,13 +241,18 @@ async def _attempt(
 ) -> Transport | None:
     try:
         transport = await _connect(endpoint, route)
+        try:
+            error = _recheck(transport, endpoint, route.policy)
+        except BaseException:  # a stream of AnyIO's asks the kernel, which may know no more
+            await transport.abort()
+            raise
     except ConnectError as exc:
         attempts.append(exc)
         return None
     except OSError as exc:
         attempts.append(attempt_failed(str(endpoint), exc))
         return None
-    if error := _recheck(transport, endpoint, route.policy):
+    if error is not None:
         attempts.append(error)
         await transport.abort()
         return None
@@ -255,10 +277,22 @@ async def _connect(endpoint: Endpoint, route: Route) -> Transport:
         # No waiting for sockets on this platform's event loop: AnyIO's own stream it is.
         sock.close()
         host, port = host_and_port(endpoint.sockaddr)
-        return ForeignTransport(await anyio.connect_tcp(host, port, local_host=route.local_host))
+        try:
+            stream = await anyio.connect_tcp(host, port, local_host=route.local_host)
+        except OSError as exc:
+            raise _kernels(exc) from exc
+        return ForeignTransport(stream)
     except BaseException:
         sock.close()
         raise
+
+
+def _kernels(exc: OSError) -> OSError:
+    """The kernel's error behind "All connection attempts failed", which has no number."""
+    cause: Any = exc.__cause__
+    while hasattr(cause, "exceptions"):  # a group of one for each address, of which there is one
+        cause = cause.exceptions[0]
+    return cause if isinstance(cause, OSError) else exc
 
 
 def _bind(sock: socket.socket, local_host: str, endpoint: Endpoint) -> None:

@@ -206,6 +206,14 @@ def loop(what: str, why: str) -> LoopError:
     return LoopError(f"{what}: the Connector's policy refuses loops: {why}")
 
 
+def perhaps_loop(what: str, exc: OSError) -> AddressNotAllowedError:
+    """The error for an address of which it cannot be told whether it leads back here."""
+    why = f"it cannot be told whether this process itself listens there: {_reason(exc)}"
+    error = forbidden(what, why)
+    error.__cause__ = exc
+    return error
+
+
 def none_allowed(where: str, refused: list[ConnectError]) -> ConnectError:
     """One error for a host none of whose addresses may be dialled."""
     each = "; ".join(str(error) for error in refused)
@@ -213,6 +221,7 @@ def none_allowed(where: str, refused: list[ConnectError]) -> ConnectError:
     kind = kinds.pop() if len(kinds) == 1 else AddressNotAllowedError
     error = kind(f"cannot connect to {where}: {each.removeprefix(f'{where}: ')}")
     error.errno = refused[-1].errno
+    error.__cause__ = refused[-1].__cause__
     return error
 
 
@@ -224,12 +233,12 @@ def cannot_bind(where: str, local_host: str, exc: OSError) -> ConnectError:
     return error
 
 
-def no_family(where: str, local_host: str) -> ConnectError:
+def no_family(where: str, local_host: str, refused: list[ConnectError]) -> ConnectError:
     """The error for a host that has no address of the family of ``local_host``."""
     family = "IPv6" if ":" in local_host else "IPv4"
     return ConnectError(
         f"cannot connect to {where}: local_host {local_host} can only reach {family} addresses, "
-        "and none of the host's that may be dialled is one"
+        f"and none of the host's that may be dialled is one{_not_tried(refused)}"
     )
 
 
@@ -272,7 +281,7 @@ def dial_failed(
         each = f"all {len(attempts)} addresses failed: {each}"
     # A literal address is its own only attempt: name it once.
     message = f"cannot connect to {where}: {each.removeprefix(f'{where}: ')}"
-    message += "".join(f"; not tried: {error}" for error in refused)
+    message += _not_tried(refused)
     kinds = {type(attempt) for attempt in attempts}
     kind = kinds.pop() if len(kinds) == 1 else ConnectError
     error = kind(message, attempts=attempts)
@@ -281,13 +290,22 @@ def dial_failed(
     return note_http(error, port)
 
 
+def _not_tried(refused: list[ConnectError]) -> str:
+    return "".join(f"; not tried: {error}" for error in refused)
+
+
 def dial_timed_out(
-    where: str, port: int, seconds: float, attempts: tuple[ConnectError, ...]
+    where: str,
+    port: int,
+    seconds: float,
+    attempts: tuple[ConnectError, ...],
+    refused: list[ConnectError],
 ) -> ConnectTimeoutError:
     """``connect_timeout`` ran out."""
     failed = "".join(f"; {attempt}" for attempt in attempts)
     error = ConnectTimeoutError(
-        f"cannot connect to {where}: no connection within {seconds:g} seconds{failed}",
+        f"cannot connect to {where}: no connection within {seconds:g} seconds{failed}"
+        f"{_not_tried(refused)}",
         attempts=attempts,
     )
     error.errno = errno.ETIMEDOUT

@@ -19,11 +19,12 @@ class SocketFuture(Generic[T_co]):
 
     It may be awaited any number of times, by any task. There is no background task behind it:
     the first task to await it does what has to be done, the others wait for that. When that
-    task is cancelled, nothing is settled, and the next waiter takes over. A failure that
-    nobody awaits is silent.
+    task is cancelled, nothing is settled, and one of the others takes over: it begins anew, with
+    a ``connect_timeout`` of its own and the last place in the queue of ``max_connections``. A
+    failure that nobody awaits is silent.
 
-    Awaiting it is a checkpoint, even where it has settled already. Cancelling the wait
-    changes nothing for anybody else.
+    Awaiting it is a checkpoint, even where it has settled already. Cancelling the wait settles
+    nothing for anybody else.
     """
 
     __slots__ = ("_drive", "_driven", "_error", "_settled", "_then", "_value", "_wake")

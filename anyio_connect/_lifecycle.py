@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 
@@ -423,6 +424,7 @@ _NEED_CONNECTION = frozenset({Event.RECEIVE, Event.SEND, Event.END})
 _FACETS = ("dial", "link", "inbound", "outbound")
 
 
+@cache
 def initial(*, half_open: bool, starttls: bool) -> State:
     """The state of a socket that ``connect()`` has just returned."""
     return _intern(State(_D.IDLE, _L.OPEN, _I.OPEN, _O.OPEN, half_open, starttls))

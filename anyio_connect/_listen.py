@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -23,8 +22,6 @@ from ._open import Accepted, Target
 from ._options import Options, check_count, parse_options
 from ._socket import Socket
 from ._transport import TCPTransport, host_and_port
-
-_logger = logging.getLogger(__name__.partition(".")[0])
 
 #: What accept() fails with when there is too little of something, which may come back.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
@@ -105,6 +102,13 @@ def _bind(endpoints: list[Endpoint], port: int, backlog: int) -> list[socket.soc
     return sockets
 
 
+def _log_exhausted(error: OSError) -> None:
+    import logging  # here, because hardly anybody needs it, and it imports much
+
+    logger = logging.getLogger(__name__.partition(".")[0])
+    logger.error("accept() failed; trying again in %g seconds", _PAUSE, exc_info=error)
+
+
 class Listener(abc.Listener[Socket]):
     """What ``listen()`` returns. It has no public constructor; close it, or ``async with`` it."""
 
@@ -173,7 +177,7 @@ class Listener(abc.Listener[Socket]):
                 await self._wait(sock)
             except OSError as exc:
                 if exc.errno in _EXHAUSTED:
-                    _logger.exception("accept() failed; trying again in %g seconds", _PAUSE)
+                    _log_exhausted(exc)
                     await anyio.sleep(_PAUSE)
                 elif exc.errno not in _GONE:
                     raise

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
-from contextlib import closing
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from ._ranges import IPAddress, hidden, wrapped
 
+#: What connecting a socket fails with where there is no way to the address, or none but to
+#: several hosts at once: then it is not this machine's. (EINVAL: a link without its zone.)
+_NOWHERE = frozenset(
+    {
+        *(errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL),
+        *(errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT),
+    }
+)
+
 # Weak, so that a listener that was dropped without closing it is not remembered.
 _listening: WeakKeyDictionary[socket.socket, tuple[IPAddress, int]] = WeakKeyDictionary()
 _lock = threading.Lock()
+
+_BROADCAST = IPv4Address("255.255.255.255")
 
 
 def announce(listener: socket.socket) -> None:
@@ -33,6 +44,7 @@ def leads_back(sockaddr: tuple[Any, ...]) -> bool:
     """Whether a connection to ``sockaddr`` would be to a listener of this process.
 
     :raises ValueError: it has no IP address
+    :raises OSError: it cannot be told
     """
     ip, port = _normal(sockaddr)
     if not int(ip):  # where the system connects to instead
@@ -41,7 +53,9 @@ def leads_back(sockaddr: tuple[Any, ...]) -> bool:
         heard = [at for at, number in _listening.values() if number == port]
     if ip in heard:
         return True
-    return any(at.version == ip.version and not int(at) for at in heard) and _is_local(sockaddr)
+    if not any(at.version == ip.version and not int(at) for at in heard):
+        return False
+    return _is_local(ip, port, _scope(sockaddr))
 
 
 def _normal(sockaddr: tuple[Any, ...]) -> tuple[IPAddress, int]:
@@ -51,12 +65,30 @@ def _normal(sockaddr: tuple[Any, ...]) -> tuple[IPAddress, int]:
     return ip, sockaddr[1]
 
 
-def _is_local(sockaddr: tuple[Any, ...]) -> bool:
-    """Whether this machine has that address: only then can a socket be bound to it."""
-    family = socket.AF_INET6 if ":" in sockaddr[0] else socket.AF_INET
-    with closing(socket.socket(family, socket.SOCK_DGRAM)) as probe:
+def _scope(sockaddr: tuple[Any, ...]) -> int:
+    """The number of the zone, which is in the host only where a transport tells its peer."""
+    if len(sockaddr) == 4:
+        return int(sockaddr[3])
+    _, _, zone = sockaddr[0].partition("%")
+    return socket.if_nametoindex(zone) if zone else 0
+
+
+def _is_local(ip: IPAddress, port: int, scope: int) -> bool:
+    """Whether this machine has that address.
+
+    To connect a socket for datagrams sends nothing, but makes the system choose where from: to
+    an address of this machine, it is that address itself, or loopback. (Whether a socket can be
+    bound to it does not tell: to multicast it always can, to anything with ip_nonlocal_bind.)
+    """
+    if ip.is_multicast or ip == _BROADCAST:
+        return False
+    six = isinstance(ip, IPv6Address)
+    with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.bind((sockaddr[0], 0, *sockaddr[2:]))
-        except OSError:
-            return False
-    return True
+            probe.connect((str(ip), port, 0, scope) if six else (str(ip), port))
+        except OSError as exc:
+            if exc.errno in _NOWHERE:
+                return False
+            raise
+        source, _ = _normal(probe.getsockname())
+    return source == ip or source.is_loopback

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import anyio
 from anyio.lowlevel import checkpoint
-from anyio.streams.tls import TLSAttribute
 
 from ._address import SocketAddress, format_address
 from ._connection import Connection, SocketInfo, info_of
-from ._dial import Route, dial, forbid
-from ._errors import ConnectError, TLSError, dial_timed_out, no_slot
+from ._dial import Progress, Route, dial, forbid
+from ._errors import TLSError, dial_timed_out, no_slot
 from ._options import Options
 from ._policy import UNRESTRICTED
 from ._slots import Slot
@@ -41,7 +40,7 @@ class Target:
             alpn=self.options.alpn,
             context=self.options.ssl_context,
         )
-        return tls, info_of(tls, tls.extra(TLSAttribute.alpn_protocol))
+        return tls, info_of(tls, tls.alpn)
 
 
 class Dialled:
@@ -69,14 +68,14 @@ class Dialled:
 
     async def _open(self, slot: Slot | None) -> tuple[Transport, SocketInfo]:
         target = self._target
-        attempts: list[ConnectError] = []
+        progress = Progress()
         waiting = slot is not None
         transport = None
         with anyio.move_on_after(target.options.connect_timeout):
             if slot is not None:
                 await slot.acquire()
                 waiting = False
-            transport = await dial(target.address, self._route, attempts)
+            transport = await dial(target.address, self._route, progress)
             if target.options.secure_transport == "on":
                 return await target.secure(transport)
             return transport, info_of(transport)
@@ -85,7 +84,8 @@ class Dialled:
             raise no_slot(str(target), seconds, slot.slots.limit)
         if transport is not None:
             raise handshake_timed_out(str(target), seconds)
-        raise dial_timed_out(str(target), target.address.port, seconds, tuple(attempts))
+        tried, refused = tuple(progress.attempts), progress.refused
+        raise dial_timed_out(str(target), target.address.port, seconds, tried, refused)
 
     async def discard(self) -> None:
         """Nothing is held before it is opened."""

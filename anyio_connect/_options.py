@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import ssl
@@ -136,6 +135,11 @@ def alpn_conflict() -> InvalidOptionError:
 def check_ssl_context(value: object) -> ssl.SSLContext:
     if not isinstance(value, ssl.SSLContext):
         raise bad_option("ssl_context", value, "must be an ssl.SSLContext")
+    if value.protocol == ssl.PROTOCOL_TLS_SERVER:
+        why = (
+            "is for servers: ssl.create_default_context() without a purpose makes one for clients"
+        )
+        raise bad_option("ssl_context", value, why)
     return value
 
 
@@ -155,6 +159,8 @@ def _check_timeout(value: object) -> float:
 
 
 def _unknown(name: str) -> InvalidOptionError:
+    import difflib  # here, because hardly anybody needs it
+
     # People who port Workers code bring its names along: secureTransport, allowHalfOpen.
     snake = "".join(f"_{c.lower()}" if c.isupper() else c for c in name)
     close = difflib.get_close_matches(snake, _NAMES, n=1)

@@ -1,6 +1,6 @@
 """Egress rules: which addresses and ports may be connected to. Pure; see also _ranges."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from ipaddress import (
     IPv4Address,
@@ -33,11 +33,15 @@ class AddressPolicy:
     * without: ``allow`` holds it, or is None.
 
     A port is allowed when ``deny_ports`` does not have it, and ``allow_ports`` has it or is
-    None. An empty ``allow`` or ``allow_ports`` allows nothing; None sets no limit.
+    None. An empty ``allow_ports`` allows none. An empty ``allow`` allows nothing either, but
+    with ``public_only`` it is like None: it adds nothing.
 
     IPv4 in an IPv6 address (mapped, compatible, NAT64, 6to4, Teredo) is judged as the IPv4 that
-    it is. What no rule can see into, 64:ff9b:1::/48, is denied by every rule about IPv4. Zones
-    do not count.
+    it is, and an address that may lead to another one as well (ISATAP, IPv4-translated,
+    ``0.0.0.0``, ``::``) as both. So ``::/0`` in ``allow`` is no way to IPv4: of such addresses
+    it takes a network that is of that form alone, such as ``2002::/16``. What no rule can see
+    into, 64:ff9b:1::/48, is denied by ``public_only``, by IPv4 in ``deny``, and by an ``allow``
+    that has no network within it. Zones do not count.
 
     ``a & b`` allows what both allow. To allow more, ``dataclasses.replace(policy, allow=...)``.
 
@@ -75,6 +79,8 @@ class AddressPolicy:
             raise bad_option("also", also, "must be a tuple of AddressPolicy")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        if self.also:
+            object.__setattr__(self, "also", _distinct(self))
 
     def refusal(self, address: str | IPv4Address | IPv6Address, port: int) -> str | None:
         """Say which rule forbids to connect to ``address`` at ``port``; None if none does.
@@ -103,10 +109,8 @@ class AddressPolicy:
         """Whether this policy, or one of ``also``, refuses loops."""
         return any(policy.refuse_loops for policy in self._parts())
 
-    def _parts(self) -> "Iterator[AddressPolicy]":
-        yield self
-        for policy in self.also:
-            yield from policy._parts()
+    def _parts(self) -> "tuple[AddressPolicy, ...]":
+        return (self, *self.also)
 
     def _address_refusal(self, ip: IPAddress) -> str | None:
         for policy in self._parts():
@@ -127,10 +131,11 @@ class AddressPolicy:
         for name, preset in _PRESETS.items():
             if self == preset:
                 return name
-        if self.also:
-            return " & ".join(map(repr, (replace(self, also=()), *self.also)))
+        own = replace(self, also=())
+        if self.also and own != UNRESTRICTED:
+            return " & ".join(map(repr, (own, *self.also)))
         shown = (
-            f"{field.name}={_show(value)}"
+            f"{field.name}={value if field.name == 'also' else _show(value)}"
             for field in fields(self)
             if (value := getattr(self, field.name)) != field.default
         )
@@ -143,21 +148,22 @@ class AddressPolicy:
 def _ip(address: object) -> IPAddress | None:
     if isinstance(address, str):
         try:
-            ip = ip_address(address.partition("%")[0] if ":" in address else address)
+            address = ip_address(address)
         except ValueError:
             return None
-        return ip
+    # As a plain address: without its zone, or the network that an interface has.
     if isinstance(address, IPv6Address):
-        return IPv6Address(int(address))  # without its zone
-    return address if isinstance(address, IPv4Address) else None
+        return IPv6Address(int(address))
+    return IPv4Address(int(address)) if isinstance(address, IPv4Address) else None
 
 
-def _within(ip: IPAddress, networks: Iterable[Network] | None) -> IPNetwork | None:
-    for network in networks or ():
-        # (They all are one of the two by now, but a type checker only knows the parameters.)
-        if isinstance(network, (IPv4Network, IPv6Network)) and ip in network:
-            return network
-    return None
+def _holding(ip: IPAddress, networks: Iterable[Network] | None) -> list[IPNetwork]:
+    # (They all are one of the two by now, but a type checker only knows the parameters.)
+    return [
+        network
+        for network in networks or ()
+        if isinstance(network, (IPv4Network, IPv6Network)) and ip in network
+    ]
 
 
 def _denied(policy: AddressPolicy, ip: IPAddress) -> str | None:
@@ -165,33 +171,47 @@ def _denied(policy: AddressPolicy, ip: IPAddress) -> str | None:
     if ip in OPAQUE and (
         policy.public_only or any(isinstance(net, IPv4Network) for net in policy.deny)
     ):
-        return f"{block_of(ip)}, so no rule can tell where it leads"
-    if network := _within(ip, policy.deny):
-        return f"{network} is in deny"
+        return _opaque(ip)
+    if networks := _holding(ip, policy.deny):
+        return f"{networks[0]} is in deny"
     if policy.public_only and ip in METADATA:
         return f"{ip} is a cloud metadata address ({METADATA[ip]})"
-    for inner, form in (*wrapped(ip), *hidden(ip)):
-        if why := _denied(policy, inner):
-            return f"it carries {inner} ({form}): {why}"
+    for inner in (*wrapped(ip), *hidden(ip)):
+        if why := _denied(policy, inner.ip):
+            return f"it carries {inner.ip} ({inner.form}): {why}"
     return None
 
 
 def _not_allowed(policy: AddressPolicy, ip: IPAddress) -> str | None:
     """Why nothing allows ``ip``, which nothing denies."""
-    if _within(ip, policy.allow) is not None:
+    if policy.allow is None and not policy.public_only:
         return None
-    inside = wrapped(ip)
-    if not inside:
+    networks = _holding(ip, policy.allow)
+    wrapping = wrapped(ip)
+    if not networks and not wrapping:
         if not policy.public_only:
-            return None if policy.allow is None else f"{ip} is in none of the networks of allow"
+            return f"{ip} is in none of the networks of allow"
         block = block_of(ip)
         if not block.public:
             return str(block)
-        inside = hidden(ip)
-    for inner, form in inside:
-        if why := _not_allowed(policy, inner):
-            return f"it carries {inner} ({form}): {why}"
+    if ip in OPAQUE and not _any_within(networks, OPAQUE):
+        return _opaque(ip)
+    for inner in (*wrapping, *hidden(ip)):
+        # A network that happens to have such addresses too, as "::/0" has, says nothing of
+        # what they carry.
+        if not _any_within(networks, inner.network) and (why := _not_allowed(policy, inner.ip)):
+            return f"it carries {inner.ip} ({inner.form}): {why}"
     return None
+
+
+def _any_within(networks: Iterable[IPNetwork], network: IPNetwork) -> bool:
+    return any(
+        net.prefixlen >= network.prefixlen and net.network_address in network for net in networks
+    )
+
+
+def _opaque(ip: IPAddress) -> str:
+    return f"{block_of(ip)}, so no rule can tell where it leads"
 
 
 def _has(ports: Iterable[Port], port: int) -> bool:
@@ -199,6 +219,13 @@ def _has(ports: Iterable[Port], port: int) -> bool:
 
 
 # --- checking what a policy is made of
+
+
+def _distinct(policy: AddressPolicy) -> tuple[AddressPolicy, ...]:
+    """Its ``also`` in a row, each policy once: however it was put together, it is the same."""
+    parts = (part for other in policy.also for part in (replace(other, also=()), *other.also))
+    own = (UNRESTRICTED, replace(policy, also=()))
+    return tuple(part for part in dict.fromkeys(parts) if part not in own)
 
 
 def _networks(name: str, value: object) -> tuple[IPNetwork, ...]:

@@ -90,6 +90,8 @@ METADATA: dict[IPAddress, str] = {
     IPv4Address("169.254.169.254"): "most clouds",
     IPv4Address("169.254.170.2"): "AWS ECS",
     IPv4Address("169.254.170.23"): "AWS EKS",
+    IPv4Address("169.254.42.42"): "Scaleway",
+    IPv4Address("169.254.0.23"): "Tencent Cloud",
     IPv4Address("168.63.129.16"): "Azure",
     IPv4Address("100.100.100.200"): "Alibaba Cloud",
     IPv4Address("192.0.0.192"): "Oracle Cloud",
@@ -97,6 +99,9 @@ METADATA: dict[IPAddress, str] = {
     IPv6Address("fd00:ec2::23"): "AWS EKS",
     IPv6Address("fd20:ce::254"): "Google Cloud",
     IPv6Address("fd00:c1::a9fe:a9fe"): "Oracle Cloud",
+    IPv6Address("fd00:42::42"): "Scaleway",
+    IPv6Address("fd00:a9fe:a9fe::1"): "Linode",
+    IPv6Address("fe80::a9fe:a9fe"): "OpenStack",
 }
 
 
@@ -105,6 +110,7 @@ class Carried(NamedTuple):
 
     ip: IPAddress
     form: str  #: in which form the other one carries it
+    network: IPNetwork  #: of the addresses of that form
 
 
 #: IPv6 that is nothing but a wrapping of IPv4, which therefore says all about it: the network,
@@ -127,27 +133,27 @@ def wrapped(ip: IPAddress) -> tuple[Carried, ...]:
         return ()
     for network, shift, form in _WRAPPINGS:
         if ip in network:
-            return (Carried(_low32(int(ip) >> shift), form),)
+            return (Carried(_low32(int(ip) >> shift), form, network),)
     if ip in _TEREDO:
         return (
-            Carried(_low32(int(ip) >> 64), "Teredo server, RFC 4380"),
-            Carried(_low32(~int(ip)), "Teredo client, RFC 4380"),
+            Carried(_low32(int(ip) >> 64), "Teredo server, RFC 4380", _TEREDO),
+            Carried(_low32(~int(ip)), "Teredo client, RFC 4380", _TEREDO),
         )
     return ()
 
 
 def hidden(ip: IPAddress) -> tuple[Carried, ...]:
     """Further addresses that connecting to ``ip`` may lead to: to be judged besides it."""
-    if isinstance(ip, IPv4Address):
-        if int(ip):
-            return ()
-        return (Carried(IPv4Address("127.0.0.1"), "the system's reading of 0.0.0.0"),)
     if not int(ip):
-        return (Carried(IPv6Address("::1"), "the system's reading of ::"),)
+        here = IPv4Address("127.0.0.1") if isinstance(ip, IPv4Address) else IPv6Address("::1")
+        return (Carried(here, f"the system's reading of {ip}", ip_network(ip)),)
+    if isinstance(ip, IPv4Address):
+        return ()
     if ip in _TRANSLATED:
-        return (Carried(_low32(int(ip)), "IPv4-translated, RFC 2765"),)
-    if int(ip) >> 32 & 0xFDFFFFFF == 0x00005EFE:
-        return (Carried(_low32(int(ip)), "ISATAP, RFC 5214"),)
+        return (Carried(_low32(int(ip)), "IPv4-translated, RFC 2765", _TRANSLATED),)
+    if int(ip) >> 32 & 0xFDFFFFFF == 0x00005EFE:  # in any network, a 6to4 one too
+        network = IPv6Network((int(ip) >> 32 << 32, 96))
+        return (Carried(_low32(int(ip)), "ISATAP, RFC 5214", network),)
     return ()
 
 

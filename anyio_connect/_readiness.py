@@ -275,8 +275,6 @@ class LoopReadiness:
             # More has come than anybody waits for: without this, it would be reported for ever.
             self._unregister()
         elif not future.done() and self._attempt():
-            if not self._stays:
-                self._unregister()
             future.set_result(None)
 
     def _unregister(self) -> None:

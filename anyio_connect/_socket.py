@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ssl
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from anyio.abc import ByteStream
-from typing_extensions import Self
 
 from ._connection import Connection, Opener, SocketInfo
 from ._future import SocketFuture
@@ -24,6 +24,11 @@ from ._options import (
 )
 from ._streams import ReadableStream, WritableStream, attributes_of
 from ._transport import DEFAULT_MAX_BYTES
+
+if sys.version_info >= (3, 12):
+    from typing import Self
+else:
+    from typing_extensions import Self
 
 
 class Socket(ByteStream):
@@ -107,8 +112,12 @@ class Socket(ByteStream):
         ``expected_server_hostname``: whom the certificate must be for, in place of the host
         name connected to. ``ssl_context`` and ``alpn``: in place of those of ``connect()``.
 
-        A handshake that fails, or is cancelled part-way, drops the connection: both futures of
-        the new socket fail with :class:`TLSError`. Source: the WinterTC draft, ``startTls()``.
+        A handshake that fails drops the connection, and both futures of the new socket fail: with
+        :class:`TLSError`, or with :class:`ConnectTimeoutError` where ``connect_timeout`` ran out.
+        Where a send in flight here was cut short or met a broken connection, there is no
+        handshake, and they fail with :class:`BrokenError`. A handshake that is cancelled part-way
+        drops the connection as well, and settles neither: whoever awaits one of them next makes
+        both fail with :class:`TLSError`. Source: the WinterTC draft, ``startTls()``.
 
         :raises StartTLSError: not made with ``secure_transport="starttls"``; closed; ended in
             one direction; upgraded already; or a receive is in flight. Nothing has changed.
@@ -161,6 +170,9 @@ class Socket(ByteStream):
         ``closed`` resolves; unread data is thrown away. Where a send was cut short, the peer
         gets a reset instead. Before the connection is made there is none to make any more:
         ``opened`` fails with :class:`ClosedError`, and ``closed`` resolves.
+
+        Over TLS our end is close_notify and then that of TCP. Where the kernel's buffer is full,
+        this waits until it has room for close_notify; it never waits for the peer's.
 
         Cancelled, it still closes, but waits for nothing: a send in flight raises
         :class:`ClosedError` and the peer gets a reset. Raises nothing else.

@@ -141,7 +141,8 @@ class WritableStream(ByteSendStream):
         Makes the connection first, where nobody has yet. Sending nothing is a checkpoint.
         Cancelled after a part has gone out, it leaves this half broken: the peer holds a
         piece that nothing may follow, later sends raise :class:`BrokenError`, and reading goes
-        on. Cancelled before, it has done nothing.
+        on. Cancelled before, it has done nothing. Over TLS it is encryption that cannot be taken
+        back: cancelled after that, it leaves this half broken even where nothing has gone out.
 
         :raises TypeError: ``item`` is not bytes-like; nothing was sent
         :raises anyio.BusyResourceError: another task is sending
@@ -154,8 +155,10 @@ class WritableStream(ByteSendStream):
     async def send_eof(self) -> None:
         """End our side: the peer sees an end of stream, and reading goes on.
 
-        TCP sends FIN (RFC 9293 3.6). Once the peer has ended too, the socket closes. Does
-        nothing the second time.
+        TCP sends FIN (RFC 9293 3.6). TLS sends close_notify instead (RFC 8446 6.1), for which
+        this waits until there is room; cancelled while it does, it leaves this half broken, and
+        later calls raise :class:`BrokenError`. Once the peer has ended too, the socket closes.
+        Does nothing the second time.
 
         :raises anyio.BusyResourceError: another task is sending
         :raises ConnectError: the connection could not be made

@@ -10,6 +10,7 @@ everything is decrypted first, with no await in between.
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -17,7 +18,6 @@ from typing import Any, NoReturn
 import anyio
 import anyio.to_thread
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
-from anyio.streams.tls import TLSAttribute
 
 from ._tls_errors import explain, handshake_ended, handshake_failed
 from ._transport import DEFAULT_MAX_BYTES, Transport
@@ -50,14 +50,24 @@ _GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 #: The contexts of everybody who brings none of their own, by what they offer.
 _contexts: dict[tuple[str, ...], ssl.SSLContext] = {}
 
+#: Held by the thread that builds one of them.
+_building = threading.Lock()
+
 
 async def default_context(alpn: tuple[str, ...]) -> ssl.SSLContext:
     """The shared context for ``alpn``. Building one reads files for tens of milliseconds."""
     try:
         return _contexts[alpn]
     except KeyError:
-        context = await anyio.to_thread.run_sync(_build_context, alpn, abandon_on_cancel=True)
-        return _contexts.setdefault(alpn, context)
+        return await anyio.to_thread.run_sync(_shared_context, alpn, abandon_on_cancel=True)
+
+
+def _shared_context(alpn: tuple[str, ...]) -> ssl.SSLContext:
+    """Build it, unless another thread just has; kept even where nobody waits any more."""
+    with _building:
+        if alpn not in _contexts:
+            _contexts[alpn] = _build_context(alpn)
+        return _contexts[alpn]
 
 
 def _build_context(alpn: tuple[str, ...]) -> ssl.SSLContext:
@@ -70,6 +80,7 @@ def _build_context(alpn: tuple[str, ...]) -> ssl.SSLContext:
             context.load_verify_locations(file)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION  # gone from TLS 1.3, and attacked before
+    context.hostname_checks_common_name = False  # RFC 9525 6.3: a common name is nobody's name
     if alpn:
         context.set_alpn_protocols(list(alpn))
     return context
@@ -95,6 +106,7 @@ async def start_tls(
     name = server_hostname.removesuffix(".").partition("%")[0]
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     engine: ssl.SSLObject | None = None
+    said = b""  # what the peer said first: the engine keeps what is too short for a record
     try:
         if context is None:
             context = await default_context(alpn or ())
@@ -105,11 +117,13 @@ async def start_tls(
                 await transport.send(ciphertext)
             if finished:
                 return TLSTransport(transport, engine, incoming, outgoing)
-            incoming.write(await transport.receive(_READ))
+            ciphertext = await transport.receive(_READ)
+            said = said or ciphertext
+            incoming.write(ciphertext)
     except (OSError, ValueError) as exc:  # TLS's own errors are both
         error = handshake_failed(where, name, exc, _certificate(engine))
     except (anyio.EndOfStream, *_GONE) as exc:
-        error = handshake_ended(where, exc)
+        error = handshake_ended(where, exc, said)
     except BaseException:
         await transport.abort()
         raise
@@ -249,9 +263,10 @@ class TLSTransport(Transport):
             del self._decrypted[:max_bytes]
             return data
         first = self._decrypt(max_bytes)
-        if first is None or len(first) == max_bytes or not self._incoming.pending:
+        # The engine gives no more than a record at a time. Behind a full one there is more of the
+        # same, most likely.
+        if first is None or len(first) < _RECORD or len(first) == max_bytes:
             return first
-        # The engine gives no more than a record at a time.
         pieces, room = [first], max_bytes - len(first)
         with suppress(anyio.EndOfStream, anyio.BrokenResourceError):  # the next call tells that
             while room and (more := self._decrypt(room)) is not None:
@@ -507,11 +522,18 @@ class TLSTransport(Transport):
 
     # --- watching and attributes
 
+    @property
+    def alpn(self) -> str | None:
+        """The protocol that the handshake agreed on (RFC 7301)."""
+        return self._engine.selected_alpn_protocol()
+
     async def wait_hangup(self, *, after_eof: bool) -> OSError | None:
         return await self._transport.wait_hangup(after_eof=after_eof)
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        from anyio.streams.tls import TLSAttribute  # here, because hardly anybody needs it
+
         engine = self._engine
         names: Any = TLSAttribute  # its members are keys here, but typed as what they stand for
         tls: dict[Any, Callable[[], Any]] = {

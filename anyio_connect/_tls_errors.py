@@ -14,6 +14,9 @@ _NOT_TLS = (
     "the peer does not speak TLS on this port, or sent data in the clear before the handshake: "
     "check the port, or upgrade with start_tls() where the protocol says so"
 )
+_PERHAPS_NOT_TLS = (
+    "the peer may not speak TLS on this port, or only once asked to, which start_tls() is for"
+)
 _NO_CIPHER = (
     "the peer refused every version and cipher we offered, or wants a client certificate: "
     "such things are set on an ssl_context"
@@ -22,13 +25,20 @@ _VERSION = "no TLS version in common: we offer 1.2 and newer unless an ssl_conte
 _WANTS_CERTIFICATE = (
     "the peer wants a client certificate: load one into an ssl_context with load_cert_chain()"
 )
-_OUR_CERTIFICATE = "the peer turned our client certificate away"
+# Whether there was one is not known here: an ssl_context does not tell.
+_OUR_CERTIFICATE = "the peer says that our client certificate {}; if we sent none, it wants one"
+_NOT_DECRYPTED = (
+    "the peer could not decrypt what it got from us: something in between changed it, "
+    "or one of the two sides has a bug"
+)
+#: What an error advises, for who can say it in other terms.
+TO_TRUST_IT = "pass an ssl_context that trusts it"
 _UNKNOWN_CA = (
     "its certificate is signed by an authority that is not trusted here: "
-    "if it should be, pass an ssl_context that trusts it"
+    f"if it should be, {TO_TRUST_IT}"
 )
 
-#: OpenSSL's reason (`SSLError.reason`) -> what it means for somebody who connects.
+#: OpenSSL's reason (`SSLError.reason`) for giving up -> what it means for somebody who connects.
 _REASONS = {
     "WRONG_VERSION_NUMBER": _NOT_TLS,
     "HTTP_REQUEST": _NOT_TLS,
@@ -38,17 +48,51 @@ _REASONS = {
     "UNKNOWN_PROTOCOL": _NOT_TLS,
     "BAD_RECORD_TYPE": _NOT_TLS,
     "UNSUPPORTED_PROTOCOL": _VERSION,
-    "TLSV1_ALERT_PROTOCOL_VERSION": _VERSION,
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": _NO_CIPHER,
     "NO_CIPHERS_AVAILABLE": "the ssl_context allows no cipher at all",
-    "TLSV1_ALERT_NO_APPLICATION_PROTOCOL": "the peer speaks none of the protocols in alpn",
-    "TLSV1_UNRECOGNIZED_NAME": "the peer does not serve the name that was asked for",
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": _WANTS_CERTIFICATE,
-    "TLSV1_ALERT_UNKNOWN_CA": _OUR_CERTIFICATE,
-    "SSLV3_ALERT_BAD_CERTIFICATE": _OUR_CERTIFICATE,
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": _OUR_CERTIFICATE,
-    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": _OUR_CERTIFICATE,
-    "TLSV1_ALERT_INTERNAL_ERROR": "the peer reports an error of its own",
+}
+
+#: The alert by which the peer gave up (RFC 8446 section 6, and those before it that OpenSSL has
+#: a name for) -> what it means for somebody who connects. A certificate's also come after the
+#: handshake, which in TLS 1.3 is over for us before the peer has seen ours.
+_ALERTS = {
+    "unexpected_message": "the peer got a message from us that it did not expect by then",
+    "bad_record_mac": _NOT_DECRYPTED,
+    "decryption_failed": _NOT_DECRYPTED,
+    "record_overflow": "the peer got a record from us that is longer than TLS allows",
+    "decompression_failure": "the peer could not decompress what it got from us",
+    "handshake_failure": _NO_CIPHER,
+    "no_certificate": "the peer has no certificate to show",
+    "bad_certificate": _OUR_CERTIFICATE.format("is corrupt, or signed wrongly"),
+    "unsupported_certificate": _OUR_CERTIFICATE.format("is of a kind that it does not know"),
+    "certificate_revoked": _OUR_CERTIFICATE.format("was revoked"),
+    "certificate_expired": _OUR_CERTIFICATE.format("has expired, or is not valid yet"),
+    "certificate_unknown": _OUR_CERTIFICATE.format("will not do"),
+    "illegal_parameter": "the peer got a value from us that it takes for wrong",
+    "unknown_ca": _OUR_CERTIFICATE.format("is signed by an authority that it does not trust"),
+    "access_denied": _OUR_CERTIFICATE.format("does not let us in"),
+    "decode_error": "the peer could not make sense of a message of ours",
+    "decrypt_error": "the peer could not verify a signature of ours, or our end of the handshake",
+    "protocol_version": _VERSION,
+    "insufficient_security": (
+        "the peer takes every cipher that we offered for too weak: they are set on an ssl_context"
+    ),
+    "internal_error": "the peer reports an error of its own",
+    "inappropriate_fallback": (
+        "the peer speaks a newer version of TLS than we offered, and takes that for an attack"
+    ),
+    "user_canceled": "the peer gave up, for a reason that has nothing to do with TLS",
+    "no_renegotiation": "the peer does not want to negotiate again",
+    "missing_extension": "the peer misses something in our offer that it cannot do without",
+    "unsupported_extension": "the peer got an extension from us that has no place there",
+    "certificate_unobtainable": "the peer could not fetch our client certificate",
+    "unrecognized_name": "the peer does not serve the name that was asked for",
+    "bad_certificate_status_response": (
+        "the peer did not accept what we sent to show that a certificate was not revoked (OCSP)"
+    ),
+    "bad_certificate_hash_value": "the peer fetched another client certificate than we announced",
+    "unknown_psk_identity": "the peer does not know the pre-shared key (PSK) that we named",
+    "certificate_required": _WANTS_CERTIFICATE,
+    "no_application_protocol": "the peer speaks none of the protocols in alpn",
 }
 
 #: X509_V_ERR_... (`SSLCertVerificationError.verify_code`) -> what is wrong with the certificate.
@@ -56,8 +100,7 @@ _REASONS = {
 _VERIFY = {
     9: "its certificate is not valid before {notBefore}: check the clock of this machine",
     10: "its certificate expired on {notAfter}",
-    18: "its certificate is self-signed: if it should be trusted, pass an ssl_context that "
-    "does so",
+    18: f"its certificate is self-signed: if it should be trusted, {TO_TRUST_IT}",
     19: _UNKNOWN_CA,
     20: _UNKNOWN_CA,
     21: _UNKNOWN_CA,
@@ -83,8 +126,10 @@ def handshake_failed(
             )
             or f"its certificate was turned away: {getattr(exc, 'verify_message', exc)}"
         )
+    elif isinstance(exc, ssl.SSLZeroReturnError):
+        what = "the peer ended TLS (close_notify) during the handshake, and does not say why"
     elif isinstance(exc, ssl.SSLError):
-        what = _REASONS.get(_reason(exc))
+        what = _alert(exc) or _REASONS.get(_reason(exc))
     error = TLSError(f"no TLS with {where}: {what or exc}")
     if isinstance(exc, ssl.SSLError):
         error.errno = exc.errno
@@ -96,9 +141,17 @@ def handshake_failed(
 
 def explain(exc: ssl.SSLError) -> str:
     """What it means that a session was lost after its handshake."""
-    reason = _reason(exc)
     # What else is wrong there has another cause than it would have in a handshake.
-    return _REASONS.get(reason, str(exc)) if "_ALERT_" in reason else str(exc)
+    return _alert(exc) or str(exc)
+
+
+def _alert(exc: ssl.SSLError) -> str | None:
+    """What it means, where it is an alert of the peer's that has a name."""
+    # OpenSSL's name for it begins with the version that brought it, and spells one differently.
+    alert = re.match(r"(?:SSLV3|TLSV1|TLSV13|SSL/TLS)_(?:ALERT_)?(\w+)$", _reason(exc))
+    if alert is None:
+        return None
+    return _ALERTS.get(alert[1].lower().replace("cancelled", "canceled"))
 
 
 def _reason(exc: ssl.SSLError) -> str:
@@ -113,14 +166,30 @@ def _reason(exc: ssl.SSLError) -> str:
 
 def _names(certificate: Mapping[str, Any]) -> str:
     """Whom a certificate is for, as far as it says."""
+    if not certificate:
+        return "other names"
     names = [name for _, name in certificate.get("subjectAltName", ())]
-    return ", ".join(map(repr, names)) or "other names"
+    return ", ".join(map(repr, names)) or (
+        "nobody: it has no subjectAltName, for which a common name is no substitute"
+    )
 
 
-def handshake_ended(where: str, exc: Exception) -> TLSError:
-    """The error for a connection that ended or broke before the handshake was done."""
-    lost = "was closed by the peer" if exc.__cause__ is None else f"broke ({exc.__cause__})"
-    error = TLSError(f"no TLS with {where}: the connection {lost} during the handshake")
+#: How anything that a peer can say first begins: with an alert, or a handshake message.
+_RECORDS = (b"\x15", b"\x16")
+
+
+def handshake_ended(where: str, exc: Exception, said: bytes) -> TLSError:
+    """The error for a connection that ended or broke before the handshake was done.
+
+    ``said``: what the peer had said until then, or the beginning of that.
+    """
+    if said and not said.startswith(_RECORDS):
+        what = _NOT_TLS
+    else:
+        lost = "was closed by the peer" if exc.__cause__ is None else f"broke ({exc.__cause__})"
+        hint = "" if said else f": {_PERHAPS_NOT_TLS}"
+        what = f"the connection {lost} during the handshake{hint}"
+    error = TLSError(f"no TLS with {where}: {what}")
     error.__cause__ = exc.__cause__ or exc
     return error
 
@@ -128,7 +197,8 @@ def handshake_ended(where: str, exc: Exception) -> TLSError:
 def handshake_timed_out(where: str, seconds: float) -> ConnectTimeoutError:
     """``connect_timeout`` ran out after TCP had connected."""
     error = ConnectTimeoutError(
-        f"no TLS with {where}: the handshake did not finish within {seconds:g} seconds"
+        f"no TLS with {where}: the handshake did not finish within {seconds:g} seconds: "
+        f"{_PERHAPS_NOT_TLS}; if it is merely slow, connect_timeout should be longer"
     )
     error.errno = errno.ETIMEDOUT
     return error

@@ -23,7 +23,7 @@ import anyio
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
-from ._readiness import readiness
+from ._readiness import Readiness, readiness
 
 #: What one receive takes at most unless told otherwise: AnyIO's own default, in bytes.
 DEFAULT_MAX_BYTES = 65536
@@ -119,10 +119,10 @@ class TCPTransport(Transport):
     It is the kernel that is asked first, and waited for only when there is nothing to do yet.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, ready: Readiness | None = None) -> None:
         self._sock = sock
         self._closed = False
-        self._ready = readiness(sock)
+        self._ready = ready or readiness(sock)
         self._wanted = 0  # how much the receive that waits has asked for
         self._arrived = b""  # what it was given, and has yet to return
         self._drained = True  # the last receive took all there was, or so it seems
@@ -239,7 +239,7 @@ class TCPTransport(Transport):
     # --- ending
 
     async def aclose(self) -> None:
-        self._finish()
+        await self.finish()
         await checkpoint()
 
     async def finish(self) -> bool:
@@ -253,13 +253,14 @@ class TCPTransport(Transport):
         if self._closed:
             return
         # close() with unread data in the buffer makes the kernel send RST, and a peer that
-        # gets one may lose what we sent last (RFC 1122 4.2.2.13). So FIN first, behind all
-        # that was sent, then take the unread data out of the way.
+        # gets one may lose what we sent last (RFC 1122 4.2.2.13). Where there is some, FIN goes
+        # first, behind all that was sent, then the unread data is taken out of the way.
         with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_WR)
-            for _ in range(_DISCARD_READS):
-                if not self._sock.recv(DEFAULT_MAX_BYTES):
-                    break
+            if self._sock.recv(DEFAULT_MAX_BYTES):
+                self._sock.shutdown(socket.SHUT_WR)
+                for _ in range(_DISCARD_READS):
+                    if not self._sock.recv(DEFAULT_MAX_BYTES):
+                        break
         self._release()
 
     async def abort(self) -> None:

@@ -245,6 +245,7 @@ def test_the_lifecycle_can_do_no_input_or_output() -> None:
         "collections.abc",
         "dataclasses",
         "enum",
+        "functools",
         "typing",
     }
 

@@ -1,8 +1,8 @@
 """Ways around a policy that were found in other packages, and any that Hypothesis can find.
 
 The resolver is a fake, the spy sits on the standard library's own socket, and only loopback
-addresses are ever really connected to. What is public is decided here by an oracle that shares
-no code with the package.
+addresses are ever really connected to. What is allowed is decided by an oracle, below and in
+registry.py, that shares no code with the package.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import ipaddress
 import socket as stdlib
 import ssl
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -19,9 +21,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 from anyio.streams.stapled import StapledObjectStream
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import registry
 from anyio_connect import (
     WORKERS,
     AddressNotAllowedError,
@@ -94,9 +97,10 @@ def spying(*, really: Callable[[str], bool] = lambda _: False) -> Iterator[list[
     connect, connect_ex = stdlib.socket.connect, stdlib.socket.connect_ex
 
     def spy(sock: stdlib.socket, address: Any) -> None:
-        dialled.append(address[0])
-        if not really(address[0]):
-            raise ConnectionRefusedError
+        if sock.type == stdlib.SOCK_STREAM:  # others only look for a route
+            dialled.append(address[0])
+            if not really(address[0]):
+                raise ConnectionRefusedError
         connect(sock, address)
 
     def spy_ex(sock: stdlib.socket, address: Any) -> int:
@@ -107,49 +111,6 @@ def spying(*, really: Callable[[str], bool] = lambda _: False) -> Iterator[list[
         patch.setattr(stdlib.socket, "connect_ex", spy_ex, raising=False)
         yield dialled
     assert (stdlib.socket.connect, stdlib.socket.connect_ex) == (connect, connect_ex)
-
-
-# --- what is public, by another way: text, and lists of what is not
-
-
-def is_public(text: str) -> bool:
-    """Whether an address is public unicast, in every reading of it."""
-    ip = ipaddress.ip_address(text.partition("%")[0])
-    return all(map(_plain, _readings(ip)))
-
-
-def _readings(ip: IPv4Address | IPv6Address) -> Iterator[IPv4Address | IPv6Address]:
-    packed = ip.packed
-    if len(packed) == 4:
-        yield ip
-    elif packed[:10] == bytes(10) and packed[10:12] in (b"\xff\xff", bytes(2)):
-        yield IPv4Address(packed[12:]) if packed[:15] != bytes(15) or packed[15] > 1 else ip
-    elif packed[:12] == b"\x00\x64\xff\x9b" + bytes(8):
-        yield IPv4Address(packed[12:])
-    elif packed[:2] == b"\x20\x02":
-        yield IPv4Address(packed[2:6])
-    elif packed[:4] == b"\x20\x01\x00\x00":
-        yield IPv4Address(packed[4:8])
-        yield IPv4Address(bytes(byte ^ 0xFF for byte in packed[12:]))
-    else:
-        yield ip
-        if packed[8:12] in (b"\0\0\x5e\xfe", b"\2\0\x5e\xfe"):
-            yield IPv4Address(packed[12:])
-
-
-NOT_PUBLIC = [
-    *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
-    *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16"),
-    *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3", "168.63.129.16/32"),
-    *("2001:db8::/32", "2001:10::/28", "2001:2::/48", "2001:1::/32", "3fff::/20"),
-]
-
-
-def _plain(ip: IPv4Address | IPv6Address) -> bool:
-    if ip.version == 6 and ip not in ipaddress.ip_network("2000::/3"):
-        return False
-    networks = map(ipaddress.ip_network, NOT_PUBLIC)
-    return not any(ip.version == network.version and ip in network for network in networks)
 
 
 # --- rebinding
@@ -406,87 +367,257 @@ async def test_an_answer_cannot_change_the_port(resolver: Resolver) -> None:
 
 # --- any of it at once
 
+
+@dataclass
+class Rules:
+    """What an ``AddressPolicy`` is made of, and the oracle: what these rules allow."""
+
+    allow: list[str] | None
+    deny: list[str]
+    deny_ports: list[int | tuple[int, int]]
+    public_only: bool
+
+    def policy(self) -> AddressPolicy:
+        return AddressPolicy(
+            allow=self.allow,
+            deny=self.deny,
+            deny_ports=self.deny_ports,
+            public_only=self.public_only,
+            refuse_loops=self.public_only,
+        )
+
+    def permit(self, ip: registry.Address, port: int) -> bool:
+        for rule in self.deny_ports:
+            first, last = rule if isinstance(rule, tuple) else (rule, rule)
+            if first <= port <= last:
+                return False
+        involved = [ip]
+        for one in involved:
+            involved += [inner for inner, _ in registry.carried(one)]
+        denying = [ipaddress.ip_network(text) for text in self.deny]
+        if any(one in network for one in involved for network in denying):
+            return False
+        if ip in registry.OPAQUE and any(network.version == 4 for network in denying):
+            return False
+        if self.public_only and (
+            ip in registry.OPAQUE or any(str(one) in registry.METADATA for one in involved)
+        ):
+            return False
+        return self._allow(ip)
+
+    def _allow(self, ip: registry.Address) -> bool:
+        if self.allow is None and not self.public_only:
+            return True
+        holding = [n for n in map(ipaddress.ip_network, self.allow or ()) if ip in n]
+        if ip in registry.OPAQUE:
+            return any(_within(network, registry.OPAQUE) for network in holding)
+        public = self.public_only and registry.block(ip)[1]
+        if not holding and not public and not registry.is_wrapping(ip):
+            return False
+        return all(
+            self._allow(inner) or any(_within(network, form) for network in holding)
+            for inner, form in registry.carried(ip)
+        )
+
+
+def _within(network: registry.Network, other: registry.Network) -> bool:
+    return network[0] in other and network[-1] in other
+
+
 v4 = st.one_of(
     st.ip_addresses(v=4),
-    st.sampled_from(["8.8.8.8", "127.0.0.1", "169.254.169.254", "168.63.129.16"]).map(IPv4Address),
-    *(st.ip_addresses(network=net) for net in NOT_PUBLIC if ":" not in net),
+    st.sampled_from(["8.8.8.8", *PRIVATE, "168.63.129.16"]).map(IPv4Address),
+    *(st.ip_addresses(network=net) for net in registry.NOT_PUBLIC if ":" not in net),
 )
 v6 = st.one_of(
     st.ip_addresses(v=6),
-    st.ip_addresses(network="2000::/3"),
-    st.ip_addresses(network="::/8"),
-    st.sampled_from(["::", "::1", "fe80::1", "fd00:ec2::254"]).map(IPv6Address),
+    *(st.ip_addresses(network=n) for n in ("2000::/3", "::/8", "2001::/23", "fc00::/6")),
+    st.sampled_from(["::", "::1", "fe80::1", *registry.METADATA]).map(ipaddress.ip_address),
     v4.map(lambda ip: IPv6Address(int(ip))),
     v4.map(lambda ip: IPv6Address(0xFFFF << 32 | int(ip))),
     v4.map(lambda ip: IPv6Address(0xFFFF << 48 | int(ip))),
     v4.map(lambda ip: IPv6Address(0x64FF9B << 96 | int(ip))),
     v4.map(lambda ip: IPv6Address(0x64FF9B0001 << 80 | int(ip))),
     v4.map(lambda ip: IPv6Address(0x2002 << 112 | int(ip) << 80 | 1)),
-    v4.map(lambda ip: IPv6Address(0x26064700 << 96 | 0x5EFE << 32 | int(ip))),
+    st.builds(
+        lambda prefix, universal, ip: IPv6Address(
+            prefix << 80 | universal << 57 | 0x5EFE << 32 | int(ip)
+        ),
+        st.sampled_from([0x260647000000, 0x20010DB80000, 0xFE8000000000, 0x20020A000001])
+        | v4.map(lambda ip: 0x2002 << 32 | int(ip)),
+        st.booleans(),
+        v4,
+    ),
     st.tuples(v4, v4).map(
         lambda two: IPv6Address(0x20010000 << 96 | int(two[0]) << 64 | int(two[1]) ^ 0xFFFFFFFF)
     ),
 )
 answers = st.lists(st.one_of(v4, v6).map(str), min_size=1, max_size=5)
+NETWORKS = [
+    *("0.0.0.0/0", "::/0", "10.0.0.0/8", "8.8.8.8", "127.0.0.0/8", "2000::/3", "::/8", "::/64"),
+    *("2002::/16", "2002:7f00::/24", "64:ff9b::/96", "64:ff9b::/32", "64:ff9b:1::/48", "::/96"),
+    *("2001::/32", "169.254.0.0/16", "fd00::/8", "fe80::/10", "0.0.0.0/8", "0.0.0.0", "::1"),
+    *("::ffff:0:0:0/96", "2606:4700::5efe:0:0/96", "2606:4700::/32", "8.0.0.0/8", "10.0.0.0/9"),
+]
+networks = st.lists(st.sampled_from(NETWORKS), max_size=4)
 some_rules = st.builds(
-    AddressPolicy,
-    allow=st.none() | st.lists(st.sampled_from(["0.0.0.0/0", "::/0", "10.0.0.0/8", "8.8.8.8"])),
-    deny=st.lists(st.sampled_from(["127.0.0.0/8", "::1", "10.0.0.0/9", "8.0.0.0/8", "::/8"])),
-    deny_ports=st.lists(st.sampled_from([80, (1, 100), 443])),
+    Rules,
+    allow=st.none() | networks,
+    deny=st.just([]) | networks,
+    deny_ports=st.lists(st.sampled_from([80, (1, 100), 443, (8000, 8080)]), max_size=2),
     public_only=st.booleans(),
-    refuse_loops=st.booleans(),
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(answer=answers, port=st.sampled_from([25, 80, 443]), literal=st.booleans())
-@example(answer=["::ffff:127.0.0.1", "8.8.8.8"], port=80, literal=False)
-@example(answer=["2002:7f00:1::1"], port=80, literal=True)
-async def test_nothing_outside_workers_is_ever_connected_to(
-    answer: list[str], port: int, literal: bool, resolver: Resolver
-) -> None:
-    resolver.answers = [[(ip, 0) for ip in answer]]
-    host = answer[0] if literal else "any.test"
-    with spying() as dialled, suppress(SocketError):
-        await WORKER.connect((host, port)).opened
-    assert all(map(is_public, dialled))
-    assert port != 25 or not dialled
-    if port != 25:  # and nothing that is allowed is left out
-        ours = answer[:1] if literal else answer
-        assert {ipaddress.ip_address(ip) for ip in dialled} == {
-            ipaddress.ip_address(ip) for ip in ours if WORKERS.refusal(ip, port) is None
-        }
+@st.composite
+def spelled(draw: st.DrawFn, ip: IPv4Address) -> str:
+    """An IPv4 address as inet_aton() would read it: one to four numbers, each in its own base."""
+    octets = draw(st.integers(0, 3))
+    rest = int(ip) & (1 << 32 - 8 * octets) - 1
+    parts = [*ip.packed[:octets], rest]
+    form = st.sampled_from(["{}", "{:#x}", "{:#X}", "0{:o}", "0{:010o}", "{:#012x}", "00x{:x}"])
+    return draw(st.just(str(ip)) | st.just(".".join(draw(form).format(part) for part in parts)))
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(answer=answers, port=st.sampled_from([80, 443, 8080]), first=some_rules, second=some_rules)
-async def test_nothing_outside_any_policy_is_ever_connected_to(
-    answer: list[str],
+@st.composite
+def disguised(draw: st.DrawFn, host: str) -> str:
+    """``host`` in other letters, digits and dots, with an end, brackets and a zone."""
+    if draw(st.booleans()):
+        wide = st.sampled_from([lambda c: c, str.upper, _fullwidth, _circled])
+        dots = st.sampled_from([*".\u3002\uff0e\uff61"])
+        host = "".join(draw(dots) if c == "." else draw(wide)(c) for c in host)
+    host += draw(st.sampled_from(["", "", "", ".", "..", "\u3002"]))
+    host += draw(st.sampled_from(["", "", "", "%1", "%lo", "%25lo", "%::", "%"]))
+    return f"[{host}]" if draw(st.integers(0, 3)) == 3 else host
+
+
+def _fullwidth(c: str) -> str:
+    return chr(ord(c) + 0xFEE0) if c.isalnum() else c
+
+
+def _circled(c: str) -> str:
+    if "a" <= c <= "z":
+        return chr(ord("\u24d0") + ord(c) - ord("a"))
+    return chr(ord("\u2460") + int(c) - 1) if c in "123456789" else c
+
+
+def literal(host: str) -> registry.Address:
+    """The address that an accepted host is, in whatever digits."""
+    plain = unicodedata.normalize("NFKC", host).replace("\u3002", ".")
+    return ipaddress.ip_address(plain.strip("[]").partition("%")[0])
+
+
+names = st.one_of(
+    st.just("any.test"),
+    st.sampled_from(["localhost", "any.test", "metadata.internal"]).flatmap(disguised),
+)
+numbers = st.one_of(
+    v4.flatmap(spelled),
+    v4.flatmap(spelled).flatmap(disguised),
+    v6.map(str),
+    v6.map(lambda ip: ip.exploded.upper()),
+    v6.map(str).flatmap(disguised),
+    st.tuples(st.sampled_from(["::ffff:{}", "::{}", "64:ff9b::{}", "::FFFF:0:{}"]), v4).map(
+        lambda two: two[0].format(two[1])
+    ),
+)
+
+
+class Rebinding(Resolver):
+    """It answers otherwise each time; a number, in whatever form, as the C library reads it."""
+
+    def __init__(self, answers: list[list[str]]) -> None:
+        super().__init__()
+        self.answers = [[(ip, 0) for ip in answer] for answer in answers]
+        self.given: list[str] = []
+
+    async def getaddrinfo(self, host: str, port: int, **options: object) -> list[Any]:
+        with suppress(OSError):
+            read = stdlib.inet_ntoa(stdlib.inet_aton(host.removesuffix(".")))
+            self.answers.insert(0, [(read, 0)])
+        found = await super().getaddrinfo(host, port, **options)
+        self.given = [sockaddr[0] for *_, sockaddr in found]
+        return found
+
+
+@settings(
+    max_examples=max(300, settings().max_examples), suppress_health_check=[HealthCheck.too_slow]
+)
+@given(
+    host=st.booleans().flatmap(lambda named: names if named else numbers),
+    as_text=st.booleans(),
+    port=st.sampled_from([25, 80, 443, 8080]),
+    answers=st.lists(answers, min_size=1, max_size=3),
+    first=some_rules,
+    second=st.none() | some_rules,
+    workers=st.booleans(),
+)
+@example(
+    host="::ffff:127.0.0.1",
+    as_text=False,
+    port=80,
+    answers=[["8.8.8.8"]],
+    first=Rules(["::/0"], [], [], public_only=False),
+    second=None,
+    workers=False,
+)
+@example(
+    host="any.test",
+    as_text=True,
+    port=443,
+    answers=[["8.8.8.8", "2002:7f00:1::1"], ["127.0.0.1", "2002:808:808::5efe:a00:1"]],
+    first=Rules(None, [], [], public_only=False),
+    second=None,
+    workers=True,
+)
+async def test_nothing_outside_the_policy_is_ever_connected_to(
+    host: str,
+    as_text: bool,
     port: int,
-    first: AddressPolicy,
-    second: AddressPolicy,
-    resolver: Resolver,
+    answers: list[list[str]],
+    first: Rules,
+    second: Rules | None,
+    workers: bool,
 ) -> None:
-    resolver.answers = [[(ip, 0) for ip in answer]]
-    connector = Connector(first & second, happy_eyeballs_delay=0)
-    with spying() as dialled, suppress(SocketError):
-        await connector.connect(("any.test", port)).opened
-    for policy in (first, second):
-        for ip in dialled:
-            assert policy.refusal(ip, port) is None
-            mapped = ipaddress.ip_address(ip)
-            for reading in _readings(mapped):
-                denied = [ipaddress.ip_network(str(net)) for net in policy.deny]
-                assert not any(n.version == reading.version and reading in n for n in denied)
+    """However an address is written, wherever it comes from, whatever it is rebound to."""
+    every, policy = [first], first.policy()
+    if second is not None:
+        every.append(second)
+        policy &= second.policy()
+    if workers:
+        every.append(Rules(None, [], [25], public_only=True))
+        policy &= WORKERS
+    connector = Connector(policy, happy_eyeballs_delay=0)
+    address = f"[{host}]:{port}" if ":" in host and "[" not in host else f"{host}:{port}"
+    resolver = Rebinding(answers)
+
+    def permitted(found: list[str]) -> set[registry.Address]:
+        ips = {ipaddress.ip_address(ip.partition("%")[0]) for ip in found}
+        return {ip for ip in ips if all(rules.permit(ip, port) for rules in every)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(anyio, "getaddrinfo", resolver.getaddrinfo)
+        for _ in range(len(answers) + 1):
+            asked = len(resolver.asked)
+            with spying() as dialled, suppress(SocketError):
+                await connector.connect(address if as_text else (host, port)).opened
+            reached = {ipaddress.ip_address(ip.partition("%")[0]) for ip in dialled}
+            assert reached == permitted(dialled)
+            if len(resolver.asked) > asked:  # nor is anything left out, or looked up twice
+                assert reached == permitted(resolver.given)
+                assert len(resolver.asked) == asked + 1
+            elif reached:  # a number, and no other
+                assert reached == {literal(host)}
 
 
-@given(st.one_of(v4, v6))
-def test_the_oracle_and_the_table_agree(ip: IPv4Address | IPv6Address) -> None:
-    if not is_public(str(ip)):
-        assert WORKERS.refusal(ip, 443)
-    elif WORKERS.refusal(ip, 443):
-        # The other way round the oracle is coarse: AS112 and the like, it does not know.
-        assume(ip.version == 6)
+@given(st.one_of(v4, v6), some_rules, st.sampled_from([25, 80, 443]))
+@example(IPv6Address("2002:808:808::5efe:a00:1"), Rules(None, [], [], public_only=True), 443)
+def test_the_oracle_and_the_policy_agree(
+    ip: IPv4Address | IPv6Address, rules: Rules, port: int
+) -> None:
+    """Both ways: what is over-refused would go unnoticed elsewhere."""
+    assert (WORKERS.refusal(ip, 443) is None) == registry.is_public(ip)
+    assert (rules.policy().refusal(ip, port) is None) == rules.permit(ip, port)
 
 
 # --- nothing is left behind

@@ -535,7 +535,9 @@ def test_an_unknown_certificate(authority: trustme.CA) -> None:
         refused = run(address, "--tls")
         taken = run(address, "--tls", "--insecure", data=b"who is there?")
     assert refused.returncode == 1
-    assert b"an authority that is not trusted here" in refused.stderr
+    assert refused.stderr.endswith(
+        b"an authority that is not trusted here: if it should be, name its file with --cafile\n"
+    )
     assert taken.returncode == 0
     assert taken.stdout == b"who is there?"
     assert taken.stderr.startswith(b"anyio_connect: WARNING: --insecure: ")
@@ -548,10 +550,32 @@ def test_the_wrong_host(authority: trustme.CA, cafile: str) -> None:
     assert b"not for '127.0.0.1' but for 'other.example'" in ran.stderr
 
 
+def hangs_up_on_the_first_byte(connection: socket.socket) -> None:
+    connection.recv(1)
+
+
+@backends
+def test_a_silent_peer_has_the_time_of_the_timeout_to_agree_to_tls(backend: list[str]) -> None:
+    with serving(hangs_up_on_the_first_byte) as address:  # the client waits for a greeting
+        ran = run(address, "--starttls", "smtp", "--timeout", "0.5", *backend)
+    assert ran.returncode == 1
+    assert ran.stderr.decode() == (
+        f"anyio_connect: no word of TLS from {address} within 0.5 seconds: does it speak smtp?\n"
+    )
+
+
+def test_a_peer_that_hangs_up_on_tls() -> None:
+    with serving(hangs_up_on_the_first_byte) as address:
+        ran = run(address, "--tls")
+    assert ran.returncode == 1
+    assert b"or only once asked to, which --starttls is for" in ran.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["--cafile", "x"],
+        ["--cafile", ""],
         ["--insecure"],
         ["--alpn", "x"],
         ["--tls", "--starttls", "smtp"],
@@ -563,7 +587,25 @@ def test_tls_usage(arguments: list[str]) -> None:
     assert ran.returncode == 2
 
 
-def test_a_cafile_that_is_not_there() -> None:
-    ran = run("127.0.0.1:9", "--tls", "--cafile", "nowhere.pem")
+@pytest.mark.parametrize("arguments", [["--tls"], ["--starttls", "smtp"], ["--timeout", "0"]])
+def test_the_demo_ignores_no_option(arguments: list[str]) -> None:
+    ran = run("demo", *arguments)
+    assert (ran.returncode, ran.stdout) == (2, b"")
+    assert b"the demo takes no option but --trio" in ran.stderr
+
+
+@pytest.mark.parametrize("name", ["nowhere.pem", ""])
+def test_a_cafile_that_is_not_there(name: str) -> None:
+    ran = run("127.0.0.1:9", "--tls", "--cafile", name)
     assert ran.returncode == 1
-    assert ran.stderr.startswith(b"anyio_connect: bad value for --cafile: 'nowhere.pem'")
+    assert ran.stderr.startswith(f"anyio_connect: bad value for --cafile: {name!r}".encode())
+
+
+@pytest.mark.parametrize("name", ["", "\N{LATIN SMALL LETTER E WITH ACUTE}", "x" * 256])
+@pytest.mark.parametrize("own_context", [True, False])
+def test_a_bad_alpn(name: str, own_context: bool) -> None:
+    ran = run("127.0.0.1:9", "--tls", "--alpn", name, *["--insecure"] * own_context)
+    assert ran.returncode == 1
+    *_, line = ran.stderr.decode().splitlines()
+    assert line.startswith("anyio_connect: bad value for alpn: ")
+    assert line.endswith(" is not a name of 1 to 255 ASCII characters")

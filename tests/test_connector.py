@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import socket as stdlib
 import ssl
@@ -63,9 +64,13 @@ async def turns(count: int = 10) -> None:
         ({"max_connections": True}, "must be a number from 1"),
         ({"max_connections": 1.5}, "must be a number from 1"),
         ({"ssl_context": True}, r"must be an ssl\.SSLContext"),
+        ({"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)}, "is for servers"),
         ({"happy_eyeballs_delay": -1}, "0 or more"),
         ({"happy_eyeballs_delay": float("nan")}, "0 or more"),
         ({"happy_eyeballs_delay": None}, "0 or more"),
+        ({"happy_eyeballs_delay": 10**400}, "0 or more"),
+        ({"happy_eyeballs_delay": -(10**400)}, "0 or more"),
+        ({"happy_eyeballs_delay": float("-inf")}, "0 or more"),
         ({"happy_eyeballs_delay": True}, "0 or more"),
         ({"local_host": "localhost"}, "must be an IP address"),
         ({"local_host": "127.1"}, "must be an IP address"),
@@ -85,6 +90,13 @@ def test_it_is_a_value() -> None:
     other = replace(connector, max_connections=7)
     assert slots(other) is not slots(connector)
     assert other != connector
+
+
+def test_a_copy_has_the_same_slots() -> None:
+    connector = Connector(max_connections=2, ssl_context=ssl.create_default_context())
+    assert copy.copy(connector) is connector
+    assert copy.deepcopy(connector) is connector
+    assert copy.deepcopy({"held": [connector]}) == {"held": [connector]}
 
 
 def test_bad_input_raises_and_what_is_forbidden_does_not() -> None:
@@ -347,6 +359,35 @@ async def test_who_is_cancelled_or_closed_leaves_the_queue() -> None:
         await fourth.close()
         async with second:  # its turn was lost, not the socket
             pass
+
+
+async def test_who_takes_over_begins_at_the_end_of_the_queue() -> None:
+    opened: list[str] = []
+
+    async def use(name: str, socket: Socket) -> None:
+        async with socket:
+            opened.append(name)
+
+    async def drive(socket: Socket, scope: anyio.CancelScope) -> None:
+        with scope:
+            await socket.opened
+
+    async with crowd(1) as (connector, address):
+        first, one, two = (connector.connect(address) for _ in range(3))
+        await first.opened
+        driver = anyio.CancelScope()
+        async with anyio.create_task_group() as group:
+            group.start_soon(drive, one, driver)
+            await turns()
+            group.start_soon(use, "one", one)
+            await turns()
+            group.start_soon(use, "two", two)
+            await turns()
+            driver.cancel()
+            await turns()
+            assert len(slots(connector).queue) == 2
+            await first.close()
+    assert opened == ["two", "one"]
 
 
 async def test_a_slot_that_was_granted_to_who_is_cancelled_goes_to_the_next() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket as stdlib
 import sys
 from collections.abc import AsyncIterator
@@ -11,8 +12,10 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import SocketAttribute
 
 from anyio_connect import (
+    AddressPolicy,
     ConnectError,
     Connector,
     ConnectTimeoutError,
@@ -139,6 +142,24 @@ async def test_a_timeout_tells_what_failed_before(resolver: dict[str, Any]) -> N
         assert isinstance(caught.value.__cause__, ConnectionRefusedError)
 
 
+LOCAL = AddressPolicy(allow=["127.0.0.0/8"])
+
+
+async def test_a_timeout_tells_what_the_policy_dropped(resolver: dict[str, Any]) -> None:
+    async with full() as silent:
+        resolver["host.test"] = [("10.0.0.1", 80), silent.address]
+        connector = Connector(LOCAL)
+        with pytest.raises(ConnectTimeoutError, match=r"not tried: 10\.0\.0\.1:80: .* forbids"):
+            await connector.connect("host.test:1", connect_timeout=0.5).opened
+
+
+async def test_so_does_a_local_host_of_the_other_family(resolver: dict[str, Any]) -> None:
+    resolver["host.test"] = [("2001:db8::1", 80), ("127.0.0.1", 80)]
+    connector = Connector(LOCAL, local_host="::1")
+    with pytest.raises(ConnectError, match=r"not tried: \[2001:db8::1\]:80: .* forbids"):
+        await connector.connect("host.test:1").opened
+
+
 async def test_a_timeout_counts_the_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
     async def getaddrinfo(*_: object, **__: object) -> list[Any]:
         await anyio.sleep_forever()
@@ -182,6 +203,52 @@ async def test_several_winners_leave_one(resolver: dict[str, Any]) -> None:
             }
 
 
+async def test_the_second_winner_is_reset(
+    resolver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both attempts get through before either of them can cancel the other."""
+    real, made, both = _dial._connect, list[_dial.Endpoint](), anyio.Event()
+
+    async def connect_both(endpoint: _dial.Endpoint, route: _dial.Route) -> Any:
+        transport = await real(endpoint, route)
+        made.append(endpoint)
+        if len(made) == 2:
+            both.set()
+        with anyio.CancelScope(shield=True):
+            await both.wait()
+        return transport
+
+    monkeypatch.setattr(_dial, "_connect", connect_both)
+    connector = Connector(happy_eyeballs_delay=0)
+    async with listening() as first, listening() as second:
+        resolver["host.test"] = [first.address, second.address]
+        async with connector.connect("host.test:1") as socket:
+            won = (await socket.opened).remote_address
+            assert len(made) == 2
+            for listener in (first, second):
+                peer = await listener.accept()
+                if won == "{}:{}".format(*listener.address):
+                    await peer.send(b"1")
+                    assert await socket.receive() == b"1"
+                else:
+                    with pytest.raises(ConnectionResetError):
+                        await peer.receive()
+
+
+def test_the_delay_is_that_of_the_rfc() -> None:
+    assert Connector().happy_eyeballs_delay == 0.25
+    assert _dial.Route().happy_eyeballs_delay == 0.25
+
+
+@pytest.mark.parametrize("delay", [float("inf"), 1.7e308, 10**308, 0, 0.0])
+async def test_any_delay_that_is_taken_works(delay: float, resolver: dict[str, Any]) -> None:
+    connector = Connector(happy_eyeballs_delay=delay)
+    async with listening() as listener:
+        resolver["host.test"] = [refusing_address(), refusing_address(), listener.address]
+        async with connector.connect("host.test:1") as socket:
+            assert (await socket.opened).remote_address == "{}:{}".format(*listener.address)
+
+
 async def test_a_race_cancelled_at_any_moment_leaves_nothing(resolver: dict[str, Any]) -> None:
     """The k-th task switch cancels, for every k until the dial gets through."""
     connector = Connector(happy_eyeballs_delay=0)
@@ -212,6 +279,52 @@ def test_a_zone_is_shown_by_name() -> None:
     name = stdlib.if_indextoname(1)
     assert str(_dial.Endpoint(stdlib.AF_INET6, ("fe80::1", 9, 0, 1))) == f"[fe80::1%{name}]:9"
     assert str(_dial.Endpoint(stdlib.AF_INET6, ("::1", 9, 0, 0))) == "[::1]:9"
+
+
+KERNEL = [
+    (errno.ECONNREFUSED, RefusedError, "connection refused: nothing is listening there"),
+    (errno.ETIMEDOUT, ConnectTimeoutError, "no answer: the system's own connect timeout ran out"),
+    (errno.ENETUNREACH, ConnectError, "network unreachable: this machine has no route to it"),
+    (errno.EHOSTUNREACH, ConnectError, "host unreachable"),
+    (errno.EADDRNOTAVAIL, ConnectError, "no local address or port is free to connect from"),
+    (errno.EPROTO, ConnectError, "Protocol error"),
+]
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(("code", "kind", "text"), KERNEL)
+async def test_what_the_kernel_says_is_told(
+    code: int, kind: type[ConnectError], text: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        if late:
+            return code
+        raise OSError(code, os.strerror(code))
+
+    if late:  # as most are told
+        monkeypatch.setattr(stdlib.socket, "getsockopt", fail, raising=False)
+    else:
+        monkeypatch.setattr(stdlib.socket, "connect", fail, raising=False)
+    async with listening() as listener:
+        address = "{}:{}".format(*listener.address)
+        with pytest.raises(ConnectError) as caught:
+            await connect(address).opened
+    assert type(caught.value) is kind
+    assert [type(attempt) for attempt in caught.value.attempts] == [kind]
+    assert str(caught.value) == f"cannot connect to {address}: {text}"
+    assert caught.value.errno == code
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+async def test_a_system_without_room_for_a_literal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """getaddrinfo() may fail with any error of the system's."""
+
+    def no_more(*_: object, **__: object) -> Any:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(stdlib, "getaddrinfo", no_more)
+    with pytest.raises(ResolveError, match=r"cannot resolve '::1': no memory"):
+        await connect("[::1]:9").opened
 
 
 async def test_too_many_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,3 +388,73 @@ async def test_without_waiting_for_sockets_anyio_connects(
         with pytest.raises(anyio.EndOfStream):
             await socket.receive()
         assert socket.closed.result() is None
+
+
+class GroupError(Exception):
+    """As ExceptionGroup, which Python 3.10 lacks."""
+
+    def __init__(self, *exceptions: Exception) -> None:
+        super().__init__("multiple connection attempts failed")
+        self.exceptions = exceptions
+
+
+async def test_what_anyio_fails_with_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait_writable(_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(anyio, "wait_writable", wait_writable)
+    with pytest.raises(RefusedError, match="connection refused") as caught:
+        await connect(refusing_address()).opened
+    assert caught.value.errno == errno.ECONNREFUSED
+
+    unreachable = OSError(errno.ENETUNREACH, "unreachable")
+    causes: list[tuple[Exception | None, str]] = [
+        (unreachable, "no route"),
+        (GroupError(unreachable), "no route"),
+        (GroupError(GroupError(unreachable)), "no route"),
+        (GroupError(ValueError()), "All connection attempts failed"),
+        (None, "All connection attempts failed"),
+    ]
+    for cause, text in causes:
+
+        async def connect_tcp(
+            *_: object, cause: Exception | None = cause, **__: object
+        ) -> anyio.abc.SocketStream:
+            raise OSError("All connection attempts failed") from cause
+
+        monkeypatch.setattr(anyio, "connect_tcp", connect_tcp)
+        with pytest.raises(ConnectError, match=text):
+            await connect(refusing_address()).opened
+
+
+async def test_a_stream_that_no_longer_knows_its_peer_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """AnyIO's asks the kernel, which has no answer once the connection was reset."""
+
+    async def wait_writable(_: object) -> None:
+        raise NotImplementedError
+
+    connect_tcp = anyio.connect_tcp
+    streams: list[Any] = []
+
+    async def forgetful(*args: Any, **options: Any) -> Any:
+        stream = await connect_tcp(*args, **options)
+        streams.append(stream)
+
+        def forgotten() -> Any:
+            raise OSError(errno.ENOTCONN, "not connected")
+
+        attributes = {**stream.extra_attributes, SocketAttribute.remote_address: forgotten}
+        patched = type("Forgetful", (type(stream),), {"extra_attributes": attributes})
+        stream.__class__ = patched
+        return stream
+
+    async with listening() as listener:
+        monkeypatch.setattr(anyio, "wait_writable", wait_writable)
+        monkeypatch.setattr(anyio, "connect_tcp", forgetful)
+        with pytest.raises(ConnectError, match="not connected") as caught:
+            await Connector(LOCAL).connect(listener.address).opened
+    assert caught.value.errno == errno.ENOTCONN
+    with pytest.raises(anyio.ClosedResourceError):
+        await streams[0].receive()

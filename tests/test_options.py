@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import ssl
+from collections.abc import Callable
 from typing import Any, get_type_hints
 
 import pytest
+import truststore
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -58,6 +60,26 @@ def test_defaults() -> None:
 
 def test_timeout_becomes_a_float() -> None:
     assert type(parse_options({"connect_timeout": 3}).connect_timeout) is float
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ssl.create_default_context(ssl.Purpose.CLIENT_AUTH),
+        lambda: truststore.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+    ],
+    ids=["standard library", "truststore"],
+)
+def test_a_servers_context_is_refused(make: Callable[[], ssl.SSLContext]) -> None:
+    with pytest.raises(InvalidOptionError, match=r"^bad value for ssl_context: .*: is for serv"):
+        parse_options(tls(ssl_context=make()))
+
+
+def test_any_context_that_clients_can_use_is_taken() -> None:
+    with pytest.warns(DeprecationWarning, match="PROTOCOL_TLS"):
+        either = ssl.SSLContext(ssl.PROTOCOL_TLS)
+    for context in (either, truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)):
+        assert parse_options(tls(ssl_context=context)).ssl_context is context
 
 
 def test_alpn_is_copied() -> None:

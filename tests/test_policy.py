@@ -7,7 +7,16 @@ import pickle
 import re
 import socket
 from dataclasses import FrozenInstanceError, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +24,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyio_connect import UNRESTRICTED, WORKERS, AddressPolicy, InvalidOptionError
-from anyio_connect._ranges import BLOCKS, METADATA, block_of
+import registry
+from anyio_connect import (
+    UNRESTRICTED,
+    WORKERS,
+    AddressPolicy,
+    Connector,
+    InvalidOptionError,
+    LoopError,
+    listen,
+)
+from anyio_connect._ranges import BLOCKS, METADATA, OPAQUE, block_of, hidden, wrapped
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+#: In what forms IPv6 carries IPv4, which decides; and those whose own network is not public.
+FORMS = {
+    *("IPv4-mapped, RFC 4291", "IPv4-compatible, RFC 4291", "NAT64, RFC 6052", "6to4, RFC 3056"),
+    *("Teredo server, RFC 4380", "Teredo client, RFC 4380", "ISATAP, RFC 5214"),
+}
+NEVER = {
+    *("the system's reading of 0.0.0.0", "the system's reading of ::"),
+    "IPv4-translated, RFC 2765",
+}
 PUBLIC = ["1.1.1.1", "8.8.8.8", "223.255.255.255", "2606:4700::1", "2a00::1"]
 
 
@@ -33,7 +60,7 @@ def rows() -> list[list[str]]:
 
 
 def test_the_table_has_something_to_test() -> None:
-    assert len(rows()) >= 15
+    assert len(rows()) >= 16
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row[0])
@@ -41,7 +68,7 @@ def test_a_row_of_the_table_says_what_the_presets_do(row: list[str]) -> None:
     what, examples, *cells = row
     if "LoopError" in what:
         assert cells == ["no" if p.loops_refused else "yes" for p in (UNRESTRICTED, WORKERS)]
-        return  # that it is refused, test_listen.py and test_connector.py show
+        return  # which the next test shows
     names = re.search(r"\| what \| for example \|(.*)\|", README)
     assert names is not None
     presets = [name.strip(" `") for name in names[1].split("|")]
@@ -56,12 +83,55 @@ def test_a_row_of_the_table_says_what_the_presets_do(row: list[str]) -> None:
             assert (why is None) == (cell == "yes"), (example, policy, why)
 
 
+async def test_the_row_on_loops_says_what_the_presets_do() -> None:
+    (row,) = (row for row in rows() if "LoopError" in row[0])
+    async with await listen("127.0.0.1:0") as listener:
+        for cell, policy in zip(row[2:], (UNRESTRICTED, WORKERS), strict=True):
+            socket = Connector(policy).connect(listener.addresses[0])
+            try:
+                await socket.opened
+            except LoopError:
+                assert cell == "no"
+            else:
+                assert cell == "yes"
+            await socket.close()
+
+
+def examples(workers: str) -> list[str]:
+    """The examples of the rows that say that of WORKERS."""
+    return re.findall(r"`([^`]+)`", "".join(row[1] for row in rows() if row[3] == workers))
+
+
+def addresses(workers: str) -> list[IPv4Address | IPv6Address]:
+    return [ip_address(e.partition("%")[0]) for e in examples(workers) if "port" not in e]
+
+
 def test_every_block_has_an_example_in_the_table() -> None:
-    examples = re.findall(r"`([^`]+)`", "".join(row[1] for row in rows()))
-    shown = {block_of(ip_address(e.partition("%")[0])) for e in examples if "port" not in e}
     # Wrapped IPv4 lies in "not Global Unicast", and "2000::/3" has 6to4.
-    missing = {block for block in BLOCKS if block not in shown and not block.public}
-    assert not missing
+    shown = {block_of(ip) for ip in addresses("no") if str(ip) not in registry.METADATA}
+    assert not {block for block in BLOCKS if not block.public} - shown
+    assert {ip.version for ip in addresses("yes") if block_of(ip).public} == {4, 6}
+
+
+def test_every_other_rule_has_an_example_in_the_table() -> None:
+    assert "port 25" in examples("no")
+    assert any(e.startswith("port") for e in examples("yes"))
+    (metadata,) = (row for row in rows() if "metadata" in row[0])
+    assert set(re.findall(r"`([^`]+)`", metadata[1])) == set(registry.METADATA)
+    for cell in ("yes", "no"):
+        forms = {inner.form for ip in addresses(cell) for inner in (*wrapped(ip), *hidden(ip))}
+        assert forms == (FORMS if cell == "yes" else FORMS | NEVER)
+    teredo = [ip for ip in addresses("no") if ip in ip_network("2001::/32")]
+    for which in (0, 1):  # the server's address alone is enough, and so is the client's
+        assert any(
+            WORKERS.refusal(wrapped(ip)[which].ip, 443)
+            and not WORKERS.refusal(wrapped(ip)[1 - which].ip, 443)
+            for ip in teredo
+        )
+    six_to_four = [ip for ip in addresses("no") if ip in ip_network("2002::/16")]
+    assert any(hidden(ip) for ip in six_to_four)  # and ISATAP within it
+    assert any(ip in OPAQUE for ip in addresses("no"))
+    assert "fe80::1%eth0" in examples("no")
 
 
 # --- addresses
@@ -88,12 +158,33 @@ def test_public_addresses_are_allowed(address: str) -> None:
         ("[::1]", "'[::1]' is not an IP address"),
         ("010.0.0.1", "'010.0.0.1' is not an IP address"),
         ("8.8.8.8%1", "'8.8.8.8%1' is not an IP address"),
+        ("8.8.8.8%::", "'8.8.8.8%::' is not an IP address"),
+        ("2606:4700::1%", "'2606:4700::1%' is not an IP address"),
         ("example.com", "'example.com' is not an IP address"),
         ("", "'' is not an IP address"),
     ],
 )
 def test_a_refusal_names_the_rule(address: str, why: str) -> None:
     assert WORKERS.refusal(address, 443) == why
+
+
+def test_the_table_of_blocks_is_that_of_the_registries() -> None:
+    assert {(str(block.network), block.public) for block in BLOCKS} == {
+        *((text, True) for text in registry.PUBLIC),
+        *((text, False) for text in registry.NOT_PUBLIC),
+    }
+    assert {str(ip) for ip in METADATA} == set(registry.METADATA)
+
+
+@pytest.mark.parametrize("text", [*registry.PUBLIC, *registry.NOT_PUBLIC, *registry.WRAPPINGS])
+def test_a_block_ends_where_the_registries_say(text: str) -> None:
+    network = ip_network(text)
+    first, last = int(network[0]), int(network[-1])
+    for number in (first - 1, first, first + 1, last - 1, last, last + 1):
+        if 0 <= number < 1 << network.max_prefixlen:
+            ip = IPv4Address(number) if network.version == 4 else IPv6Address(number)
+            assert (block_of(ip).network, block_of(ip).public) == registry.block(ip)
+            assert (WORKERS.refusal(ip, 443) is None) == registry.is_public(ip), ip
 
 
 @pytest.mark.parametrize("first", ["1.1.1.1", "10.0.0.1", "127.0.0.1", "169.254.169.254"])
@@ -116,6 +207,10 @@ def test_ipv4_in_ipv6_is_judged_as_that_ipv4(first: str, second: str) -> None:
     for middle in (0x00005EFE, 0x02005EFE):
         isatap = IPv6Address(0x26064700 << 96 | middle << 32 | one)
         assert (WORKERS.refusal(isatap, 443) is None) == allowed, isatap
+        within = IPv6Address(0x2002 << 112 | two << 80 | middle << 32 | one)  # 6to4
+        assert (WORKERS.refusal(within, 443) is None) == both, within
+        assert (AddressPolicy(deny=[first]).refusal(within, 443)) is not None
+        assert (AddressPolicy(deny=[second]).refusal(within, 443)) is not None
 
 
 def test_what_only_looks_like_a_wrapping_is_none() -> None:
@@ -182,6 +277,8 @@ def test_deny_wins() -> None:
     policy = AddressPolicy(allow=["10.0.0.0/8"], deny=["10.1.0.0/16"])
     assert policy.refusal("10.0.0.1", 1) is None
     assert policy.refusal("10.1.0.1", 1) == "10.1.0.0/16 is in deny"
+    both = AddressPolicy(deny=["10.1.0.0/16", "10.0.0.0/8"])  # the first one is named
+    assert both.refusal("10.1.0.1", 1) == "10.1.0.0/16 is in deny"
     assert policy.refusal("::ffff:10.1.0.1", 1)
     assert policy.refusal("8.8.8.8", 1) == "8.8.8.8 is in none of the networks of allow"
     assert policy.refusal("2001:db8::1", 1)
@@ -219,7 +316,7 @@ def test_allow_makes_exceptions_from_public_only() -> None:
     assert policy.refusal("10.0.0.1", 25) == "port 25 is in deny_ports"
 
 
-@pytest.mark.parametrize("address", METADATA, ids=str)
+@pytest.mark.parametrize("address", [*map(ip_address, registry.METADATA)], ids=str)
 def test_metadata_addresses_stay_denied_whatever_is_allowed(address: Any) -> None:
     everything = replace(WORKERS, allow=["0.0.0.0/0", "::/0", address])
     assert "metadata" in str(everything.refusal(address, 80))
@@ -232,6 +329,74 @@ def test_metadata_addresses_stay_denied_whatever_is_allowed(address: Any) -> Non
 def test_empty_lists_allow_nothing() -> None:
     assert AddressPolicy(allow=[]).refusal("8.8.8.8", 1)
     assert AddressPolicy(allow_ports=[]).refusal("8.8.8.8", 1)
+    # But to what is public anyway, "allow" only adds.
+    assert AddressPolicy(allow=[], public_only=True).refusal("8.8.8.8", 1) is None
+    assert AddressPolicy(allow=[], public_only=True).refusal("10.0.0.1", 1)
+
+
+CARRYING = {
+    "::ffff:10.0.0.1": "::ffff:0:0/96",
+    "::10.0.0.1": "::/96",
+    "64:ff9b::10.0.0.1": "64:ff9b::/96",
+    "2002:a00:1::1": "2002::/16",
+    "2001:0:a00:1::f5ff:fffe": "2001::/32",
+    "::ffff:0:10.0.0.1": "::ffff:0:0:0/96",
+    "2001:db8::5efe:10.0.0.1": "2001:db8::5efe:0:0/96",
+    "2001:db8::200:5efe:10.0.0.1": "2001:db8::200:5efe:0:0/96",
+}
+
+
+@pytest.mark.parametrize("public_only", [False, True])
+@pytest.mark.parametrize(("address", "form"), CARRYING.items())
+def test_what_is_allowed_is_the_ipv4_that_is_carried(
+    address: str, form: str, public_only: bool
+) -> None:
+    def refusal(*allow: str) -> str | None:
+        return AddressPolicy(allow=allow, public_only=public_only).refusal(address, 443)
+
+    larger = str(ip_network(form).supernet())
+    for networks in (["::/0"], ["2000::/3", "::/3"], [larger], [larger, "::/0", "11.0.0.0/8"]):
+        assert "it carries 10.0.0.1" in str(refusal(*networks))
+    assert refusal("10.0.0.0/8", "::/0") is None
+    # A network that is of that form alone can only mean this.
+    for network in (form, address):
+        assert refusal(network) is None
+        assert refusal("::/0", network, "1.1.1.1") is None
+    # That of IPv4 alone is enough where the rest of the address says nothing more.
+    mere = bool(wrapped(ip_address(address)))
+    assert (refusal("10.0.0.0/8") is None) == mere
+
+
+@pytest.mark.parametrize("public_only", [False, True])
+def test_what_is_allowed_is_where_the_unspecified_address_leads(public_only: bool) -> None:
+    for address, here in (("0.0.0.0", "127.0.0.1"), ("::", "::1")):
+        for allow, allowed in (
+            (["0.0.0.0/8", "::/127"], address == "::"),  # which has ::1
+            (["0.0.0.0/31", "::2"], False),
+            ([address], True),
+            ([here], False),
+            ([f"{address}/0"], True),
+        ):
+            policy = AddressPolicy(allow=allow, public_only=public_only)
+            assert (policy.refusal(address, 443) is None) == allowed, (address, allow)
+
+
+def test_what_cannot_be_decoded_is_only_allowed_by_itself() -> None:
+    opaque = "64:ff9b:1::7f00:1"
+    for allow in (["::/0"], ["10.0.0.0/8", "::/0"], ["64:ff9b::/32"], ["64:ff9b:0::/47"]):
+        why = AddressPolicy(allow=allow).refusal(opaque, 443)
+        assert "so no rule can tell where it leads" in str(why)
+    for allow in (["64:ff9b:1::/48"], ["::/0", "64:ff9b:1::/64"], [opaque]):
+        assert AddressPolicy(allow=allow).refusal(opaque, 443) is None
+    assert AddressPolicy(allow=["64:ff9b:1:1::/64"]).refusal(opaque, 443)
+    assert AddressPolicy(deny=["::1"]).refusal(opaque, 443) is None
+
+
+def test_an_interface_is_judged_as_its_address() -> None:
+    everything = replace(WORKERS, allow=["0.0.0.0/0", "::/0"])
+    for address in (IPv4Interface("169.254.169.254/16"), IPv6Interface("fd00:ec2::254/64")):
+        assert "metadata" in str(everything.refusal(address, 80))
+    assert WORKERS.refusal(IPv4Interface("8.8.8.8/0"), 80) is None
 
 
 def test_ports() -> None:
@@ -287,11 +452,29 @@ def test_both_must_allow() -> None:
             WORKERS & AddressPolicy(deny=["1.1.1.1"], deny_ports=[range(1, 5), 8]),
             "WORKERS & AddressPolicy(deny=['1.1.1.1'], deny_ports=[(1, 4), 8])",
         ),
+        (
+            AddressPolicy(deny=["1.1.1.1"]) & (AddressPolicy(deny=["2.2.2.2"]) & WORKERS),
+            "AddressPolicy(deny=['1.1.1.1']) & AddressPolicy(deny=['2.2.2.2']) & WORKERS",
+        ),
+        (
+            AddressPolicy(also=(WORKERS, AddressPolicy(deny_ports=[80]), UNRESTRICTED)),
+            "AddressPolicy(also=(WORKERS, AddressPolicy(deny_ports=[80])))",
+        ),
     ],
 )
 def test_repr(policy: AddressPolicy, text: str) -> None:
     assert repr(policy) == text
     assert eval(text, {**globals()}) == policy
+
+
+def test_what_must_allow_it_too_is_in_a_row() -> None:
+    one, two, three = (AddressPolicy(deny=[f"{n}.{n}.{n}.{n}"]) for n in (1, 2, 3))
+    assert (one & (two & three)).also == (two, three)
+    assert one & (two & three) == (one & two) & three
+    assert one & (one & two) == one & two == (one & two) & one == one & two & two
+    assert replace(one, also=(one, two, UNRESTRICTED, two & one)) == one & two
+    assert hash(one & (two & three)) == hash(one & two & three)
+    assert replace(one & two, also=()) == one
 
 
 def test_equal_rules_are_equal() -> None:

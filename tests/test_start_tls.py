@@ -140,6 +140,7 @@ async def test_a_context_brings_its_own_protocols() -> None:
         {"expected_server_hostname": 5},
         {"alpn": "smtp"},
         {"ssl_context": object()},
+        {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
         {"alpn": ["smtp"]},  # and connect() was given an ssl_context
     ],
 )
@@ -288,14 +289,21 @@ async def test_what_cannot_be_connected_cannot_be_upgraded() -> None:
 async def test_the_handshake_has_the_time_that_connecting_had() -> None:
     async with plain(connect_timeout=0.1) as (socket, _, _):
         secure = socket.start_tls()
-        with pytest.raises(ConnectTimeoutError, match=r"did not finish within 0\.1 seconds"):
+        with pytest.raises(ConnectTimeoutError) as caught:
             await secure.opened
+        assert str(caught.value).startswith(
+            f"no TLS with {socket.opened.result().remote_address}: "
+            "the handshake did not finish within 0.1 seconds: the peer may not speak TLS"
+        )
+        assert "connect_timeout should be longer" in str(caught.value)
+        assert secure.closed.exception() is caught.value
 
 
 # --- given up
 
 
-async def test_a_handshake_cancelled_part_way_cannot_be_made_again() -> None:
+@pytest.mark.parametrize("awaited", ["opened", "closed"])
+async def test_a_handshake_cancelled_part_way_cannot_be_made_again(awaited: str) -> None:
     async with plain() as (socket, peer, _):
         secure = socket.start_tls()
         async with anyio.create_task_group() as group:
@@ -304,8 +312,10 @@ async def test_a_handshake_cancelled_part_way_cannot_be_made_again() -> None:
             await anyio.wait_all_tasks_blocked()
             group.cancel_scope.cancel()
         assert not secure.opened.done()
-        with pytest.raises(TLSError, match="cancelled part-way"):
-            await secure.opened
+        assert not secure.closed.done()
+        with pytest.raises(TLSError, match="cancelled part-way") as caught:
+            await getattr(secure, awaited)
+        assert secure.opened.exception() is secure.closed.exception() is caught.value
         with pytest.raises(ConnectionResetError):
             await peer.receive_all()
 
@@ -387,6 +397,26 @@ async def test_aborted_as_the_handshake_goes_on() -> None:
             peer.sock.send(b"\x16\x03\x03\x00")
             with anyio.fail_after(5), pytest.raises(SocketError):
                 await secure.closed
+
+
+async def test_a_send_that_is_cut_short_leaves_nothing_to_upgrade() -> None:
+    async with plain() as (socket, _, _), anyio.create_task_group() as group:
+        errors: list[BaseException] = []
+
+        async def note(future: Any) -> None:
+            with pytest.raises(BrokenError, match="a send was cut short") as caught:
+                await future
+            errors.append(caught.value)
+
+        async with anyio.create_task_group() as sending:
+            sending.start_soon(socket.send, bytes(BIG))
+            await anyio.wait_all_tasks_blocked()
+            secure = socket.start_tls()
+            group.start_soon(note, secure.opened)
+            await anyio.wait_all_tasks_blocked()
+            sending.cancel_scope.cancel()
+        await note(secure.closed)
+    assert len(errors) == 2
 
 
 async def test_a_send_that_breaks_says_so_to_both() -> None:

@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 import trustme
 import truststore
 from anyio.streams.tls import TLSAttribute
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from anyio_connect import ConnectError, TLSError, _tls
 from anyio_connect._tls import TLSTransport, default_context, start_tls
@@ -154,21 +159,53 @@ async def test_truststore() -> None:
 async def test_cancelled_while_a_default_context_is_built_it_does_not_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    go_on, returned = threading.Event(), threading.Event()
+    begun, go_on, returned = threading.Event(), threading.Event(), threading.Event()
 
     def build(_: tuple[str, ...]) -> ssl.SSLContext:
+        begun.set()
         go_on.wait(10)
         returned.set()
         return client_context()
 
+    monkeypatch.setattr(_tls, "_contexts", {})
     monkeypatch.setattr(_tls, "_build_context", build)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(default_context, ("built by nobody else",))
-        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(default_context, ())
+        assert await anyio.to_thread.run_sync(begun.wait, 10)
         tasks.cancel_scope.cancel()
     assert not returned.is_set()
     go_on.set()
     assert returned.wait(10)
+    # What it built is not lost: this one would be another.
+    monkeypatch.setattr(_tls, "_build_context", lambda _: None)
+    assert isinstance(await default_context(()), ssl.SSLContext)
+
+
+async def test_a_default_context_is_built_once_for_all_who_want_it_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    callers = 20
+    everybody_waits = threading.Event()
+    built: list[ssl.SSLContext] = []
+    got: list[ssl.SSLContext] = []
+
+    def build(_: tuple[str, ...]) -> ssl.SSLContext:
+        everybody_waits.wait(10)
+        built.append(client_context())
+        return built[-1]
+
+    async def want() -> None:
+        got.append(await default_context(()))
+
+    monkeypatch.setattr(_tls, "_contexts", {})
+    monkeypatch.setattr(_tls, "_build_context", build)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(callers):
+            tasks.start_soon(want)
+        await anyio.wait_all_tasks_blocked()
+        everybody_waits.set()
+    assert len(built) == 1
+    assert got == built * callers
 
 
 async def test_the_default_contexts_are_built_once_and_kept_apart() -> None:
@@ -233,6 +270,39 @@ def self_signed(tmp_path: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path)
     return context
+
+
+def without_alternative_names(common_name: str) -> trustme.LeafCert:
+    """A certificate as they were before RFC 2818; trustme makes none without that extension."""
+    named = certificate(NAME, common_name=common_name)
+    old = x509.load_pem_x509_certificate(named.cert_chain_pems[0].bytes())
+    builder = x509.CertificateBuilder(
+        old.issuer,
+        old.subject,
+        old.public_key(),
+        old.serial_number,
+        old.not_valid_before_utc,
+        old.not_valid_after_utc,
+    )
+    for extension in old.extensions:
+        if not isinstance(extension.value, x509.SubjectAlternativeName):
+            builder = builder.add_extension(extension.value, extension.critical)
+    key = load_pem_private_key(authority().private_key_pem.bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    pem = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    return trustme.LeafCert(named.private_key_pem.bytes(), pem, [])
+
+
+@pytest.mark.parametrize(
+    ("common_name", "host"), [("127.0.0.1", "127.0.0.1"), ("else.example", NAME)]
+)
+async def test_a_certificate_that_names_nobody(common_name: str, host: str) -> None:
+    server = server_context(None, without_alternative_names(common_name))
+    error = await failing(serving(server), server_hostname=host)
+    assert str(error) == (
+        f"no TLS with the peer: its certificate is not for '{host}' but for nobody: "
+        "it has no subjectAltName, for which a common name is no substitute"
+    )
 
 
 @each_version
@@ -361,8 +431,13 @@ async def test_data_in_the_clear_before_the_handshake_makes_it_fail() -> None:
     ("description", "message"),
     [
         (40, "refused every version and cipher we offered, or wants a client certificate"),
-        (42, "turned our client certificate away"),
-        (48, "turned our client certificate away"),
+        (
+            42,
+            "our client certificate is corrupt, or signed wrongly; if we sent none, it wants one",
+        ),
+        (45, "our client certificate has expired, or is not valid yet; if we sent none"),
+        (46, "our client certificate will not do; if we sent none, it wants one"),
+        (48, "our client certificate is signed by an authority that it does not trust"),
         (70, "no TLS version in common"),
         (80, "reports an error of its own"),
         (112, "does not serve the name that was asked for"),
@@ -375,10 +450,27 @@ async def test_the_peers_alert(description: int, message: str) -> None:
     assert isinstance(error.__cause__, ssl.SSLError)
 
 
+#: The alerts of RFC 8446 section 6 other than close_notify, and those of earlier versions that
+#: its table still has, but for what was only ever sent with ciphers for export (60).
+ALERTS = [
+    *(10, 20, 21, 22, 30, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 70, 71, 80, 86),
+    *(90, 100, 109, 110, 111, 112, 113, 114, 115, 116, 120),
+]
+
+
+@pytest.mark.parametrize("description", ALERTS)
+async def test_every_alert_is_put_into_words(description: int) -> None:
+    error = await failing(saying(alert(description)))
+    assert re.match(r"no TLS with the peer: (the peer|no TLS version) ", str(error))
+    assert "SSL" not in str(error)
+    assert isinstance(error.__cause__, ssl.SSLError)
+    assert error.reason == error.__cause__.reason
+
+
 async def test_an_alert_without_a_sentence_of_ours_is_shown_as_it_is() -> None:
-    error = await failing(saying(alert(22)))  # record_overflow
+    error = await failing(saying(alert(60)))  # export_restriction
     assert str(error) == f"no TLS with the peer: {error.__cause__}"
-    assert "overflow" in str(error)
+    assert "export restriction" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -449,9 +541,49 @@ async def test_the_peer_ends_the_connection_in_the_handshake() -> None:
 
     error = await failing(end)
     assert str(error) == (
-        "no TLS with the peer: the connection was closed by the peer during the handshake"
+        "no TLS with the peer: the connection was closed by the peer during the handshake: "
+        "the peer may not speak TLS on this port, or only once asked to, which start_tls() is for"
     )
     assert isinstance(error.__cause__, anyio.EndOfStream)
+
+
+@pytest.mark.parametrize("text", [b"?", b"no\r\n", b"-ERR"])
+async def test_the_peer_says_something_short_that_is_no_tls_and_ends(text: bytes) -> None:
+    """Shorter than a record's head, so that OpenSSL waits for the rest."""
+
+    async def refuse(peer: Peer) -> None:
+        await peer.receive()
+        await peer.send(text[:1])
+        await peer.send(text[1:])
+        peer.fin()
+
+    error = await failing(refuse)
+    assert NOT_TLS in str(error)
+    assert isinstance(error.__cause__, anyio.EndOfStream)
+
+
+@pytest.mark.parametrize("beginning", [alert(40)[:6], b"\x16\x03\x03\0\x04\x02\0"])
+async def test_the_peer_ends_the_connection_after_it_has_begun_to_speak_tls(
+    beginning: bytes,
+) -> None:
+    async def begin(peer: Peer) -> None:
+        await peer.receive()
+        await peer.send(beginning)
+        peer.fin()
+
+    error = await failing(begin)
+    assert str(error) == (
+        "no TLS with the peer: the connection was closed by the peer during the handshake"
+    )
+
+
+async def test_the_peer_ends_tls_in_the_handshake() -> None:
+    error = await failing(saying(bytes([21, 3, 3, 0, 2, 1, 0])))
+    assert str(error) == (
+        "no TLS with the peer: "
+        "the peer ended TLS (close_notify) during the handshake, and does not say why"
+    )
+    assert isinstance(error.__cause__, ssl.SSLZeroReturnError)
 
 
 async def test_the_peer_resets_the_connection_in_the_handshake() -> None:
@@ -461,7 +593,7 @@ async def test_the_peer_resets_the_connection_in_the_handshake() -> None:
 
     error = await failing(reset)
     assert "the connection broke" in str(error)
-    assert "during the handshake" in str(error)
+    assert "during the handshake: the peer may not speak TLS on this port" in str(error)
     assert isinstance(error.__cause__, ConnectionResetError)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import select
-import shutil
 import socket
 import ssl
 import subprocess
@@ -23,19 +22,25 @@ from anyio.lowlevel import checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anyio_connect import ClosedError, Socket
 from anyio_connect._tls import TLSTransport, start_tls
 from anyio_connect._transport import ForeignTransport
+from interop.servers import need, program
 from peers import listening
 from servers import serving
+from sockets import settle, socket_over
 from tls_peers import (
     NAME,
     TLS12,
     TLS13,
+    Server,
     TLSPeer,
+    Wire,
     certificate,
     client_context,
     dial,
     forged,
+    logging_secrets,
     over_tcp,
     server_context,
     shaken,
@@ -1016,9 +1021,7 @@ class OpenSSLServer:
 
 @contextmanager
 def s_server(pem: str, *options: str) -> Iterator[OpenSSLServer]:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("there is no openssl here")
+    openssl = need("openssl", program("openssl"))
     command = [openssl, "s_server", "-accept", "127.0.0.1:0", "-cert", pem, "-key", pem, *options]
     with subprocess.Popen(
         command,
@@ -1037,12 +1040,52 @@ def s_server(pem: str, *options: str) -> Iterator[OpenSSLServer]:
             process.kill()
 
 
+async def test_key_updates_while_both_sides_send_all_they_can() -> None:
+    """With little room in the kernel, so that all parts wait for each other all the time."""
+    ours, theirs = random.Random(9).randbytes(2_000_000), random.Random(10).randbytes(2_000_000)
+    received = bytearray()
+    context = client_context(TLS13)
+    with logging_secrets(context) as forger_of:
+        async with over_tcp(server_context(TLS13), context=context, buffers=8192) as (tls, peer):
+            forger = forger_of(peer.server)
+
+            async def they_send() -> None:
+                for n in range(0, len(theirs), 5000):
+                    update = forger.key_update(answer=True)
+                    await peer.peer.send(update + forger.encrypt(theirs[n : n + 5000]))
+                await peer.peer.send(forger.close_notify())
+
+            async def they_receive() -> None:
+                # Each of our answers has to lie between the right two records.
+                received.extend(await peer.receive_all())
+
+            async def send() -> None:
+                for n in range(0, len(ours), 100_000):
+                    await tls.send(ours[n : n + 100_000])
+                await tls.send_eof()
+
+            async with anyio.create_task_group() as tasks:
+                for call in (they_send, they_receive, send):
+                    tasks.start_soon(call)
+                assert await receive_all(tls) == theirs
+    assert received == ours
+
+
 async def test_key_updates_of_openssl(pem: str) -> None:
-    with s_server(pem, "-tls1_3") as server:
+    with s_server(pem, "-tls1_3", "-msg") as server:
         tls = await start_tls(
             dial(server.address), where="x", server_hostname=NAME, context=client_context()
         )
+        await server.until(b"CIPHER is")  # its handshake is over too: before, a key does nothing
         received = b""
+        shown: list[bytes] = []
+        update = b" TLS 1.3, Handshake [length 0005], KeyUpdate\n"
+
+        async def until(*texts: bytes) -> None:
+            wanted = set(texts)
+            while wanted:
+                shown.append(await server.until(b""))
+                wanted = {text for text in wanted if text not in shown[-1]}
 
         async def read() -> None:
             nonlocal received
@@ -1052,11 +1095,17 @@ async def test_key_updates_of_openssl(pem: str) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read)
             for n in range(4):
-                # While much is on its way: the server echoes nothing, and prints what it gets.
-                tasks.start_soon(tls.send, b"." * 200_000 + b"\nmark %d\n" % n)
-                server.type(b"K\n" if n % 2 else b"k\n")
-                await server.until(b"mark %d" % n)
+                async with anyio.create_task_group() as sending:
+                    # While much is on its way: the server echoes nothing, and prints what it gets.
+                    sending.start_soon(tls.send, b"." * 200_000 + b"\nmark %d\n" % n)
+                    server.type(b"K\n" if n % 2 else b"k\n")
+                    await until(b"mark %d" % n, b">>>" + update)
+            # OpenSSL answers a K with what it is told to send next.
+            await tls.send(b"last words\n")
+            await until(b"last words")
             server.type(b"the end\n")
+        updates = b"".join(shown)
+        assert (updates.count(b">>>" + update), updates.count(b"<<<" + update)) == (4, 2)
         await tls.aclose()
         await server.until(b"DONE")
 
@@ -1138,3 +1187,121 @@ async def test_a_send_in_mid_renegotiation_may_be_what_finds_that_it_fails(pem: 
             with pytest.raises(anyio.BrokenResourceError) as caught:
                 await tls.send(b"two\n")
             assert isinstance(caught.value.__cause__, ssl.SSLError)
+
+
+async def test_an_end_in_mid_renegotiation_waits_for_who_receives(pem: str) -> None:
+    async with renegotiating(pem) as (server, tls):
+        ended = anyio.Event()
+
+        async def end() -> None:
+            await tls.send_eof()
+            ended.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(end)
+            await anyio.wait_all_tasks_blocked()
+            assert not ended.is_set()
+            with suppress(anyio.EndOfStream):
+                await tls.receive()
+        await server.until(b"DONE")
+
+
+@pytest.mark.parametrize("name", ["aclose", "finish"])
+async def test_a_close_in_mid_renegotiation_is_no_clean_end(pem: str, name: str) -> None:
+    """OpenSSL can write no close_notify there, and what can be had without it is a reset."""
+    async with renegotiating(pem) as (server, tls):
+        if name == "aclose":
+            await tls.aclose()
+        else:
+            assert await tls.finish()
+        await server.until(b"ERROR")
+
+
+async def test_an_abort_ends_a_wait_in_mid_renegotiation(pem: str) -> None:
+    async with renegotiating(pem) as (_, tls):
+
+        async def send() -> None:
+            with pytest.raises(anyio.ClosedResourceError):
+                await tls.send(b"two\n")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            await anyio.wait_all_tasks_blocked()
+            await tls.abort()
+
+
+# --- no room for our end, where the peer has ended
+
+
+@asynccontextmanager
+async def lingering(version: ssl.TLSVersion) -> AsyncIterator[tuple[Socket, Wire, Server]]:
+    """A socket that the peer's end is to close, whose own end finds no room."""
+    tls, wire, server = shaken(version)
+    socket = socket_over(tls)
+    await socket.send(b"all of it")
+    wire.make_room(0)
+    wire.arrive(server.close_notify())
+    with pytest.raises(anyio.EndOfStream):
+        await socket.receive()
+    assert not socket.closed.done()
+    assert wire.calls == []
+    with pytest.raises(ClosedError):
+        await socket.send(b"more")
+    yield socket, wire, server
+    assert socket.closed.exception() is None
+    await socket.close()
+
+
+@each_version
+async def test_who_awaits_closed_ends_our_side_when_there_is_room(version: ssl.TLSVersion) -> None:
+    async with lingering(version) as (socket, wire, server):
+        for room in (0, 5, 1000):  # at first, there is not enough
+            with anyio.CancelScope() as scope:  # which changes nothing
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(settle, socket.closed)
+                    await anyio.wait_all_tasks_blocked()
+                    wire.make_room(room)
+                    await anyio.wait_all_tasks_blocked()
+                    scope.cancel()
+            assert socket.closed.done() == (room == 1000)
+        assert server.decrypt(wire.take()) == b"all of it"
+        assert server.ended
+        assert wire.calls == ["finish"]
+
+
+@each_version
+async def test_close_ends_our_side_when_there_is_room(version: ssl.TLSVersion) -> None:
+    async with lingering(version) as (socket, wire, server):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(settle, socket.closed)
+            for _ in range(2):
+                tasks.start_soon(socket.close)
+            await anyio.wait_all_tasks_blocked()
+            assert not socket.closed.done()
+            wire.make_room()
+        assert server.decrypt(wire.take()) == b"all of it"
+        assert server.ended
+
+
+@each_version
+async def test_a_cancelled_close_waits_for_no_room(version: ssl.TLSVersion) -> None:
+    async with lingering(version) as (socket, wire, _):
+        assert await cancelled_at_once(socket.close)
+        assert wire.calls == ["abort"]
+
+
+@each_version
+async def test_a_reset_ends_the_wait_for_room(
+    version: ssl.TLSVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with lingering(version) as (socket, wire, _):
+
+        def reset(_: object) -> int:
+            raise anyio.BrokenResourceError
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(settle, socket.closed)
+            await anyio.wait_all_tasks_blocked()
+            monkeypatch.setattr(wire, "send_nowait", reset)
+            wire.make_room()
+        assert socket.closed.done()

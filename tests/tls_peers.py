@@ -13,8 +13,8 @@ import socket
 import ssl
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -304,16 +304,29 @@ def shaken(
 def forged() -> tuple[TLSTransport, Wire, Server, Forger]:
     """TLS 1.3 over a wire, after the handshake. The server decrypts, the forger encrypts."""
     context = client_context(TLS13)
+    with logging_secrets(context) as forger_of:
+        tls, wire, server = shaken(TLS13, client=context)
+        return tls, wire, server, forger_of(server)
+
+
+@contextmanager
+def logging_secrets(context: ssl.SSLContext) -> Iterator[Callable[[Server], Forger]]:
+    """Make a forger for a server with which a client of ``context`` has just made a handshake."""
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "secrets"
+
+        def forger_of(server: Server) -> Forger:
+            assert server.engine.cipher() == ("TLS_AES_256_GCM_SHA384", "TLSv1.3", 256)
+            lines = [line.split() for line in log.read_text().splitlines() if line[0] != "#"]
+            secrets = {label: bytes.fromhex(secret) for label, _, secret in lines}
+            return Forger(secrets["SERVER_TRAFFIC_SECRET_0"])
+
         context.keylog_filename = str(log)
-        tls, wire, server = shaken(TLS13, client=context)
-        # None closes it, which no stub knows.
-        context.keylog_filename = None  # type: ignore[assignment] # pyright: ignore[reportAttributeAccessIssue]
-        lines = [line.split() for line in log.read_text().splitlines() if line[0] != "#"]
-    assert server.engine.cipher() == ("TLS_AES_256_GCM_SHA384", "TLSv1.3", 256)
-    secrets = {label: bytes.fromhex(secret) for label, _, secret in lines}
-    return tls, wire, server, Forger(secrets["SERVER_TRAFFIC_SECRET_0"])
+        try:
+            yield forger_of
+        finally:
+            # None closes it, which no stub knows.
+            context.keylog_filename = None  # type: ignore[assignment] # pyright: ignore[reportAttributeAccessIssue]
 
 
 # --- over TCP

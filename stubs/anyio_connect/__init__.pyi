@@ -98,6 +98,10 @@ class Connector:
         **options: Unpack[SocketOptions],
     ) -> Socket:
         """As connect(), within the rules; what they forbid makes the socket's futures fail."""
+    def __copy__(self) -> Self:
+        """The same object, and the same slots."""
+    def __deepcopy__(self, memo: object) -> Self:
+        """The same object, and the same slots."""
 
 _Network: TypeAlias = str | IPv4Network | IPv6Network | IPv4Address | IPv6Address
 _Port: TypeAlias = int | range | tuple[int, int]  # a pair is the first and the last
@@ -159,9 +163,15 @@ class Socket(ByteStream):
         ssl_context: ssl.SSLContext | None = None,  # in place of connect()'s
         alpn: Sequence[str] | None = None,  # in place of connect()'s
     ) -> Socket:
-        """Return a pending socket that puts TLS on this connection; this one is over."""
+        """Return a pending socket that puts TLS on this connection; this one is over.
+
+        A handshake that fails or is cancelled drops the connection.
+        """
     async def close(self) -> None:
-        """Close both directions; any task may, at any time, any number of times."""
+        """Close both directions; any task may, at any time, any number of times.
+
+        TLS sends close_notify, and does not wait for the peer's.
+        """
     async def aclose(self) -> None:
         """Do as close() does: AnyIO's name for it."""
     async def __aenter__(self) -> Self:
@@ -211,9 +221,12 @@ class WritableStream(ByteSendStream):
     # As socket.writable.
     def __init__(self, connection: Never) -> None: ...
     async def send(self, item: bytes | bytearray | memoryview) -> None:
-        """Send all of it. Cancelled half-way, it leaves this side broken; reading goes on."""
+        """Send all of it. Cancelled half-way, over TLS once encrypted, it leaves this side broken.
+
+        Reading goes on.
+        """
     async def send_eof(self) -> None:
-        """End our side: the peer sees an end of stream; reading goes on."""
+        """End our side, by FIN or TLS close_notify: the peer sees an end; reading goes on."""
     async def aclose(self) -> None:
         """Do as send_eof() does, after a send in flight; nothing where our side has ended."""
     async def abort(self, reason: object = None) -> None:
@@ -268,7 +281,7 @@ class SocketFuture(Generic[_T_co]):
     # As socket.opened and socket.closed.
     def __init__(self, drive: Callable[[], Awaitable[None]]) -> None: ...
     def __await__(self) -> Generator[object, None, _T_co]:
-        """The result, or the failure raised. Cancelling the wait changes nothing for others."""
+        """The result, or the failure raised. Cancelled, it settles nothing for others."""
     def done(self) -> bool:
         """Whether there is a result or a failure."""
     def result(self) -> _T_co:

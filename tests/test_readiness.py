@@ -1,0 +1,249 @@
+"""How a socket waits, and how calls that need not wait share the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket as stdlib
+from collections.abc import Awaitable, Callable
+from functools import partial
+from itertools import groupby
+
+import anyio
+import pytest
+import trio
+import trio.testing
+from anyio.abc import SocketAttribute
+from anyio.lowlevel import checkpoint
+
+from anyio_connect import ClosedError, Socket
+from anyio_connect._readiness import LoopReadiness, TaskReadiness, readiness
+from anyio_connect._transport import TCPTransport
+from peers import Peer
+from sockets import arrived, connected, raw, use_up_the_turn
+
+#: The most calls that a task may make in a row, as seen by others, whose own call is only seen
+#: when it is done.
+IN_A_ROW = 2 * 16
+
+
+def transport_of(socket: Socket) -> TCPTransport:
+    transport = socket._connection.transport
+    assert isinstance(transport, TCPTransport)
+    return transport
+
+
+def small_buffers(socket: Socket, peer: Peer) -> None:
+    raw(socket).setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 4096)
+    peer.sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_RCVBUF, 4096)
+
+
+# --- fairness
+
+
+async def longest_row(*calls: Callable[[], Awaitable[object]], times: int) -> int:
+    """Make each call in a task of its own, until one has made it so often.
+
+    Returns how many calls a task made in a row.
+    """
+    order: list[int] = []
+
+    async def make(number: int, call: Callable[[], Awaitable[object]]) -> None:
+        for _ in range(times):
+            await call()
+            order.append(number)
+        group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        for number, call in enumerate(calls):
+            group.start_soon(make, number, call)
+    assert {*order} == {*range(len(calls))}
+    return max(len([*row]) for _, row in groupby(order))
+
+
+async def test_two_tasks_that_never_wait_share_the_loop() -> None:
+    """Whatever the one receives is here already, and whatever the other sends finds room."""
+    async with connected() as (one, feeder), connected() as (two, _):
+        await feeder.send(bytes(20_000))
+        arrived(one)
+        assert await one.receive(1)  # from here on, it knows that there is more
+        receive, send = partial(one.receive, 1), partial(two.send, b"x")
+        assert await longest_row(receive, send, times=200) <= IN_A_ROW
+
+
+async def test_one_task_with_many_sockets_shares_the_loop_too() -> None:
+    async with connected() as (one, _), connected() as (two, _), connected() as (three, _):
+        turn = iter([one, two, three] * 200)
+
+        async def many() -> None:
+            await next(turn).send(b"x")
+
+        assert await longest_row(many, partial(anyio.sleep, 0), times=200) <= IN_A_ROW
+
+
+async def test_what_moves_much_gives_way_sooner() -> None:
+    async with connected() as (one, sink), connected() as (two, _):
+        async with anyio.create_task_group() as group:
+
+            async def take() -> None:
+                while await sink.receive(1 << 20):
+                    pass
+
+            group.start_soon(take)
+            much, little = partial(one.send, bytes(1 << 19)), partial(two.send, b"x")
+            await one.send(b"")
+            rows = await longest_row(much, little, times=30)
+            await one.send_eof()
+        assert rows <= IN_A_ROW
+
+
+@pytest.mark.parametrize("name", ["receive", "send"])
+async def test_trio_gives_way_each_time(name: str) -> None:
+    async with connected() as (socket, peer):
+        if not trio.lowlevel.in_trio_run():
+            return
+        await peer.send(bytes(100))
+        arrived(socket)
+        await socket.receive(1)
+        for _ in range(5):
+            with trio.testing.assert_checkpoints():
+                await (socket.receive(1) if name == "receive" else socket.send(b"x"))
+
+
+async def test_a_cancellation_that_is_due_is_raised_each_time() -> None:
+    """Also where the call before it has just given way, and this one need not."""
+    async with connected() as (socket, peer):
+        await peer.send(bytes(100))
+        arrived(socket)
+        await socket.receive(1)
+        use_up_the_turn(socket)
+        await socket.send(b"x")
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            for call in (partial(socket.send, b"never"), partial(socket.receive, 1)) * 3:
+                with pytest.raises(anyio.get_cancelled_exc_class()):
+                    await call()
+        assert len(await socket.receive()) == 99
+        await socket.send_eof()
+        assert await peer.receive_all() == b"x"
+
+
+# --- waiting
+
+
+async def test_what_arrived_for_a_task_that_was_cancelled_natively_goes_to_the_next() -> None:
+    """``Task.cancel()`` may come between the arrival and the task, unlike AnyIO's own."""
+    if trio.lowlevel.in_trio_run():
+        return  # has no such thing
+    async with connected() as (socket, peer):
+        transport = transport_of(socket)
+        task = asyncio.ensure_future(socket.receive(4))
+        await anyio.wait_all_tasks_blocked()
+        await peer.send(b"precious")
+        while not transport._arrived:
+            await checkpoint()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert transport.unread()
+        assert await socket.receive(3) == b"pre"
+        assert await socket.receive() == b"c"
+        assert await socket.receive() == b"ious"
+
+
+async def readable(sock: stdlib.socket) -> None:
+    await anyio.wait_readable(sock)
+
+
+async def test_the_kernels_socket_can_be_waited_for_by_others() -> None:
+    """Also where the socket was left registered with the event loop by the last receive."""
+    async with connected() as (socket, peer):
+        async with anyio.create_task_group() as group:
+            group.start_soon(peer.send, b"one")
+            assert await socket.receive() == b"one"
+        shared = socket.extra(SocketAttribute.raw_socket)
+        for _ in range(2):
+            async with anyio.create_task_group() as group:
+                group.start_soon(readable, shared)
+                await anyio.wait_all_tasks_blocked()
+                await peer.send(b"two")
+            assert await socket.receive() == b"two"
+            async with anyio.create_task_group() as group:
+                group.start_soon(socket.receive)
+                await anyio.wait_all_tasks_blocked()
+                await peer.send(b"three")
+
+
+async def test_more_than_was_asked_for_does_not_keep_the_loop_busy() -> None:
+    async with connected() as (socket, peer):
+        async with anyio.create_task_group() as group:
+            group.start_soon(socket.receive, 1)
+            await anyio.wait_all_tasks_blocked()
+            await peer.send(b"more than one")
+        # It would never come to rest if the loop reported again and again what nobody asks for.
+        await anyio.wait_all_tasks_blocked()
+        if not trio.lowlevel.in_trio_run():
+            loop = asyncio.get_running_loop()
+            await checkpoint()
+            assert not loop.remove_reader(raw(socket).fileno())
+
+
+@pytest.fixture
+def by_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait by AnyIO's means, as where the loop itself cannot wait for sockets."""
+
+    def make(sock: stdlib.socket) -> TaskReadiness:
+        return TaskReadiness(
+            sock,
+            anyio.wait_readable,
+            anyio.wait_writable,
+            anyio.notify_closing,
+            anyio.ClosedResourceError,
+        )
+
+    monkeypatch.setattr("anyio_connect._transport.readiness", make)
+
+
+@pytest.mark.usefixtures("by_tasks")
+async def test_by_anyios_means() -> None:
+    async with connected(receive_buffer=4096) as (socket, peer):
+        assert isinstance(transport_of(socket)._ready, TaskReadiness)
+        small_buffers(socket, peer)
+        data = bytes(100_000)
+        async with anyio.create_task_group() as group:
+            group.start_soon(socket.send, data)
+            assert await peer.receive_exactly(len(data)) == data
+        async with anyio.create_task_group() as group:
+            group.start_soon(peer.send, b"back")
+            assert await socket.receive() == b"back"
+
+
+@pytest.mark.usefixtures("by_tasks")
+async def test_who_stops_reading_does_not_disturb_who_sends() -> None:
+    """AnyIO wakes both; the one who waits for room has to go on waiting."""
+    async with connected(half_open=True, receive_buffer=4096) as (socket, peer):
+        small_buffers(socket, peer)
+        data = bytes(1_000_000)
+
+        async def receive() -> None:
+            with pytest.raises(ClosedError):
+                await socket.receive()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(receive)
+            group.start_soon(socket.send, data)
+            await anyio.wait_all_tasks_blocked()
+            await socket.readable.aclose()
+            assert await peer.receive_exactly(len(data)) == data
+
+
+async def test_a_loop_that_cannot_wait_for_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(*_: object) -> None:
+        raise NotImplementedError
+
+    async with connected() as (socket, _):
+        monkeypatch.setattr(asyncio.SelectorEventLoop, "remove_reader", cannot)
+        ready = readiness(raw(socket))
+        loop = None if trio.lowlevel.in_trio_run() else asyncio.get_running_loop()
+        orderly = isinstance(loop, asyncio.SelectorEventLoop)
+        assert isinstance(ready, LoopReadiness) == (loop is not None and not orderly)
+        monkeypatch.undo()
