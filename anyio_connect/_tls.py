@@ -73,6 +73,12 @@ def _shared_context(alpn: tuple[str, ...]) -> ssl.SSLContext:
 
 def _build_context(alpn: tuple[str, ...]) -> ssl.SSLContext:
     context = ssl.create_default_context()
+    file = ssl.get_default_verify_paths().cafile
+    if file and not context.cert_store_stats()["x509_ca"]:
+        # OpenSSL does not say that it could not open it, for want of a descriptor perhaps. Kept,
+        # such a context would trust nobody for ever.
+        with suppress(ssl.SSLError):  # there is none in it
+            context.load_verify_locations(file)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION  # gone from TLS 1.3, and attacked before
     context.hostname_checks_common_name = False  # RFC 9525 6.3: a common name is nobody's name
@@ -115,7 +121,7 @@ async def start_tls(
             ciphertext = await transport.receive(_READ)
             said = said or ciphertext
             incoming.write(ciphertext)
-    except (ssl.SSLError, ssl.CertificateError, ValueError) as exc:
+    except (OSError, ValueError) as exc:  # TLS's own errors are both
         error = handshake_failed(where, name, exc, _certificate(engine))
     except (anyio.EndOfStream, *_GONE) as exc:
         error = handshake_ended(where, exc, said)

@@ -20,8 +20,18 @@ import pytest
 from anyio.abc import ByteSendStream, TaskGroup
 from anyio.lowlevel import checkpoint
 
-from anyio_connect import ClosedError, Socket, SocketError, TLSError, connect
+from anyio_connect import (
+    BrokenError,
+    ClosedError,
+    Connector,
+    Socket,
+    SocketError,
+    TLSError,
+    connect,
+    listen,
+)
 from anyio_connect._lifecycle import Outbound
+from anyio_connect._slots import Slots
 from peers import Listener, Peer, listening
 from sockets import raw, use_up_the_turn
 from tls_peers import NAME, TLS12, TLS13, TLSPeer, client_context, server_context
@@ -43,9 +53,10 @@ Moment: TypeAlias = Literal["before", "after"]
 
 
 class CancelAt(Awaitable[Any]):
-    """Runs a coroutine and cancels a scope at its n-th suspension.
+    """Runs a coroutine and cancels a scope at its n-th suspension; at the 0-th before it begins.
 
-    Before it, or after it: when what was waited for has come, but was not acted upon yet.
+    Before it, or after it: when what was waited for has come, but was not acted upon yet. Once
+    the cancellation has been raised in the coroutine, nothing but that may come out of it.
     """
 
     def __init__(
@@ -56,14 +67,26 @@ class CancelAt(Awaitable[Any]):
         self.scope = scope
         self.call = call
         self.count = 0
+        self.raised = False  # the cancellation was, in the coroutine
 
     def __await__(self) -> Generator[Any, Any, Any]:
         resume: Callable[[], Any] = partial(self.call.send, None)
+        cancelled = anyio.get_cancelled_exc_class()
+        if not self.number:
+            self.scope.cancel()
         while True:
             try:
                 wanted = resume()
             except StopIteration as stop:
+                assert not self.raised, "the cancellation was swallowed"
                 return stop.value
+            except Exception:
+                if self.raised:
+                    pytest.fail("the cancellation became another exception")
+                raise
+            except cancelled:
+                self.raised = True  # so by now: trio does not throw it at who waits for tasks
+                raise
             self.count += 1
             if self.count == self.number and self.moment == "before":
                 self.scope.cancel()
@@ -71,8 +94,12 @@ class CancelAt(Awaitable[Any]):
                 value = yield wanted
             except BaseException as exc:  # noqa: BLE001  # the call is to have it
                 resume = partial(self.call.throw, exc)
+                error: object = exc
             else:
                 resume = partial(self.call.send, value)
+                error = getattr(value, "error", None)  # how trio raises it
+            # Others are of scopes within.
+            self.raised |= self.scope.cancel_called and isinstance(error, cancelled)
             if self.count == self.number and self.moment == "after":
                 self.scope.cancel()
 
@@ -88,6 +115,7 @@ class Far:
     context: ssl.SSLContext | None
     says: bytes = b""
     ends: bool = False
+    clear: int = 0  # how much comes before TLS
     got: list[tuple[bytes, How]] = field(default_factory=list)
     served: int = 0
 
@@ -102,6 +130,7 @@ class Far:
         data = bytearray()
         try:
             tls = None
+            await peer.receive_exactly(self.clear)
             if self.context is not None:
                 tls = TLSPeer(peer, self.context)
                 await tls.shake()
@@ -141,10 +170,40 @@ class Far:
             await checkpoint()
 
 
+class Sink(ByteSendStream):
+    """A destination that is no socket."""
+
+    def __init__(self) -> None:
+        self.got = b""
+        self.ended: Literal["not", "gracefully", "by force"] = "not"
+
+    async def send(self, item: bytes) -> None:
+        await checkpoint()
+        self.got += item
+
+    async def aclose(self) -> None:
+        self.ended = "by force"
+        await checkpoint()
+        self.ended = "gracefully"
+
+
+@dataclass
+class Scene:
+    """What an operation is given, and leaves behind."""
+
+    socket: Socket
+    far: Far
+    target: Socket  # another, for what is piped
+    sink: Sink = field(default_factory=Sink)
+    received: bytes = b""
+    cancelled: bool = False  # raised in the operation, which therefore raised it
+    followed: bool = False  # NEXT was sent
+
+
 @asynccontextmanager
 async def world(
     version: ssl.TLSVersion | None, operation: Operation
-) -> AsyncIterator[tuple[Socket, Far]]:
+) -> AsyncIterator[tuple[Scene, TaskGroup]]:
     options: dict[str, Any] = {"allow_half_open": operation.half_open}
     if version is not None:
         options |= {"secure_transport": "on", "sni": NAME, "ssl_context": client_context()}
@@ -155,81 +214,94 @@ async def world(
         context = None if version is None else server_context(version)
         far = Far(listener, context, operation.says, operation.ends)
         group.start_soon(far.serve, group)
-        socket = connect(listener.address, **options)
+        scene = Scene(
+            connect(listener.address, **options), far, connect(listener.address, **options)
+        )
         try:
-            yield socket, far
+            yield scene, group
         finally:
-            await socket.close()
+            await scene.socket.close()
+            await scene.target.close()
             group.cancel_scope.cancel()
 
 
 # --- the operations
 
 
-@dataclass(frozen=True)
-class Operation:
-    run: Callable[[Socket], Coroutine[Any, Any, Any]]
-    begins_open: bool = True
-    sends: bytes = b""
-    says: bytes = b""
-    ends: bool = False
-    half_open: bool = True
-    behind_a_send: bool = False  # of another task, of BIG
-    closes: bool = False  # cancelled or not
+async def opened(scene: Scene) -> None:
+    await scene.socket.opened
 
 
-async def opened(socket: Socket) -> None:
-    await socket.opened
-
-
-async def async_with(socket: Socket) -> None:
-    async with socket:
+async def async_with(scene: Scene) -> None:
+    async with scene.socket:
         await checkpoint()
 
 
-async def receive(socket: Socket) -> bytes:
-    return await socket.receive()
+async def receive(scene: Scene) -> None:
+    scene.received = await scene.socket.receive()
 
 
-async def receive_byte_by_byte(socket: Socket) -> bytes:
-    return await socket.receive(1)
+async def receive_byte_by_byte(scene: Scene) -> None:
+    scene.received = await scene.socket.receive(1)
 
 
-async def receive_the_end(socket: Socket) -> None:
+async def iterate(scene: Scene) -> None:
+    async for chunk in scene.socket.readable:
+        scene.received += chunk
+
+
+async def receive_the_end(scene: Scene) -> None:
     with pytest.raises(anyio.EndOfStream):
-        await socket.receive()
+        await scene.socket.receive()
 
 
-async def send(socket: Socket) -> None:
-    await socket.send(SMALL)
+async def send(scene: Scene) -> None:
+    await scene.socket.send(SMALL)
 
 
-async def send_nothing(socket: Socket) -> None:
-    await socket.send(b"")
+async def send_nothing(scene: Scene) -> None:
+    await scene.socket.send(b"")
 
 
-async def send_much(socket: Socket) -> None:
-    await socket.send(BIG)
+async def send_much(scene: Scene) -> None:
+    await scene.socket.send(BIG)
 
 
-async def send_eof(socket: Socket) -> None:
-    await socket.send_eof()
+async def send_eof(scene: Scene) -> None:
+    await scene.socket.send_eof()
 
 
-async def end(socket: Socket) -> None:
-    await socket.writable.aclose()
+async def end(scene: Scene) -> None:
+    await scene.socket.writable.aclose()
 
 
-async def stop(socket: Socket) -> None:
-    await socket.readable.aclose()
+async def stop(scene: Scene) -> None:
+    await scene.socket.readable.aclose()
 
 
-async def abort(socket: Socket) -> None:
-    await socket.writable.abort("no more")
+async def abort(scene: Scene) -> None:
+    await scene.socket.writable.abort("no more")
 
 
-async def close(socket: Socket) -> None:
-    await socket.close()
+async def close(scene: Scene) -> None:
+    await scene.socket.close()
+
+
+async def watch(scene: Scene) -> None:
+    await scene.socket.closed
+
+
+async def end_and_watch(scene: Scene) -> None:
+    await scene.socket.send_eof()
+    await scene.socket.closed
+
+
+async def pipe_to_a_stream(scene: Scene) -> None:
+    await scene.socket.readable.pipe_to(scene.sink)
+
+
+async def pipe_to_a_socket(scene: Scene) -> None:
+    await scene.socket.readable.pipe_to(scene.target)
 
 
 async def send_whatever_comes_of_it(socket: Socket) -> None:
@@ -237,51 +309,203 @@ async def send_whatever_comes_of_it(socket: Socket) -> None:
         await socket.send(BIG)
 
 
-async def closed(socket: Socket) -> None:
-    await socket.closed
+# --- what each has to leave, as its docstring says
 
 
-async def end_and_watch(socket: Socket) -> None:
-    await socket.send_eof()
-    await socket.closed
+async def usable(scene: Scene) -> None:
+    """Nothing has happened, or what happened leaves all as it was: a pending socket too."""
+    assert not scene.socket.closed.done()
+    await scene.socket.send(NEXT)
+    scene.followed = True
+    await reading_goes_on(scene)
 
 
-class Sink(ByteSendStream):
-    async def send(self, item: bytes) -> None:
-        await checkpoint()
+async def reading_goes_on(scene: Scene) -> None:
+    while len(scene.received) < len(scene.far.says):
+        scene.received += await scene.socket.receive()
+    assert scene.received == scene.far.says
+    if scene.far.ends:
+        with pytest.raises(anyio.EndOfStream):
+            await scene.socket.receive()
 
-    async def aclose(self) -> None:
-        await checkpoint()
+
+async def nothing_or_all_was_sent(scene: Scene) -> None:
+    await usable(scene)
+    await scene.socket.close()
+    await scene.far.finish()
+    assert scene.far.got[-1] == (SMALL * (not scene.cancelled) + NEXT, "end")
 
 
-async def pipe_to(socket: Socket) -> None:
-    await socket.readable.pipe_to(Sink())
+async def nothing_or_all_or_a_piece_was_sent(scene: Scene) -> None:
+    if scene.socket._connection.state.outbound is not Outbound.TORN:
+        await usable(scene)
+        await scene.socket.close()
+        await scene.far.finish()
+        assert scene.far.got[-1] == (BIG * (not scene.cancelled) + NEXT, "end")
+        return
+    assert scene.cancelled
+    with pytest.raises(BrokenError, match="cut short"):
+        await scene.socket.send(NEXT)
+    await reading_goes_on(scene)
+    await scene.socket.close()
+    await scene.far.finish()
+    data, how = scene.far.got[-1]
+    assert how != "end"
+    assert len(data) < len(BIG)
+    assert data or scene.far.context is not None  # whose records are sent in pieces too
+
+
+async def ended(scene: Scene) -> None:
+    """Our side has, and nothing else."""
+    assert not scene.socket.closed.done()
+    with pytest.raises(ClosedError):
+        await scene.socket.send(NEXT)
+    await reading_goes_on(scene)
+    await scene.socket.close()
+    await scene.far.finish()
+    assert scene.far.got[-1][1] == "end"
+
+
+async def ended_unless_cancelled(scene: Scene) -> None:
+    await (usable if scene.cancelled else ended)(scene)
+
+
+async def ended_or_aborted(scene: Scene) -> None:
+    """Never open still: who has called it has no other way to end."""
+    outbound = scene.socket._connection.state.outbound
+    if not scene.cancelled or outbound is Outbound.ENDED:
+        await ended(scene)
+    else:
+        await aborted(scene)
+
+
+async def aborted(scene: Scene) -> None:
+    assert isinstance(scene.socket.closed.exception(), BrokenError)
+    with pytest.raises(BrokenError):
+        await scene.socket.send(NEXT)
+    with pytest.raises(BrokenError):
+        await scene.socket.receive()
+    await scene.far.finish()
+    # A dial that was given up is no end of anything.
+    made = scene.socket.opened.exception() is None
+    assert all(how != "end" or not (made or data) for data, how in scene.far.got)
+
+
+async def stopped(scene: Scene) -> None:
+    with pytest.raises(ClosedError):
+        await scene.socket.receive()
+    await scene.socket.send(NEXT)
+    scene.followed = True
+
+
+async def closed(scene: Scene) -> None:
+    assert scene.socket.closed.exception() is None
+    with pytest.raises(ClosedError):
+        await scene.socket.send(NEXT)
+    with pytest.raises(ClosedError):
+        await scene.socket.receive()
+
+
+async def at_the_end(scene: Scene) -> None:
+    """The peer's, which in the default mode is ours as well."""
+    with pytest.raises(anyio.EndOfStream):
+        await scene.socket.receive()
+    assert scene.socket.closed.exception() is None
+    with pytest.raises(ClosedError):
+        await scene.socket.send(NEXT)
+
+
+async def over_in_the_end(scene: Scene) -> None:
+    """Cancelled, it can be watched again."""
+    if scene.socket._connection.state.outbound is Outbound.OPEN:
+        assert scene.cancelled
+        if scene.socket.opened.done():
+            assert not scene.socket.closed.done()
+        if scene.socket._connection._state.half_open:
+            await scene.socket.send_eof()
+    await scene.socket.closed
+    assert scene.socket.closed.exception() is None
+
+
+async def the_stream_too(scene: Scene) -> None:
+    assert scene.sink.ended == ("by force" if scene.cancelled else "gracefully")
+    with pytest.raises((ClosedError, anyio.EndOfStream)) as caught:
+        await scene.socket.receive()
+    # It has ended where it was not cancelled, or when there was nothing more to come.
+    assert caught.type is ClosedError or scene.sink.got == SAID
+    assert caught.type is anyio.EndOfStream or scene.cancelled
+    await scene.socket.send(NEXT)
+    scene.followed = True
+
+
+async def the_target_too(scene: Scene) -> None:
+    with pytest.raises((ClosedError, anyio.EndOfStream)) as caught:
+        await scene.socket.receive()
+    await scene.socket.send(NEXT)
+    scene.followed = True
+    whole = scene.target._connection.state.outbound is Outbound.ENDED
+    if whole:
+        assert caught.type is anyio.EndOfStream
+    else:
+        assert scene.cancelled
+        assert isinstance(scene.target.closed.exception(), BrokenError)
+    await scene.target.close()
+    await scene.socket.close()
+    await scene.far.finish()
+    theirs = [(data, how) for data, how in scene.far.got if not data.endswith(NEXT)]
+    if whole:
+        assert (SAID, "end") in theirs
+    else:
+        made = scene.target.opened.exception() is None
+        ends = [data for data, how in theirs if how == "end"]
+        assert not any(ends) if not made else not ends, "a piece passes for the whole"
+
+
+@dataclass(frozen=True)
+class Operation:
+    run: Callable[[Scene], Coroutine[Any, Any, Any]]
+    leaves: Callable[[Scene], Awaitable[None]]
+    begins_open: bool = True
+    sends: bytes = b""
+    says: bytes = SAID
+    ends: bool = False
+    half_open: bool = True
+    behind_a_send: bool = False  # of another task, of BIG
 
 
 OPERATIONS = [
-    Operation(opened, begins_open=False),
-    Operation(async_with, begins_open=False, closes=True),
-    Operation(receive, says=SAID),
-    Operation(receive_byte_by_byte, says=SAID),
-    Operation(receive, begins_open=False, says=SAID),
-    Operation(receive_the_end, ends=True),
-    Operation(receive_the_end, ends=True, half_open=False),
-    Operation(send, sends=SMALL),
-    Operation(send, begins_open=False, sends=SMALL),
-    Operation(send_nothing),
-    Operation(send_much, sends=BIG),
-    Operation(send_eof),
-    Operation(end),
-    Operation(end, begins_open=False),
-    Operation(end, behind_a_send=True, sends=BIG),
-    Operation(stop, says=SAID),
-    Operation(abort),
-    Operation(close, says=SAID, closes=True),
-    Operation(close, begins_open=False, closes=True),
-    Operation(close, behind_a_send=True, sends=BIG, closes=True),
-    Operation(end_and_watch, ends=True),
-    Operation(closed, ends=True, half_open=False),
-    Operation(pipe_to, says=SAID, ends=True),
+    Operation(opened, usable, begins_open=False),
+    Operation(async_with, closed, begins_open=False),
+    Operation(receive, usable),
+    Operation(receive_byte_by_byte, usable),
+    Operation(receive, usable, begins_open=False),
+    Operation(iterate, usable, ends=True),
+    Operation(iterate, usable, ends=True, begins_open=False),
+    Operation(receive_the_end, usable, says=b"", ends=True),
+    Operation(receive_the_end, at_the_end, says=b"", ends=True, half_open=False),
+    Operation(send, nothing_or_all_was_sent, sends=SMALL),
+    Operation(send, nothing_or_all_was_sent, begins_open=False, sends=SMALL),
+    Operation(send_nothing, usable),
+    Operation(send_nothing, usable, begins_open=False),
+    Operation(send_much, nothing_or_all_or_a_piece_was_sent, sends=BIG),
+    Operation(send_eof, ended_unless_cancelled),
+    Operation(send_eof, ended_unless_cancelled, begins_open=False),
+    Operation(end, ended),
+    Operation(end, ended_or_aborted, begins_open=False),
+    Operation(end, ended_or_aborted, behind_a_send=True, sends=BIG),
+    Operation(stop, stopped),
+    Operation(stop, stopped, begins_open=False),
+    Operation(abort, aborted),
+    Operation(abort, aborted, begins_open=False),
+    Operation(abort, aborted, behind_a_send=True, sends=BIG),
+    Operation(close, closed),
+    Operation(close, closed, begins_open=False),
+    Operation(close, closed, behind_a_send=True, sends=BIG),
+    Operation(watch, over_in_the_end, says=b"", ends=True, half_open=False),
+    Operation(watch, over_in_the_end, says=b"", ends=True, half_open=False, begins_open=False),
+    Operation(end_and_watch, over_in_the_end, says=b"", ends=True),
+    Operation(pipe_to_a_stream, the_stream_too, ends=True),
+    Operation(pipe_to_a_socket, the_target_too, ends=True),
 ]
 
 
@@ -303,13 +527,11 @@ def name(operation: Operation) -> str:
 async def test_cancelled_at_every_checkpoint(
     operation: Operation, version: ssl.TLSVersion | None, moment: Moment
 ) -> None:
-    number = 0
+    number = -1
     while True:
         number += 1
-        async with (
-            anyio.create_task_group() as group,
-            world(version, operation) as (socket, far),
-        ):
+        async with world(version, operation) as (scene, group):
+            socket = scene.socket
             if operation.begins_open:
                 await socket.opened
                 raw(socket).setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, BUFFER)
@@ -319,71 +541,56 @@ async def test_cancelled_at_every_checkpoint(
                     await checkpoint()
             if operation.begins_open:
                 use_up_the_turn(socket)
-            result = None
             with anyio.CancelScope() as scope:
-                call = CancelAt(number, moment, scope, operation.run(socket))
-                result = await call
-                await checkpoint()  # it swallowed nothing: this is where it is raised at last
+                call = CancelAt(number, moment, scope, operation.run(scene))
+                try:
+                    await call
+                finally:
+                    scene.cancelled = call.raised
+                await checkpoint()  # where it is raised at last
             assert scope.cancelled_caught == scope.cancel_called
             with anyio.fail_after(5):
-                await check_what_is_left(operation, socket, far, result)
+                await operation.leaves(scene)
+                await check_what_the_peer_got(operation, scene)
         if not scope.cancel_called:
             break
     assert number > 1, "not a single checkpoint"
 
 
-async def check_what_is_left(
-    operation: Operation, socket: Socket, far: Far, result: bytes | None
-) -> None:
-    if operation.run in (receive, receive_byte_by_byte):
-        data = result or b""
-        while len(data) < len(SAID):
-            data += await socket.receive()
-        assert data == SAID
-    followed = False
-    try:
-        await socket.send(NEXT)
-        followed = True
-    except ClosedError:
-        pass
-    except anyio.BrokenResourceError:
-        assert operation.sends or operation.run in (abort, end, send_eof, end_and_watch, pipe_to)
-    if operation.closes:
-        assert not followed
-        assert socket.closed.done()
-    await socket.close()
-    assert socket.opened.done()
-    assert socket.closed.done()
-    await far.finish()
-    for data, how in far.got:
-        legal = {b"", operation.sends, NEXT, operation.sends + NEXT}
+async def check_what_the_peer_got(operation: Operation, scene: Scene) -> None:
+    await scene.socket.close()
+    assert scene.socket.opened.done()
+    assert scene.socket.closed.done()
+    await scene.target.close()
+    await scene.far.finish()
+    for data, how in scene.far.got:
+        whole = operation.sends, NEXT, operation.sends + NEXT, SAID
         if how == "end":
-            assert data in legal, f"a clean end after {len(data)} bytes"
+            assert data in (b"", *whole), f"a clean end after {len(data)} bytes"
         else:
-            pieces = operation.sends, NEXT, operation.sends + NEXT
-            assert any(whole.startswith(data) for whole in pieces), f"{len(data)} bytes"
-        torn = operation.sends.startswith(data) and data not in legal
-        if torn:
-            assert not followed, "something followed a piece"
-    if followed:
-        data, how = far.got[-1]
-        assert data.endswith(NEXT)
+            assert any(each.startswith(data) for each in whole), f"{len(data)} bytes"
+    if scene.followed:
+        assert any(data.endswith(NEXT) for data, _ in scene.far.got)
 
 
 # --- TLS in mid-connection
 
 
+@pytest.mark.parametrize("behind_a_send", [False, True])
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("version", [TLS12, TLS13], ids=["tls-1.2", "tls-1.3"])
 async def test_start_tls_cancelled_at_every_checkpoint(
-    version: ssl.TLSVersion, moment: Moment
+    version: ssl.TLSVersion, moment: Moment, behind_a_send: bool
 ) -> None:
     """Before the handshake has begun it can be made later; after that it fails for good."""
-    number, failed = 0, 0
+    number, failed, waited = -1, 0, 0
     while True:
         number += 1
-        async with listening() as listener, anyio.create_task_group() as group:
-            far = Far(listener, server_context(version))
+        async with (
+            listening(receive_buffer=BUFFER) as listener,
+            anyio.create_task_group() as group,
+        ):
+            far = Far(listener, server_context(version), clear=len(BIG) * behind_a_send)
             group.start_soon(far.serve, group)
             plain = connect(
                 listener.address,
@@ -392,9 +599,20 @@ async def test_start_tls_cancelled_at_every_checkpoint(
                 ssl_context=client_context(),
             )
             await plain.opened
+            if behind_a_send:
+                raw(plain).setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, BUFFER)
+                group.start_soon(plain.send, BIG)
+                while plain._connection.state.outbound is not Outbound.SENDING:
+                    await checkpoint()
             secure = plain.start_tls()
             with anyio.CancelScope() as scope:
-                await CancelAt(number, moment, scope, opened(secure))
+                call = CancelAt(number, moment, scope, wait_for(secure))
+                try:
+                    await call
+                finally:
+                    before_the_handshake = (
+                        call.raised and plain._connection.state.outbound is Outbound.FLUSHING
+                    )
                 await checkpoint()
             with anyio.fail_after(5):
                 sent = False
@@ -405,6 +623,9 @@ async def test_start_tls_cancelled_at_every_checkpoint(
                     failed += 1
                     assert isinstance(secure.opened.exception(), TLSError)
                     assert isinstance(secure.closed.exception(), TLSError)
+                if before_the_handshake:
+                    waited += 1
+                    assert sent
                 await secure.close()
                 await far.finish()
             ((data, how),) = far.got
@@ -415,3 +636,126 @@ async def test_start_tls_cancelled_at_every_checkpoint(
             break
     assert number > 1
     assert failed
+    assert bool(waited) == behind_a_send
+
+
+async def wait_for(socket: Socket) -> None:
+    await socket.opened
+
+
+# --- a slot of a connector
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_waiting_for_a_slot_cancelled_at_every_checkpoint(moment: Moment) -> None:
+    """The place is given up, or the slot that came is handed on; the socket is pending still."""
+    number = -1
+    while True:
+        number += 1
+        async with listening() as listener, anyio.create_task_group() as group:
+            far = Far(listener, None, says=SAID)
+            group.start_soon(far.serve, group)
+            connector = Connector(max_connections=1)
+            slots: Slots = vars(connector)["_slots"]
+            holder, second, third = (connector.connect(listener.address) for _ in range(3))
+            await holder.opened
+            group.start_soon(close_once, holder, slots)
+            with anyio.CancelScope() as scope:
+                await CancelAt(number, moment, scope, wait_for(second))
+                await checkpoint()
+            with anyio.fail_after(5):
+                await holder.close()
+                if not second.opened.done():
+                    async with third:
+                        await third.send(NEXT)
+                await second.send(NEXT)
+                await second.close()
+                await third.close()
+                assert slots.free == 1
+                assert not slots.queue
+            group.cancel_scope.cancel()
+        if not scope.cancel_called:
+            break
+    assert number > 1
+
+
+async def close_once(holder: Socket, slots: Slots) -> None:
+    """Another waits for its slot."""
+    while not slots.queue:
+        await checkpoint()
+    await holder.close()
+
+
+# --- listening
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_listen_cancelled_at_every_checkpoint(moment: Moment) -> None:
+    number = -1
+    with stdlib.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        address = sock.getsockname()
+    while True:
+        number += 1
+        listener = None
+        with anyio.CancelScope() as scope:
+            # That of the time before has left it free.
+            listener = await CancelAt(number, moment, scope, listen(address))
+            await checkpoint()
+        if listener is not None:
+            await listener.aclose()
+        if not scope.cancel_called:
+            break
+    assert listener is not None
+    assert number > 1
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("whole", [True, False], ids=["serve", "accepting"])
+async def test_serve_cancelled_at_every_checkpoint(whole: bool, moment: Moment) -> None:
+    """No connection is lost: it was handed over, or waits for who serves next."""
+    handled: list[Socket] = []
+
+    async def handle(socket: Socket) -> None:
+        handled.append(socket)
+        async with socket:
+            await socket.send(SAID)
+
+    number, finished = -1, False
+    while not finished:
+        number += 1
+        handled.clear()
+        async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
+            (sock,) = listener._sockets
+            clients = [Peer(stdlib.create_connection(sock.getsockname())) for _ in range(2)]
+            with anyio.CancelScope() as scope:
+                # As one coroutine, what serve() does in its tasks would not be seen.
+                serve = (
+                    listener.serve(handle, group)
+                    if whole
+                    else listener._serve(sock, handle, group)
+                )
+                call = CancelAt(number, moment, scope, serve)
+                group.start_soon(cancel_at_last, scope, handled, len(clients))
+                await call
+            assert call.raised
+            finished = call.count < number
+            with anyio.fail_after(5):
+                async with anyio.create_task_group() as again:
+                    again.start_soon(listener.serve, handle, group)
+                    for client in clients:
+                        assert await client.receive_all() == SAID
+                        client.close()
+                    again.cancel_scope.cancel()
+            assert len(handled) == len(clients)
+            group.cancel_scope.cancel()
+    assert number > 1
+
+
+async def cancel_at_last(scope: anyio.CancelScope, handled: list[Socket], count: int) -> None:
+    """Of itself, serving would not end."""
+    while len(handled) < count:
+        await checkpoint()
+    for _ in range(10):
+        await checkpoint()
+    scope.cancel()
