@@ -168,6 +168,7 @@ def conformance(session: nox.Session) -> None:
 
 
 def install_workerd(session: nox.Session, npm: str) -> None:
+    """Install workerd where the session's tests and benchmarks look for it."""
     tmp = Path(session.create_tmp()).resolve() / "workerd"
     options = ("--no-audit", "--no-fund", "--ignore-scripts", f"--prefix={tmp}")
     session.run(npm, "install", *options, f"workerd@{WORKERD}", external=True)
@@ -178,16 +179,14 @@ def install_workerd(session: nox.Session, npm: str) -> None:
 def benchmarks(session: nox.Session) -> None:
     """Measure beside other clients, workerd and Node among them where there is npm.
 
-    Without arguments, every work has one short round, which shows only that it runs.
+    Without arguments, a little of every work is done once, which shows only that it runs.
     """
     session.install(".", *group("benchmarks"))
     if npm := shutil.which("npm"):
         install_workerd(session, npm)
-    arguments = session.posargs
-    if not arguments:
-        tmp = Path(session.create_tmp()).resolve()
-        out = (f"--json={tmp / 'benchmarks.json'}", f"--plot={tmp / 'benchmarks.svg'}")
-        arguments = ("--rounds=1", *out)
+    tmp = Path(session.create_tmp()).resolve()
+    out = (f"--json={tmp / 'benchmarks.json'}", f"--plot={tmp / 'benchmarks.svg'}")
+    arguments = session.posargs or ["--rounds=1", "--share=32", *out]
     session.run("python", "-m", "benchmarks", *arguments)
 
 

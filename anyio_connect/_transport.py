@@ -177,7 +177,7 @@ class TCPTransport(Transport):
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         # Where the last receive left nothing, more has most likely not come yet. Waiting is a
         # checkpoint, and costs no more than asking where it has.
-        if self._arrived or not self._drained:
+        if self._arrived or not (self._drained and self._ready.waits_first):
             if not self._ready.may_go_on(min(max_bytes, DEFAULT_MAX_BYTES)):
                 await checkpoint()
             data = self.receive_nowait(max_bytes)

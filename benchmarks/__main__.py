@@ -20,6 +20,9 @@ def main() -> None:
         "works", nargs="*", metavar="WORK", help=f"some of: {', '.join(WORKS)} (default: all)"
     )
     parser.add_argument("--rounds", type=int, default=7, help="of which medians are taken")
+    parser.add_argument(
+        "--share", type=int, default=1, metavar="N", help="do an Nth of it, to see that it runs"
+    )
     parser.add_argument("--loops", help="only these event loops, as in 'asyncio,trio'")
     parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw an SVG as well")
@@ -33,14 +36,14 @@ def main() -> None:
     if arguments.from_json:
         found = report.from_json(arguments.json.read_text(encoding="utf-8"))
     else:
-        found = run(arguments.works, arguments.loops, arguments.rounds)
+        found = run(arguments.works, arguments.loops, arguments.rounds, arguments.share)
         arguments.json.write_text(report.as_json(found), encoding="utf-8")
     print(found)
     if arguments.plot:
         report.plot(found.results, arguments.plot)
 
 
-def run(works: list[str], loops: str | None, rounds: int) -> report.Report:
+def run(works: list[str], loops: str | None, rounds: int, share: int) -> report.Report:
     wanted = loops.split(",") if loops else None
     contenders = [
         each for each in measure.contenders() if not wanted or each.loop in ("", *wanted)
@@ -50,6 +53,7 @@ def run(works: list[str], loops: str | None, rounds: int) -> report.Report:
             contenders,
             works or [*WORKS],
             rounds,
+            share,
             Path(directory),
             lambda line: print(line, file=sys.stderr),
         )

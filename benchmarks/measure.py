@@ -208,10 +208,14 @@ def measure(
     found: Sequence[Contender],
     works: Sequence[str],
     rounds: int,
+    share: int,
     directory: Path,
     say: Callable[[str], None],
 ) -> list[Result]:
-    """All the works by all the contenders in turn, in another order each round."""
+    """All the works by all the contenders in turn, in another order each round.
+
+    Only one part in ``share`` of each is done.
+    """
     results = [
         Result(name, tls, contender)
         for tls in (False, True)
@@ -228,11 +232,12 @@ def measure(
 
         def take_turn(process: Process, result: Result) -> float:
             work = WORKS[result.work]
+            amount = work.tls_amount if result.tls else work.amount
             value: float = process.ask(
                 work=result.work,
                 tls=result.tls,
                 ports=ports[result.tls],
-                amount=work.tls_amount if result.tls else work.amount,
+                amount=max(1, amount // share),
             )
             return value
 
@@ -241,7 +246,9 @@ def measure(
                 for result in random.sample(turn, len(turn)):
                     if not WORKS[name].afresh:
                         value = take_turn(processes[result.contender], result)
-                    elif number:
+                    elif number == 0:
+                        continue
+                    else:
                         with start(result.contender) as process:
                             value = take_turn(process, result)
                     if number:  # the first round only warms up
