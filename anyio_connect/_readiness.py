@@ -17,7 +17,9 @@ import math
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from weakref import ref
 
 import anyio
 from anyio.lowlevel import RunVar, checkpoint, current_token
@@ -228,6 +230,7 @@ class LoopReadiness:
     """By the means of asyncio's event loops, uvloop's among them."""
 
     __slots__ = (
+        "__weakref__",
         "_attempt",
         "_budget",
         "_closed",
@@ -268,7 +271,7 @@ class LoopReadiness:
         self._registered = False
         self._reading: asyncio.Future[None] | None = None  # whom _on_readable() has to wake
         self._writing: asyncio.Future[None] | None = None
-        self._attempt: Attempt
+        self._attempt: Attempt | None = None
         try:
             self._budget = _budget.get()
         except LookupError:
@@ -292,20 +295,22 @@ class LoopReadiness:
         self._attempt = attempt
         self._reading = self._loop.create_future()
         if not self._registered:
-            self._loop.add_reader(self._fd, self._on_readable)
+            # Weakly, for the loop is to keep nobody alive that was dropped without closing it. But
+            # it keeps the kernel's socket, whose number would else be somebody else's too early.
+            self._loop.add_reader(self._fd, _on_readable, ref(self), self._sock)
             self._registered = True
         try:
             await self._reading
         finally:
-            self._reading = None
+            self._reading = self._attempt = None
             if not self._stays:
                 self._unregister()
         if self._stopped:
             raise anyio.ClosedResourceError
 
-    def _on_readable(self) -> None:
+    def on_readable(self) -> None:
         future = self._reading
-        if future is None:
+        if future is None or self._attempt is None:
             # More has come than anybody waits for: without this, it would be reported for ever.
             self._unregister()
         elif not future.done() and self._attempt():
@@ -347,6 +352,17 @@ class LoopReadiness:
         self._stays = False
         if self._reading is None:
             self._unregister()
+
+    def __del__(self) -> None:
+        if self._registered:  # it was dropped without closing it, maybe in another thread
+            with suppress(RuntimeError):  # the loop is closed, and has forgotten everything
+                self._loop.call_soon_threadsafe(self._loop.remove_reader, self._fd)
+
+
+def _on_readable(weakly: ref[LoopReadiness], _: socket.socket) -> None:
+    ready = weakly()
+    if ready is not None:
+        ready.on_readable()
 
 
 def _wake(future: asyncio.Future[None] | None) -> None:
