@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import anyio
-from anyio.lowlevel import RunVar, checkpoint_if_cancelled, current_token
+from anyio.lowlevel import RunVar, checkpoint, checkpoint_if_cancelled, current_token
 
 if TYPE_CHECKING:  # which event loop there is, is decided when it runs
     import asyncio
@@ -32,6 +32,7 @@ _CALL = 1 << 16
 
 
 Attempt: TypeAlias = Callable[[], bool]
+Pause: TypeAlias = Callable[[], Awaitable[None]]
 
 
 class Readiness(Protocol):
@@ -40,7 +41,18 @@ class Readiness(Protocol):
     def may_go_on(self, amount: int) -> bool:
         """Whether a call that moves about ``amount`` bytes may be made at once.
 
-        False: others are to run first, or a cancellation is due. Either takes a checkpoint.
+        False: others are to run, or a cancellation is due. Then :meth:`enter` comes before the
+        call, and where there is :attr:`leave`, that comes after it if it need not wait.
+        """
+
+    async def enter(self) -> None:
+        """Be a checkpoint, of which :attr:`leave` may be the half that lets others run."""
+
+    @property
+    def leave(self) -> Pause | None:
+        """Lets others run after a call. Raises nothing: what was done is done.
+
+        The peer is at work by then, which makes a round trip shorter.
         """
 
     async def readable(self, attempt: Attempt) -> None:
@@ -80,6 +92,7 @@ def readiness(sock: socket.socket) -> Readiness:
             low.wait_writable,
             low.notify_closing,
             trio.ClosedResourceError,
+            (low.checkpoint_if_cancelled, low.cancel_shielded_checkpoint),
         )
     if asyncio is not None and isinstance(loop, asyncio.AbstractEventLoop):
         try:
@@ -107,11 +120,13 @@ class TaskReadiness:
         "_closed",
         "_closing_error",
         "_notify_closing",
+        "_pause",
         "_sock",
         "_stopped",
         "_wait_readable",
         "_wait_writable",
         "_waiting",
+        "leave",
     )
 
     def __init__(
@@ -121,18 +136,23 @@ class TaskReadiness:
         wait_writable: Callable[[socket.socket], Awaitable[None]],
         notify_closing: Callable[[socket.socket], None],
         closing_error: type[Exception],
+        pauses: tuple[Pause, Pause | None] = (checkpoint, None),
     ) -> None:
         self._sock = sock
         self._wait_readable = wait_readable
         self._wait_writable = wait_writable
         self._notify_closing = notify_closing
         self._closing_error = closing_error
+        self._pause, self.leave = pauses
         self._stopped = False
         self._closed = False
         self._waiting = 0  # tasks that wait for this descriptor
 
     def may_go_on(self, amount: int) -> bool:
         return False
+
+    async def enter(self) -> None:
+        await self._pause()
 
     async def readable(self, attempt: Attempt) -> None:
         if self._stopped:
@@ -212,6 +232,8 @@ class LoopReadiness:
         "_writing",
     )
 
+    leave = None
+
     def __init__(
         self,
         sock: socket.socket,
@@ -249,6 +271,9 @@ class LoopReadiness:
             return self._deadline() != -math.inf  # which is how AnyIO says: cancelled
         budget.left = _BUDGET
         return False
+
+    async def enter(self) -> None:
+        await checkpoint()
 
     async def readable(self, attempt: Attempt) -> None:
         if not self._orderly:

@@ -19,6 +19,7 @@ import anyio
 import anyio.to_thread
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
+from ._readiness import Pause
 from ._tls_errors import explain, handshake_ended, handshake_failed
 from ._transport import DEFAULT_MAX_BYTES, Transport
 
@@ -248,6 +249,13 @@ class TLSTransport(Transport):
     def may_go_on(self, amount: int) -> bool:
         return self._transport.may_go_on(amount)
 
+    async def enter(self) -> None:
+        await self._transport.enter()
+
+    @property
+    def leave(self) -> Pause | None:
+        return self._transport.leave
+
     def unread(self) -> bool:
         if not self._decrypted:
             try:
@@ -343,8 +351,9 @@ class TLSTransport(Transport):
         :raises anyio.ClosedResourceError: our side has ended, or the transport was closed
         """
         view = memoryview(item).cast("B")
-        if not self._transport.may_go_on(len(view)):
-            await checkpoint()
+        transport = self._transport
+        if not transport.may_go_on(len(view)):
+            await (transport.enter() if view else checkpoint())
         self._check_sending()
         if not view:
             return
@@ -361,6 +370,8 @@ class TLSTransport(Transport):
         except BaseException:
             self.torn = True
             raise
+        if transport.leave is not None:
+            await transport.leave()
 
     async def _renegotiated(self) -> None:
         """Wait for who receives to get on with a renegotiation, or with anything else."""

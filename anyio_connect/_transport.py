@@ -23,7 +23,7 @@ import anyio
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
-from ._readiness import Readiness, readiness
+from ._readiness import Pause, Readiness, readiness
 
 #: What one receive takes at most unless told otherwise: AnyIO's own default, in bytes.
 DEFAULT_MAX_BYTES = 65536
@@ -51,8 +51,20 @@ class Transport(ByteStream):
     torn: bool = False
 
     def may_go_on(self, amount: int) -> bool:
-        """Whether a call that moves about ``amount`` bytes may be made without a checkpoint."""
+        """Whether a call that moves about ``amount`` bytes may be made without a checkpoint.
+
+        False: it takes :meth:`enter` before, and if it need not wait, :attr:`leave` after it.
+        """
         return False
+
+    async def enter(self) -> None:
+        """Be a checkpoint, of which :attr:`leave` may be the half that lets others run."""
+        await checkpoint()
+
+    @property
+    def leave(self) -> Pause | None:
+        """Lets others run after a call, where there is it. Raises nothing."""
+        return None
 
     @abstractmethod
     def receive_nowait(self, max_bytes: int) -> bytes | None:
@@ -136,6 +148,13 @@ class TCPTransport(Transport):
     def may_go_on(self, amount: int) -> bool:
         return self._ready.may_go_on(amount)
 
+    async def enter(self) -> None:
+        await self._ready.enter()
+
+    @property
+    def leave(self) -> Pause | None:
+        return self._ready.leave
+
     # --- receiving
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
@@ -214,15 +233,20 @@ class TCPTransport(Transport):
             raise self._failed(exc) from exc
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
-        if not self._ready.may_go_on(len(item)):
-            await checkpoint()
+        if type(item) is not bytes:
+            item = memoryview(item).cast("B")
+        ready = self._ready
+        if not ready.may_go_on(len(item)):
+            await ready.enter()
         sent = self.send_nowait(item)
-        if type(item) is bytes and sent == len(item):
+        if sent == len(item):
+            if ready.leave is not None:
+                await ready.leave()
             return
-        view = memoryview(item).cast("B")
+        view = memoryview(item)
         try:
             while sent < len(view):
-                await self._ready.writable()
+                await ready.writable()
                 sent += self.send_nowait(view[sent:])
         except BaseException:
             self.torn = self.torn or sent > 0
