@@ -31,12 +31,19 @@ COVERED = ROOT / ".nox" / "covered"
 COVERAGE_FLOOR = 90
 
 
+#: The tests run in one process for each core. (Not so from the configuration, which also holds
+#: for who looks at a single test.)
+SPREAD = ("--numprocesses=auto",)
+
 #: The runtime of Workers that `conformance` compares with: the package's version on npm.
 WORKERD = "1.20261117.1"
 
 #: Says to do without it.
 SKIP_CONFORMANCE = "ANYIO_CONNECT_SKIP_CONFORMANCE"
 
+
+#: For `types`.
+CHECKED = ("anyio_connect", "tests", "benchmarks", "noxfile.py")
 
 #: For `stubs`: pyproject.toml's settings for tests/typing, and to take the types from the page.
 PYRIGHT_ON_THE_PAGE = {
@@ -120,7 +127,7 @@ def tests(session: nox.Session) -> None:
         "COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml"),
         "COVERAGE_FILE": str(data / "coverage"),
     }
-    session.run("pytest", *session.posargs, env=start)
+    session.run("pytest", *SPREAD, *session.posargs, env=start)
 
 
 @nox.session
@@ -142,7 +149,7 @@ def floors(session: nox.Session) -> None:
         requirement.replace(">=", "==") for requirement in PYPROJECT["project"]["dependencies"]
     ]
     session.install(".", *oldest, *group("test"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *SPREAD, *session.posargs)
 
 
 @nox.session
@@ -163,11 +170,31 @@ def conformance(session: nox.Session) -> None:
                 "npm was not found, which installs workerd. Install it, "
                 f"or set {SKIP_CONFORMANCE}=1 to do without the comparison"
             )
-        tmp = Path(session.create_tmp()).resolve() / "workerd"
-        options = ("--no-audit", "--no-fund", "--ignore-scripts", f"--prefix={tmp}")
-        session.run(npm, "install", *options, f"workerd@{WORKERD}", external=True)
-        session.env["ANYIO_CONNECT_WORKERD"] = str(tmp)
+        install_workerd(session, npm)
     session.run("pytest", "tests/conformance", *session.posargs)
+
+
+def install_workerd(session: nox.Session, npm: str) -> None:
+    """Install workerd where the session's tests and benchmarks look for it."""
+    tmp = Path(session.create_tmp()).resolve() / "workerd"
+    options = ("--no-audit", "--no-fund", "--ignore-scripts", f"--prefix={tmp}")
+    session.run(npm, "install", *options, f"workerd@{WORKERD}", external=True)
+    session.env["ANYIO_CONNECT_WORKERD"] = str(tmp)
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Measure beside other clients, workerd and Node among them where there is npm.
+
+    Without arguments, a little of every work is done once, which shows only that it runs.
+    """
+    session.install(".", *group("benchmarks"))
+    if npm := shutil.which("npm"):
+        install_workerd(session, npm)
+    tmp = Path(session.create_tmp()).resolve()
+    out = (f"--json={tmp / 'benchmarks.json'}", f"--plot={tmp / 'benchmarks.svg'}")
+    arguments = session.posargs or ["--rounds=1", "--share=32", *out]
+    session.run("python", "-m", "benchmarks", *arguments)
 
 
 @nox.session
@@ -269,9 +296,9 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types: the package, the tests, and what users write (tests/typing)."""
-    session.install(".", *group("test", "types"))
+    session.install(".", *group("test", "types", "benchmarks"))
     for version in (SUPPORTED[0], SUPPORTED[-1]):
-        session.run("mypy", f"--python-version={version}", "anyio_connect", "tests", "noxfile.py")
+        session.run("mypy", f"--python-version={version}", *CHECKED)
         session.run("pyright", f"--pythonversion={version}")
     for platform in ("darwin", "win32"):
         session.run("mypy", f"--platform={platform}", "anyio_connect")

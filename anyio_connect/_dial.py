@@ -28,7 +28,8 @@ from ._errors import (
 )
 from ._loops import leads_back
 from ._policy import UNRESTRICTED, AddressPolicy
-from ._transport import ForeignTransport, TCPTransport, Transport, host_and_port
+from ._tcp import TCPTransport, host_and_port
+from ._transport import ForeignTransport, Transport
 
 #: RFC 8305 section 5, "Connection Attempt Delay", in seconds.
 HAPPY_EYEBALLS_DELAY = 0.25

@@ -21,7 +21,7 @@ from ._loops import announce, withdraw
 from ._open import Accepted, Target
 from ._options import Options, check_count, parse_options
 from ._socket import Socket
-from ._transport import TCPTransport, host_and_port
+from ._tcp import TCPTransport, host_and_port
 
 #: What accept() fails with when there is too little of something, which may come back.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
@@ -187,7 +187,7 @@ class Listener(abc.Listener[Socket]):
         return None
 
     async def _wait(self, sock: socket.socket) -> None:
-        # The number stays taken until the waiter is out: see TCPTransport._wait().
+        # The number stays taken until the waiter is out: see TaskReadiness.
         self._waited_for.add(sock)
         try:
             with suppress(anyio.ClosedResourceError):

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import anyio
-from anyio.lowlevel import RunVar, checkpoint, checkpoint_if_cancelled, current_token
+from anyio.lowlevel import RunVar, checkpoint, current_token
 
 if TYPE_CHECKING:  # which event loop there is, is decided when it runs
     import asyncio
@@ -38,12 +38,21 @@ Pause: TypeAlias = Callable[[], Awaitable[None]]
 class Readiness(Protocol):
     """Waits for one socket. One task at a time waits for each direction."""
 
+    @property
+    def waits_first(self) -> bool:
+        """Whether :meth:`readable` can do without having tried to receive just before.
+
+        Where not, it is no checkpoint either.
+        """
+        ...
+
     def may_go_on(self, amount: int) -> bool:
         """Whether a call that moves about ``amount`` bytes may be made at once.
 
         False: others are to run, or a cancellation is due. Then :meth:`enter` comes before the
         call, and where there is :attr:`leave`, that comes after it if it need not wait.
         """
+        ...
 
     async def enter(self) -> None:
         """Be a checkpoint, of which :attr:`leave` may be the half that lets others run."""
@@ -128,6 +137,8 @@ class TaskReadiness:
         "_waiting",
         "leave",
     )
+
+    waits_first = True
 
     def __init__(
         self,
@@ -223,13 +234,13 @@ class LoopReadiness:
         "_deadline",
         "_fd",
         "_loop",
-        "_orderly",
         "_reading",
         "_registered",
         "_sock",
         "_stays",
         "_stopped",
         "_writing",
+        "waits_first",
     )
 
     leave = None
@@ -249,11 +260,11 @@ class LoopReadiness:
         self._stopped = False
         self._closed = False
         # asyncio's own loop runs what was due before it looks at sockets, so that a cancellation
-        # that is due comes before any data. uvloop looks at sockets first, and it stops to watch
-        # one after an error without saying so. Of other loops nothing is known.
-        self._orderly = orderly
+        # that is due comes before any data. uvloop looks at sockets first. And it stops to watch
+        # one that had an error without saying so: where that has happened, receiving fails.
+        self.waits_first = orderly
         # Whether the socket stays registered for reading while nobody waits.
-        self._stays = self._orderly
+        self._stays = True
         self._registered = False
         self._reading: asyncio.Future[None] | None = None  # whom _on_readable() has to wake
         self._writing: asyncio.Future[None] | None = None
@@ -276,8 +287,6 @@ class LoopReadiness:
         await checkpoint()
 
     async def readable(self, attempt: Attempt) -> None:
-        if not self._orderly:
-            await checkpoint_if_cancelled()
         if self._stopped:
             raise anyio.ClosedResourceError
         self._attempt = attempt

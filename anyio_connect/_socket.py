@@ -37,6 +37,10 @@ class Socket(ByteStream):
     It begins *pending*: whichever task first awaits something that needs the connection makes
     it. ``async with`` enters once it is open, and leaves it closed. As a ``ByteStream`` it
     goes wherever AnyIO takes one; its methods are those of its two streams.
+
+    Whatever is awaited here is a checkpoint: a cancellation that is due is raised. A call that
+    need not wait lets other tasks run each time on trio, and on asyncio once in sixteen calls or
+    a mebibyte, counted over all sockets of the event loop.
     """
 
     def __init__(self, opener: Opener, target: Target) -> None:

@@ -25,8 +25,8 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from anyio_connect import BrokenError, ClosedError, Socket, SocketFuture, connect
+from anyio_connect._tcp import TCPTransport
 from anyio_connect._tls import TLSTransport
-from anyio_connect._transport import TCPTransport
 from model import BIG, Call, Model, Outcome
 from peers import Listener, Peer, listening
 from tls_peers import NAME, Server, client_context, server_context

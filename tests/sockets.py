@@ -14,8 +14,9 @@ from anyio_connect._connection import info_of
 from anyio_connect._open import Target
 from anyio_connect._options import Options
 from anyio_connect._readiness import LoopReadiness
+from anyio_connect._tcp import TCPTransport
 from anyio_connect._tls import TLSTransport
-from anyio_connect._transport import TCPTransport, Transport
+from anyio_connect._transport import Transport
 from peers import Listener, Peer, listening
 
 

@@ -38,7 +38,7 @@ from anyio_connect import (
 )
 from anyio_connect._address import format_address
 from anyio_connect._loops import announce, leads_back, withdraw
-from anyio_connect._transport import TCPTransport
+from anyio_connect._tcp import TCPTransport
 from peers import has_ipv6
 from tls_peers import client_context, server_context
 

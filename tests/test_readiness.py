@@ -17,7 +17,7 @@ from anyio.lowlevel import checkpoint
 
 from anyio_connect import ClosedError, Socket
 from anyio_connect._readiness import LoopReadiness, TaskReadiness, readiness
-from anyio_connect._transport import TCPTransport
+from anyio_connect._tcp import TCPTransport
 from peers import Peer
 from sockets import arrived, connected, raw, use_up_the_turn
 
@@ -200,7 +200,7 @@ def by_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
             anyio.ClosedResourceError,
         )
 
-    monkeypatch.setattr("anyio_connect._transport.readiness", make)
+    monkeypatch.setattr("anyio_connect._tcp.readiness", make)
 
 
 @pytest.mark.usefixtures("by_tasks")

@@ -26,8 +26,9 @@ from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from anyio_connect import Socket, TLSError
+from anyio_connect._tcp import TCPTransport
 from anyio_connect._tls import TLSTransport, start_tls
-from anyio_connect._transport import TCPTransport, Transport
+from anyio_connect._transport import Transport
 from peers import Listener, Peer, listening
 from sockets import socket_over
 

@@ -1,0 +1,319 @@
+"""TCP as a transport: straight on a non-blocking socket."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import anyio
+from anyio.abc import SocketAttribute
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
+
+from ._readiness import Pause, Readiness, readiness
+from ._transport import DEFAULT_MAX_BYTES, Transport
+
+#: How much unread data a graceful close throws away, in reads of DEFAULT_MAX_BYTES. More than
+#: any default receive buffer; a bound, so that a peer that never stops cannot keep us here.
+_DISCARD_READS = 128
+
+#: Who last found less than this, in bytes, has most likely taken all there is for now.
+_LITTLE = 8192
+
+#: SO_LINGER on with a time of 0: close() discards and sends RST (RFC 9293 3.10.5).
+_LINGER_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+
+
+def host_and_port(sockaddr: tuple[Any, ...]) -> tuple[str, int]:
+    """The first two parts of a socket address, with the zone that IPv6 has in its fourth."""
+    host, port, *rest = sockaddr
+    if len(rest) == 2 and rest[1] and "%" not in host:
+        host = f"{host}%{socket.if_indextoname(rest[1])}"
+    return host, port
+
+
+class TCPTransport(Transport):
+    """A connected, non-blocking TCP socket, under whichever event loop is running.
+
+    It is the kernel that is asked first, and waited for only when there is nothing to do yet.
+    """
+
+    def __init__(self, sock: socket.socket, ready: Readiness | None = None) -> None:
+        self._sock = sock
+        self._closed = False
+        self._ready = ready or readiness(sock)
+        self._wanted = 0  # how much the receive that waits has asked for
+        self._arrived = b""  # what it was given, and has yet to return
+        self._drained = True  # the last receive took all there was, or so it seems
+        self._error: OSError | None = None  # a reset; the kernel tells of it only once
+        # Read now: the names are wanted after close too, and getpeername() fails after a reset.
+        self._local = host_and_port(sock.getsockname())
+        self._remote = host_and_port(sock.getpeername())
+        with suppress(OSError):  # refused by some systems when the peer has already gone
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def may_go_on(self, amount: int) -> bool:
+        return self._ready.may_go_on(amount)
+
+    async def enter(self) -> None:
+        await self._ready.enter()
+
+    @property
+    def leave(self) -> Pause | None:
+        return self._ready.leave
+
+    # --- receiving
+
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        if self._arrived:
+            data = self._arrived[:max_bytes]
+            self._arrived = self._arrived[max_bytes:]
+            return data
+        try:
+            data = self._sock.recv(max_bytes)
+        except BlockingIOError:
+            self._drained = True
+            return None
+        except OSError as exc:
+            raise self._failed(exc) from exc
+        if not data:
+            self._raise_end()
+        self._drained = len(data) < min(max_bytes, _LITTLE)
+        return data
+
+    async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+        # Where the last receive left nothing, more has most likely not come yet. Waiting is a
+        # checkpoint, and costs no more than asking where it has.
+        if self._arrived or not (self._drained and self._ready.waits_first):
+            if not self._ready.may_go_on(min(max_bytes, DEFAULT_MAX_BYTES)):
+                await checkpoint()
+            data = self.receive_nowait(max_bytes)
+            if data is not None:
+                return data
+        self._wanted = max_bytes
+        while True:
+            await self._ready.readable(self._fetch)
+            # Nothing may be awaited from here on: what is taken must be returned.
+            data = self.receive_nowait(max_bytes)
+            if data is not None:
+                return data
+
+    def _fetch(self) -> bool:
+        """Take for the receive that waits; return whether it should go on.
+
+        Should it be cancelled by then, the next receive gets what was taken.
+        """
+        try:
+            self._arrived = self._sock.recv(self._wanted)
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            self._failed(exc)  # which is kept, and shows when the task asks again
+        self._drained = len(self._arrived) < min(self._wanted, _LITTLE)
+        return True
+
+    def stop_receiving(self) -> None:
+        self._ready.stop_reading()
+
+    def unread(self) -> bool:
+        if self._arrived:
+            return True
+        try:
+            if self._sock.recv(1, socket.MSG_PEEK):
+                return True
+        except BlockingIOError:
+            return True  # not the end after all: whoever reads next will learn more
+        except OSError as exc:
+            raise self._failed(exc) from exc
+        if self._error is not None:
+            raise self._failed(self._error) from self._error
+        return False
+
+    # --- sending
+
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            raise self._failed(exc) from exc
+
+    async def send(self, item: bytes | bytearray | memoryview) -> None:
+        if type(item) is not bytes:
+            item = memoryview(item).cast("B")
+        ready = self._ready
+        if not ready.may_go_on(len(item)):
+            await ready.enter()
+        sent = self.send_nowait(item)
+        if sent == len(item):
+            if ready.leave is not None:
+                await ready.leave()
+            return
+        view = memoryview(item)
+        try:
+            while sent < len(view):
+                await ready.writable()
+                sent += self.send_nowait(view[sent:])
+        except BaseException:
+            self.torn = self.torn or sent > 0
+            raise
+
+    async def send_eof(self) -> None:
+        # Done even where the caller is cancelled: it never waits.
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as exc:
+            raise self._failed(exc) from exc
+        await cancel_shielded_checkpoint()
+
+    # --- ending
+
+    async def aclose(self) -> None:
+        await self.finish()
+        await checkpoint()
+
+    async def finish(self) -> bool:
+        self._finish()  # the kernel keeps our FIN for when there is room
+        return True
+
+    async def wait_room(self) -> None:
+        await self._ready.writable()
+
+    def _finish(self) -> None:
+        if self._closed:
+            return
+        # close() with unread data in the buffer makes the kernel send RST, and a peer that
+        # gets one may lose what we sent last (RFC 1122 4.2.2.13). Where there is some, FIN goes
+        # first, behind all that was sent, then the unread data is taken out of the way.
+        with suppress(OSError):
+            if self._sock.recv(DEFAULT_MAX_BYTES):
+                self._sock.shutdown(socket.SHUT_WR)
+                for _ in range(_DISCARD_READS):
+                    if not self._sock.recv(DEFAULT_MAX_BYTES):
+                        break
+        self._release()
+
+    async def abort(self) -> None:
+        if self._closed:
+            return
+        with suppress(OSError):
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+        self._release()
+
+    def _release(self) -> None:
+        self._closed = True
+        self._arrived = b""
+        self._ready.close()
+
+    # --- errors
+
+    def _failed(self, exc: OSError) -> Exception:
+        if self._closed:
+            return anyio.ClosedResourceError()
+        # EPIPE is what a reset says after the peer's FIN (RFC 9293 3.10.7.4): what it had
+        # sent is whole, and reading may go on to that end.
+        # ENOTCONN, from shutdown(), says only that there is nothing left to shut down.
+        if exc.errno not in (errno.EPIPE, errno.ENOTCONN):
+            self._error = exc.with_traceback(None)  # whose frames would keep us alive
+        return anyio.BrokenResourceError(str(exc))
+
+    def _raise_end(self) -> None:
+        if self._error is not None:
+            raise self._failed(self._error) from self._error
+        raise anyio.EndOfStream
+
+    # --- watching
+
+    async def wait_hangup(self, *, after_eof: bool) -> OSError | None:
+        error = await _wait_hangup(self._sock, after_eof)
+        if error is not None and error.errno != errno.EPIPE:  # see _failed()
+            self._error = error
+        return error
+
+    # --- attributes
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        attributes: dict[Any, Callable[[], Any]] = {
+            SocketAttribute.family: lambda: self._sock.family,
+            SocketAttribute.local_address: lambda: self._local,
+            SocketAttribute.local_port: lambda: self._local[1],
+            SocketAttribute.raw_socket: self._share,
+            SocketAttribute.remote_address: lambda: self._remote,
+            SocketAttribute.remote_port: lambda: self._remote[1],
+        }
+        return attributes
+
+    def _share(self) -> socket.socket:
+        self._ready.share()
+        return self._sock
+
+
+if sys.platform == "linux":
+
+    async def _wait_hangup(sock: socket.socket, after_eof: bool) -> OSError | None:
+        # An epoll of our own, itself waited for through the event loop: no loop offers
+        # RDHUP, and reading to find out would take data from whoever reads.
+        # ERR and HUP are always reported; a mask of 0 asks for nothing else.
+        try:
+            watch = select.epoll()
+        except OSError:  # no descriptor to spare: reading and sending will tell, in their time
+            await anyio.sleep_forever()
+            raise AssertionError("unreachable") from None
+        with watch:
+            watch.register(sock, 0 if after_eof else select.EPOLLRDHUP)
+            try:
+                await anyio.wait_readable(watch.fileno())
+            finally:
+                anyio.notify_closing(watch.fileno())
+            events = watch.poll(0)
+        if any(mask & select.EPOLLERR for _, mask in events):
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            return OSError(code, os.strerror(code))
+        if after_eof:
+            # HUP without an error: both sides have ended, so no reset can follow.
+            await anyio.sleep_forever()
+        return None
+
+elif sys.platform == "darwin" or sys.platform.startswith("freebsd"):
+
+    async def _wait_hangup(sock: socket.socket, after_eof: bool) -> OSError | None:
+        # NOTE_LOWAT keeps data from waking us: only EV_EOF passes a mark that cannot be
+        # reached. The error of a reset comes in fflags.
+        watch = select.kqueue()
+        try:
+            change = select.kevent(
+                sock,
+                select.KQ_FILTER_WRITE if after_eof else select.KQ_FILTER_READ,
+                select.KQ_EV_ADD | select.KQ_EV_CLEAR,
+                select.KQ_NOTE_LOWAT,
+                2**31 - 1,
+            )
+            watch.control([change], 0)
+            while True:
+                try:
+                    await anyio.wait_readable(watch.fileno())
+                finally:
+                    anyio.notify_closing(watch.fileno())
+                for event in watch.control(None, 1, 0):
+                    if event.flags & select.KQ_EV_EOF:
+                        if event.fflags:
+                            return OSError(event.fflags, os.strerror(event.fflags))
+                        if not after_eof:
+                            return None
+        finally:
+            watch.close()
+
+else:
+
+    async def _wait_hangup(sock: socket.socket, after_eof: bool) -> OSError | None:
+        # Nothing to watch with: a hang-up shows when somebody reads or sends.
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")

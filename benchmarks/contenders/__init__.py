@@ -1,0 +1,1 @@
+"""The clients that are compared, by name: how to start each."""

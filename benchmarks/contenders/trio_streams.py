@@ -1,0 +1,62 @@
+"""trio's own streams."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import trio
+
+from benchmarks.services import HOST
+from benchmarks.work import Call
+
+Stream: TypeAlias = "trio.SocketStream | trio.SSLStream[trio.SocketStream]"
+
+
+class Trio:
+    def __init__(self, authority: str) -> None:
+        self.context = ssl.create_default_context(cafile=authority)
+
+    async def open(self, port: int, *, tls: bool) -> Stream:
+        # TCP_NODELAY is what trio sets itself.
+        if not tls:
+            return await trio.open_tcp_stream(HOST, port)
+        # Without waiting for the peer's close_notify at the end, as nobody else does.
+        stream = await trio.open_ssl_over_tcp_stream(
+            HOST, port, https_compatible=True, ssl_context=self.context
+        )
+        await stream.do_handshake()
+        return stream
+
+    async def open_without_context(self, port: int) -> Stream:
+        stream = await trio.open_ssl_over_tcp_stream(HOST, port, https_compatible=True)
+        await stream.do_handshake()
+        return stream
+
+    async def close(self, connection: Stream) -> None:
+        await connection.aclose()
+
+    async def send(self, connection: Stream, data: bytes) -> None:
+        await connection.send_all(data)
+
+    async def take(self, connection: Stream, amount: int) -> None:
+        while amount > 0:
+            amount -= len(await connection.receive_some(min(amount, 1 << 16)))
+
+    async def give(self, connection: Stream, amount: int, size: int) -> None:
+        data = bytes(size)
+        for _ in range(amount // size):
+            await connection.send_all(data)
+
+    async def ping(self, connection: Stream, times: int, message: bytes) -> None:
+        for _ in range(times):
+            await connection.send_all(message)
+            missing = len(message)
+            while missing:
+                missing -= len(await connection.receive_some(missing))
+
+    async def at_once(self, calls: Sequence[Call]) -> None:
+        async with trio.open_nursery() as nursery:
+            for call in calls:
+                nursery.start_soon(call)

@@ -1,0 +1,171 @@
+"""The server at the other end: ``python -m benchmarks.peer CERTIFICATE``.
+
+Blocking sockets and a thread for each connection, except that plain echoing is one thread with
+an epoll, so that many connections at once cost it no more than one. Prints its ports, as JSON:
+first the plain ones, then those for TLS, each in the order of ``Service``.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from benchmarks.services import HOST, Service
+
+CHUNK = bytes(1 << 20)
+
+
+def send(connection: socket.socket, amount: int) -> None:
+    while amount > 0:
+        connection.sendall(memoryview(CHUNK)[:amount])
+        amount -= len(CHUNK)
+
+
+def take(connection: socket.socket, amount: int) -> None:
+    buffer = bytearray(1 << 20)
+    while amount > 0:
+        amount -= receive_into(connection, memoryview(buffer)[:amount])
+
+
+def receive_into(connection: socket.socket, buffer: memoryview) -> int:
+    received = connection.recv_into(buffer)
+    if not received:
+        raise ConnectionError("the client ended too early")
+    return received
+
+
+def number(connection: socket.socket) -> int:
+    """The number that the client sends; 0 where it ends."""
+    word = b""
+    while len(word) < 8:
+        piece = connection.recv(8 - len(word))
+        if not piece:
+            return 0
+        word += piece
+    return int.from_bytes(word, "big")
+
+
+def serve_send(connection: socket.socket) -> None:
+    while amount := number(connection):
+        send(connection, amount)
+
+
+def serve_take(connection: socket.socket) -> None:
+    while amount := number(connection):
+        take(connection, amount)
+        connection.sendall(b".")
+
+
+def serve_both(connection: socket.socket) -> None:
+    while amount := number(connection):
+        # Over TLS too: one thread may read from an SSLSocket while another writes.
+        sending = threading.Thread(target=send, args=(connection, amount))
+        sending.start()
+        take(connection, amount)
+        sending.join()
+        connection.sendall(b".")
+
+
+def serve_echo(connection: socket.socket) -> None:
+    while data := connection.recv(65536):
+        connection.sendall(data)
+
+
+def serve_greet(connection: socket.socket) -> None:
+    connection.sendall(b".")
+    connection.recv(1)
+
+
+def serve_hold(connection: socket.socket) -> None:
+    while connection.recv(65536):
+        pass
+
+
+SERVE: dict[Service, Callable[[socket.socket], None]] = {
+    Service.SEND: serve_send,
+    Service.TAKE: serve_take,
+    Service.BOTH: serve_both,
+    Service.ECHO: serve_echo,
+    Service.GREET: serve_greet,
+    Service.HOLD: serve_hold,
+}
+
+
+def listening() -> socket.socket:
+    return socket.create_server((HOST, 0), backlog=4096)
+
+
+def serve(listener: socket.socket, service: Service, context: ssl.SSLContext | None) -> None:
+    def run(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if context is not None:
+                connection = context.wrap_socket(connection, server_side=True)
+            with connection:
+                SERVE[service](connection)
+
+    threading.stack_size(1 << 18)
+    while True:
+        threading.Thread(target=run, args=(listener.accept()[0],), daemon=True).start()
+
+
+def serve_simply(listener: socket.socket, *, echo: bool) -> None:
+    """All connections in one thread: for what never waits in mid-connection."""
+    listener.setblocking(False)
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            found = key.fileobj
+            assert isinstance(found, socket.socket)
+            if found is listener:
+                with suppress(BlockingIOError):
+                    while True:
+                        accepted = listener.accept()[0]
+                        accepted.setblocking(False)
+                        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                        selector.register(accepted, selectors.EVENT_READ)
+                continue
+            try:
+                data = found.recv(65536)
+                if data and echo:
+                    found.send(data)  # a few bytes, for which there is room
+            except OSError:
+                data = b""
+            if not data:
+                selector.unregister(found)
+                found.close()
+
+
+def main(certificate: str) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    ports: list[list[int]] = []
+    for protect in (None, context):
+        ports.append([])
+        for service in Service:
+            listener = listening()
+            ports[-1].append(listener.getsockname()[1])
+            if protect is None and service in (Service.ECHO, Service.HOLD):
+                thread = threading.Thread(
+                    target=serve_simply,
+                    args=(listener,),
+                    kwargs={"echo": service is Service.ECHO},
+                    daemon=True,
+                )
+            else:
+                arguments = (listener, service, protect)
+                thread = threading.Thread(target=serve, args=arguments, daemon=True)
+            thread.start()
+    print(json.dumps(ports), flush=True)
+    sys.stdin.read()  # until who started this goes away
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,18 @@
+"""What the peer does on each of its ports, and the certificate that it shows."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+HOST = "127.0.0.1"
+
+
+class Service(IntEnum):
+    """One port each, in this order."""
+
+    SEND = 0  #: takes a number, 8 bytes big-endian, and sends as many bytes; again and again
+    TAKE = 1  #: takes a number, takes as many bytes, then sends one; again and again
+    BOTH = 2  #: takes a number, then does both at once, and sends one byte more
+    ECHO = 3  #: sends back what comes
+    GREET = 4  #: sends one byte as soon as there is a connection
+    HOLD = 5  #: keeps the connection, and takes what comes
