@@ -253,12 +253,12 @@ def mutate(session: nox.Session, module: str) -> set[str]:
     killed, other, survivors = 0, 0, []
     for line in dump.splitlines():
         _, result = json.loads(line)
-        if result is not None and result["worker_outcome"] == "skipped":
+        result = result or {"worker_outcome": "none", "test_outcome": None}
+        if result["worker_outcome"] == "skipped":
             continue
-        outcome = None if result is None else result["test_outcome"]
-        if outcome == "survived":
+        if result["test_outcome"] == "survived":
             survivors.append(changed_lines(result["diff"]))
-        elif outcome == "killed":
+        elif result["test_outcome"] == "killed":
             killed += 1
         else:  # it could not be made, so that no test had a say
             other += 1

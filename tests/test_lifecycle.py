@@ -332,6 +332,7 @@ def test_a_step_is_pure() -> None:
 
 
 def test_states_are_interned() -> None:
+    assert "steps" not in repr(STARTS[0])  # which lead to all the others
     keys = {(s.dial, s.link, s.inbound, s.outbound, s.half_open, s.starttls) for s in STATES}
     assert len(keys) == len(STATES)
     # So that identity is equality, and looking one up costs what looking up an int does.
