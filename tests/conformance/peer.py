@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from conformance.certificates import Certificates
+from conformance.steps import PENDING, STILL_OPEN
 from peers import has_ipv6
 
 HOST = "127.0.0.1"
@@ -142,6 +143,16 @@ class Peer:
             if isinstance(piece, str):
                 return f"{count} bytes then {piece}" if count else piece
             count += len(piece)
+
+    def _do_view(self, rest: str, wait: float) -> str:
+        """Read what there is, up to the client's end. ``rest``: "open" where none should come."""
+        data = bytearray()
+        while True:
+            piece = self._receive(wait)
+            if isinstance(piece, str):
+                word = STILL_OPEN if piece == PENDING else piece
+                return f"{told(bytes(data))} then {word}" if data else word
+            data += piece
 
     def _do_torn(self, rest: str, wait: float) -> str:
         """Read up to the client's end, however many bytes there may be before it."""

@@ -14,7 +14,7 @@ from conformance import ours, workerd
 from conformance.certificates import Certificates
 from conformance.peer import Peer
 from conformance.scenarios import Scenario
-from conformance.steps import PATIENCE, PENDING, QUIET, Step, with_ports
+from conformance.steps import PATIENCE, PENDING, QUIET, STILL_OPEN, Step, with_ports
 
 
 class Client(Protocol):
@@ -81,7 +81,8 @@ def run(
     try:
         with start() as client:
             for step in scenario.steps:
-                quiet = step.quiet or expected.get(step.name) == PENDING
+                awaited = expected.get(step.name, step.rest if step.verb == "view" else "")
+                quiet = step.quiet or awaited.endswith((PENDING, STILL_OPEN))
                 try:
                     outcome, detail = _do(step, client, peer, ports, QUIET if quiet else PATIENCE)
                 except Exception as exc:  # noqa: BLE001 - it is told

@@ -245,12 +245,20 @@ scenario(
 # --- the peer's FIN and RST, at each moment, in both modes, plain and over TLS
 
 
-def moments(name: str, connect: str, does: str, what: str, closed: str, after_cancel: str) -> None:
+def moments(
+    name: str, connect: str, does: str, what: str, closed: str, after_cancel: str, stays: str
+) -> None:
     """Scenarios of which each has the peer do that at another moment.
 
     ``closed`` is the step that looks at what becomes of it, ``after_cancel`` the one where the
-    readable was cancelled.
+    readable was cancelled. In the end the peer looks at what it got and how that ended, unless it
+    is gone; ``stays``: where our side does not end by itself, "open".
     """
+    gone = does == "peer rst"
+    view = "" if gone else "peer view"
+    then = view and f"{view} {stays}"
+    cancelled = view and f"{view} {'open' if after_cancel.startswith('quiet') else ''}"
+    still = view and f"{view} open"
     scenario(
         name.format("before the first read"),
         f"The peer {what} before anything was read.",
@@ -260,6 +268,7 @@ def moments(name: str, connect: str, does: str, what: str, closed: str, after_ca
         {does}
         read
         {closed}
+        {then}
         """,
     )
     scenario(
@@ -270,6 +279,7 @@ def moments(name: str, connect: str, does: str, what: str, closed: str, after_ca
         opened
         {does}
         {closed}
+        {then}
         """,
     )
     scenario(
@@ -283,6 +293,7 @@ def moments(name: str, connect: str, does: str, what: str, closed: str, after_ca
         read 2
         read
         {closed}
+        {then}
         """,
     )
     scenario(
@@ -295,6 +306,7 @@ def moments(name: str, connect: str, does: str, what: str, closed: str, after_ca
         {does}
         read
         {closed}
+        {then}
         """,
     )
     scenario(
@@ -308,6 +320,7 @@ def moments(name: str, connect: str, does: str, what: str, closed: str, after_ca
         {does}
         finish read
         {closed}
+        {then}
         """,
     )
     scenario(
@@ -319,6 +332,7 @@ def moments(name: str, connect: str, does: str, what: str, closed: str, after_ca
         {does}
         write x
         write y
+        {still}
         """,
     )
     scenario(
@@ -331,6 +345,7 @@ def moments(name: str, connect: str, does: str, what: str, closed: str, after_ca
         read
         write x
         end
+        {view}
         """,
     )
     scenario(
@@ -346,6 +361,7 @@ def moments(name: str, connect: str, does: str, what: str, closed: str, after_ca
         abort
         close
         closed
+        {view}
         """,
     )
     scenario(
@@ -358,6 +374,7 @@ def moments(name: str, connect: str, does: str, what: str, closed: str, after_ca
         {does}
         read
         closed
+        {view}
         """,
     )
     scenario(
@@ -369,6 +386,7 @@ def moments(name: str, connect: str, does: str, what: str, closed: str, after_ca
         peer end
         {does}
         closed
+        {view}
         """,
     )
     scenario(
@@ -380,6 +398,7 @@ def moments(name: str, connect: str, does: str, what: str, closed: str, after_ca
         cancel
         {does}
         {after_cancel}
+        {cancelled}
         """,
     )
     scenario(
@@ -391,6 +410,7 @@ def moments(name: str, connect: str, does: str, what: str, closed: str, after_ca
         cancel
         {does}
         write x
+        {still}
         """,
     )
     scenario(
@@ -403,6 +423,7 @@ def moments(name: str, connect: str, does: str, what: str, closed: str, after_ca
         quiet closed
         {does}
         {"quiet" if "quiet" in closed else "finish"} closed
+        {then}
         """,
     )
 
@@ -416,8 +437,8 @@ for _mode, _flag in _MODES.items():
         ("fin", "peer fin", "ends", _waits, _waits),
         ("rst", "peer rst", "resets", "closed", "closed"),
     ):
-        _connect = f"connect {_flag}"
-        moments(f"{_kind} {{}}{_mode}", _connect, _does, _what, _closed, _after_cancel)
+        _connect, _stays = f"connect {_flag}", "open" if _flag else ""
+        moments(f"{_kind} {{}}{_mode}", _connect, _does, _what, _closed, _after_cancel, _stays)
     for _transport, _connect in {
         "tls": f"connect tls {_flag}\npeer handshake",
         "starttls": f"connect starttls {_flag}\nopened\nstartTls\npeer handshake",
@@ -428,64 +449,80 @@ for _mode, _flag in _MODES.items():
             ("rst", "peer rst", "resets", "closed", "closed"),
         ):
             _name = f"{_transport}, {_kind} {{}}{_mode}"
-            moments(_name, _connect, _does, _what, _closed, _after_cancel)
-    scenario(
-        f"fin while a write is pending{_mode}",
-        "The peer ends in the middle of a long write, reads that, and then looks for our end.",
-        f"""
-        connect {_flag}
-        begin flood FLOOD
-        quiet flood FLOOD
-        peer fin
-        read
-        quiet closed
-        peer read FLOOD
-        finish flood FLOOD
-        {"peer quiet" if _flag else "peer end"}
-        {"quiet closed" if _flag else "closed"}
-        """,
-    )
-    scenario(
-        f"fin while a write and a read are pending{_mode}",
-        "The peer ends in the middle of a long write, while a read waits.",
-        f"""
-        connect {_flag}
-        begin flood FLOOD
-        begin read
-        quiet flood FLOOD
-        peer fin
-        finish read
-        peer read FLOOD
-        finish flood FLOOD
-        {"peer quiet" if _flag else "peer end"}
-        """,
-    )
-    scenario(
-        f"rst while a write is pending{_mode}",
-        "The peer resets in the middle of a long write.",
-        f"""
-        connect {_flag}
-        begin flood FLOOD
-        quiet flood FLOOD
-        peer rst
-        finish flood FLOOD
-        closed
-        read
-        """,
-    )
-    scenario(
-        f"rst while a write and a read are pending{_mode}",
-        "The peer resets in the middle of a long write, while a read waits.",
-        f"""
-        connect {_flag}
-        begin flood FLOOD
-        begin read
-        quiet flood FLOOD
-        peer rst
-        finish flood FLOOD
-        finish read
-        """,
-    )
+            _stays = "open" if _flag and _kind != "cut off" else ""
+            moments(_name, _connect, _does, _what, _closed, _after_cancel, _stays)
+    for _prefix, _end, _connect, _ends in (
+        ("", "fin", f"connect {_flag}", "peer fin"),
+        (
+            "tls, ",
+            "close_notify",
+            f"connect tls {_flag}\npeer handshake\nopened",
+            "peer notify\npeer fin",
+        ),
+        (
+            "starttls, ",
+            "close_notify",
+            f"connect starttls {_flag}\nopened\nstartTls\npeer handshake\nopened",
+            "peer notify\npeer fin",
+        ),
+    ):
+        scenario(
+            f"{_prefix}{_end} while a write is pending{_mode}",
+            "The peer ends in the middle of a long write, reads that, and then looks for our end.",
+            f"""
+            {_connect}
+            begin flood FLOOD
+            quiet flood FLOOD
+            {_ends}
+            read
+            quiet closed
+            peer read FLOOD
+            finish flood FLOOD
+            {"peer quiet" if _flag else "peer end"}
+            {"quiet closed" if _flag else "closed"}
+            """,
+        )
+        scenario(
+            f"{_prefix}{_end} while a write and a read are pending{_mode}",
+            "The peer ends in the middle of a long write, while a read waits.",
+            f"""
+            {_connect}
+            begin flood FLOOD
+            begin read
+            quiet flood FLOOD
+            {_ends}
+            finish read
+            peer read FLOOD
+            finish flood FLOOD
+            {"peer quiet" if _flag else "peer end"}
+            """,
+        )
+        scenario(
+            f"{_prefix}rst while a write is pending{_mode}",
+            "The peer resets in the middle of a long write.",
+            f"""
+            {_connect}
+            begin flood FLOOD
+            quiet flood FLOOD
+            peer rst
+            finish flood FLOOD
+            closed
+            read
+            """,
+        )
+        scenario(
+            f"{_prefix}rst while a write and a read are pending{_mode}",
+            "The peer resets in the middle of a long write, while a read waits.",
+            f"""
+            {_connect}
+            begin flood FLOOD
+            begin read
+            quiet flood FLOOD
+            peer rst
+            finish flood FLOOD
+            finish read
+            """,
+        )
     scenario(
         f"fin, seen by the peer{_mode}",
         "What the peer sees after its end was read.",
@@ -1046,21 +1083,27 @@ scenario(
     read
     """,
 )
-scenario(
-    "full duplex",
-    "A read waits while a write is under way.",
-    """
-    connect
-    begin read
-    begin flood FLOOD
-    quiet read
-    peer send hi
-    finish read
-    quiet flood FLOOD
-    peer read FLOOD
-    finish flood FLOOD
-    """,
-)
+for _prefix, _connect in {
+    "": "connect",
+    "tls, ": "connect tls\npeer handshake",
+    "starttls, ": "connect starttls\nopened\nstartTls\npeer handshake",
+}.items():
+    scenario(
+        f"{_prefix}full duplex",
+        "A read waits while a write is under way.",
+        f"""
+        {_connect}
+        opened
+        begin read
+        begin flood FLOOD
+        quiet read
+        peer send hi
+        finish read
+        quiet flood FLOOD
+        peer read FLOOD
+        finish flood FLOOD
+        """,
+    )
 scenario(
     "read a little",
     "A short read leaves the rest to the next.",
@@ -1221,18 +1264,6 @@ for _mode, _flag in _MODES.items():
         peer notify
         read
         write x
-        """,
-    )
-    scenario(
-        f"tls, rst while a write is pending{_mode}",
-        "The peer resets a TLS connection in the middle of a long write.",
-        f"""
-        connect tls {_flag}
-        peer handshake
-        begin flood FLOOD
-        quiet flood FLOOD
-        peer rst
-        finish flood FLOOD
         """,
     )
 scenario(

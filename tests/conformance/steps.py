@@ -17,6 +17,9 @@ PATIENCE = 20
 #: What is told of a step that waited in vain.
 PENDING = "pending"
 
+#: What is told at last of a client's side that has not ended.
+STILL_OPEN = "open"
+
 
 @dataclass(frozen=True)
 class Step:
