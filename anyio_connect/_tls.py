@@ -362,11 +362,13 @@ class TLSTransport(Transport):
         try:
             while view:
                 written = self._encrypt(view[:_WRITE])
-                if written:
-                    await self._flush()
-                    view = view[written:]
-                else:
+                if not written:
                     await self._renegotiated()
+                    continue
+                await self._flush()
+                view = view[written:]
+                if view and not transport.may_go_on(_WRITE):
+                    await checkpoint()
         except BaseException:
             self.torn = True
             raise

@@ -353,6 +353,24 @@ async def test_items_of_larger_elements() -> None:
 
 
 @each_version
+async def test_a_long_send_lets_others_run(version: ssl.TLSVersion) -> None:
+    """Also where there is always room."""
+    tls, wire, _ = shaken(version)
+    seen = [0]
+
+    async def look() -> None:
+        while True:
+            seen.append(len(wire.sent))
+            await checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(look)
+        await tls.send(bytes(1 << 22))
+        tasks.cancel_scope.cancel()
+    assert max(b - a for a, b in zip(seen, seen[1:], strict=False)) < 2 * BOUND
+
+
+@each_version
 async def test_an_empty_send_is_no_record_and_a_checkpoint(version: ssl.TLSVersion) -> None:
     tls, wire, _ = shaken(version)
     await tls.send(b"")
