@@ -115,6 +115,11 @@ def readiness(sock: socket.socket) -> Readiness:
             orderly = isinstance(loop, asyncio.SelectorEventLoop)
             deadline = token.backend_class.current_effective_deadline
             return LoopReadiness(sock, loop, deadline, orderly=orderly)
+    return by_anyio(sock)
+
+
+def by_anyio(sock: socket.socket) -> TaskReadiness:
+    """What can be had on any event loop."""
     return TaskReadiness(
         sock,
         anyio.wait_readable,

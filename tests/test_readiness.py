@@ -17,7 +17,7 @@ from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
 from anyio_connect import ClosedError, Socket, connect
-from anyio_connect._readiness import LoopReadiness, TaskReadiness, readiness
+from anyio_connect._readiness import LoopReadiness, TaskReadiness, by_anyio, readiness
 from anyio_connect._tcp import TCPTransport
 from peers import Peer, listening
 from sockets import arrived, connected, raw, use_up_the_turn
@@ -220,17 +220,7 @@ async def test_what_was_dropped_without_closing_it_is_collected() -> None:
 @pytest.fixture
 def by_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait by AnyIO's means, as where the loop itself cannot wait for sockets."""
-
-    def make(sock: stdlib.socket) -> TaskReadiness:
-        return TaskReadiness(
-            sock,
-            anyio.wait_readable,
-            anyio.wait_writable,
-            anyio.notify_closing,
-            anyio.ClosedResourceError,
-        )
-
-    monkeypatch.setattr("anyio_connect._tcp.readiness", make)
+    monkeypatch.setattr("anyio_connect._tcp.readiness", by_anyio)
 
 
 @pytest.mark.usefixtures("by_tasks")
