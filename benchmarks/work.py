@@ -188,10 +188,10 @@ def resident() -> int:
 
 
 WORKS: dict[str, Work] = {
-    "receive": Work("bulk receive", "MB/s", receive, 512 << 20, 128 << 20),
-    "send_64k": Work("bulk send, 64 KiB writes", "MB/s", sending(1 << 16), 512 << 20, 128 << 20),
-    "send_1m": Work("bulk send, 1 MiB writes", "MB/s", sending(1 << 20), 512 << 20, 128 << 20),
-    "duplex": Work("duplex, both ways together", "MB/s", duplex, 256 << 20, 64 << 20),
+    "receive": Work("bulk receive", "MB/s", receive, 1 << 30, 384 << 20),
+    "send_64k": Work("bulk send, 64 KiB writes", "MB/s", sending(1 << 16), 1 << 30, 384 << 20),
+    "send_1m": Work("bulk send, 1 MiB writes", "MB/s", sending(1 << 20), 1 << 30, 384 << 20),
+    "duplex": Work("duplex, both ways together", "MB/s", duplex, 512 << 20, 192 << 20),
     "round_trip": Work("64-byte round trips", "/s", round_trips, 4000, 3000),
     "round_trips": Work("the same on 100 sockets at once", "/s", many_round_trips, 60, 40),
     "connect": Work("connect and close", "/s", connect_and_close, 500, 100),
