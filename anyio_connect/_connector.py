@@ -4,7 +4,7 @@
 import ssl
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import ip_address
 
 from anyio.abc import TaskGroup
@@ -25,7 +25,7 @@ from ._policy import UNRESTRICTED, AddressPolicy
 from ._slots import Slot, Slots
 from ._socket import Socket
 
-if sys.version_info >= (3, 12):
+if sys.version_info >= (3, 11):
     from typing import Self, Unpack
 else:
     from typing_extensions import Self, Unpack
@@ -109,7 +109,7 @@ class Connector:
             return options
         if options.alpn is not None:
             raise alpn_conflict()
-        return replace(options, ssl_context=self.ssl_context)
+        return options._replace(ssl_context=self.ssl_context)
 
 
 def connect(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import anyio
@@ -35,8 +34,7 @@ from ._transport import ForeignTransport, Transport
 HAPPY_EYEBALLS_DELAY = 0.25
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(NamedTuple):
     """How to get anywhere: what of a ``Connector`` is for dialling."""
 
     policy: AddressPolicy = UNRESTRICTED
@@ -73,12 +71,12 @@ def forbid(address: SocketAddress, policy: AddressPolicy) -> None:
         raise none_allowed(where, refused)
 
 
-@dataclass
 class Progress:
     """What a dial has come to so far: whoever dials keeps it, for when that is cancelled."""
 
-    attempts: list[ConnectError] = field(default_factory=list)  #: that failed, in order
-    refused: list[ConnectError] = field(default_factory=list)  #: what the policy dropped, and why
+    def __init__(self) -> None:
+        self.attempts: list[ConnectError] = []  # that failed, in order
+        self.refused: list[ConnectError] = []  # what the policy dropped, and why
 
 
 async def dial(address: SocketAddress, route: Route, progress: Progress) -> Transport:

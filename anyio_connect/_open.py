@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -19,8 +19,7 @@ from ._tls_errors import handshake_timed_out
 from ._transport import Transport
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """Where a socket goes, and how."""
 
     address: SocketAddress

@@ -6,9 +6,8 @@ import math
 import re
 import ssl
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 from ._errors import InvalidOptionError, bad_option, quote
 
@@ -40,8 +39,7 @@ class SocketOptions(TypedDict, total=False):
     connect_timeout: float
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """:class:`SocketOptions`, checked and complete."""
 
     secure_transport: SecureTransport = "off"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ssl
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -25,7 +24,7 @@ from ._options import (
 from ._streams import ReadableStream, WritableStream, attributes_of
 from ._transport import DEFAULT_MAX_BYTES
 
-if sys.version_info >= (3, 12):
+if sys.version_info >= (3, 11):
     from typing import Self
 else:
     from typing_extensions import Self
@@ -138,10 +137,10 @@ class Socket(ByteStream):
             changed["alpn"] = None  # it brings its own
         if alpn is not None:
             changed["alpn"] = check_alpn(alpn)
-        options = replace(self._target.options, **changed)
+        options = self._target.options._replace(**changed)
         if options.alpn and options.ssl_context:
             raise alpn_conflict()
-        target = replace(self._target, options=options)
+        target = self._target._replace(options=options)
         socket = Socket(TakenOver(self._connection, target), target)
         # What waits for the end of the connection, max_connections, now waits for the new one.
         closed = self._connection.closed

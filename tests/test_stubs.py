@@ -39,7 +39,7 @@ def _names() -> dict[str, Any]:
     imports: list[ast.stmt] = [
         node
         for node in TREE.body
-        if isinstance(node, (ast.Import, ast.ImportFrom))
+        if isinstance(node, (ast.Import, ast.ImportFrom, ast.If))  # by version
         or (isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "TypeAlias")
     ]
     names: dict[str, Any] = {}

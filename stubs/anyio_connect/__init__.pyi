@@ -7,6 +7,7 @@ docstrings in the package say at length.
 
 import socket
 import ssl
+import sys
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -16,7 +17,11 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, Typed
 import anyio
 from anyio import abc
 from anyio.abc import ByteReceiveStream, ByteSendStream, ByteStream, TaskGroup
-from typing_extensions import Never, Self, Unpack
+
+if sys.version_info >= (3, 11):
+    from typing import Never, Self, Unpack
+else:
+    from typing_extensions import Never, Self, Unpack
 
 __all__ = (
     "UNRESTRICTED",
