@@ -81,7 +81,8 @@ class Socket(ByteStream):
         has taken the connection over. Fails with what ``opened`` failed with, or with
         :class:`BrokenError` where the connection was reset, lost or aborted. Awaiting it
         watches for the peer's hang-up, without taking any data. That is the end of its TCP: a
-        TLS close_notify by itself is noticed by who receives.
+        TLS close_notify by itself is noticed by who receives. Where ours finds no room when both
+        directions end, it is sent by who awaits this, or by ``close()``, as soon as there is some.
         """
         return self._connection.closed
 
