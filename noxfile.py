@@ -65,10 +65,12 @@ MUTATED = {
     "_ranges": "tests/test_policy.py",
     "_streams": "tests/test_socket.py tests/test_stream_checks.py",
     "_socket": "tests/test_socket.py tests/test_start_tls.py tests/test_options.py",
-    "_tls": "tests/test_tls_transport.py tests/test_tls_handshake.py",
+    "_tls": "tests/test_tls_transport.py tests/test_tls_handshake.py "
+    "tests/test_faults.py::test_no_descriptor_for_the_authorities",
     "_connection": "tests/test_socket.py tests/test_start_tls.py tests/test_cancellation.py "
     "tests/test_tls_transport.py",
-    "_transport": "tests/test_socket.py tests/test_cancellation.py tests/test_faults.py",
+    "_transport": "tests/test_socket.py tests/test_chunking.py tests/test_dial.py",
+    "_tcp": "tests/test_socket.py tests/test_cancellation.py tests/test_faults.py",
     "_readiness": "tests/test_readiness.py tests/test_socket.py",
 }
 

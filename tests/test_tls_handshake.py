@@ -225,6 +225,7 @@ async def test_alpn_with_the_default_context(monkeypatch: pytest.MonkeyPatch) ->
     server.set_alpn_protocols(["tls-test"])
     async with over_tcp(server, context=None, alpn=("x", "tls-test")) as (tls, _):
         assert tls.extra(TLSAttribute.alpn_protocol) == "tls-test"
+        assert tls.alpn == "tls-test"
 
 
 async def test_a_users_context_is_not_changed() -> None:

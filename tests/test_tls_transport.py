@@ -171,6 +171,33 @@ async def test_receive_nowait(version: ssl.TLSVersion) -> None:
             tls.receive_nowait(4)
 
 
+@each_version
+async def test_full_records_are_received_together(version: ssl.TLSVersion) -> None:
+    """As many as were asked for, and are here; one that is not full ends what is said."""
+    tls, wire, server = shaken(version)
+    data = random.Random(3).randbytes(5 * 16384 + 100)
+    wire.arrive(server.encrypt(data), server.encrypt(b"more"))
+    assert await tls.receive(20_000) == data[:20_000]
+    assert await tls.receive(20_000) == data[20_000 : 2 * 16384]  # what is left of a record
+    assert await tls.receive(100_000) == data[2 * 16384 :]
+    assert await tls.receive() == b"more"
+    wire.arrive(server.encrypt(data[: 2 * 16384]) + server.close_notify())
+    assert await tls.receive() == data[: 2 * 16384]
+    with pytest.raises(anyio.EndOfStream):
+        await tls.receive()
+
+
+@each_version
+async def test_what_was_decrypted_before_is_received_without_more(
+    version: ssl.TLSVersion,
+) -> None:
+    tls, wire, server = shaken(version)
+    wire.arrive(server.encrypt(b"here"))
+    assert tls.unread()
+    with anyio.fail_after(5):
+        assert await tls.receive() == b"here"
+
+
 @pytest.mark.parametrize("max_bytes", [2**31 - 1, 2**31, 2**40])
 async def test_more_may_be_asked_for_than_there_can_be(max_bytes: int) -> None:
     tls, wire, server = shaken(TLS13)
