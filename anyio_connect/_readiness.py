@@ -302,7 +302,8 @@ class LoopReadiness:
         if not self._registered:
             # Weakly, for the loop is to keep nobody alive that was dropped without closing it. But
             # it keeps the kernel's socket, whose number would else be somebody else's too early.
-            self._loop.add_reader(self._fd, _on_readable, ref(self), self._sock)
+            weakly: ref[LoopReadiness] = ref(self)
+            self._loop.add_reader(self._fd, _on_readable, weakly, self._sock)
             self._registered = True
         try:
             await self._reading
