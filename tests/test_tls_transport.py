@@ -563,6 +563,24 @@ async def test_a_send_cancelled_behind_an_answer_has_not_begun(room: int) -> Non
     assert server.decrypt(wire.take()) == b"next"
 
 
+async def test_a_send_cancelled_while_an_answer_is_cut_tears_it() -> None:
+    """What the transport below had sent of it, only that knows."""
+    tls, wire, _, forger = forged()
+    wire.make_room(0)
+    wire.arrive(forger.key_update(answer=True) + forger.key_update(answer=True))
+    assert tls.receive_nowait(1) is None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(tls.send, b"never")
+        await anyio.wait_all_tasks_blocked()
+        wire.make_room(10)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert tls.torn
+    wire.make_room()
+    with pytest.raises(anyio.BrokenResourceError, match="cut short"):
+        await tls.send(b"next")
+
+
 async def test_a_peer_that_wants_answers_and_reads_none_is_given_up() -> None:
     tls, wire, _, forger = forged()
     wire.make_room(0)
