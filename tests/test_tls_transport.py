@@ -183,6 +183,10 @@ async def test_full_records_are_received_together(version: ssl.TLSVersion) -> No
     assert await tls.receive(20_000) == data[:20_000]
     assert await tls.receive(20_000) == data[20_000 : 2 * 16384]  # what is left of a record
     assert await tls.receive() == data[2 * 16384 : 40_000]
+    wire.arrive(server.encrypt(data[: 4 * 16384 - 1]))
+    assert await tls.receive(40_000) == data[:40_000]
+    assert await tls.receive(40_000) == data[40_000 : 3 * 16384]
+    assert await tls.receive() == data[3 * 16384 : 4 * 16384 - 1]
     wire.arrive(server.encrypt(data[: 2 * 16384]) + server.close_notify())
     assert await tls.receive() == data[: 2 * 16384]
     with pytest.raises(anyio.EndOfStream):
