@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import nox
@@ -201,7 +205,7 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Break the code in every small way, one at a time, and see that a test fails: takes hours.
+    """Break the code in every small way, one at a time, and see that a test fails: takes an hour.
 
     Arguments choose modules (``nox -s mutants -- _lifecycle``). What survives and is not
     explained in tests/MUTANTS.md fails, and so does an explanation of what does not survive.
@@ -209,16 +213,11 @@ def mutants(session: nox.Session) -> None:
     modules = session.posargs or [*MUTATED]
     session.install(*PYPROJECT["project"]["dependencies"], *group("test", "mutants"))
     tmp = Path(session.create_tmp()).resolve()
-    # The copy is what gets broken.
-    copy = tmp / "tree"
-    shutil.rmtree(copy, ignore_errors=True)
-    ignored = shutil.ignore_patterns(".*", "__pycache__")
-    shutil.copytree(ROOT, copy, ignore=ignored)
     explained = survivors_explained((ROOT / "tests" / "MUTANTS.md").read_text(encoding="utf-8"))
     surprises: list[str] = []
-    with session.chdir(copy):
+    with session.chdir(tmp), breakers(session, tmp) as urls:
         for module in modules:
-            found = mutate(session, module)
+            found = mutate(session, module, urls)
             wanted = explained.get(module, set())
             surprises += (f"{module}: survived\n{diff}" for diff in sorted(found - wanted))
             surprises += (f"{module}: explained, but killed\n{d}" for d in sorted(wanted - found))
@@ -226,8 +225,40 @@ def mutants(session: nox.Session) -> None:
         session.error("\n\n".join(surprises))
 
 
-def mutate(session: nox.Session, module: str) -> set[str]:
-    """Try every mutant of a module, in the current directory; return what survived, as diffs."""
+@contextmanager
+def breakers(session: nox.Session, tmp: Path) -> Iterator[list[str]]:
+    """Run, for each core, a process that breaks and tests a copy of its own; give the addresses."""
+    # Their tests are of this session's environment, and so is the command.
+    env = {**os.environ, "PATH": os.pathsep.join([*session.bin_paths, os.environ["PATH"]])}
+    urls = []
+    with ExitStack() as stack:
+        for number in range(os.cpu_count() or 1):
+            copy = tmp / f"tree-{number}"
+            shutil.rmtree(copy, ignore_errors=True)
+            ignored = shutil.ignore_patterns(".*", "__pycache__")
+            shutil.copytree(ROOT, copy, ignore=ignored)
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            command = [str(Path(session.bin, "cosmic-ray")), "http-worker", f"--port={port}"]
+            worker = stack.enter_context(
+                subprocess.Popen(command, cwd=copy, env=env, stdout=subprocess.DEVNULL)  # noqa: S603
+            )
+            stack.callback(worker.terminate)
+            while not answers(port) and worker.poll() is None:
+                time.sleep(0.1)
+            urls.append(f"http://127.0.0.1:{port}")
+        yield urls
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def mutate(session: nox.Session, module: str, urls: list[str]) -> set[str]:
+    """Try every mutant of a module, at these addresses; return what survived, as diffs."""
     # pytest stops at the first failure.
     loop = ONE_LOOP.get(module, "not asyncio and not uvloop")
     tests = f"{MUTATED[module]} -k '{loop} and not soak'"
@@ -241,13 +272,16 @@ def mutate(session: nox.Session, module: str) -> set[str]:
     lines = ["[cosmic-ray]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
     lines += [
         "[cosmic-ray.distributor]",
-        'name = "local"',
+        'name = "http"',
+        "[cosmic-ray.distributor.http]",
+        f"worker-urls = {json.dumps(urls)}",
         "[cosmic-ray.filters.operators-filter]",
     ]
     lines += [f"exclude-operators = {json.dumps(NO_MUTATIONS)}"]
     Path(config).write_text("\n".join(lines), encoding="utf-8")
-    session.run("cosmic-ray", "baseline", config)  # unbroken, they pass
-    session.run("cosmic-ray", "init", "--force", config, results)
+    with session.chdir("tree-0"):
+        session.run("cosmic-ray", "baseline", f"../{config}")  # unbroken, they pass
+        session.run("cosmic-ray", "init", "--force", f"../{config}", f"../{results}")
     session.run("cr-filter-operators", results, config)
     session.run("cosmic-ray", "exec", config, results)
     dump = session.run("cosmic-ray", "dump", results, silent=True)
@@ -258,6 +292,8 @@ def mutate(session: nox.Session, module: str) -> set[str]:
         result = result or {"worker_outcome": "none", "test_outcome": None}
         if result["worker_outcome"] == "skipped":
             continue
+        if result["worker_outcome"] == "abnormal":
+            session.error(f"{module}: {result['output']}")
         if result["test_outcome"] == "survived":
             survivors.append(changed_lines(result["diff"]))
         elif result["test_outcome"] == "killed":

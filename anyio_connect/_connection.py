@@ -160,8 +160,6 @@ class Connection:
         await self._changed.wait()
 
     async def _carry_out(self, effects: tuple[Effect, ...], error: SocketError | None) -> None:
-        if isinstance(error, BrokenError) and self._error is None:
-            self._error = error
         if Effect.CANCEL_DIAL in effects and self._dialling is not None:
             self._dialling.cancel()
         if Effect.INTERRUPT_RECEIVE in effects:

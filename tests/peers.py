@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from itertools import cycle
 
 import anyio
 
@@ -131,12 +132,21 @@ async def listening(
         listener.close()
 
 
+def _bound() -> socket.socket:
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    return sock
+
+
+#: Bound but not listening, for as long as the tests run: with a port that was merely free a moment
+#: ago, somebody else may listen by now, another test process for one.
+_REFUSING = cycle([_bound() for _ in range(3)])
+
+
 def refusing_address() -> tuple[str, int]:
-    """An address where nothing listens: it was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        host, port = sock.getsockname()
-        return host, port
+    """An address where nothing listens: another one than the last two times."""
+    host, port = next(_REFUSING).getsockname()
+    return host, port
 
 
 def has_ipv6() -> bool:
