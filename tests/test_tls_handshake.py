@@ -306,6 +306,15 @@ async def test_a_certificate_that_names_nobody(common_name: str, host: str) -> N
     )
 
 
+async def test_the_default_context_takes_no_common_name_for_a_host() -> None:
+    """OpenSSL would, where a certificate has no other name."""
+    alpn = ("no-common-name",)  # so that the context is this test's own
+    authority().configure_trust(await default_context(alpn))
+    server = server_context(None, without_alternative_names(NAME))
+    error = await failing(serving(server), context=None, alpn=alpn)
+    assert str(error).startswith(f"no TLS with the peer: its certificate is not for '{NAME}'")
+
+
 @each_version
 @pytest.mark.parametrize(
     ("cert", "host", "code", "message"),

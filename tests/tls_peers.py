@@ -174,6 +174,7 @@ class Wire(Transport):
         self.sent = bytearray()
         self.room: float = float("inf")  # how many bytes more are taken
         self.most = 0  # the longest single send
+        self.asked = 0  # the most that was asked for at a time
         self.calls: list[str] = []  # how it was ended
         self.hangup = anyio.Event()
         self._sending = False
@@ -204,6 +205,7 @@ class Wire(Transport):
     # --- Transport
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
+        self.asked = max(self.asked, max_bytes)
         if self.arriving:
             segment = self.arriving.popleft()
             if segment[max_bytes:]:
