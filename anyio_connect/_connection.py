@@ -65,7 +65,6 @@ class Opener(Protocol):
 #: Failures of a transport that mean: the connection is gone.
 _BROKEN = (anyio.BrokenResourceError, OSError)
 
-_READING = (Inbound.OPEN, Inbound.RECEIVING)
 _IN_FLIGHT = (Outbound.SENDING, Outbound.ENDING, Outbound.FLUSHING)
 
 
@@ -146,11 +145,7 @@ class Connection:
         if self._changed is not None:
             self._changed.set()
             self._changed = None
-        if self._watching is not None and (
-            self._hung_up
-            or before.link is not after.link
-            or (before.inbound is not after.inbound and after.inbound not in _READING)
-        ):
+        if self._watching is not None and (self._hung_up or before.link is not after.link):
             self._watching.cancel()
 
     async def _change(self) -> None:

@@ -35,10 +35,31 @@ class Made:
         await self.transport.abort()
 
 
+class Slow(Made):
+    """An opener that makes the connection, and stops to make it, when the test says so."""
+
+    def __init__(self, transport: Transport) -> None:
+        super().__init__(transport)
+        self.go_on = anyio.Event()
+        self.stop = anyio.Event()
+
+    async def open(self) -> tuple[Transport, SocketInfo]:
+        try:
+            await self.go_on.wait()
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                await self.stop.wait()
+            raise
+        return await super().open()
+
+
+def opened_by(opener: Made, *, half_open: bool = False) -> Socket:
+    return Socket(opener, Target(SocketAddress("test", 1), Options(allow_half_open=half_open)))
+
+
 def socket_over(transport: Transport, *, half_open: bool = False) -> Socket:
     """A pending socket on a transport that exists already."""
-    options = Options(allow_half_open=half_open)
-    return Socket(Made(transport), Target(SocketAddress("test", 1), options))
+    return opened_by(Made(transport), half_open=half_open)
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ import select
 import socket as stdlib
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -26,7 +27,8 @@ from anyio_connect import (
     connect,
 )
 from peers import has_ipv6, listening, refusing_address
-from sockets import arrived, connected, raw, settle, socket_pair
+from sockets import Slow, arrived, connected, opened_by, raw, settle, socket_pair
+from tls_peers import dial
 
 #: More than both kernels' buffers hold: a send of it waits for the peer to read.
 BIG = 64 * 1024 * 1024
@@ -78,6 +80,14 @@ async def test_opened_tells_the_addresses() -> None:
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+async def test_what_is_told_does_not_change() -> None:
+    async with connected() as (socket, _):
+        info: Any = await socket.opened
+        with pytest.raises(AttributeError):
+            info.remote_address = "elsewhere"
+        assert {info: 1}[await socket.opened] == 1
+
+
 async def test_ipv6() -> None:
     async with listening("::1") as listener, connect(f"[::1]:{listener.address[1]}") as socket:
         info = await socket.opened
@@ -550,6 +560,66 @@ async def test_what_came_before_a_reset_can_be_read() -> None:
             await socket.receive()
 
 
+async def test_a_lost_send_lets_go_where_nothing_is_unread() -> None:
+    """Nobody has to read or close before the descriptor is free."""
+    async with connected(half_open=True) as (socket, peer):
+        peer.fin()
+        arrived(socket, select.POLLRDHUP)
+        peer.close()
+
+        async def send_on() -> None:  # until the reset that the first one provokes is here
+            while True:
+                await socket.send(b"x")
+
+        with pytest.raises(BrokenError) as caught:
+            await send_on()
+        assert socket.closed.exception() is caught.value
+        assert raw(socket).fileno() == -1
+
+
+async def test_it_is_the_first_error_that_is_told() -> None:
+    async with connected() as (socket, peer):
+        await socket.send(b"unread, so closing resets")
+        arrived_at = select.poll()
+        arrived_at.register(peer.sock, select.POLLIN)
+        assert arrived_at.poll(5000)
+        await peer.send(b"413 too large")
+        peer.close()
+        arrived(socket, select.POLLERR)
+        with pytest.raises(BrokenError, match="sending") as sending:
+            await socket.send(b"more")
+        assert await socket.receive() == b"413 too large"
+        for call in (socket.receive, partial(socket.send, b"more")):
+            with pytest.raises(BrokenError) as caught:
+                await call()
+            assert caught.value is sending.value
+        assert socket.closed.exception() is sending.value
+
+
+async def test_closed_notices_an_end_that_nobody_wants_to_read() -> None:
+    async with connected() as (socket, peer), anyio.create_task_group() as group:
+
+        async def watch() -> None:
+            assert await settle(socket.closed) is None
+
+        await socket.readable.aclose()
+        group.start_soon(watch)
+        await anyio.wait_all_tasks_blocked()
+        peer.fin()
+
+
+async def test_closed_notices_a_reset_where_nobody_wants_to_read() -> None:
+    async with connected(half_open=True) as (socket, peer), anyio.create_task_group() as group:
+
+        async def watch() -> None:
+            assert isinstance(await settle(socket.closed), BrokenError)
+
+        await socket.readable.aclose()
+        group.start_soon(watch)
+        await anyio.wait_all_tasks_blocked()
+        peer.rst()
+
+
 async def test_a_watched_reset_leaves_unread_data_too() -> None:
     async with connected() as (socket, peer):
         await peer.send(b"answer")
@@ -691,6 +761,32 @@ async def test_close_during_the_dial_stops_it() -> None:
                 assert socket.closed.result() is None
 
 
+async def test_close_during_the_dial_returns_when_nothing_is_left_of_it() -> None:
+    async with listening() as listener:
+        opener = Slow(dial(listener.address))
+        socket = opened_by(opener)
+        closed = False
+
+        async def open_() -> None:
+            with pytest.raises(ClosedError):
+                await socket.opened
+
+        async def close() -> None:
+            nonlocal closed
+            await socket.close()
+            closed = True
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(open_)
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(close)
+            await anyio.wait_all_tasks_blocked()
+            assert not closed
+            opener.stop.set()
+        assert closed
+        assert opener.discarded
+
+
 async def test_close_while_another_task_watches() -> None:
     async with connected() as (socket, _), anyio.create_task_group() as group:
 
@@ -774,6 +870,23 @@ async def test_writable_aclose_waits_for_a_send() -> None:
         assert outcome == [None]
         await peer.send(b"reading goes on")
         assert await socket.receive() == b"reading goes on"
+
+
+async def test_writable_aclose_waits_for_a_send_that_has_to_connect_first() -> None:
+    async with listening(receive_buffer=16384) as listener:
+        opener = Slow(dial(listener.address))
+        socket = opened_by(opener)
+        outcome: list[BaseException | None] = []
+        async with anyio.create_task_group() as group:
+            group.start_soon(blocked_send, socket, outcome)
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(socket.writable.aclose)
+            await anyio.wait_all_tasks_blocked()
+            opener.go_on.set()
+            peer = await listener.accept()
+            assert len(await peer.receive_all()) == BIG
+        assert outcome == [None]
+        await socket.close()
 
 
 async def test_cancelled_writable_aclose_drops_a_send() -> None:
@@ -956,8 +1069,9 @@ async def test_full_duplex() -> None:
 @pytest.mark.parametrize("item", ["text", None, 5, [1, 2], memoryview(b"abcd")[::2]])
 async def test_only_bytes_can_be_sent(item: Any) -> None:
     async with connected() as (socket, peer):
-        with pytest.raises(TypeError, match="bytes"):
+        with pytest.raises(TypeError, match="bytes") as caught:
             await socket.send(item)
+        assert ("encode it first" in str(caught.value)) is isinstance(item, str)
         await socket.send(b"and nothing was sent")
         await socket.send_eof()
         assert await peer.receive_all() == b"and nothing was sent"

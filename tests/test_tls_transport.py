@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from itertools import cycle, pairwise
 from typing import Any
 
@@ -22,7 +23,7 @@ from anyio.lowlevel import checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyio_connect import ClosedError, Socket
+from anyio_connect import BrokenError, ClosedError, Socket
 from anyio_connect._tls import TLSTransport, start_tls
 from anyio_connect._transport import ForeignTransport
 from interop.servers import need, program
@@ -210,6 +211,34 @@ async def test_more_may_be_asked_for_than_there_can_be(max_bytes: int) -> None:
     wire.arrive(server.encrypt(b"x"))
     assert await tls.receive(max_bytes) == b"x"
     assert wire.asked <= 1 << 20  # a kernel asked for more would first be given the memory
+
+
+async def test_nothing_is_received_after_it_was_stopped() -> None:
+    async with over_tcp(server_context(TLS13)) as (tls, peer):
+        await peer.send(b"decrypted already")
+        assert await tls.receive(1) == b"d"
+        tls.stop_receiving()
+        with pytest.raises(anyio.ClosedResourceError):
+            await tls.receive()
+
+
+async def test_it_gives_way_as_what_is_below_does() -> None:
+    async with over_tcp(server_context(TLS13)) as (tls, _):
+        assert tls.leave is tls._transport.leave
+
+
+async def test_a_socket_whose_end_was_cancelled_is_torn() -> None:
+    tls, wire, _ = shaken(TLS13)
+    socket = socket_over(tls, half_open=True)
+    await socket.opened
+    wire.make_room(0)
+    await cancelled(socket.send_eof)
+    for call in (socket.send_eof, partial(socket.send, b"more")):
+        with pytest.raises(BrokenError, match="cut short"):
+            await call()
+    with anyio.fail_after(5):
+        await socket.close()
+    assert wire.calls == ["abort"]
 
 
 async def test_ciphertext_is_taken_only_where_it_is_wanted() -> None:
