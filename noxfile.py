@@ -224,7 +224,7 @@ def mutants(session: nox.Session) -> None:
 def breakers(session: nox.Session, tmp: Path) -> Iterator[list[str]]:
     """Run a process for each core, which breaks and tests a copy of its own; give addresses."""
     # Their tests are of this session's environment, and so is the command.
-    env = {**os.environ, "PATH": os.pathsep.join([*session.bin_paths, os.environ["PATH"]])}
+    env = {**os.environ, "PATH": os.pathsep.join([session.bin, os.environ["PATH"]])}
     urls = []
     with ExitStack() as stack:
         for number in range(os.cpu_count() or 1):
