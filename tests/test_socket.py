@@ -26,7 +26,7 @@ from anyio_connect import (
     SocketInfo,
     connect,
 )
-from peers import has_ipv6, listening, refusing_address
+from peers import Peer, has_ipv6, listening, refusing_address
 from sockets import Slow, arrived, connected, opened_by, raw, settle, socket_pair
 from tls_peers import dial
 
@@ -42,6 +42,17 @@ async def blocked_send(socket: Socket, outcome: list[BaseException | None]) -> N
         outcome.append(exc)
     else:
         outcome.append(None)
+
+
+async def answered_and_reset(socket: Socket, peer: Peer) -> None:
+    """Have the peer answer and hang up, with something of ours unread; its answer is here."""
+    await socket.send(b"unread, so closing resets")
+    arrived_at = select.poll()
+    arrived_at.register(peer.sock, select.POLLIN)
+    assert arrived_at.poll(5000)
+    await peer.send(b"413 too large")
+    peer.close()
+    arrived(socket, select.POLLERR)
 
 
 # --- opening
@@ -79,7 +90,6 @@ async def test_opened_tells_the_addresses() -> None:
         assert "open" in repr(socket)
 
 
-@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 async def test_what_is_told_does_not_change() -> None:
     async with connected() as (socket, _):
         info: Any = await socket.opened
@@ -88,6 +98,7 @@ async def test_what_is_told_does_not_change() -> None:
         assert {info: 1}[await socket.opened] == 1
 
 
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 async def test_ipv6() -> None:
     async with listening("::1") as listener, connect(f"[::1]:{listener.address[1]}") as socket:
         info = await socket.opened
@@ -545,13 +556,7 @@ async def test_reset_while_watching() -> None:
 async def test_what_came_before_a_reset_can_be_read() -> None:
     """A server that answers and hangs up while we still send: its answer is not lost."""
     async with connected() as (socket, peer):
-        await socket.send(b"unread, so closing resets")
-        arrived_at = select.poll()
-        arrived_at.register(peer.sock, select.POLLIN)
-        assert arrived_at.poll(5000)
-        await peer.send(b"413 too large")
-        peer.close()
-        arrived(socket, select.POLLERR)
+        await answered_and_reset(socket, peer)
         with pytest.raises(BrokenError):
             await socket.send(b"more")
         assert isinstance(await settle(socket.closed), BrokenError)
@@ -579,13 +584,7 @@ async def test_a_lost_send_lets_go_where_nothing_is_unread() -> None:
 
 async def test_it_is_the_first_error_that_is_told() -> None:
     async with connected() as (socket, peer):
-        await socket.send(b"unread, so closing resets")
-        arrived_at = select.poll()
-        arrived_at.register(peer.sock, select.POLLIN)
-        assert arrived_at.poll(5000)
-        await peer.send(b"413 too large")
-        peer.close()
-        arrived(socket, select.POLLERR)
+        await answered_and_reset(socket, peer)
         with pytest.raises(BrokenError, match="sending") as sending:
             await socket.send(b"more")
         assert await socket.receive() == b"413 too large"
