@@ -156,7 +156,7 @@ def _context(options: argparse.Namespace) -> ssl.SSLContext:
     except OSError as exc:
         raise InvalidOptionError(f"bad value for --cafile: {options.cafile!r}: {exc}") from exc
     if options.alpn:
-        context.set_alpn_protocols(check_alpn(options.alpn))
+        context.set_alpn_protocols(check_alpn("alpn", options.alpn))
     if options.insecure:
         _tell("WARNING: --insecure: whoever is in between can read and change everything")
         context.check_hostname = False

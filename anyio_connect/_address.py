@@ -19,12 +19,16 @@ class SocketAddress(NamedTuple):
     """A host and a TCP port to connect to (WinterTC Sockets API draft, ``SocketAddress``).
 
     Making one checks nothing; ``connect()`` does, as it does with any other pair.
+
+    ``hostname``: a host name, or an IP address without brackets.
+
+    ``port``: 1 to 65535.
     """
 
-    #: A host name, or an IP address without brackets.
     hostname: str
-    #: 1 to 65535.
+    """A host name, or an IP address without brackets."""
     port: int
+    """1 to 65535."""
 
 
 def parse_address(address: str | tuple[str, int], *, lowest_port: int = 1) -> SocketAddress:
@@ -47,8 +51,8 @@ def parse_address(address: str | tuple[str, int], *, lowest_port: int = 1) -> So
     """
     try:
         host, port = _split_text(address) if isinstance(address, str) else _split_pair(address)
-        return SocketAddress(_normal_host(host), _normal_port(port, lowest_port))
-    except _RuleError as broken:
+        return SocketAddress(normal_host(host), _normal_port(port, lowest_port))
+    except HostError as broken:
         why = f"bad address {quote(address)}: {broken}"
         raise InvalidAddressError(why) from broken.__cause__
 
@@ -58,8 +62,8 @@ def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-class _RuleError(Exception):
-    """The address breaks a rule: what is wrong with it, and what to write instead."""
+class HostError(Exception):
+    """An address, or its host, breaks a rule: what is wrong with it, and what to write instead."""
 
 
 _Rules = tuple[tuple[str, str], ...]
@@ -92,25 +96,25 @@ def _check(text: str, rules: _Rules) -> None:
         return
     for pattern, why in rules:
         if found := re.search(pattern, text):
-            raise _RuleError(f"{found[0]!r} {why}")
+            raise HostError(f"{found[0]!r} {why}")
 
 
 def _split_text(text: str) -> tuple[str, int]:
     if not text:
-        raise _RuleError("it is empty: write 'host:port'")
+        raise HostError("it is empty: write 'host:port'")
     _check(text, _NOT_IN_ADDRESSES)
     inside, bracket, rest = text.rpartition("]")
     before, colon, port = rest.rpartition(":")
     if not (colon and port):
-        raise _RuleError("it has no port: write 'host:port'")
+        raise HostError("it has no port: write 'host:port'")
     if bracket and before:
-        raise _RuleError("only ':' and the port may follow a ']', as in '[::1]:80'")
+        raise HostError("only ':' and the port may follow a ']', as in '[::1]:80'")
     if ":" in before:
         # "::1:80" is an IPv6 address as it stands, and also one with a port.
-        raise _RuleError("it has more than one ':': write an IPv6 address as '[::1]:80'")
+        raise HostError("it has more than one ':': write an IPv6 address as '[::1]:80'")
     # int() alone would take "+80", "8_0" and the digits of every script.
     if not re.fullmatch("[0-9]{1,5}", port):
-        raise _RuleError(f"the port {quote(port)} must be a number from 1 to 65535, in digits")
+        raise HostError(f"the port {quote(port)} must be a number from 1 to 65535, in digits")
     return inside + bracket + before, int(port)
 
 
@@ -120,18 +124,22 @@ def _split_pair(pair: object) -> tuple[str, int]:
             _check(host, _NOT_IN_ADDRESSES)
             return host, port
         case _:
-            raise _RuleError("write a str, 'host:port', or a tuple of a str and an int, ('h', 80)")
+            raise HostError("write a str, 'host:port', or a tuple of a str and an int, ('h', 80)")
 
 
 def _normal_port(port: int, lowest: int) -> int:
     if not lowest <= port <= 65535:
-        raise _RuleError(f"the port must be a number from {lowest} to 65535")
+        raise HostError(f"the port must be a number from {lowest} to 65535")
     return int(port)  # a plain int, also of an IntEnum
 
 
-def _normal_host(host: str) -> str:
+def normal_host(host: str) -> str:
+    """The normal form of a host, as :func:`parse_address` has it.
+
+    :raises HostError: it is none
+    """
     if not host:
-        raise _RuleError("it has no host: write 'host:port'")
+        raise HostError("it has no host: write 'host:port'")
     if host.startswith("[") and host.endswith("]"):
         normal = _normal_ipv6(host[1:-1])
     elif ":" in host:
@@ -140,7 +148,7 @@ def _normal_host(host: str) -> str:
         normal = _normal_name(host if host.isascii() else _to_ascii(host))
     # RFC 1035 section 2.3.4 says 255 octets, of which the wire format takes two for itself.
     if len(normal.removesuffix(".")) > 253:
-        raise _RuleError("the host has more than 253 characters: write a shorter one")
+        raise HostError("the host has more than 253 characters: write a shorter one")
     return normal
 
 
@@ -151,13 +159,13 @@ def _normal_ipv6(text: str) -> str:
         ip = IPv6Address(number)
     except ValueError as exc:
         why = "brackets and ':' are for IPv6 addresses: write other hosts without them"
-        raise _RuleError(f"{quote(text)} is not an IPv6 address; {why}") from exc
+        raise HostError(f"{quote(text)} is not an IPv6 address; {why}") from exc
     if percent and not re.fullmatch("[A-Za-z0-9._~-]+", zone):  # RFC 6874, ZoneID
-        raise _RuleError("a zone is of letters, digits, '.', '_', '~' and '-': '[fe80::1%eth0]'")
+        raise HostError("a zone is of letters, digits, '.', '_', '~' and '-': '[fe80::1%eth0]'")
     # RFC 6874 writes "%25" for the "%" of a zone, but only in a URI. To read that here as well
     # would give one text two meanings. "%25" and "%251" stay what they are: interface numbers.
     if zone.startswith("25") and not zone.isdigit():
-        raise _RuleError("'%25' is for URLs: write a plain '%' before the zone: '[fe80::1%eth0]'")
+        raise HostError("'%25' is for URLs: write a plain '%' before the zone: '[fe80::1%eth0]'")
     # RFC 5952 section 5. Python does so itself, but only since 3.13.
     mapped = ip.ipv4_mapped
     return f"{f'::ffff:{mapped}' if mapped else ip}{percent}{zone}"
@@ -176,7 +184,7 @@ def _to_ascii(name: str) -> str:
             for label in labels
         )
     except ValueError as exc:  # idna.IDNAError, and what older versions let through
-        raise _RuleError(f"the name is not valid in IDNA 2008: {shorten(str(exc))}") from exc
+        raise HostError(f"the name is not valid in IDNA 2008: {shorten(str(exc))}") from exc
 
 
 _NUMBER = re.compile("[0-9]+|0x[0-9a-f]*")
@@ -186,9 +194,9 @@ def _normal_name(name: str) -> str:
     name = name.lower()
     labels = name.removesuffix(".").split(".")
     if "" in labels:
-        raise _RuleError("it has an empty label: write something before, between and after dots")
+        raise HostError("it has an empty label: write something before, between and after dots")
     if any(len(label) > 63 for label in labels):  # RFC 1035 section 2.3.4
-        raise _RuleError("a label of the name has more than 63 characters: write a shorter one")
+        raise HostError("a label of the name has more than 63 characters: write a shorter one")
     _check(name, _NOT_IN_NAMES)
     # No top-level domain is a number, so this is meant for an IPv4 address (WHATWG URL, "ends
     # in a number"). Of those C reads more than most filters do: 127.1, 0x7f.1, 2130706433.
@@ -199,7 +207,7 @@ def _normal_name(name: str) -> str:
             meant = _c_reading(labels)
             write = f"if you mean {meant}, write that" if meant else "write it as '127.0.0.1'"
             why = "a host that ends in a number must be four decimal numbers, 0 to 255"
-            raise _RuleError(f"{why}: {write}") from exc
+            raise HostError(f"{why}: {write}") from exc
     return name
 
 

@@ -38,14 +38,21 @@ from ._transport import Transport
 class SocketInfo:
     """What is known of an open connection: the result of ``socket.opened``.
 
-    Addresses are ``"ip:port"``, IPv6 in brackets, as the kernel tells them; None where the
-    stream below has none.
+    ``remote_address``: ``"ip:port"`` of the peer, IPv6 in brackets, as the kernel tells it; None
+    where the stream below has none.
+
+    ``local_address``: that of this side, in the same way.
+
+    ``alpn``: the protocol that the TLS handshake agreed on (RFC 7301), or None.
     """
 
     remote_address: str | None
+    """``"ip:port"`` of the peer, IPv6 in brackets, as the kernel tells it; None where the stream
+    below has none."""
     local_address: str | None
-    #: The protocol that the TLS handshake agreed on (RFC 7301), or None.
+    """That of this side, in the same way."""
     alpn: str | None = None
+    """The protocol that the TLS handshake agreed on (RFC 7301), or None."""
 
 
 class Opener(Protocol):

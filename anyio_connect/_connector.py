@@ -4,7 +4,7 @@
 import ssl
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from ipaddress import ip_address
 
 from anyio.abc import TaskGroup
@@ -16,7 +16,6 @@ from ._open import Dialled, Target
 from ._options import (
     Options,
     SocketOptions,
-    alpn_conflict,
     check_count,
     check_ssl_context,
     parse_options,
@@ -31,7 +30,7 @@ else:
     from typing_extensions import Self, Unpack
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Connector:
     """Where sockets may go, how they get there, and how many there may be at once.
 
@@ -39,36 +38,78 @@ class Connector:
     same time in different threads. ``max_connections`` counts them all. A copy of it is the
     same object; ``dataclasses.replace()`` makes another, with slots of its own.
 
+    Every value may be left out, and None means the same.
+
+    ``policy``: what may be dialled: every address that a name has is judged, and only those that
+    are allowed are dialled. Otherwise both futures of the socket fail with
+    :class:`AddressNotAllowedError` or :class:`LoopError`.
+
+    ``max_connections``: how many connections there may be at once; None: any number. Further
+    sockets stay pending, and get their turn in the order in which they were first needed, one
+    whenever another's ``closed`` settles or its dial fails. ``start_tls()`` keeps the slot. The
+    wait counts as connecting (``connect_timeout``). Cancelling the task that makes the connection
+    gives up the place, also where other tasks wait for the same socket: one of them then queues up
+    behind all others. The slot of a socket that was dropped unclosed comes back when that is
+    garbage-collected.
+
+    ``ssl_context``: for TLS, where the call or ``start_tls()`` brings none of its own.
+
+    ``happy_eyeballs_delay``: how long to wait for one address before the next is tried as well, in
+    seconds (RFC 8305 section 5). One that fails starts the next at once. ``math.inf``: the next is
+    tried only then.
+
+    ``local_host``: the IP address of this machine to connect from. Addresses of the other family
+    are then not dialled.
+
     :raises InvalidOptionError: a value is bad
     """
 
-    #: What may be dialled: every address that a name has is judged, and only those that are
-    #: allowed are dialled. Otherwise both futures of the socket fail with
-    #: :class:`AddressNotAllowedError` or :class:`LoopError`.
     policy: AddressPolicy = UNRESTRICTED
-    #: How many connections there may be at once; None: any number. Further sockets stay
-    #: pending, and get their turn in the order in which they were first needed, one whenever
-    #: another's ``closed`` settles or its dial fails. ``start_tls()`` keeps the slot. The wait
-    #: counts as connecting (``connect_timeout``). Cancelling the task that makes the connection
-    #: gives up the place, also where other tasks wait for the same socket: one of them then
-    #: queues up behind all others. The slot of a socket that was dropped unclosed comes back
-    #: when that is garbage-collected.
+    """What may be dialled: every address that a name has is judged, and only those that are
+    allowed are dialled. Otherwise both futures of the socket fail with
+    :class:`AddressNotAllowedError` or :class:`LoopError`."""
     max_connections: int | None = None
-    #: For TLS, where the call or ``start_tls()`` brings none of its own.
+    """How many connections there may be at once; None: any number. Further sockets stay pending,
+    and get their turn in the order in which they were first needed, one whenever another's
+    ``closed`` settles or its dial fails. ``start_tls()`` keeps the slot. The wait counts as
+    connecting (``connect_timeout``). Cancelling the task that makes the connection gives up the
+    place, also where other tasks wait for the same socket: one of them then queues up behind all
+    others. The slot of a socket that was dropped unclosed comes back when that is
+    garbage-collected."""
     ssl_context: ssl.SSLContext | None = None
-    #: How long to wait for one address before the next is tried as well, in seconds
-    #: (RFC 8305 section 5). One that fails starts the next at once.
+    """For TLS, where the call or ``start_tls()`` brings none of its own."""
     happy_eyeballs_delay: float = HAPPY_EYEBALLS_DELAY
-    #: The IP address of this machine to connect from. Addresses of the other family are then
-    #: not dialled.
+    """How long to wait for one address before the next is tried as well, in seconds (RFC 8305
+    section 5). One that fails starts the next at once. ``math.inf``: the next is tried only
+    then."""
     local_host: str | None = None
+    """The IP address of this machine to connect from. Addresses of the other family are then not
+    dialled."""
+
+    def __init__(
+        self,
+        policy: AddressPolicy | None = None,
+        max_connections: int | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        happy_eyeballs_delay: float | None = None,
+        local_host: str | None = None,
+    ) -> None:
+        # Written out because an argument may be None where the attribute never is.
+        given = locals()
+        for field in fields(self):
+            object.__setattr__(self, field.name, given[field.name])
+        self.__post_init__()
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) is None:
+                object.__setattr__(self, field.name, field.default)
         _check(self)
         slots = None if self.max_connections is None else Slots(self.max_connections)
         route = Route(self.policy, self.happy_eyeballs_delay, self.local_host)
         object.__setattr__(self, "_slots", slots)
         object.__setattr__(self, "_route", route)
+        object.__setattr__(self, "_defaults", Options(ssl_context=self.ssl_context))
 
     def connect(
         self,
@@ -84,7 +125,7 @@ class Connector:
         :raises InvalidAddressError: the address names no TCP endpoint
         :raises InvalidOptionError: an option is unknown, has a bad value, or contradicts another
         """
-        target = Target(parse_address(address), self._complete(parse_options(options)))
+        target = Target(parse_address(address), parse_options(options, vars(self)["_defaults"]))
         slots: Slots | None = vars(self)["_slots"]
         slot = None if slots is None else Slot(slots)
         socket = Socket(Dialled(target, vars(self)["_route"], slot), target)
@@ -99,17 +140,6 @@ class Connector:
 
     def __deepcopy__(self, memo: object) -> Self:
         return self
-
-    def _complete(self, options: Options) -> Options:
-        if (
-            self.ssl_context is None
-            or options.ssl_context is not None
-            or options.secure_transport == "off"
-        ):
-            return options
-        if options.alpn is not None:
-            raise alpn_conflict()
-        return options._replace(ssl_context=self.ssl_context)
 
 
 def connect(
@@ -146,7 +176,7 @@ def _check(connector: Connector) -> None:
     if connector.max_connections is not None:
         check_count("max_connections", connector.max_connections)
     if connector.ssl_context is not None:
-        check_ssl_context(connector.ssl_context)
+        check_ssl_context("ssl_context", connector.ssl_context)
     delay: object = connector.happy_eyeballs_delay
     if not _is_duration(delay):
         raise bad_option("happy_eyeballs_delay", delay, "must be a number of seconds, 0 or more")

@@ -37,20 +37,22 @@ _GONE = frozenset(
 #: How long to wait where something is exhausted, in seconds.
 _PAUSE = 0.1
 _FREE_PORT_TRIES = 10
+_BACKLOG = 65536
 
 
 async def listen(
     address: str | SocketAddress | tuple[str, int],
     *,
-    allow_half_open: bool = False,
-    backlog: int = 65536,
+    allow_half_open: bool | None = None,
+    backlog: int | None = None,
 ) -> Listener:
     """Listen at ``address``; each connection that is accepted becomes a :class:`Socket`.
 
     ``address`` is as for ``connect()``, and its port may be 0: one that is free. A name is
     listened to at all its addresses; for every address of the machine, write ``"0.0.0.0:80"``
     or ``"[::]:80"``, each for its own family. ``allow_half_open`` is as for ``connect()``.
-    ``backlog``: how many connections the kernel keeps until they are accepted, at most.
+    ``backlog``: how many connections the kernel keeps until they are accepted, at most; 65536,
+    or what the system allows, unless given.
 
     Plain TCP only. For TLS, ``anyio.streams.tls.TLSListener(listener, ssl_context)``, whose
     handlers get AnyIO's ``TLSStream``.
@@ -65,6 +67,8 @@ async def listen(
     """
     where = parse_address(address, lowest_port=0)
     options = parse_options({"allow_half_open": allow_half_open})
+    if backlog is None:
+        backlog = _BACKLOG
     check_count("backlog", backlog)
     await checkpoint()
     endpoints = await resolve(where)

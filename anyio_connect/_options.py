@@ -3,40 +3,60 @@
 from __future__ import annotations
 
 import math
-import re
 import ssl
-from collections.abc import Mapping, Sequence
-from ipaddress import ip_address
-from typing import Literal, NamedTuple, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypedDict
 
+from ._address import HostError, normal_host
 from ._errors import InvalidOptionError, bad_option, quote
 
 SecureTransport = Literal["off", "on", "starttls"]
 
 
 class SocketOptions(TypedDict, total=False):
-    """What ``connect()`` takes besides the address; every key may be left out.
+    """What ``connect()`` takes besides the address.
 
-    The first four are the WinterTC draft's ``SocketOptions``, in Python spelling.
+    Every key may be left out, and None means the same: the value is that of the ``Connector``,
+    or else the default. The first four are the WinterTC draft's ``SocketOptions``, in Python
+    spelling.
+
+    ``secure_transport``: ``"off"`` (the default): plain TCP for good. ``"on"``: TLS from the first
+    byte. ``"starttls"``: plain TCP until ``start_tls()``.
+
+    ``allow_half_open``: what the peer's end of stream means. False (the default): it ends our side
+    too, and ``closed`` resolves. True: we may go on sending until we end our side ourselves.
+
+    ``sni``: the server name to ask for in the TLS handshake and to verify, in place of the
+    address's host name (RFC 6066 section 3). Brought into the normal form that a host of an
+    address has: in lower case, in IDNA's A-labels.
+
+    ``alpn``: the protocols to offer in the TLS handshake, most wanted first (RFC 7301).
+
+    ``ssl_context``: for TLS with other than the default settings: an own CA, a client certificate.
+
+    ``connect_timeout``: how long connecting may take in all, in seconds: waiting for a slot if
+    there is a ``max_connections``, name resolution, every address tried, and with
+    ``secure_transport="on"`` the TLS handshake. ``math.inf`` (the default) is no limit.
     """
 
-    #: ``"off"`` (the default): plain TCP for good. ``"on"``: TLS from the first byte.
-    #: ``"starttls"``: plain TCP until ``start_tls()``.
-    secure_transport: SecureTransport
-    #: What the peer's end of stream means. False (the default): it ends our side too, and
-    #: ``closed`` resolves. True: we may go on sending until we end our side ourselves.
-    allow_half_open: bool
-    #: The server name to ask for in the TLS handshake and to verify, in place of the
-    #: address's host name (RFC 6066 section 3).
-    sni: str
-    #: The protocols to offer in the TLS handshake, most wanted first (RFC 7301).
-    alpn: Sequence[str]
-    #: For TLS with other than the default settings: an own CA, a client certificate.
-    ssl_context: ssl.SSLContext
-    #: How long connecting may take in all, in seconds: waiting for a slot where there is a
-    #: ``max_connections``, name resolution, every address tried, and with
-    #: ``secure_transport="on"`` the TLS handshake. No limit unless given.
-    connect_timeout: float
+    secure_transport: SecureTransport | None
+    """``"off"`` (the default): plain TCP for good. ``"on"``: TLS from the first byte.
+    ``"starttls"``: plain TCP until ``start_tls()``."""
+    allow_half_open: bool | None
+    """What the peer's end of stream means. False (the default): it ends our side too, and
+    ``closed`` resolves. True: we may go on sending until we end our side ourselves."""
+    sni: str | None
+    """The server name to ask for in the TLS handshake and to verify, in place of the address's
+    host name (RFC 6066 section 3). Brought into the normal form that a host of an address has: in
+    lower case, in IDNA's A-labels."""
+    alpn: Sequence[str] | None
+    """The protocols to offer in the TLS handshake, most wanted first (RFC 7301)."""
+    ssl_context: ssl.SSLContext | None
+    """For TLS with other than the default settings: an own CA, a client certificate."""
+    connect_timeout: float | None
+    """How long connecting may take in all, in seconds: waiting for a slot if there is a
+    ``max_connections``, name resolution, every address tried, and with ``secure_transport="on"``
+    the TLS handshake. ``math.inf`` (the default) is no limit."""
 
 
 class Options(NamedTuple):
@@ -53,12 +73,13 @@ class Options(NamedTuple):
 
 
 _NAMES = tuple(SocketOptions.__annotations__)
+_DEFAULTS = Options()
 _TLS_ONLY = ("sni", "alpn", "ssl_context")
 _SECURE_TRANSPORTS = ("off", "on", "starttls")
 
 
-def parse_options(options: Mapping[str, object]) -> Options:
-    """Check ``options`` and fill in the defaults.
+def parse_options(options: Mapping[str, object], defaults: Options = _DEFAULTS) -> Options:
+    """Check ``options``; what is left out or None is as in ``defaults``.
 
     :raises InvalidOptionError: an option is unknown, has a bad value, or makes no sense with
         the others
@@ -66,59 +87,56 @@ def parse_options(options: Mapping[str, object]) -> Options:
     for name in options:
         if name not in _NAMES:
             raise _unknown(name)
-    secure_transport = options.get("secure_transport", "off")
-    if secure_transport not in _SECURE_TRANSPORTS:
-        raise bad_option("secure_transport", secure_transport, "must be 'off', 'on' or 'starttls'")
-    if secure_transport == "off":
+    given = {name: value for name, value in options.items() if value is not None}
+    checked: dict[str, Any] = {name: _CHECKS[name](name, value) for name, value in given.items()}
+    parsed = defaults._replace(**checked)
+    if parsed.secure_transport == "off":
         for name in _TLS_ONLY:
-            if name in options:
+            if name in given:
                 raise InvalidOptionError(
-                    f"{name}={quote(options[name])} has no effect with secure_transport='off': "
+                    f"{name}={quote(given[name])} has no effect with secure_transport='off': "
                     "leave it out, or set secure_transport to 'on' or 'starttls'"
                 )
-    if "alpn" in options and "ssl_context" in options:
+        return parsed._replace(ssl_context=None)  # a default is for those that use TLS
+    if parsed.alpn is not None and parsed.ssl_context is not None:
         raise alpn_conflict()
-    half_open = options.get("allow_half_open", False)
-    if not isinstance(half_open, bool):
-        raise bad_option("allow_half_open", half_open, "must be True or False")
-    return Options(
-        secure_transport,  # type: ignore[arg-type]  # one of the three, checked above
-        half_open,
-        check_server_name("sni", options["sni"]) if "sni" in options else None,
-        check_alpn(options["alpn"]) if "alpn" in options else None,
-        check_ssl_context(options["ssl_context"]) if "ssl_context" in options else None,
-        _check_timeout(options["connect_timeout"]) if "connect_timeout" in options else math.inf,
-    )
+    return parsed
 
 
-def check_server_name(option: str, value: object) -> str:
-    """A non-empty host name or IP address, ASCII."""
-    if not isinstance(value, str) or not (_NAME.fullmatch(value) or _is_ip(value)):
-        raise bad_option(option, value, "must be a host name or an IP address, in ASCII")
+def _check_secure_transport(name: str, value: object) -> object:
+    if value not in _SECURE_TRANSPORTS:
+        raise bad_option(name, value, "must be 'off', 'on' or 'starttls'")
     return value
 
 
-#: RFC 1035 section 2.3.4, and the underscore of RFC 8552.
-_NAME = re.compile(r"(?=.{1,254}$)[\w-]{1,63}(\.[\w-]{1,63})*\.?", re.ASCII)
+def _check_flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise bad_option(name, value, "must be True or False")
+    return value
 
 
-def _is_ip(text: str) -> bool:  # a zone would be no part of a server's name
+def check_server_name(name: str, value: object) -> str:
+    """A host name or an IP address, brought into its normal form as the host of an address is."""
+    why = "must be a host name or an IP address"
+    if not isinstance(value, str) or not value or value.startswith("["):
+        raise bad_option(name, value, why)
+    if "%" in value and ":" in value:
+        raise bad_option(name, value, f"{why}, without a zone: no certificate is for one")
     try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return "%" not in text
+        return normal_host(value)
+    except HostError as broken:
+        raise bad_option(name, value, f"{why}: {broken}") from broken.__cause__
 
 
-def check_alpn(value: object) -> tuple[str, ...]:
+def check_alpn(option: str, value: object) -> tuple[str, ...]:
     """A list of protocol names, each of 1 to 255 octets (RFC 7301 section 3.1)."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
         why = "must be a list of protocol names, such as ['h2', 'http/1.1']"
-        raise bad_option("alpn", value, why)
+        raise bad_option(option, value, why)
     for name in value:
         if not isinstance(name, str) or not name.isascii() or not 1 <= len(name) <= 255:
             raise bad_option(
-                "alpn", value, f"{quote(name)} is not a name of 1 to 255 ASCII characters"
+                option, value, f"{quote(name)} is not a name of 1 to 255 ASCII characters"
             )
     return tuple(value)
 
@@ -130,14 +148,14 @@ def alpn_conflict() -> InvalidOptionError:
     )
 
 
-def check_ssl_context(value: object) -> ssl.SSLContext:
+def check_ssl_context(name: str, value: object) -> ssl.SSLContext:
     if not isinstance(value, ssl.SSLContext):
-        raise bad_option("ssl_context", value, "must be an ssl.SSLContext")
+        raise bad_option(name, value, "must be an ssl.SSLContext")
     if value.protocol == ssl.PROTOCOL_TLS_SERVER:
         why = (
             "is for servers: ssl.create_default_context() without a purpose makes one for clients"
         )
-        raise bad_option("ssl_context", value, why)
+        raise bad_option(name, value, why)
     return value
 
 
@@ -147,13 +165,25 @@ def check_count(name: str, value: object) -> None:
         raise bad_option(name, value, "must be a number from 1")
 
 
-def _check_timeout(value: object) -> float:
+def check_timeout(name: str, value: object) -> float:
+    """A number of seconds greater than 0; ``math.inf`` is no limit."""
     try:
         if not isinstance(value, bool) and isinstance(value, (int, float)) and value > 0:
             return float(value)
     except OverflowError:
         pass  # an int beyond what a float can hold
-    raise bad_option("connect_timeout", value, "must be a number of seconds greater than 0")
+    raise bad_option(name, value, "must be a number of seconds greater than 0")
+
+
+#: How the value of each option is checked, and brought into the form that Options has it in.
+_CHECKS: dict[str, Callable[[str, object], Any]] = {
+    "secure_transport": _check_secure_transport,
+    "allow_half_open": _check_flag,
+    "sni": check_server_name,
+    "alpn": check_alpn,
+    "ssl_context": check_ssl_context,
+    "connect_timeout": check_timeout,
+}
 
 
 def _unknown(name: str) -> InvalidOptionError:

@@ -43,26 +43,43 @@ class AddressPolicy:
     into, 64:ff9b:1::/48, is denied by ``public_only``, by IPv4 in ``deny``, and by an ``allow``
     that has no network within it. Zones do not count.
 
+    ``allow``: networks and addresses: ``"10.0.0.0/8"``, ``"2001:db8::1"``, or objects of
+    ``ipaddress``.
+
+    ``deny``: like ``allow``. It wins over ``allow``.
+
+    ``allow_ports``: ports: numbers, ranges, or pairs of the first and the last:
+    ``[443, (8000, 8099)]``.
+
+    ``deny_ports``: like ``allow_ports``. It wins over ``allow_ports``.
+
+    ``public_only``: allow public unicast addresses, and otherwise only what ``allow`` holds.
+
+    ``refuse_loops``: refuse connections to what this process listens on by ``listen()``, and a
+    connection of a socket to itself (:class:`LoopError`).
+
+    ``also``: further policies, which must allow it as well: what ``&`` makes.
+
     ``a & b`` allows what both allow. To allow more, ``dataclasses.replace(policy, allow=...)``.
 
     :raises InvalidOptionError: a network or port is none
     """
 
-    #: Networks and addresses: ``"10.0.0.0/8"``, ``"2001:db8::1"``, or objects of ``ipaddress``.
     allow: Iterable[Network] | None = None
-    #: Like ``allow``. It wins over ``allow``.
+    """Networks and addresses: ``"10.0.0.0/8"``, ``"2001:db8::1"``, or objects of ``ipaddress``."""
     deny: Iterable[Network] = ()
-    #: Ports: numbers, ranges, or pairs of the first and the last: ``[443, (8000, 8099)]``.
+    """Like ``allow``. It wins over ``allow``."""
     allow_ports: Iterable[Port] | None = None
-    #: Like ``allow_ports``. It wins over ``allow_ports``.
+    """Ports: numbers, ranges, or pairs of the first and the last: ``[443, (8000, 8099)]``."""
     deny_ports: Iterable[Port] = ()
-    #: Allow public unicast addresses, and otherwise only what ``allow`` holds.
+    """Like ``allow_ports``. It wins over ``allow_ports``."""
     public_only: bool = False
-    #: Refuse connections to what this process listens on by ``listen()``, and a connection of
-    #: a socket to itself (:class:`LoopError`).
+    """Allow public unicast addresses, and otherwise only what ``allow`` holds."""
     refuse_loops: bool = False
-    #: Further policies, which must allow it as well: what ``&`` makes.
+    """Refuse connections to what this process listens on by ``listen()``, and a connection of a
+    socket to itself (:class:`LoopError`)."""
     also: "tuple[AddressPolicy, ...]" = ()
+    """Further policies, which must allow it as well: what ``&`` makes."""
 
     def __post_init__(self) -> None:
         checked: dict[str, object] = {

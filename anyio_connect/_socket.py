@@ -114,7 +114,8 @@ class Socket(ByteStream):
         and nothing else: bytes that a buffer of yours read ahead are yours to check.
 
         ``expected_server_hostname``: whom the certificate must be for, in place of the host
-        name connected to. ``ssl_context`` and ``alpn``: in place of those of ``connect()``.
+        name connected to; as ``sni`` it is brought into its normal form. ``ssl_context`` and
+        ``alpn``: in place of those of ``connect()``. None means "not given" for each.
 
         A handshake that fails drops the connection, and both futures of the new socket fail: with
         :class:`TLSError`, or with :class:`ConnectTimeoutError` where ``connect_timeout`` ran out.
@@ -134,10 +135,10 @@ class Socket(ByteStream):
             name = check_server_name("expected_server_hostname", expected_server_hostname)
             changed["server_hostname"] = name
         if ssl_context is not None:
-            changed["ssl_context"] = check_ssl_context(ssl_context)
+            changed["ssl_context"] = check_ssl_context("ssl_context", ssl_context)
             changed["alpn"] = None  # it brings its own
         if alpn is not None:
-            changed["alpn"] = check_alpn(alpn)
+            changed["alpn"] = check_alpn("alpn", alpn)
         options = self._target.options._replace(**changed)
         if options.alpn and options.ssl_context:
             raise alpn_conflict()

@@ -6,13 +6,14 @@ import ast
 import copy
 import errno
 import inspect
+import itertools
 import json
 import pickle
 import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -22,9 +23,11 @@ import pytest
 import anyio_connect
 from anyio_connect import (
     AddressNotAllowedError,
+    AddressPolicy,
     BrokenError,
     ClosedError,
     ConnectError,
+    Connector,
     ConnectTimeoutError,
     InvalidAddressError,
     InvalidOptionError,
@@ -33,7 +36,10 @@ from anyio_connect import (
     PendingError,
     RefusedError,
     ResolveError,
+    SocketAddress,
     SocketError,
+    SocketInfo,
+    SocketOptions,
     StartTLSError,
     TLSError,
 )
@@ -66,6 +72,35 @@ def test_every_public_method_says_what_it_does(cls: type) -> None:
     for name, member in vars(cls).items():
         if not name.startswith("_") and (callable(member) or isinstance(member, property)):
             assert member.__doc__, name
+
+
+def _attributes(cls: str) -> Iterator[tuple[str, str | None]]:
+    """The annotated attributes in the body of a class, each with the docstring below it."""
+    (body,) = (
+        node.body
+        for path in PACKAGE.glob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == cls
+    )
+    for item, after in itertools.zip_longest(body, body[1:]):
+        if isinstance(item, ast.AnnAssign) and not ast.unparse(item.target).startswith("_"):
+            doc = after.value if isinstance(after, ast.Expr) else None
+            text = str(doc.value) if isinstance(doc, ast.Constant) else None
+            yield ast.unparse(item.target), text
+
+
+@pytest.mark.parametrize(
+    "cls", [SocketOptions, Connector, AddressPolicy, SocketAddress, SocketInfo]
+)
+def test_attributes_are_documented_for_editors_and_for_help(cls: type) -> None:
+    assert cls.__doc__ is not None
+    paragraphs = {" ".join(text.split()) for text in cls.__doc__.split("\n\n")}
+    attributes = list(_attributes(cls.__name__))
+    assert [name for name, _ in attributes] == list(inspect.get_annotations(cls))
+    for name, doc in attributes:
+        assert doc, f"{name} has no docstring"
+        words = " ".join(doc.split())
+        assert f"``{name}``: {words[0].lower()}{words[1:]}" in paragraphs
 
 
 @pytest.mark.parametrize("value", PUBLIC.values(), ids=PUBLIC)
@@ -195,8 +230,8 @@ def test_a_connect_error_made_by_hand_has_no_attempts(cls: type[ConnectError]) -
 #: module of its own layer: so there are no cycles, and each can be read without those above it.
 LAYERS = [
     {"_errors", "_lifecycle", "_ranges", "_readiness"},
-    {"_address", "_future", "_loops", "_options", "_policy", "_slots"},
-    {"_tls_errors", "_transport"},
+    {"_address", "_future", "_loops", "_policy", "_slots"},
+    {"_options", "_tls_errors", "_transport"},
     {"_tcp", "_tls"},
     {"_connection", "_dial"},
     {"_open", "_streams"},

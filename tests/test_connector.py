@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import socket as stdlib
 import ssl
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
 from typing import Any
 
 import anyio
@@ -58,7 +59,6 @@ async def turns(count: int = 10) -> None:
 @pytest.mark.parametrize(
     ("values", "why"),
     [
-        ({"policy": None}, "must be an AddressPolicy"),
         ({"policy": "WORKERS"}, "must be an AddressPolicy"),
         ({"max_connections": 0}, "must be a number from 1"),
         ({"max_connections": True}, "must be a number from 1"),
@@ -67,7 +67,6 @@ async def turns(count: int = 10) -> None:
         ({"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)}, "is for servers"),
         ({"happy_eyeballs_delay": -1}, "0 or more"),
         ({"happy_eyeballs_delay": float("nan")}, "0 or more"),
-        ({"happy_eyeballs_delay": None}, "0 or more"),
         ({"happy_eyeballs_delay": 10**400}, "0 or more"),
         ({"happy_eyeballs_delay": -(10**400)}, "0 or more"),
         ({"happy_eyeballs_delay": float("-inf")}, "0 or more"),
@@ -90,6 +89,23 @@ def test_it_is_a_value() -> None:
     other = replace(connector, max_connections=7)
     assert slots(other) is not slots(connector)
     assert other != connector
+
+
+def test_none_means_not_given() -> None:
+    none = Connector(**dict.fromkeys(field.name for field in fields(Connector)))
+    for field in fields(Connector):
+        assert getattr(none, field.name) == field.default
+    given = replace(none, policy=WORKERS, happy_eyeballs_delay=math.inf)
+    assert (given.policy, given.happy_eyeballs_delay) == (WORKERS, math.inf)
+
+
+def test_a_dataclass_may_extend_it() -> None:
+    @dataclass(frozen=True, eq=False)
+    class Named(Connector):
+        name: str = ""
+
+    named = Named(name="outside", policy=WORKERS, happy_eyeballs_delay=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert (named.name, named.policy, named.happy_eyeballs_delay) == ("outside", WORKERS, 0.25)
 
 
 def test_a_copy_has_the_same_slots() -> None:
@@ -118,6 +134,7 @@ def test_the_ssl_context_is_the_default_of_its_sockets() -> None:
     assert used(secure_transport="on") is ours
     assert used(secure_transport="starttls") is ours
     assert used(secure_transport="on", ssl_context=mine) is mine
+    assert used(secure_transport="on", ssl_context=None, alpn=None) is ours
     assert used() is None
     with pytest.raises(InvalidOptionError, match="alpn has no effect with an ssl_context"):
         used(secure_transport="on", alpn=["h2"])

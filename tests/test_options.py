@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import ssl
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import pytest
 import truststore
@@ -35,6 +35,13 @@ def tls(**options: object) -> dict[str, object]:
         pytest.param(tls(sni="db.example"), Options("on", sni="db.example"), id="sni"),
         pytest.param(tls(sni="192.0.2.1"), Options("on", sni="192.0.2.1"), id="sni IPv4"),
         pytest.param(tls(sni="2001:db8::1"), Options("on", sni="2001:db8::1"), id="sni IPv6"),
+        pytest.param(tls(sni="DB.Example"), Options("on", sni="db.example"), id="sni upper case"),
+        pytest.param(tls(sni="2001:DB8:0::1"), Options("on", sni="2001:db8::1"), id="sni long"),
+        pytest.param(
+            tls(sni="B\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.example"),
+            Options("on", sni="xn--bcher-kva.example"),
+            id="sni IDNA",
+        ),
         pytest.param(tls(alpn=["h2"]), Options("on", alpn=("h2",)), id="alpn list"),
         pytest.param(tls(alpn=("a", "b")), Options("on", alpn=("a", "b")), id="alpn order"),
         pytest.param(tls(alpn=["x" * 255]), Options("on", alpn=("x" * 255,)), id="alpn long"),
@@ -56,6 +63,25 @@ def test_accepted(given_options: dict[str, object], parsed: Options) -> None:
 def test_defaults() -> None:
     assert parse_options({}) == Options("off", allow_half_open=False, connect_timeout=math.inf)
     assert (Options().sni, Options().alpn, Options().ssl_context) == (None, None, None)
+
+
+@pytest.mark.parametrize("mode", ["off", "on", "starttls"])
+def test_none_means_not_given(mode: Literal["off", "on", "starttls"]) -> None:
+    assert parse_options(dict.fromkeys(NAMES)) == Options()
+    assert parse_options({**dict.fromkeys(NAMES), "secure_transport": mode}) == Options(mode)
+
+
+def test_what_is_not_given_is_as_in_the_defaults() -> None:
+    defaults = Options(ssl_context=CONTEXT, connect_timeout=5)
+    assert parse_options({}, defaults) == Options(connect_timeout=5)
+    assert parse_options(tls(), defaults) == defaults._replace(secure_transport="on")
+    none = tls(ssl_context=None, connect_timeout=None, alpn=None)
+    assert parse_options(none, defaults) == defaults._replace(secure_transport="on")
+    other = ssl.create_default_context()
+    given_one = parse_options(tls(ssl_context=other, connect_timeout=math.inf), defaults)
+    assert given_one == Options("on", ssl_context=other)
+    with pytest.raises(InvalidOptionError, match=r"set_alpn_protocols\(\)"):
+        parse_options(tls(alpn=["h2"]), defaults)
 
 
 def test_timeout_becomes_a_float() -> None:
@@ -90,26 +116,28 @@ def test_alpn_is_copied() -> None:
 
 
 TIMEOUT = "must be a number of seconds greater than 0"
-NAME = "must be a host name or an IP address, in ASCII"
+NAME = "must be a host name or an IP address"
 MODE = "must be 'off', 'on' or 'starttls'"
 ALPN = "must be a list of protocol names, such as ['h2', 'http/1.1']"
 PROTOCOL = "is not a name of 1 to 255 ASCII characters"
 
 #: An option, values it must not have, and what the error tells the user to do.
 BAD_VALUES: list[tuple[str, list[object], str]] = [
-    ("secure_transport", ["yes", "", "ON", "tls", True, False, None, b"on", []], MODE),
-    ("allow_half_open", [1, 0, None, "no", []], "must be True or False"),
-    ("sni", ["", None, 1, True, b"h", ["h"], "h\N{LATIN SMALL LETTER E WITH ACUTE}"], NAME),
+    ("secure_transport", ["yes", "", "ON", "tls", True, False, b"on", []], MODE),
+    ("allow_half_open", [1, 0, "no", []], "must be True or False"),
+    ("sni", ["", 1, True, b"h", ["h"], "\N{SNOWMAN}"], NAME),
     ("sni", [".h", "a..b", "a b", "a\0b", "a\nb", "h:443", "[::1]", "https://h"], NAME),
-    ("sni", ["fe80::1%eth0", "fe80::1%a b"], NAME),
+    ("sni", ["fe80::1%eth0", "fe80::1%a b"], f"{NAME}, without a zone"),
     ("sni", ["x" * 64, "x." * 127 + "x"], NAME),
+    ("sni", ["127.1", "0x7f000001"], "if you mean 127.0.0.1, write that"),
+    ("sni", ["a\N{ZERO WIDTH JOINER}b"], "is not valid in IDNA 2008"),
     # A str is a sequence of str, so type checkers let it pass.
-    ("alpn", ["h2", "", b"h2", [], (), None, 2, {"h2"}, {"h2": 1}], ALPN),
+    ("alpn", ["h2", "", b"h2", [], (), 2, {"h2"}, {"h2": 1}], ALPN),
     ("alpn", [[""], ["x" * 256], [b"h2"], [1], [None], ["h2", ""]], PROTOCOL),
     ("alpn", [["\N{SNOWMAN}"], [["h2"]], bytearray(b"h2")], PROTOCOL),
-    ("ssl_context", [None, True, "x", {}, ssl.SSLContext], "must be an ssl.SSLContext"),
+    ("ssl_context", [True, "x", {}, ssl.SSLContext], "must be an ssl.SSLContext"),
     ("connect_timeout", [0, -1, 0.0, -0.5, -math.inf, math.nan], TIMEOUT),
-    ("connect_timeout", ["5", None, True, False, [5], 5j], TIMEOUT),
+    ("connect_timeout", ["5", True, False, [5], 5j], TIMEOUT),
 ]
 
 
@@ -210,6 +238,7 @@ GOOD = {
     "ssl_context": st.just(CONTEXT),
     "connect_timeout": st.floats(min_value=0, exclude_min=True) | st.integers(min_value=1),
 }
+GOOD = {name: good | st.none() for name, good in GOOD.items()}
 OPTIONS = st.fixed_dictionaries(
     {}, optional={name: good | ANYTHING for name, good in GOOD.items()}
 )
@@ -243,15 +272,18 @@ def test_anything_gives_options_or_an_invalid_option_error(options: dict[str, An
 
 @given(st.fixed_dictionaries({}, optional=GOOD))
 def test_good_values_are_taken_as_they_are(options: dict[str, Any]) -> None:
-    if options.get("secure_transport", "off") == "off":
+    if options.get("secure_transport") in (None, "off"):
         for name in ("sni", "alpn", "ssl_context"):
             options.pop(name, None)
-    if "ssl_context" in options:
+    if options.get("ssl_context") is not None:
         options.pop("alpn", None)
     parsed = parse_options(options)
     as_taken = {"alpn": tuple, "connect_timeout": float}
     for name, value in options.items():
-        assert getattr(parsed, name) == as_taken.get(name, lambda same: same)(value)
+        if value is None:
+            assert getattr(parsed, name) == getattr(Options(), name)
+        else:
+            assert getattr(parsed, name) == as_taken.get(name, lambda same: same)(value)
 
 
 @pytest.mark.parametrize("mode", ["on", "starttls"])

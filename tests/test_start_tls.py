@@ -120,6 +120,26 @@ async def test_arguments_go_before_those_of_connect() -> None:
         await anyio.aclose_forcefully(stream)
 
 
+async def test_none_means_not_given() -> None:
+    none = dict.fromkeys(("expected_server_hostname", "ssl_context", "alpn"))
+    async with plain(sni="sni.example", alpn=None, connect_timeout=None) as (socket, peer, _):
+        secure, stream = await upgraded(socket, peer, "sni.example", **none)
+        await secure.opened
+        await secure.close()
+        await anyio.aclose_forcefully(stream)
+
+
+@pytest.mark.parametrize("option", ["sni", "expected_server_hostname"])
+async def test_a_name_that_is_not_ascii_is_verified_as_idna(option: str) -> None:
+    name = {option: "B\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.example"}
+    of_connect, of_start_tls = (name, {}) if option == "sni" else ({}, name)
+    async with plain(**of_connect) as (socket, peer, _):
+        secure, stream = await upgraded(socket, peer, "xn--bcher-kva.example", **of_start_tls)
+        await secure.opened
+        await secure.close()
+        await anyio.aclose_forcefully(stream)
+
+
 async def test_a_context_brings_its_own_protocols() -> None:
     async with (
         listening() as listener,

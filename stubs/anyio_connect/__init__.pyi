@@ -72,15 +72,15 @@ class SocketAddress(NamedTuple):
     port: int
 
 class SocketOptions(TypedDict, total=False):
-    """What connect() takes besides the address; every key may be left out."""
+    """What connect() takes besides the address; every key may be left out, or be None."""
 
-    secure_transport: Literal["off", "on", "starttls"]  # "off" unless given
-    allow_half_open: bool  # may we go on sending after the peer's end? False unless given
-    sni: str  # the name to ask for and to verify, in place of the address's host name
-    alpn: Sequence[str]  # protocols to offer, most wanted first; a single str is an error
-    ssl_context: ssl.SSLContext  # for an own CA, or a client certificate
+    secure_transport: Literal["off", "on", "starttls"] | None  # "off" unless given
+    allow_half_open: bool | None  # may we go on sending after the peer's end? False unless given
+    sni: str | None  # the name to ask for and to verify, in place of the address's host name
+    alpn: Sequence[str] | None  # protocols to offer, most wanted first; a single str is an error
+    ssl_context: ssl.SSLContext | None  # for an own CA, or a client certificate
     connect_timeout: (
-        float  # seconds for a slot, names, TCP and TLS together; no limit unless given
+        float | None  # seconds for a slot, names, TCP and TLS together; math.inf: no limit
     )
 
 # --- Connector: where sockets may go, how, and how many
@@ -94,6 +94,14 @@ class Connector:
     ssl_context: ssl.SSLContext | None = None  # where the call brings none
     happy_eyeballs_delay: float = 0.25  # seconds, until the next address is tried as well
     local_host: str | None = None  # the IP address to connect from
+    def __init__(  # None: the default
+        self,
+        policy: AddressPolicy | None = None,
+        max_connections: int | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        happy_eyeballs_delay: float | None = None,
+        local_host: str | None = None,
+    ) -> None: ...
     def __post_init__(self) -> None: ...
     def connect(
         self,
@@ -245,8 +253,8 @@ class WritableStream(ByteSendStream):
 async def listen(
     address: str | SocketAddress | tuple[str, int],  # as for connect(); port 0 is a free one
     *,
-    allow_half_open: bool = False,  # as for connect()
-    backlog: int = 65536,  # connections that the kernel keeps until they are accepted
+    allow_half_open: bool | None = None,  # as for connect()
+    backlog: int | None = None,  # connections that the kernel keeps until they are accepted
 ) -> Listener:
     """Listen there, for plain TCP."""
 

@@ -7,6 +7,7 @@ Both the types in the package and stubs/, the page that says the same, must pass
 
 from __future__ import annotations
 
+import math
 import socket as stdlib
 import ssl
 from collections.abc import Awaitable, Callable, Generator, Mapping
@@ -95,6 +96,9 @@ def options(group: TaskGroup, mode: Mode, context: ssl.SSLContext) -> None:
     assert_type(connect("h:1", secure_transport="on", ssl_context=context), Socket)
     assert_type(connect("h:1", connect_timeout=2.5), Socket)
     assert_type(connect("h:1", connect_timeout=5), Socket)
+    assert_type(connect("h:1", connect_timeout=math.inf), Socket)
+    assert_type(connect("h:1", secure_transport=None, allow_half_open=None, sni=None), Socket)
+    assert_type(connect("h:1", alpn=None, ssl_context=None, connect_timeout=None), Socket)
     # A str is a Sequence[str], so no checker can tell that this raises InvalidOptionError.
     connect("h:1", secure_transport="on", alpn="h2")
 
@@ -103,7 +107,8 @@ def options_made_elsewhere(group: TaskGroup) -> None:
     none: SocketOptions = {}
     some: SocketOptions = {"secure_transport": "on", "connect_timeout": 5}
     some["alpn"] = ["h2"]
-    assert_type(some["alpn"][0], str)
+    some["sni"] = None
+    assert_type(some["connect_timeout"], float | None)
     assert_type(some.get("sni"), str | None)
     assert_type(connect("h:1", **none), Socket)
     assert_type(connect("h:1", **some), Socket)
@@ -360,6 +365,9 @@ def connectors(context: ssl.SSLContext, group: TaskGroup, given: SocketOptions) 
         local_host="192.0.2.1",
     )
     Connector(max_connections=None, ssl_context=None, local_host=None)
+    Connector(policy=None, happy_eyeballs_delay=None)
+    assert_type(connector.policy, AddressPolicy)
+    assert_type(connector.happy_eyeballs_delay, float)
     assert_type(connector.connect("h:1"), Socket)
     assert_type(connector.connect(("h", 1), task_group=group, allow_half_open=True), Socket)
     assert_type(connector.connect("h:1", **given), Socket)
@@ -389,7 +397,7 @@ async def listening(group: TaskGroup) -> None:
     listener = await listen("127.0.0.1:0", allow_half_open=True, backlog=5)
     assert_type(listener, Listener)
     assert_type(listener.addresses, list[str])
-    async with await listen(("::1", 0)) as other:
+    async with await listen(("::1", 0), allow_half_open=None, backlog=None) as other:
         assert_type(other, Listener)
         await other.serve(handler)
         await other.serve(handler, group)

@@ -51,7 +51,6 @@ def addresses(info: SocketInfo) -> None:
 def options(socket: Socket, several: dict[str, bool]) -> None:
     connect("h:1", secure_transport="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     connect("h:1", secure_transport=True)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    connect("h:1", secure_transport=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     connect("h:1", secureTransport="on")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     connect("h:1", allowHalfOpen=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     connect("h:1", allow_half_open="no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -60,7 +59,6 @@ def options(socket: Socket, several: dict[str, bool]) -> None:
     connect("h:1", alpn=[b"h2"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     connect("h:1", ssl_context=True)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     connect("h:1", connect_timeout="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    connect("h:1", connect_timeout=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     connect("h:1", task_group=socket)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     connect("h:1", {"allow_half_open": True})  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
     connect("h:1", **several)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
