@@ -28,6 +28,7 @@ from ._errors import (
 from ._loops import leads_back
 from ._policy import UNRESTRICTED, AddressPolicy
 from ._tcp import TCPTransport, host_and_port
+from ._threads import Threads
 from ._transport import ForeignTransport, Transport
 
 #: RFC 8305 section 5, "Connection Attempt Delay", in seconds.
@@ -130,6 +131,17 @@ def _literal(address: SocketAddress) -> list[Endpoint]:
         return []
 
 
+#: How many names may be looked up at the same time.
+_lookups = Threads("look up names", 64)
+
+
+async def getaddrinfo(host: str, port: int) -> Any:
+    """``socket.getaddrinfo()`` for TCP, in a thread of ours."""
+    # As bytes, for a str makes Python look for its IDNA codec, of which nothing here has need.
+    name = host.encode()
+    return await _lookups.run(lambda: socket.getaddrinfo(name, port, type=socket.SOCK_STREAM))
+
+
 async def resolve(address: SocketAddress) -> list[Endpoint]:
     """Every endpoint that ``address`` stands for, at least one.
 
@@ -139,10 +151,9 @@ async def resolve(address: SocketAddress) -> list[Endpoint]:
         return endpoints
     host, port = address
     try:
-        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as exc:
+        endpoints = _endpoints(await getaddrinfo(host, port))
+    except Exception as exc:
         raise resolve_failed(host, port, exc) from exc
-    endpoints = _endpoints(found)
     if not endpoints:
         raise resolve_failed(host, port, None)
     return endpoints

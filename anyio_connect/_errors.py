@@ -170,7 +170,7 @@ def attempt_failed(where: str, exc: OSError) -> ConnectError:
     return error
 
 
-def resolve_failed(hostname: str, port: int, exc: OSError | UnicodeError | None) -> ConnectError:
+def resolve_failed(hostname: str, port: int, exc: Exception | None) -> ConnectError:
     """The error for a name without an address."""
     why = "the name has no address" if exc is None else _reason(exc)
     error = ResolveError(f"cannot resolve {hostname!r}: {why}; check the spelling and your DNS")

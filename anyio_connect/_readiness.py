@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import socket
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -94,18 +93,11 @@ def readiness(sock: socket.socket) -> Readiness:
     """The best way to wait for a non-blocking socket on the running event loop."""
     token = current_token()
     loop: Any = token.native_token
-    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
-    if trio is not None and isinstance(loop, trio.lowlevel.TrioToken):
-        low = trio.lowlevel
-        return TaskReadiness(
-            sock,
-            low.wait_readable,
-            low.wait_writable,
-            low.notify_closing,
-            trio.ClosedResourceError,
-            (low.checkpoint_if_cancelled, low.cancel_shielded_checkpoint),
-        )
-    if asyncio is not None and isinstance(loop, asyncio.AbstractEventLoop):
+    # The loop itself is asked which it is. What sys.modules has under a name need not be complete,
+    # or the real thing; but what runs has been imported in full.
+    if hasattr(loop, "remove_reader"):
+        import asyncio
+
         try:
             # Whether it can be done at all shows when it is tried: one of Windows' loops cannot.
             loop.remove_reader(sock.fileno())
@@ -115,6 +107,18 @@ def readiness(sock: socket.socket) -> Readiness:
             orderly = isinstance(loop, asyncio.SelectorEventLoop)
             deadline = token.backend_class.current_effective_deadline
             return LoopReadiness(sock, loop, deadline, orderly=orderly)
+    elif hasattr(loop, "run_sync_soon"):
+        import trio
+        from trio import lowlevel as low
+
+        return TaskReadiness(
+            sock,
+            low.wait_readable,
+            low.wait_writable,
+            low.notify_closing,
+            trio.ClosedResourceError,
+            (low.checkpoint_if_cancelled, low.cancel_shielded_checkpoint),
+        )
     return by_anyio(sock)
 
 

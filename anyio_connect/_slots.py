@@ -10,10 +10,10 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Any
 
 import anyio
-from anyio.lowlevel import current_token
+
+from ._threads import from_any_thread
 
 
 class _Has(Enum):
@@ -86,7 +86,7 @@ class Slot:
                 self.has = _Has.SLOT
             else:
                 granted = anyio.Event()
-                self.wake = _from_any_thread(granted.set)
+                self.wake = from_any_thread(granted.set)
                 slots.queue.append(self)
                 self.has = _Has.PLACE
         slots.sweep()
@@ -114,10 +114,3 @@ class Slot:
     def __del__(self) -> None:
         if self.has is _Has.SLOT:  # the socket was dropped without closing it
             self.release()
-
-
-def _from_any_thread(callback: Callable[[], None]) -> Callable[[], None]:
-    """``callback``, to be run soon by the event loop that runs now."""
-    loop: Any = current_token().native_token
-    schedule = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
-    return lambda: schedule(callback)

@@ -32,6 +32,7 @@ from anyio_connect import (
     RefusedError,
     Socket,
     SocketError,
+    _dial,
     connect,
 )
 from anyio_connect._slots import Slot, Slots
@@ -159,7 +160,7 @@ async def test_what_is_known_to_be_forbidden_is_not_even_resolved(
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(anyio, "getaddrinfo", forbidden)
+    monkeypatch.setattr(_dial, "getaddrinfo", forbidden)
     socket = Connector(policy).connect(address)
     with monkeypatch.context() as patch:
         patch.setattr("anyio_connect._dial.socket.socket", forbidden)
@@ -237,7 +238,7 @@ async def test_addresses_of_the_other_family_are_skipped(monkeypatch: pytest.Mon
             (stdlib.AF_INET6, stdlib.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
         ]
 
-    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
     async with listening("::1") as listener:
         connector = Connector(local_host="::1", happy_eyeballs_delay=3600)
         async with connector.connect(f"host.test:{listener.address[1]}") as socket:
@@ -442,7 +443,7 @@ async def test_a_dial_that_is_given_up_keeps_its_slot_until_that_is_done(
                 await torn_down.wait()
         raise AssertionError
 
-    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
     socket = connector.connect("host.test:1")
     async with anyio.create_task_group() as group:
         group.start_soon(waits, socket)

@@ -6,6 +6,7 @@ import errno
 import os
 import socket as stdlib
 import sys
+import types
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from anyio_connect import (
     ConnectTimeoutError,
     RefusedError,
     ResolveError,
+    Socket,
     _dial,
     connect,
 )
@@ -63,7 +65,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             for ip, at in answer
         ]
 
-    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
     return names
 
 
@@ -165,7 +167,7 @@ async def test_a_timeout_counts_the_resolver(monkeypatch: pytest.MonkeyPatch) ->
         await anyio.sleep_forever()
         raise AssertionError
 
-    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
     with pytest.raises(ConnectTimeoutError):
         await connect("host.test:1", connect_timeout=0.02).opened
 
@@ -458,3 +460,40 @@ async def test_a_stream_that_no_longer_knows_its_peer_is_dropped(
     assert caught.value.errno == errno.ENOTCONN
     with pytest.raises(anyio.ClosedResourceError):
         await streams[0].receive()
+
+
+# --- the event loop
+
+
+@pytest.mark.parametrize("max_connections", [None, 1])
+async def test_an_import_that_has_only_begun_is_not_looked_into(
+    max_connections: int | None, anyio_backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another thread; or it is a file of the user's, or a stub, with the name of a library."""
+    other = "asyncio" if anyio_backend_name == "trio" else "trio"
+    connector = Connector(max_connections=max_connections)
+    async with listening() as listener:
+        waiting = connector.connect(listener.address)
+        async with (
+            connector.connect(listener.address) as one,
+            anyio.create_task_group() as group,
+        ):
+            with monkeypatch.context() as patch:
+                patch.setitem(sys.modules, other, types.ModuleType(other))
+                if max_connections is None:
+                    await waiting.opened
+                else:
+                    group.start_soon(waits, waiting)
+                await one.send(b"1")
+                peer = await listener.accept()
+                assert await peer.receive() == b"1"
+                for _ in range(5):
+                    await anyio.lowlevel.checkpoint()
+            await one.close()
+        assert waiting.opened.exception() is None
+        await waiting.close()
+
+
+async def waits(socket: Socket) -> None:
+    with anyio.fail_after(10):
+        await socket.opened

@@ -38,6 +38,7 @@ from anyio_connect import (
     Socket,
     SocketError,
     TLSError,
+    _dial,
     connect,
     listen,
 )
@@ -677,7 +678,7 @@ async def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> 
         async def fail(*_: object, code: int = code, **__: object) -> None:
             raise stdlib.gaierror(code, "the resolver's words")
 
-        monkeypatch.setattr(anyio, "getaddrinfo", fail)
+        monkeypatch.setattr(_dial, "getaddrinfo", fail)
         socket = connect("name.example:80")
         with pytest.raises(ResolveError, match="the resolver's words"):
             await socket.opened
@@ -691,7 +692,7 @@ async def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) 
         asked.append(args)
         await anyio.sleep_forever()
 
-    monkeypatch.setattr(anyio, "getaddrinfo", never)
+    monkeypatch.setattr(_dial, "getaddrinfo", never)
     with pytest.raises(ConnectTimeoutError, match=r"name\.example"):
         await connect("name.example:80", connect_timeout=0.01).opened
     # Cancelled, the socket is pending as before, and the next may ask again.

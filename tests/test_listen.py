@@ -33,6 +33,7 @@ from anyio_connect import (
     RefusedError,
     ResolveError,
     Socket,
+    _dial,
     connect,
     listen,
 )
@@ -257,7 +258,7 @@ async def test_a_name_is_listened_to_at_all_its_addresses(
             (stdlib.AF_INET6, stdlib.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
         ]
 
-    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
     async with await listen("host.test:0") as listener, anyio.create_task_group() as group:
         number = port(listener)
         assert listener.addresses == [f"127.0.0.1:{number}", f"[::1]:{number}"]
@@ -301,7 +302,7 @@ async def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     async def getaddrinfo(*_: object, **__: object) -> Any:
         raise stdlib.gaierror(stdlib.EAI_NONAME, "no such name")
 
-    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
     with pytest.raises(ResolveError, match="no such name"):
         await listen("host.test:0")
 
@@ -516,7 +517,7 @@ async def test_a_name_that_leads_back_is_a_loop(monkeypatch: pytest.MonkeyPatch)
         return [(stdlib.AF_INET, stdlib.SOCK_STREAM, 6, "", ("127.0.0.1", number))]
 
     async with await listen("127.0.0.1:0") as listener:
-        monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+        monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
         with pytest.raises(LoopError):
             await Connector(WORKERS).connect(f"host.test:{port(listener)}").opened
 
