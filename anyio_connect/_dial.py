@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import sys
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import anyio
@@ -33,6 +36,14 @@ from ._transport import ForeignTransport, Transport
 
 #: RFC 8305 section 5, "Connection Attempt Delay", in seconds.
 HAPPY_EYEBALLS_DELAY = 0.25
+
+#: What the kernel says of a connection that was made, and reset before anybody looked. (Of one
+#: that a reset kept from being made, it says ECONNREFUSED.) What the peer said before that can be
+#: received still. EPIPE: it had ended before.
+_RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
+
+#: ip(7); Python has a name for it only since 3.12.
+_IP_BIND_ADDRESS_NO_PORT = 24
 
 
 class Route(NamedTuple):
@@ -275,14 +286,17 @@ async def _connect(endpoint: Endpoint, route: Route) -> Transport:
         sock.setblocking(False)
         if route.local_host is not None:
             _bind(sock, route.local_host, endpoint)
+        error = None
         try:
             sock.connect(endpoint.sockaddr)
         except BlockingIOError:
             await anyio.wait_writable(sock)
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
-                raise OSError(code, os.strerror(code)) from None
-        return TCPTransport(sock)
+                error = OSError(code, os.strerror(code))
+                if code not in _RESET:
+                    raise error from None
+        return TCPTransport(sock, remote=endpoint.sockaddr, error=error)
     except NotImplementedError:
         # No waiting for sockets on this platform's event loop: AnyIO's own stream it is.
         sock.close()
@@ -306,6 +320,11 @@ def _kernels(exc: OSError) -> OSError:
 
 
 def _bind(sock: socket.socket, local_host: str, endpoint: Endpoint) -> None:
+    if sys.platform == "linux":
+        # Without it, bind() takes a port for this connection alone, wherever that goes. So the
+        # kernel chooses one in connect(), where one port serves for any number of destinations.
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
     try:
         found = socket.getaddrinfo(
             local_host, 0, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST

@@ -44,7 +44,19 @@ class TCPTransport(Transport):
     It is the kernel that is asked first, and waited for only when there is nothing to do yet.
     """
 
-    def __init__(self, sock: socket.socket, ready: Readiness | None = None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        ready: Readiness | None = None,
+        *,
+        remote: tuple[Any, ...] | None = None,
+        error: OSError | None = None,
+    ) -> None:
+        """``remote`` and ``error`` are what is known of a connection that may be reset already.
+
+        ``remote``: whom it was made with; the kernel is asked first. ``error``: that of the
+        reset, where it was taken from the kernel, which tells it once.
+        """
         self._sock = sock
         self._closed = False
         self._ready = ready or readiness(sock)
@@ -52,9 +64,16 @@ class TCPTransport(Transport):
         self._arrived = b""  # what it was given, and has yet to return
         self._drained = True  # the last receive took all there was, or so it seems
         self._error: OSError | None = None  # a reset; the kernel tells of it only once
+        if error is not None:
+            self._note(error)
         # Read now: the names are wanted after close too, and getpeername() fails after a reset.
         self._local = host_and_port(sock.getsockname())
-        self._remote = host_and_port(sock.getpeername())
+        try:
+            self._remote = host_and_port(sock.getpeername())
+        except OSError:
+            if remote is None:
+                raise
+            self._remote = host_and_port(remote)
         with suppress(OSError):  # refused by some systems when the peer has already gone
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -217,12 +236,15 @@ class TCPTransport(Transport):
     def _failed(self, exc: OSError) -> Exception:
         if self._closed:
             return anyio.ClosedResourceError()
+        self._note(exc)
+        return anyio.BrokenResourceError(str(exc))
+
+    def _note(self, exc: OSError) -> None:
         # EPIPE is what a reset says after the peer's FIN (RFC 9293 3.10.7.4): what it had
         # sent is whole, and reading may go on to that end.
         # ENOTCONN, from shutdown(), says only that there is nothing left to shut down.
         if exc.errno not in (errno.EPIPE, errno.ENOTCONN):
             self._error = exc.with_traceback(None)  # whose frames would keep us alive
-        return anyio.BrokenResourceError(str(exc))
 
     def _raise_end(self) -> None:
         if self._error is not None:

@@ -7,6 +7,7 @@ import gc
 import math
 import socket as stdlib
 import ssl
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -38,6 +39,8 @@ from anyio_connect import (
 from anyio_connect._slots import Slot, Slots
 from peers import has_ipv6, listening, refusing_address
 from sockets import raw, settle
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 
 LOOPBACK = replace(WORKERS, allow=["127.0.0.0/8", "::1"])
 
@@ -219,6 +222,25 @@ async def test_it_connects_from_local_host() -> None:
     assert local.startswith("127.0.0.2:")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can do without")
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
+async def test_a_local_host_takes_no_port_before_it_is_known_where_to(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound: list[tuple[str, int]] = []
+
+    class Looking(stdlib.socket):
+        def connect(self, address: Any, /) -> None:
+            bound.append(self.getsockname()[:2])
+            super().connect(address)
+
+    async with listening(host) as listener:
+        monkeypatch.setattr("anyio_connect._dial.socket.socket", Looking)
+        async with Connector(local_host=host).connect(listener.address) as socket:
+            assert bound == [(host, 0)]
+            assert not str((await socket.opened).local_address).endswith(":0")
+
+
 async def test_a_local_host_of_another_machine() -> None:
     async with listening() as listener:
         with pytest.raises(ConnectError, match=r"cannot connect from local_host 192\.0\.2\.1"):
@@ -230,7 +252,7 @@ async def test_a_local_host_of_the_other_family() -> None:
         await Connector(local_host="::1").connect("127.0.0.1:9").opened
 
 
-@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+@needs_ipv6
 async def test_addresses_of_the_other_family_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     async def getaddrinfo(host: str, port: int, **_: object) -> list[Any]:
         return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket as stdlib
 import sys
 import types
@@ -17,6 +18,7 @@ from anyio.abc import SocketAttribute
 
 from anyio_connect import (
     AddressPolicy,
+    BrokenError,
     ConnectError,
     Connector,
     ConnectTimeoutError,
@@ -497,3 +499,62 @@ async def test_an_import_that_has_only_begun_is_not_looked_into(
 async def waits(socket: Socket) -> None:
     with anyio.fail_after(10):
         await socket.opened
+
+
+# --- a connection that was made, and is lost already
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_reset_that_came_first_leaves_what_the_peer_said(
+    ended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a server sends that refuses a client at once, while our event loop is busy."""
+    wait_writable = anyio.wait_writable
+
+    async with listening() as listener:
+
+        async def wait_too_long(sock: stdlib.socket) -> None:
+            await wait_writable(sock)
+            peer = await listener.accept()
+            await peer.send(b"421 too many connections")
+            if ended:
+                peer.fin()
+            peer.rst()
+            poll = select.poll()
+            poll.register(sock, 0)
+            assert poll.poll(10_000)  # an error, or that both sides are gone
+
+        with monkeypatch.context() as patch:
+            patch.setattr(anyio, "wait_writable", wait_too_long)
+            socket = connect(listener.address)
+            info = await socket.opened
+        assert info.remote_address == "{}:{}".format(*listener.address)
+        assert await socket.receive() == b"421 too many connections"
+        if ended:
+            with pytest.raises(anyio.EndOfStream):
+                await socket.receive()
+            assert socket.closed.exception() is None
+        else:
+            with pytest.raises(BrokenError, match="reset") as caught:
+                await socket.receive()
+            assert isinstance(caught.value.__cause__, ConnectionResetError)
+            with pytest.raises(BrokenError):
+                await socket.closed
+        await socket.close()
+
+
+async def test_a_reset_between_two_looks_is_no_failed_dial(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel has said that the connection was made, and then no longer knows with whom."""
+
+    class Lost(stdlib.socket):
+        def getpeername(self) -> Any:
+            raise OSError(errno.ENOTCONN, "not connected")
+
+    async with listening() as listener:
+        with monkeypatch.context() as patch:
+            patch.setattr("anyio_connect._dial.socket.socket", Lost)
+            async with Connector(LOCAL).connect(listener.address) as socket:
+                info = await socket.opened
+                assert info.remote_address == "{}:{}".format(*listener.address)

@@ -658,6 +658,8 @@ class Refusing(stdlib.socket):
 async def test_a_dial_that_fails(
     number: int, at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if number == errno.ECONNRESET and not at_once:
+        return  # that one was made: see test_dial
     async with listening() as listener:
         with monkeypatch.context() as patch:
             patch.setattr(Refusing, "number", number, raising=False)
