@@ -6,17 +6,14 @@ import random
 import select
 import socket
 import ssl
-import subprocess
-import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import cycle, pairwise
 from typing import Any
 
 import anyio
-import anyio.to_thread
 import pytest
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
@@ -26,7 +23,6 @@ from hypothesis import strategies as st
 from anyio_connect import BrokenError, ClosedError, Socket
 from anyio_connect._tls import TLSTransport, start_tls
 from anyio_connect._transport import ForeignTransport
-from interop.servers import need, program
 from peers import listening
 from servers import serving
 from sockets import settle, socket_over
@@ -34,10 +30,10 @@ from tls_peers import (
     NAME,
     TLS12,
     TLS13,
+    RenegotiatingPeer,
     Server,
     TLSPeer,
     Wire,
-    certificate,
     client_context,
     dial,
     forged,
@@ -1086,60 +1082,6 @@ async def test_half_close_with_the_standard_library(version: ssl.TLSVersion, fir
         await tls.aclose()
 
 
-@pytest.fixture(scope="module")
-def pem(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("tls") / "server.pem"
-    cert = certificate(NAME)
-    path.write_bytes(cert.private_key_and_cert_chain_pem.bytes())
-    return str(path)
-
-
-class OpenSSLServer:
-    """`openssl s_server`, which does on a keystroke what Python's ssl cannot."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
-        line = self.line_with(b"ACCEPT")
-        host, _, port = line.split()[-1].decode().rpartition(":")
-        self.address = host, int(port)
-
-    def type(self, text: bytes) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(text)
-        self.process.stdin.flush()
-
-    def line_with(self, text: bytes) -> bytes:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if text in line:
-                return line
-        raise AssertionError(f"s_server ended without saying {text!r}")
-
-    async def until(self, text: bytes) -> bytes:
-        return await anyio.to_thread.run_sync(self.line_with, text)
-
-
-@contextmanager
-def s_server(pem: str, *options: str) -> Iterator[OpenSSLServer]:
-    openssl = need("openssl", program("openssl"))
-    command = [openssl, "s_server", "-accept", "127.0.0.1:0", "-cert", pem, "-key", pem, *options]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        bufsize=0,
-    ) as process:
-        # Whoever waits for its next line is let go by its end.
-        watchdog = threading.Timer(30, process.kill)
-        watchdog.start()
-        try:
-            yield OpenSSLServer(process)
-        finally:
-            watchdog.cancel()
-            process.kill()
-
-
 async def test_key_updates_while_both_sides_send_all_they_can() -> None:
     """With little room in the kernel, so that all parts wait for each other all the time."""
     ours, theirs = random.Random(9).randbytes(2_000_000), random.Random(10).randbytes(2_000_000)
@@ -1171,82 +1113,68 @@ async def test_key_updates_while_both_sides_send_all_they_can() -> None:
     assert received == ours
 
 
-async def test_key_updates_of_openssl(pem: str) -> None:
-    with s_server(pem, "-tls1_3", "-msg") as server:
-        tls = await start_tls(
-            dial(server.address), where="x", server_hostname=NAME, context=client_context()
-        )
-        await server.until(b"CIPHER is")  # its handshake is over too: before, a key does nothing
-        received = b""
-        shown: list[bytes] = []
-        update = b" TLS 1.3, Handshake [length 0005], KeyUpdate\n"
-
-        async def until(*texts: bytes) -> None:
-            wanted = set(texts)
-            while wanted:
-                shown.append(await server.until(b""))
-                wanted = {text for text in wanted if text not in shown[-1]}
-
-        async def read() -> None:
-            nonlocal received
-            while b"the end\n" not in received:
-                received += await tls.receive()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(read)
-            for n in range(4):
-                async with anyio.create_task_group() as sending:
-                    # While much is on its way: the server echoes nothing, and prints what it gets.
-                    sending.start_soon(tls.send, b"." * 200_000 + b"\nmark %d\n" % n)
-                    server.type(b"K\n" if n % 2 else b"k\n")
-                    await until(b"mark %d" % n, b">>>" + update)
-            # OpenSSL answers a K with what it is told to send next.
-            await tls.send(b"last words\n")
-            await until(b"last words")
-            server.type(b"the end\n")
-        updates = b"".join(shown)
-        assert (updates.count(b">>>" + update), updates.count(b"<<<" + update)) == (4, 2)
-        await tls.aclose()
-        await server.until(b"DONE")
-
-
-async def test_a_renegotiation_of_openssl(pem: str) -> None:
-    """Of TLS 1.2, and only where the user's context allows it."""
-    with s_server(pem, "-tls1_2") as server:
-        tls = await start_tls(
-            dial(server.address), where="x", server_hostname=NAME, context=client_context()
-        )
-        before = tls._engine.get_channel_binding()
-        received = b""
-
-        async def read() -> None:
-            nonlocal received
-            while b"the end\n" not in received:
-                received += await tls.receive()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(read)
-            await tls.send(b"one\n")
-            await server.until(b"one")
-            server.type(b"r\n")
-            await server.until(b"SSL_do_handshake")
-            for n in range(20):
-                await tls.send(b"." * 20_000 + b"\nmark %d\n" % n)
-            await server.until(b"mark 19")
-            server.type(b"the end\n")
-        assert tls._engine.get_channel_binding() != before
-        await tls.aclose()
+# --- renegotiation
 
 
 @asynccontextmanager
-async def renegotiating(pem: str) -> AsyncIterator[tuple[OpenSSLServer, TLSTransport]]:
+async def renegotiable() -> AsyncIterator[tuple[RenegotiatingPeer, TLSTransport]]:
+    """A server that can ask for a new handshake, and a client whose context allows it."""
+    async with listening() as listener:
+        transport = dial(listener.address)
+        try:
+            peer = RenegotiatingPeer(await listener.accept())
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(peer.shake)
+                tls = await start_tls(
+                    transport, where="x", server_hostname=NAME, context=client_context()
+                )
+            yield peer, tls
+        finally:
+            await transport.abort()
+
+
+async def test_a_renegotiation() -> None:
+    """Of TLS 1.2, and only where the user's context allows it."""
+    ours, theirs = random.Random(11).randbytes(400_000), random.Random(12).randbytes(400_000)
+    async with renegotiable() as (peer, tls):
+        before = tls._engine.get_channel_binding()
+        received, said = b"", b""
+        asked = anyio.Event()
+
+        async def serve() -> None:
+            nonlocal received
+            await peer.send(theirs[:1000])
+            await peer.ask()
+            await peer.send(theirs[1000:2000])
+            while len(received) < len(ours):
+                received += await peer.receive()
+            await peer.send(theirs[2000:])
+
+        async def read() -> None:
+            nonlocal said
+            while len(said) < len(theirs):
+                said += await tls.receive()
+                if len(said) > 1000:
+                    asked.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(serve)
+            tasks.start_soon(read)
+            for n in range(0, 300_000, 20_000):
+                await tls.send(ours[n : n + 20_000])
+            await asked.wait()
+            await tls.send(ours[300_000:])
+        assert received == ours
+        assert said == theirs
+        assert tls._engine.get_channel_binding() != before
+
+
+@asynccontextmanager
+async def renegotiating() -> AsyncIterator[tuple[RenegotiatingPeer, TLSTransport]]:
     """A server that has asked for it, and a client that has begun it."""
-    with s_server(pem, "-tls1_2") as server:
-        transport = dial(server.address)
-        tls = await start_tls(transport, where="x", server_hostname=NAME, context=client_context())
-        await tls.send(b"one\n")
-        await server.until(b"one")
-        server.type(b"r\n")
+    async with renegotiable() as (peer, tls):
+        await peer.ask()
+        transport = tls._transport
         await anyio.wait_readable(transport.extra(SocketAttribute.raw_socket))
         # The server's HelloRequest, which is answered. Not by receive(), which might be in time
         # for what the server says next as well.
@@ -1254,14 +1182,13 @@ async def renegotiating(pem: str) -> AsyncIterator[tuple[OpenSSLServer, TLSTrans
         assert hello is not None
         tls._incoming.write(hello)
         assert tls._take(100) is None
-        yield server, tls
-        await tls.aclose()
+        yield peer, tls
 
 
-async def test_a_send_in_mid_renegotiation_waits_for_who_receives(pem: str) -> None:
+async def test_a_send_in_mid_renegotiation_waits_for_who_receives() -> None:
     sent: list[bytes] = []
 
-    async with renegotiating(pem) as (server, tls):
+    async with renegotiating() as (peer, tls):
 
         async def send() -> None:
             await tls.send(b"two\n")
@@ -1275,13 +1202,13 @@ async def test_a_send_in_mid_renegotiation_waits_for_who_receives(pem: str) -> N
             await anyio.wait_all_tasks_blocked()
             assert not sent
             tasks.start_soon(read)
-            assert await server.until(b"two") == b"two\n"
-            server.type(b"the end\n")
+            assert await peer.receive() == b"two\n"
+            await peer.send(b"the end\n")
         assert sent
 
 
-async def test_a_send_in_mid_renegotiation_may_be_what_finds_that_it_fails(pem: str) -> None:
-    async with renegotiating(pem) as (_, tls):
+async def test_a_send_in_mid_renegotiation_may_be_what_finds_that_it_fails() -> None:
+    async with renegotiating() as (_, tls):
         tls._incoming.write(b"this is no record of TLS")
         for _ in range(2):
             with pytest.raises(anyio.BrokenResourceError) as caught:
@@ -1289,36 +1216,41 @@ async def test_a_send_in_mid_renegotiation_may_be_what_finds_that_it_fails(pem: 
             assert isinstance(caught.value.__cause__, ssl.SSLError)
 
 
-async def test_an_end_in_mid_renegotiation_waits_for_who_receives(pem: str) -> None:
-    async with renegotiating(pem) as (server, tls):
+async def test_an_end_in_mid_renegotiation_waits_for_who_receives() -> None:
+    async with renegotiating() as (peer, tls):
         ended = anyio.Event()
 
         async def end() -> None:
             await tls.send_eof()
             ended.set()
 
+        async def read() -> None:
+            assert await tls.receive() == b"the end\n"
+
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(end)
             await anyio.wait_all_tasks_blocked()
             assert not ended.is_set()
-            with suppress(anyio.EndOfStream):
-                await tls.receive()
-        await server.until(b"DONE")
+            tasks.start_soon(read)
+            assert await peer.receive() == b""
+            await peer.send(b"the end\n")
+        assert ended.is_set()
 
 
 @pytest.mark.parametrize("name", ["aclose", "finish"])
-async def test_a_close_in_mid_renegotiation_is_no_clean_end(pem: str, name: str) -> None:
+async def test_a_close_in_mid_renegotiation_is_no_clean_end(name: str) -> None:
     """OpenSSL can write no close_notify there, and what can be had without it is a reset."""
-    async with renegotiating(pem) as (server, tls):
+    async with renegotiating() as (peer, tls):
         if name == "aclose":
             await tls.aclose()
         else:
             assert await tls.finish()
-        await server.until(b"ERROR")
+        with pytest.raises(ConnectionResetError):
+            await peer.receive()
 
 
-async def test_an_abort_ends_a_wait_in_mid_renegotiation(pem: str) -> None:
-    async with renegotiating(pem) as (_, tls):
+async def test_an_abort_ends_a_wait_in_mid_renegotiation() -> None:
+    async with renegotiating() as (_, tls):
 
         async def send() -> None:
             with pytest.raises(anyio.ClosedResourceError):

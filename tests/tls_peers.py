@@ -24,6 +24,7 @@ import pytest
 import trustme
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from OpenSSL import SSL
 
 from anyio_connect import Socket, TLSError
 from anyio_connect._tcp import TCPTransport
@@ -374,6 +375,65 @@ class TLSPeer:
         while chunk := await self.receive():
             chunks.append(chunk)
         return b"".join(chunks)
+
+
+class RenegotiatingPeer:
+    """A server's end, of TLS 1.2, that can ask for a new handshake.
+
+    Python's ssl module cannot ask for one, pyOpenSSL can. It takes part whenever it receives.
+    """
+
+    def __init__(self, peer: Peer) -> None:
+        context = SSL.Context(SSL.TLS_SERVER_METHOD)
+        context.set_max_proto_version(SSL.TLS1_2_VERSION)
+        certificate(NAME).configure_cert(context)
+        self.peer = peer
+        self.engine = SSL.Connection(context, None)
+        self.engine.set_accept_state()
+
+    async def _flush(self) -> None:
+        """Send what the engine has to say."""
+        with suppress(SSL.WantReadError):
+            while True:
+                await self.peer.send(self.engine.bio_read(65536))
+
+    async def _fetch(self) -> None:
+        ciphertext = await self.peer.receive()
+        if not ciphertext:
+            raise anyio.EndOfStream
+        self.engine.bio_write(ciphertext)
+
+    async def shake(self) -> None:
+        done = False
+        while not done:
+            with suppress(SSL.WantReadError):
+                self.engine.do_handshake()
+                done = True
+            await self._flush()
+            if not done:
+                await self._fetch()
+
+    async def ask(self) -> None:
+        """Send a HelloRequest (RFC 5246 section 7.4.1.1)."""
+        assert self.engine.renegotiate()
+        with suppress(SSL.WantReadError):
+            self.engine.do_handshake()
+        await self._flush()
+
+    async def send(self, data: bytes) -> None:
+        self.engine.sendall(data)
+        await self._flush()
+
+    async def receive(self) -> bytes:
+        """What is there next; b"" after close_notify. A bare end of TCP raises EndOfStream."""
+        while True:
+            try:
+                return self.engine.recv(65536)
+            except SSL.ZeroReturnError:
+                return b""
+            except SSL.WantReadError:
+                await self._flush()
+                await self._fetch()
 
 
 def dial(address: tuple[str, int], *, send_buffer: int | None = None) -> TCPTransport:

@@ -256,3 +256,13 @@ def openssl_files(
 ) -> Iterator[OpenSSL]:
     """``openssl s_server`` that answers HTTP requests with the files of a directory."""
     yield from s_server(certificate, "-WWW", cwd=tmp_path_factory.mktemp("s_server"))
+
+
+@pytest.fixture
+def openssl_keyboard(
+    request: pytest.FixtureRequest,
+    certificate: Certificate,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[OpenSSL]:
+    """``openssl s_server`` with the options in ``param``, for one test to type at."""
+    yield from s_server(certificate, *request.param, cwd=tmp_path_factory.mktemp("s_server"))
