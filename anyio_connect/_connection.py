@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import anyio
 from anyio.abc import SocketAttribute
-from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
 
 from ._address import format_address
 from ._errors import BrokenError, ClosedError, SocketError, StartTLSError, broken
@@ -72,7 +72,7 @@ class Opener(Protocol):
 #: Failures of a transport that mean: the connection is gone.
 _BROKEN = (anyio.BrokenResourceError, OSError)
 
-_IN_FLIGHT = (Outbound.SENDING, Outbound.ENDING, Outbound.FLUSHING)
+_IN_FLIGHT = (Outbound.SENDING, Outbound.LAST, Outbound.ENDING, Outbound.FLUSHING)
 
 
 class Connection:
@@ -86,6 +86,7 @@ class Connection:
         "_hung_up",
         "_info",
         "_opener",
+        "_receive_waits",
         "_state",
         "_transport",
         "_watching",
@@ -105,6 +106,7 @@ class Connection:
         # Scopes and events exist only while a task waits in or for them.
         self._dialling: anyio.CancelScope | None = None
         self._dial_over: anyio.Event | None = None
+        self._receive_waits: anyio.CancelScope | None = None  # for the connection
         self._watching: anyio.CancelScope | None = None
         self._hung_up = False  # the watcher has seen a hang-up that lies behind unread data
         self._changed: anyio.Event | None = None
@@ -165,7 +167,10 @@ class Connection:
         if Effect.CANCEL_DIAL in effects and self._dialling is not None:
             self._dialling.cancel()
         if Effect.INTERRUPT_RECEIVE in effects:
-            self._transport.stop_receiving()
+            if self._receive_waits is not None:
+                self._receive_waits.cancel()
+            else:
+                self._transport.stop_receiving()
         self._settle_opened(effects, error)
         try:
             if Effect.DROP in effects or Effect.DISCARD in effects:
@@ -263,27 +268,41 @@ class Connection:
         self._transport, self._info = made
         await self._tell(Event.DIALLED)
 
-    async def _leave(self, event: Event, doing: str) -> bool:
-        """Get leave for ``event``, making the connection first; False: nothing to do.
+    async def _await_connection(self, given_up: Event) -> None:
+        """Wait for the connection, for a call that is in flight already.
+
+        ``given_up`` is what to tell if there will be none, or the call is cancelled.
+        """
+        try:
+            await self.opened
+        except BaseException:
+            await self._tell(given_up)
+            raise
+
+    async def _begin_outbound(self, verdict: Verdict | None, event: Event, doing: str) -> bool:
+        """Get the connection for what has leave; False: there is nothing to do.
 
         :raises BaseException: whatever refuses it
         """
-        while True:
-            verdict = self._ask(event)
-            if verdict is Verdict.PROCEED:
+        if verdict is Verdict.PROCEED:
+            return True
+        if verdict is Verdict.NOTHING_TO_DO:
+            return False
+        if verdict is Verdict.OPEN_FIRST:
+            given_up = Event.SEND_DONE if event is Event.SEND else Event.END_UNDONE
+            await self._await_connection(given_up)
+            if self._state.outbound in _IN_FLIGHT:
                 return True
-            if verdict is Verdict.NOTHING_TO_DO:
-                return False
-            if verdict is not Verdict.OPEN_FIRST:
-                await checkpoint()
-                raise self._refusal(verdict, doing)
-            await self.opened
+            verdict = self._ask(event)  # it was ended meanwhile: this says how
+        await checkpoint()
+        raise self._refusal(verdict, doing)
 
     # --- receiving
 
     async def receive(self, max_bytes: int) -> bytes:
-        if self._ask(Event.RECEIVE) is not Verdict.PROCEED:
-            await self._leave(Event.RECEIVE, "receiving from")
+        verdict = self._ask(Event.RECEIVE)
+        if verdict is not Verdict.PROCEED:
+            await self._begin_receiving(verdict)
         try:
             data = await self._transport.receive(max_bytes)
         except anyio.EndOfStream:
@@ -300,6 +319,21 @@ class Connection:
         await checkpoint()  # may raise instead of the error: the state keeps that for later
         raise self._refusal(self._ask(Event.RECEIVE), "receiving from")
 
+    async def _begin_receiving(self, verdict: Verdict | None) -> None:
+        """Wait for the connection, or raise whatever refuses a receive."""
+        if verdict is Verdict.OPEN_FIRST:
+            try:
+                # Which ends early where readable.aclose() or close() interrupts the receive.
+                with anyio.CancelScope() as self._receive_waits:
+                    await self._await_connection(Event.RECEIVE_DONE)
+            finally:
+                self._receive_waits = None
+            if self._state.inbound is Inbound.RECEIVING:
+                return
+            verdict = self._ask(Event.RECEIVE)
+        await checkpoint()
+        raise self._refusal(verdict, "receiving from")
+
     async def cancel(self) -> None:
         """Stop reading."""
         await self._tell(Event.CANCEL)
@@ -310,8 +344,9 @@ class Connection:
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         if type(item) is not bytes:
             item = _view(item)
-        if self._ask(Event.SEND) is not Verdict.PROCEED:
-            await self._leave(Event.SEND, "sending to")
+        verdict = self._ask(Event.SEND)
+        if verdict is not Verdict.PROCEED:
+            await self._begin_outbound(verdict, Event.SEND, "sending to")
         try:
             await self._transport.send(item)
         except (*_BROKEN, anyio.ClosedResourceError) as exc:
@@ -324,15 +359,12 @@ class Connection:
             if effects := self._tell_nowait(Event.SEND_DONE):
                 await self._carry_out(effects, None)
             return
-        await checkpoint()
-        if lost is self._error:  # even where close() waited for this
-            raise lost.with_traceback(None)
-        raise self._refusal(self._ask(Event.SEND), "sending to")
+        raise await self._why_lost(lost, Event.SEND, "sending to")
 
     async def end(self) -> None:
         """End our side; reading goes on."""
         await checkpoint_if_cancelled()
-        if await self._leave(Event.END, "ending"):
+        if await self._begin_outbound(self._ask(Event.END), Event.END, "ending"):
             await self._end()
         else:
             await checkpoint()
@@ -341,15 +373,24 @@ class Connection:
         try:
             await self._transport.send_eof()
         except (*_BROKEN, anyio.ClosedResourceError) as exc:
-            await self._lost_sending(broken("ending our side", exc))
+            lost = broken("ending our side", exc)
+            await self._lost_sending(lost)
         except BaseException:
             await self._tell(Event.SEND_TORN)
             raise
         else:
+            # Before any other task runs: what comes now, finds our side ended, as the peer does.
             await self._tell(Event.END_DONE)
+            await cancel_shielded_checkpoint()
             return
+        raise await self._why_lost(lost, Event.END, "ending")
+
+    async def _why_lost(self, lost: BrokenError, event: Event, doing: str) -> BaseException:
+        """What a send or an end raises that met a broken connection."""
         await checkpoint()
-        raise self._refusal(self._ask(Event.END), "ending")
+        if lost is self._error:  # even where close() waited for this
+            return lost.with_traceback(None)
+        return self._refusal(self._ask(event), doing)
 
     async def _lost_sending(self, error: BrokenError) -> None:
         if self._state.outbound not in _IN_FLIGHT:
@@ -367,20 +408,21 @@ class Connection:
 
     async def end_gracefully(self) -> None:
         """End our side once nothing is in flight; no-op where it has ended in any way."""
+        waited = False
         try:
-            if self._state.outbound is Outbound.OPEN and not self.opened.done():
-                await self.opened  # so that nothing can come in between below
-            while self._state.outbound in _IN_FLIGHT:
+            while (verdict := self._ask(Event.END_LAST)) is Verdict.WAIT:
+                waited = True
                 await self._change()
-            outbound = self._state.outbound
-            if outbound is Outbound.TORN:
+            if verdict is Verdict.BROKEN:
                 await self.abort(None)  # no clean end may follow a piece of a message
-            elif outbound is Outbound.OPEN and await self._leave(Event.END, "ending"):
+            elif await self._begin_outbound(verdict, Event.END_LAST, "ending"):
                 await self._end()
         except anyio.get_cancelled_exc_class():
             await self._tell(Event.ABORT, BrokenError("ending our side was cancelled"))
             raise
         await checkpoint()
+        if waited and self._error is not None and self._state.outbound is not Outbound.ENDED:
+            raise self._broken().with_traceback(None)  # what this call waited to end has broken
 
     async def abort(self, reason: object) -> None:
         why = f": {reason}" if reason is not None else ""
@@ -405,7 +447,8 @@ class Connection:
                     await self._tell(Event.CLOSE)
                 else:
                     await self._change()  # another task is at it
-            if self._dialling is not None and self._dial_over is not None:
+            if self._state.dial is Dial.FAILED and self._dialling is not None:
+                assert self._dial_over is not None
                 await self._dial_over.wait()  # its attempt is being torn down
             await checkpoint()
         except BaseException:

@@ -19,8 +19,11 @@ nothing to say). Then the ``JOINT`` rules run, in order, until none fits: they a
 places where one facet depends on another, and so where half-open is decided.
 
 A step has two outputs besides the next state. The *verdict* answers an event that asks for
-leave (``RECEIVE``, ``SEND``, ``END``, ``ABORT``, ``UPGRADE``). The *effects* are what must now
-be done, by the task that reported the event.
+leave (``RECEIVE``, ``SEND``, ``END``, ``END_LAST``, ``ABORT``, ``UPGRADE``). The *effects* are
+what must now be done, by the task that reported the event.
+
+A call is in flight from the moment it has leave, also while it still waits for the connection to
+be made: whatever comes after it treats it like one that is under way.
 """
 
 from __future__ import annotations
@@ -72,6 +75,8 @@ class Inbound(_Name):
 class Outbound(_Name):
     OPEN = auto()
     SENDING = auto()  #: a send is in flight
+    LAST = auto()  #: a send is in flight, and writable.aclose() waits to end our side behind it
+    DUE = auto()  #: that send is over, and nothing but our end may follow it
     ENDING = auto()  #: our end is on its way
     ENDED = auto()
     FLUSHING = auto()  #: a send or end is in flight, and nothing may follow it
@@ -96,7 +101,9 @@ class Event(_Name):
     SEND_DONE = auto()  #: all of it, or nothing of it
     SEND_TORN = auto()  #: a part of it (or of our end)
     END = auto()  #: may I? send_eof()
+    END_LAST = auto()  #: may I, once what is in flight is done? writable.aclose()
     END_DONE = auto()
+    END_UNDONE = auto()  #: cancelled before anything of our end went out
     ABORT = auto()  #: writable.abort()
     # the whole connection
     RESET = auto()  #: broken, with nothing left to read
@@ -113,7 +120,8 @@ class Event(_Name):
 
 class Verdict(_Name):
     PROCEED = auto()
-    OPEN_FIRST = auto()  #: make the connection, then ask again
+    OPEN_FIRST = auto()  #: leave as well, but make the connection first
+    WAIT = auto()  #: something is in flight: ask again when the state has moved
     NOTHING_TO_DO = auto()
     BUSY = auto()
     AT_EOF = auto()
@@ -252,6 +260,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
         _O.OPEN: {
             _E.SEND: (_O.SENDING, _V.PROCEED),
             _E.END: (_O.ENDING, _V.PROCEED),
+            _E.END_LAST: (_O.ENDING, _V.PROCEED),
             _E.RESET: _O.BROKEN,
             _E.RESET_UNREAD: _O.BROKEN,
             _E.ABORT: _O.BROKEN,
@@ -261,6 +270,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
         _O.SENDING: {
             _E.SEND: (_O.SENDING, _V.BUSY),
             _E.END: (_O.SENDING, _V.BUSY),
+            _E.END_LAST: (_O.LAST, _V.WAIT),
             _E.SEND_DONE: _O.OPEN,
             _E.SEND_TORN: _O.TORN,
             _E.RESET: _O.BROKEN,
@@ -269,10 +279,32 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.CLOSE: _O.FLUSHING,
             _E.UPGRADE: _O.FLUSHING,
         },
+        _O.LAST: {
+            _E.SEND: (_O.LAST, _V.CLOSED),
+            _E.END: (_O.LAST, _V.BUSY),
+            _E.END_LAST: (_O.LAST, _V.WAIT),
+            _E.SEND_DONE: _O.DUE,
+            _E.SEND_TORN: _O.TORN,
+            _E.RESET: _O.BROKEN,
+            _E.RESET_UNREAD: _O.BROKEN,
+            _E.ABORT: _O.BROKEN,
+            _E.CLOSE: _O.FLUSHING,
+        },
+        _O.DUE: {
+            _E.SEND: (_O.DUE, _V.CLOSED),
+            _E.END: (_O.ENDING, _V.PROCEED),
+            _E.END_LAST: (_O.ENDING, _V.PROCEED),
+            _E.RESET: _O.BROKEN,
+            _E.RESET_UNREAD: _O.BROKEN,
+            _E.ABORT: _O.BROKEN,
+            _E.CLOSE: _O.CLOSED,
+        },
         _O.ENDING: {
             _E.SEND: (_O.ENDING, _V.BUSY),
             _E.END: (_O.ENDING, _V.BUSY),
+            _E.END_LAST: (_O.ENDING, _V.WAIT),
             _E.END_DONE: _O.ENDED,
+            _E.END_UNDONE: _O.OPEN,
             _E.SEND_TORN: _O.TORN,
             _E.RESET: _O.BROKEN,
             _E.RESET_UNREAD: _O.BROKEN,
@@ -282,13 +314,16 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
         _O.ENDED: {
             _E.SEND: (_O.ENDED, _V.CLOSED),
             _E.END: (_O.ENDED, _V.NOTHING_TO_DO),
+            _E.END_LAST: (_O.ENDED, _V.NOTHING_TO_DO),
             _E.CLOSE: _O.CLOSED,
         },
         _O.FLUSHING: {
             _E.SEND: (_O.FLUSHING, _V.CLOSED),
             _E.END: (_O.FLUSHING, _V.CLOSED),
+            _E.END_LAST: (_O.FLUSHING, _V.WAIT),
             _E.SEND_DONE: _O.CLOSED,
             _E.END_DONE: _O.CLOSED,
+            _E.END_UNDONE: _O.CLOSED,
             _E.SEND_TORN: _O.TORN,
             _E.RESET: _O.BROKEN,
             _E.RESET_UNREAD: _O.BROKEN,
@@ -299,6 +334,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
         _O.TORN: {
             _E.SEND: (_O.TORN, _V.BROKEN),
             _E.END: (_O.TORN, _V.BROKEN),
+            _E.END_LAST: (_O.TORN, _V.BROKEN),
             _E.RESET: _O.BROKEN,
             _E.RESET_UNREAD: _O.BROKEN,
             _E.ABORT: _O.BROKEN,
@@ -307,11 +343,13 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
         _O.BROKEN: {
             _E.SEND: (_O.BROKEN, _V.BROKEN),
             _E.END: (_O.BROKEN, _V.BROKEN),
+            _E.END_LAST: (_O.BROKEN, _V.NOTHING_TO_DO),
             _E.CLOSE: _O.CLOSED,
         },
         _O.CLOSED: {
             _E.SEND: (_O.CLOSED, _V.CLOSED),
             _E.END: (_O.CLOSED, _V.CLOSED),
+            _E.END_LAST: (_O.CLOSED, _V.NOTHING_TO_DO),
         },
     },
 }
@@ -328,18 +366,19 @@ class Rule(NamedTuple):
 JOINT: tuple[Rule, ...] = (
     # A connection that cannot be made is over.
     Rule(
-        {"link": (_L.OPEN,), "dial": (_D.FAILED,)},
+        {"link": (_L.OPEN, _L.FLUSHING), "dial": (_D.FAILED,)},
         {"link": _L.CLOSED},
         (_F.REJECT_CLOSED,),
     ),
-    # close() or abort() before the connection was made: no dial (the WinterTC draft).
+    # close() or abort() before the connection was made: no dial (the WinterTC draft). But a send
+    # or an end that waits for the connection is in flight, which close() waits for.
     Rule(
-        {"link": (_L.FLUSHING,), "dial": (_D.RUNNING,)},
+        {"link": (_L.FLUSHING,), "dial": (_D.RUNNING,), "outbound": (_O.CLOSED,)},
         {"link": _L.CLOSED, "dial": _D.FAILED},
         (_F.CANCEL_DIAL, _F.REJECT_OPENED, _F.RESOLVE_CLOSED),
     ),
     Rule(
-        {"link": (_L.FLUSHING,), "dial": (_D.IDLE,)},
+        {"link": (_L.FLUSHING,), "dial": (_D.IDLE,), "outbound": (_O.CLOSED,)},
         {"link": _L.CLOSED, "dial": _D.FAILED},
         (_F.REJECT_OPENED, _F.RESOLVE_CLOSED, _F.DROP),
     ),
@@ -351,6 +390,17 @@ JOINT: tuple[Rule, ...] = (
     Rule(
         {"link": (_L.RESET,), "dial": (_D.IDLE,)},
         {"link": _L.CLOSED, "dial": _D.FAILED},
+        (_F.REJECT_OPENED,),
+    ),
+    # That wait was cut off.
+    Rule(
+        {"link": (_L.CLOSED,), "dial": (_D.RUNNING,)},
+        {"dial": _D.FAILED},
+        (_F.CANCEL_DIAL, _F.REJECT_OPENED),
+    ),
+    Rule(
+        {"link": (_L.CLOSED,), "dial": (_D.IDLE,)},
+        {"dial": _D.FAILED},
         (_F.REJECT_OPENED,),
     ),
     # close() after a send was cut short: a clean end would pass off the piece as the whole.
@@ -371,7 +421,7 @@ JOINT: tuple[Rule, ...] = (
             "link": (_L.OPEN,),
             "half_open": (False,),
             "inbound": (_I.EOF, _I.DISCARDED),
-            "outbound": (_O.OPEN,),
+            "outbound": (_O.OPEN, _O.DUE),
         },
         {"link": _L.CLOSING, "outbound": _O.ENDED},
         (_F.FINISH,),
@@ -414,13 +464,13 @@ REFUSALS: dict[Event, tuple[tuple[dict[str, tuple[object, ...]], Verdict], ...]]
         ({"link": (_L.FLUSHING, _L.CLOSING, _L.LINGERING, _L.CLOSED)}, _V.CLOSED),
         ({"inbound": (_I.RECEIVING,)}, _V.RECEIVE_IN_FLIGHT),
         ({"inbound": (_I.EOF, _I.CANCELLED, _I.DISCARDED)}, _V.ENDED),
-        ({"outbound": (_O.ENDING, _O.ENDED)}, _V.ENDED),
+        ({"outbound": (_O.LAST, _O.DUE, _O.ENDING, _O.ENDED)}, _V.ENDED),
         ({"outbound": (_O.TORN,)}, _V.BROKEN),
     ),
 }
 
-#: Events that need the connection: before it is made, the answer to them is OPEN_FIRST.
-_NEED_CONNECTION = frozenset({Event.RECEIVE, Event.SEND, Event.END})
+#: Events that need the connection: before it is made, leave for them is OPEN_FIRST.
+_NEED_CONNECTION = frozenset({Event.RECEIVE, Event.SEND, Event.END, Event.END_LAST})
 _FACETS = ("dial", "link", "inbound", "outbound")
 
 
@@ -467,10 +517,10 @@ def _step(state: State, event: Event) -> Step:
     effects = [word for word in said if isinstance(word, Effect)]
 
     if event in _NEED_CONNECTION and state.link is not Link.UPGRADED:
-        if state.dial is Dial.FAILED:
+        if state.dial is Dial.FAILED and verdict is not Verdict.NOTHING_TO_DO:
             return Step(state, Verdict.FAILED, ())
         if state.dial is not Dial.DONE and verdict is Verdict.PROCEED:
-            return Step(state, Verdict.OPEN_FIRST, ())
+            verdict = Verdict.OPEN_FIRST
 
     after = replace(state, **moved)
     while rule := next((rule for rule in JOINT if _fits(after, rule.when)), None):

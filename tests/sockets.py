@@ -42,6 +42,7 @@ class Slow(Made):
         super().__init__(transport)
         self.go_on = anyio.Event()
         self.stop = anyio.Event()
+        self.error: SocketError | None = None  # what it fails with then
 
     async def open(self) -> tuple[Transport, SocketInfo]:
         try:
@@ -50,11 +51,21 @@ class Slow(Made):
             with anyio.CancelScope(shield=True):
                 await self.stop.wait()
             raise
+        if self.error is not None:
+            raise self.error
         return await super().open()
 
 
-def opened_by(opener: Made, *, half_open: bool = False) -> Socket:
-    return Socket(opener, Target(SocketAddress("test", 1), Options(allow_half_open=half_open)))
+def opened_by(opener: Made, *, half_open: bool = False, starttls: bool = False) -> Socket:
+    options = Options("starttls" if starttls else "off", half_open)
+    return Socket(opener, Target(SocketAddress("test", 1), options))
+
+
+def dialled(listener: Listener) -> TCPTransport:
+    """A connection to the listener that no socket has yet."""
+    sock = stdlib.create_connection(listener.address)
+    sock.setblocking(False)
+    return TCPTransport(sock)
 
 
 def socket_over(transport: Transport, *, half_open: bool = False) -> Socket:

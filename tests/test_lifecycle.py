@@ -32,7 +32,10 @@ from anyio_connect._lifecycle import (
     step,
 )
 
-ASKING = {Event.RECEIVE, Event.SEND, Event.END, Event.ABORT, Event.UPGRADE}
+#: Events that ask for leave to receive, to send or to end.
+CALLS = {Event.RECEIVE, Event.SEND, Event.END, Event.END_LAST}
+ASKING = {*CALLS, Event.ABORT, Event.UPGRADE}
+IN_FLIGHT = (Outbound.SENDING, Outbound.LAST, Outbound.ENDING, Outbound.FLUSHING)
 STARTS = [initial(half_open=h, starttls=s) for h in (False, True) for s in (False, True)]
 
 
@@ -61,11 +64,16 @@ def really_happens(state: State, event: Event) -> bool:
         case Event.RECEIVE_DONE:
             return state.inbound is Inbound.RECEIVING
         case Event.SEND_DONE:
-            return state.outbound in (Outbound.SENDING, Outbound.FLUSHING)
-        case Event.END_DONE:
+            return state.outbound in (Outbound.SENDING, Outbound.LAST, Outbound.FLUSHING)
+        case Event.END_UNDONE:
             return state.outbound in (Outbound.ENDING, Outbound.FLUSHING)
+        case Event.END_DONE:
+            return state.dial is Dial.DONE and state.outbound in (
+                Outbound.ENDING,
+                Outbound.FLUSHING,
+            )
         case Event.SEND_TORN:
-            return state.outbound in (Outbound.SENDING, Outbound.ENDING, Outbound.FLUSHING)
+            return state.dial is Dial.DONE and state.outbound in IN_FLIGHT
         case Event.PEER_EOF | Event.RESET | Event.RESET_UNREAD:
             return state.dial is Dial.DONE
         case Event.FLUSHED:
@@ -298,9 +306,7 @@ def shows(change: Change) -> bool:
 
 #: What makes no difference, and why it is there all the same.
 HARMLESS = {
-    "rule 5: then outbound Outbound.BROKEN": "the rule after it makes that CLOSED too",
-    "rule 8: when without link": "nothing else leaves a send torn, and it says what is meant",
-    "rule 9: when without dial": "nothing has ended before it was made, and it says so",
+    "rule 7: then outbound Outbound.BROKEN": "the rule after it makes that CLOSED too",
 }
 
 
@@ -351,14 +357,21 @@ def test_every_question_is_answered_and_nothing_else_is() -> None:
 
 def test_asking_for_leave_has_no_effects() -> None:
     for state, event in PAIRS:
-        if event in {Event.RECEIVE, Event.SEND, Event.END}:
+        if event in CALLS:
             assert step(state, event).effects == (), (state, event)
 
 
 def test_a_refusal_changes_nothing() -> None:
     for state, event in PAIRS:
         after, verdict, effects = step(state, event)
-        if verdict is not None and verdict is not Verdict.PROCEED:
+        if verdict in {Verdict.PROCEED, Verdict.OPEN_FIRST}:
+            continue
+        if verdict is Verdict.WAIT:  # no refusal: it takes the turn behind what is in flight
+            assert after.outbound in {state.outbound, Outbound.LAST}
+            assert after.outbound in IN_FLIGHT
+            after = replace(after, outbound=state.outbound)
+            assert (facets(after), effects) == (facets(state), ()), (state, event)
+        elif verdict is not None:
             assert (after, effects) == (state, ()), (state, event)
 
 
@@ -396,9 +409,23 @@ def test_the_end_is_final() -> None:
             assert after.outbound in (Outbound.ENDED, Outbound.CLOSED)
 
 
+def test_a_call_is_in_flight_before_the_connection_is_made() -> None:
+    """What comes after it, finds it in flight: it is the same as once the connection is made."""
+    for state in STATES:
+        if state.dial not in (Dial.IDLE, Dial.RUNNING) or state.link is not Link.OPEN:
+            continue
+        made = step(replace(state, dial=Dial.RUNNING), Event.DIALLED).state
+        for event in CALLS:
+            early, late = step(state, event), step(made, event)
+            assert early.state.inbound is late.state.inbound
+            assert early.state.outbound is late.state.outbound
+            leave = late.verdict is Verdict.PROCEED
+            assert early.verdict is (Verdict.OPEN_FIRST if leave else late.verdict)
+
+
 def test_no_leave_without_a_connection() -> None:
     for state in STATES:
-        for event in (Event.RECEIVE, Event.SEND, Event.END):
+        for event in CALLS:
             if step(state, event).verdict is Verdict.PROCEED:
                 assert state.dial is Dial.DONE
                 # A broken connection may have unread data left, but takes nothing more.
@@ -409,11 +436,33 @@ def test_no_leave_without_a_connection() -> None:
 
 def test_only_one_task_a_direction() -> None:
     for state in STATES:
-        if state.inbound is Inbound.RECEIVING and state.dial is Dial.DONE:
+        if state.dial is Dial.FAILED:
+            continue
+        if state.inbound is Inbound.RECEIVING:
             assert step(state, Event.RECEIVE).verdict is Verdict.BUSY
-        if state.outbound in (Outbound.SENDING, Outbound.ENDING) and state.dial is Dial.DONE:
+        if state.outbound in (Outbound.SENDING, Outbound.ENDING):
             assert step(state, Event.SEND).verdict is Verdict.BUSY
+        if state.outbound in (Outbound.SENDING, Outbound.LAST, Outbound.ENDING):
             assert step(state, Event.END).verdict is Verdict.BUSY
+            assert step(state, Event.END_LAST).verdict is Verdict.WAIT
+
+
+def test_behind_the_end_that_was_asked_for_nothing_is_sent() -> None:
+    """writable.aclose() was called: what is in flight is finished, and then comes our end."""
+    for state in STATES:
+        if state.outbound in (Outbound.LAST, Outbound.DUE) and state.dial is not Dial.FAILED:
+            assert step(state, Event.SEND).verdict is Verdict.CLOSED
+        if state.outbound is Outbound.DUE and state.dial is Dial.DONE:
+            assert step(state, Event.END_LAST).verdict is Verdict.PROCEED
+
+
+def test_nobody_dials_for_a_socket_that_is_over() -> None:
+    for state, event in REAL:
+        after, _, effects = step(state, event)
+        if after.link is Link.CLOSED:
+            assert after.dial in (Dial.DONE, Dial.FAILED), (state, event)
+        if state.dial is Dial.RUNNING and after.dial is Dial.FAILED:
+            assert (event is Event.DIAL_FAILED) or Effect.CANCEL_DIAL in effects, (state, event)
 
 
 def test_a_receive_in_flight_never_stays_behind() -> None:
@@ -665,6 +714,62 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Inbound.CLOSED,
         Outbound.CLOSED,
         {Effect.CANCEL_DIAL, Effect.REJECT_OPENED, Effect.RESOLVE_CLOSED},
+    ),
+    "close while a send waits for the connection": (
+        False,
+        [Event.SEND, Event.DIAL, Event.CLOSE],
+        Link.FLUSHING,
+        Inbound.CLOSED,
+        Outbound.FLUSHING,
+        set(),
+    ),
+    "and that send is cancelled": (
+        False,
+        [Event.SEND, Event.DIAL, Event.CLOSE, Event.SEND_DONE],
+        Link.CLOSED,
+        Inbound.CLOSED,
+        Outbound.CLOSED,
+        {Effect.CANCEL_DIAL, Effect.REJECT_OPENED, Effect.RESOLVE_CLOSED},
+    ),
+    "or the close is": (
+        False,
+        [Event.SEND, Event.DIAL, Event.CLOSE, Event.FORCE],
+        Link.CLOSED,
+        Inbound.CLOSED,
+        Outbound.CLOSED,
+        {Effect.CANCEL_DIAL, Effect.REJECT_OPENED, Effect.RESOLVE_CLOSED, Effect.DROP},
+    ),
+    "or the connection cannot be made": (
+        False,
+        [Event.SEND, Event.DIAL, Event.CLOSE, Event.DIAL_FAILED],
+        Link.CLOSED,
+        Inbound.CLOSED,
+        Outbound.FLUSHING,
+        {Effect.REJECT_OPENED, Effect.REJECT_CLOSED},
+    ),
+    "our end waits for a send": (
+        False,
+        [*OPEN, Event.SEND, Event.END_LAST, Event.SEND_DONE],
+        Link.OPEN,
+        Inbound.OPEN,
+        Outbound.DUE,
+        set(),
+    ),
+    "and the peer ends first": (
+        False,
+        [*OPEN, Event.SEND, Event.END_LAST, Event.RECEIVE, Event.PEER_EOF, Event.SEND_DONE],
+        Link.CLOSING,
+        Inbound.EOF,
+        Outbound.ENDED,
+        {Effect.FINISH},
+    ),
+    "upgrade while a send waits for the connection": (
+        False,
+        [Event.SEND, Event.UPGRADE],
+        Link.UPGRADED,
+        Inbound.CLOSED,
+        Outbound.FLUSHING,
+        {Effect.RESOLVE_CLOSED},
     ),
     "closed in the moment the dial succeeds": (
         False,

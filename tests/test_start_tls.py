@@ -26,7 +26,7 @@ from anyio_connect import (
     connect,
 )
 from peers import Listener, Peer, listening, refusing_address
-from sockets import raw
+from sockets import Slow, dialled, opened_by, raw
 
 BIG = 64 * 1024 * 1024
 AUTHORITY = trustme.CA()
@@ -192,6 +192,24 @@ async def test_refused_while_a_receive_is_in_flight() -> None:
         await peer.send(b"x")
 
 
+async def test_refused_while_a_receive_waits_for_the_connection() -> None:
+    async with listening() as listener, anyio.create_task_group() as group:
+        opener = Slow(dialled(listener))
+        opener.stop.set()
+        socket = opened_by(opener, starttls=True)
+        group.start_soon(receive_nothing, socket)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(StartTLSError, match="while a receive is in flight"):
+            socket.start_tls()
+        assert not socket.upgraded
+        await socket.close()
+
+
+async def receive_nothing(socket: Socket) -> None:
+    with pytest.raises(ClosedError):
+        await socket.receive()
+
+
 async def test_refused_twice() -> None:
     async with plain() as (socket, _, _):
         secure = socket.start_tls()
@@ -241,6 +259,46 @@ async def test_a_send_in_flight_goes_out_before_the_handshake() -> None:
 
 async def _fails(socket: Socket) -> None:
     with pytest.raises(SocketError):
+        await socket.opened
+
+
+async def test_a_send_that_waits_for_the_connection_goes_out_before_the_handshake() -> None:
+    async with listening() as listener, anyio.create_task_group() as group:
+        opener = Slow(dialled(listener))
+        socket = opened_by(opener, starttls=True)
+        group.start_soon(socket.send, b"HELLO")
+        await anyio.wait_all_tasks_blocked()
+        secure = socket.start_tls()
+        group.start_soon(handshake_fails, secure)
+        opener.go_on.set()
+        peer = await listener.accept()
+        assert await peer.receive_exactly(6) == b"HELLO\x16"  # and then a ClientHello
+        peer.close()
+
+
+async def handshake_fails(secure: Socket) -> None:
+    with pytest.raises(TLSError):
+        await secure.opened
+
+
+async def test_close_of_the_plain_socket_waits_for_no_dial() -> None:
+    async with listening() as listener, anyio.create_task_group() as group:
+        opener = Slow(dialled(listener))
+        opener.stop.set()
+        socket = opened_by(opener, starttls=True)
+        group.start_soon(fails_to_open, socket)
+        await anyio.wait_all_tasks_blocked()
+        secure = socket.start_tls()
+        assert socket.closed.result() is None
+        await socket.close()
+        assert not socket.opened.done()  # the connection is still being made, for the new one
+        await secure.close()
+        await anyio.wait_all_tasks_blocked()
+        assert opener.discarded
+
+
+async def fails_to_open(socket: Socket) -> None:
+    with pytest.raises(ClosedError):
         await socket.opened
 
 

@@ -1,0 +1,282 @@
+"""A call is in flight from the moment it is made, also while it waits for the connection."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from itertools import permutations
+from typing import Any
+
+import anyio
+import pytest
+
+from anyio_connect import BrokenError, ClosedError, RefusedError, Socket, SocketError
+from peers import Peer, listening
+from sockets import Slow, arrived, connected, dialled, opened_by, settle
+
+BIG = 64 * 1024 * 1024
+
+
+@asynccontextmanager
+async def unmade() -> AsyncIterator[tuple[Socket, Peer, Slow]]:
+    """A socket whose connection is made when the test says so, and its peer.
+
+    A third task is already making it, so that every call of the test waits for that one.
+    """
+    async with listening() as listener:
+        opener = Slow(dialled(listener))
+        opener.stop.set()
+        socket = opened_by(opener)
+        async with anyio.create_task_group() as group:
+            group.start_soon(settled, socket)
+            await anyio.wait_all_tasks_blocked()
+            try:
+                yield socket, await listener.accept(), opener
+            finally:
+                group.cancel_scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    await socket.close()
+
+
+async def settled(socket: Socket) -> None:
+    with suppress(SocketError):
+        await socket.opened
+
+
+class Calls:
+    """Calls in tasks of their own, and how each ended."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, object] = {}
+        self.scopes: dict[str, anyio.CancelScope] = {}
+
+    async def make(self, name: str, call: Any) -> None:
+        with anyio.CancelScope() as self.scopes[name]:
+            try:
+                outcome = await call()
+            except (SocketError, anyio.EndOfStream, anyio.BusyResourceError) as exc:
+                outcome = type(exc)
+            self.outcomes[name] = outcome
+
+
+async def test_an_end_goes_out_behind_the_send_that_it_found_waiting() -> None:
+    calls = Calls()
+    async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
+        group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(calls.make, "end", socket.writable.aclose)
+        await anyio.wait_all_tasks_blocked()
+        # Its turn is the next: nothing gets in between.
+        with pytest.raises(ClosedError, match="our side of this socket has ended"):
+            await socket.send(b"too late")
+        with pytest.raises(anyio.BusyResourceError):
+            await socket.send_eof()
+        opener.go_on.set()
+        assert await peer.receive_all() == b"HELLO"
+    assert calls.outcomes == {"send": None, "end": None}
+
+
+async def test_two_tasks_end_behind_a_send() -> None:
+    calls = Calls()
+    async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
+        group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(calls.make, "end", socket.writable.aclose)
+        group.start_soon(calls.make, "again", socket.writable.aclose)
+        await anyio.wait_all_tasks_blocked()
+        opener.go_on.set()
+        assert await peer.receive_all() == b"HELLO"
+    assert calls.outcomes == {"send": None, "end": None, "again": None}
+
+
+async def test_a_second_call_finds_the_first_in_flight() -> None:
+    calls = Calls()
+    async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
+        group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
+        group.start_soon(calls.make, "receive", socket.receive)
+        await anyio.wait_all_tasks_blocked()
+        for call in (lambda: socket.send(b"x"), socket.send_eof, socket.receive):
+            with pytest.raises(anyio.BusyResourceError):
+                await call()
+        opener.go_on.set()
+        assert await peer.receive() == b"HELLO"
+        await peer.send(b"WORLD")
+    assert calls.outcomes == {"send": None, "receive": b"WORLD"}
+
+
+async def test_a_call_that_is_given_up_gives_up_its_turn() -> None:
+    calls = Calls()
+    async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
+        for name, call in (
+            ("send", lambda: socket.send(b"never sent")),
+            ("send_eof", socket.send_eof),
+            ("receive", socket.receive),
+        ):
+            group.start_soon(calls.make, name, call)
+            await anyio.wait_all_tasks_blocked()
+            calls.scopes[name].cancel()
+            await anyio.wait_all_tasks_blocked()
+        group.start_soon(calls.make, "receive again", socket.receive)
+        group.start_soon(calls.make, "send again", lambda: socket.send(b"HELLO"))
+        await anyio.wait_all_tasks_blocked()
+        opener.go_on.set()
+        assert await peer.receive() == b"HELLO"
+        await peer.send(b"WORLD")
+    assert calls.outcomes == {"send again": None, "receive again": b"WORLD"}
+
+
+async def test_an_end_that_is_cancelled_before_the_connection_is_made_aborts() -> None:
+    calls = Calls()
+    async with unmade() as (socket, _, _), anyio.create_task_group() as group:
+        group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(calls.make, "end", socket.writable.aclose)
+        await anyio.wait_all_tasks_blocked()
+        calls.scopes["end"].cancel()
+        assert isinstance(await settle(socket.closed), BrokenError)
+    assert calls.outcomes == {"send": BrokenError}
+
+
+async def test_readable_aclose_wakes_a_receive_that_waits_for_the_connection() -> None:
+    calls = Calls()
+    async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
+        group.start_soon(calls.make, "receive", socket.receive)
+        await anyio.wait_all_tasks_blocked()
+        await socket.readable.aclose()
+        await anyio.wait_all_tasks_blocked()
+        assert calls.outcomes == {"receive": ClosedError}
+        opener.go_on.set()
+        await socket.send(b"still open for writing")
+        assert await peer.receive() == b"still open for writing"
+
+
+async def test_readable_aclose_wakes_the_receive_that_makes_the_connection() -> None:
+    calls = Calls()
+    async with listening() as listener:
+        opener = Slow(dialled(listener))
+        opener.stop.set()
+        socket = opened_by(opener)
+        async with anyio.create_task_group() as group:
+            group.start_soon(calls.make, "receive", socket.receive)
+            await anyio.wait_all_tasks_blocked()
+            await socket.readable.aclose()
+        assert calls.outcomes == {"receive": ClosedError}
+        assert not socket.opened.done()
+        opener.go_on.set()
+        await socket.opened  # another task takes over
+        await socket.close()
+
+
+async def test_close_finishes_a_send_that_waits_for_the_connection() -> None:
+    calls = Calls()
+    async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
+        group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
+        group.start_soon(calls.make, "receive", socket.receive)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(calls.make, "close", socket.close)
+        await anyio.wait_all_tasks_blocked()
+        assert calls.outcomes == {"receive": ClosedError}
+        opener.go_on.set()
+        assert await peer.receive_all() == b"HELLO"
+    assert calls.outcomes == {"receive": ClosedError, "send": None, "close": None}
+    assert socket.closed.result() is None
+
+
+@pytest.mark.parametrize("cancelled", ["send", "close"])
+async def test_close_makes_no_connection_for_a_send_that_is_given_up(cancelled: str) -> None:
+    calls = Calls()
+    async with unmade() as (socket, _, opener), anyio.create_task_group() as group:
+        group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(calls.make, "close", socket.close)
+        await anyio.wait_all_tasks_blocked()
+        assert not calls.outcomes
+        calls.scopes[cancelled].cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert opener.discarded
+        assert isinstance(socket.opened.exception(), ClosedError)
+        assert socket.closed.result() is None
+    rest = {"send": ClosedError, "close": None}
+    del rest[cancelled]
+    assert calls.outcomes == rest
+
+
+async def test_a_dial_that_fails_as_close_waits_for_a_send() -> None:
+    calls = Calls()
+    async with unmade() as (socket, _, opener), anyio.create_task_group() as group:
+        group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(calls.make, "close", socket.close)
+        await anyio.wait_all_tasks_blocked()
+        opener.error = RefusedError("no way there")
+        opener.go_on.set()
+    assert calls.outcomes == {"send": RefusedError, "close": None}
+    assert isinstance(socket.closed.exception(), RefusedError)
+
+
+ENDERS = ("send", "send_eof", "aclose", "abort", "close")
+
+
+@pytest.mark.parametrize("order", [*permutations(ENDERS, 3)], ids="+".join)
+async def test_what_closed_says_is_what_the_peer_sees(order: tuple[str, ...]) -> None:
+    """Three calls in one turn of the event loop, in every order."""
+    calls = Calls()
+    async with connected(half_open=True) as (socket, peer):
+        ways: dict[str, Any] = {
+            "send": lambda: socket.send(b"a message"),
+            "send_eof": socket.send_eof,
+            "aclose": socket.writable.aclose,
+            "abort": socket.writable.abort,
+            "close": socket.close,
+        }
+        async with anyio.create_task_group() as group:
+            for name in order:
+                group.start_soon(calls.make, name, ways[name])
+        try:
+            got, reset = await peer.receive_all(), False
+        except ConnectionResetError:
+            got, reset = b"", True
+        await socket.close()
+        error = socket.closed.exception()
+        assert (error is not None) == reset, (calls.outcomes, got, error)
+        if calls.outcomes.get("send", "") is None and not reset:
+            assert got == b"a message"
+        if "close" in order:
+            assert calls.outcomes["close"] is None
+
+
+@pytest.mark.parametrize("ending", ["send_eof", "aclose", "send"])
+async def test_who_meets_a_reset_says_so_even_as_the_socket_is_closed(ending: str) -> None:
+    calls = Calls()
+    async with connected() as (socket, peer):
+        ways: dict[str, Any] = {
+            "send_eof": socket.send_eof,
+            "aclose": socket.writable.aclose,
+            "send": lambda: socket.send(b"x"),
+        }
+        peer.rst()
+        arrived(socket, select.POLLERR)
+        async with anyio.create_task_group() as group:
+            group.start_soon(calls.make, ending, ways[ending])
+            group.start_soon(calls.make, "close", socket.close)
+        if socket.closed.exception() is None:  # close() was first, and met nobody to tell
+            assert calls.outcomes[ending] in (ClosedError, None)
+        else:
+            assert calls.outcomes[ending] is BrokenError
+        assert calls.outcomes["close"] is None
+
+
+async def test_the_end_that_could_not_be_made_is_no_success() -> None:
+    calls = Calls()
+    async with connected(receive_buffer=4096) as (socket, peer):
+        async with anyio.create_task_group() as group:
+            group.start_soon(calls.make, "send", lambda: socket.send(bytes(BIG)))
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(calls.make, "aclose", socket.writable.aclose)
+            await anyio.wait_all_tasks_blocked()
+            peer.rst()
+        assert calls.outcomes == {"send": BrokenError, "aclose": BrokenError}
+        await socket.writable.aclose()  # it has failed already, and was told
+        with pytest.raises(BrokenError):
+            await socket.send_eof()
