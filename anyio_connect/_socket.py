@@ -174,7 +174,8 @@ class Socket(ByteStream):
         first, for as long as this call is not cancelled. Then the peer gets our end and
         ``closed`` resolves; unread data is thrown away. Where a send was cut short, the peer
         gets a reset instead. Before the connection is made there is none to make any more:
-        ``opened`` fails with :class:`ClosedError`, and ``closed`` resolves.
+        ``opened`` fails with :class:`ClosedError`, and ``closed`` resolves. But a send that waits
+        for the connection is in flight as well: then the connection is made and the send finished.
 
         Over TLS our end is close_notify and then that of TCP. Where the kernel's buffer is full,
         this waits until it has room for close_notify; it never waits for the peer's.

@@ -170,12 +170,13 @@ class WritableStream(ByteSendStream):
     async def aclose(self) -> None:
         """End our side gracefully, once a send in flight is done; reading goes on.
 
-        Like :meth:`send_eof`, but does nothing where our side has ended or failed already.
+        Like :meth:`send_eof`, but does nothing where our side has ended or failed already. From
+        the call on nothing else can be sent: its end follows the send in flight at once.
         Where a send was cut short there is no graceful end: the connection is dropped, as by
         :meth:`abort`, and so it is when this call is cancelled while it waits.
 
         :raises ConnectError: the connection could not be made
-        :raises BrokenError: the connection was reset or lost
+        :raises BrokenError: the connection was reset or lost, also while this waited
         """
         await self._connection.end_gracefully()
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import anyio
 import anyio.to_thread
-from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
+from anyio.lowlevel import checkpoint
 
 from ._readiness import Pause
 from ._tls_errors import explain, handshake_ended, handshake_failed
@@ -468,7 +468,6 @@ class TLSTransport(Transport):
         except BaseException:
             self.torn = True
             raise
-        await cancel_shielded_checkpoint()
 
     def _end(self) -> bool:
         """Write close_notify (RFC 8446 6.1), once.
