@@ -68,7 +68,7 @@ MUTATED = {
     "_address": "tests/test_address.py",
     "_policy": "tests/test_policy.py",
     "_ranges": "tests/test_policy.py",
-    "_streams": "tests/test_socket.py tests/test_stream_checks.py",
+    "_streams": "tests/test_socket.py tests/test_pipe.py tests/test_stream_checks.py",
     "_socket": "tests/test_socket.py tests/test_start_tls.py tests/test_options.py",
     "_tls": "tests/test_tls_transport.py tests/test_tls_handshake.py tests/test_trio_checks.py "
     "tests/test_faults.py::test_no_descriptor_for_the_authorities",

@@ -7,8 +7,8 @@ from its own I/O (was it closed meanwhile? broken? ended?) it learns by asking a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -86,6 +86,7 @@ class Connection:
         "_hung_up",
         "_info",
         "_opener",
+        "_piped_here",
         "_receive_waits",
         "_state",
         "_transport",
@@ -110,6 +111,7 @@ class Connection:
         self._watching: anyio.CancelScope | None = None
         self._hung_up = False  # the watcher has seen a hang-up that lies behind unread data
         self._changed: anyio.Event | None = None
+        self._piped_here: tuple[anyio.CancelScope, ...] = ()  # of who waits for more to send
 
     @property
     def state(self) -> State:
@@ -156,6 +158,9 @@ class Connection:
             self._changed = None
         if self._watching is not None and (self._hung_up or before.link is not after.link):
             self._watching.cancel()
+        if self._piped_here and self._no_send() not in (None, Verdict.BUSY):
+            for scope in self._piped_here:
+                scope.cancel()
 
     async def _change(self) -> None:
         """Wait for the state to move."""
@@ -237,6 +242,36 @@ class Connection:
         if self._state.link is Link.UPGRADED:
             return ClosedError("start_tls() was called: use the socket that it returned")
         return ClosedError(_CLOSED[doing])
+
+    # --- piping
+
+    def _no_send(self) -> Verdict | None:
+        """What refuses a send in this state; None if it would have leave."""
+        if self._state.outbound is Outbound.ENDING:
+            return Verdict.CLOSED  # which it is by the time that another send could begin
+        verdict = step(self._state, Event.SEND).verdict
+        return None if verdict in (Verdict.PROCEED, Verdict.OPEN_FIRST) else verdict
+
+    def why_no_send(self) -> BaseException | None:
+        """What a send would raise now because of the state; None if it might succeed."""
+        verdict = self._no_send()
+        return None if verdict is None else self._refusal(verdict, "sending to")
+
+    def why_no_receive(self) -> BaseException | None:
+        """What a receive would raise now because of the state; None if it might succeed."""
+        verdict = step(self._state, Event.RECEIVE).verdict
+        if verdict in (Verdict.PROCEED, Verdict.OPEN_FIRST):
+            return None
+        return self._refusal(verdict, "receiving from")
+
+    @contextmanager
+    def cancelling_once_it_ends(self, scope: anyio.CancelScope) -> Iterator[None]:
+        """Cancel ``scope`` as soon as our side is over: nothing more can ever be sent here."""
+        self._piped_here += (scope,)
+        try:
+            yield
+        finally:
+            self._piped_here = tuple(each for each in self._piped_here if each is not scope)
 
     # --- opening
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import anyio
-from anyio.abc import ByteReceiveStream, ByteSendStream
+from anyio.abc import ByteReceiveStream, ByteSendStream, ByteStream
+from anyio.lowlevel import checkpoint
 
 from ._connection import Connection
+from ._errors import BrokenError, ClosedError
 from ._transport import DEFAULT_MAX_BYTES
 
 #: What one receive takes at most, in bytes: that much is allocated before it is known how much
@@ -73,43 +76,55 @@ class ReadableStream(ByteReceiveStream):
         peer down. A socket as destination stands for its writable half. What happens at an end
         is what WHATWG ``pipeTo()`` does:
 
-        - this stream ends: the destination is closed (``aclose()``: for a
-          :class:`WritableStream` that is its graceful end), unless ``prevent_close``;
+        - this stream ends, or is closed by another task: the destination is ended, unless
+          ``prevent_close``. A two-way AnyIO stream gets ``send_eof()``, so that its other
+          direction goes on; any other destination gets ``aclose()``, which is the graceful end of
+          a :class:`WritableStream`;
         - this stream fails: the destination is aborted, unless ``prevent_abort``, and the
-          error is raised;
-        - the destination fails: this stream is closed, unless ``prevent_cancel``, and the
-          error is raised;
-        - the call is cancelled: both of the last two (as by an ``AbortSignal``); a chunk that
-          was received but not sent is lost.
+          error is raised. To abort a stream of another kind is to close it by force;
+        - the destination fails or is closed by another task: this stream is closed, unless
+          ``prevent_cancel``, and the error is raised. A :class:`WritableStream` that is over is
+          noticed at once, and nothing more is received. Any other destination shows it when the
+          next chunk is sent, which is lost; and so does a reset that no call has met before, nor
+          anybody who awaits ``closed``;
+        - the call is cancelled: the destination is aborted and this stream closed (as by an
+          ``AbortSignal``), unless prevented; a chunk that was received but not sent is lost.
 
-        :raises SocketError: as :meth:`receive`, or what the destination raises
+        :raises SocketError: as :meth:`receive`, and as :meth:`WritableStream.send` and
+            :meth:`WritableStream.aclose` of the destination
+        :raises BrokenError: everything was sent, but the two-way destination cannot end one
+            direction alone (AnyIO's ``TLSStream`` cannot). It stays open: pass ``prevent_close``,
+            and end it as its protocol does
+        :raises Exception: whatever a destination of another kind raises, as it is
         :raises anyio.BusyResourceError: another task receives from this stream, or sends to the
-            destination, which is left to it
+            destination; both are left to it
         """
         half = getattr(destination, "writable", None)
         if isinstance(half, WritableStream):
             destination = half
+        cancelled = anyio.get_cancelled_exc_class()
+        leave_alone = (cancelled, anyio.BusyResourceError)
         try:
             while True:
                 try:
-                    data = await self.receive()
-                except anyio.EndOfStream:
+                    data = await self._receive_for(destination)
+                except (anyio.EndOfStream, ClosedError):
                     break
-                except (anyio.get_cancelled_exc_class(), anyio.BusyResourceError):
+                except leave_alone:
                     raise
                 except BaseException as exc:
                     if not prevent_abort:
                         await _abort(destination, exc)
                     raise
                 try:
-                    await destination.send(data)
-                except (anyio.get_cancelled_exc_class(), anyio.BusyResourceError):
+                    await _send(destination, data)
+                except leave_alone:
                     raise
                 except BaseException:
                     if not prevent_cancel:
                         await self.aclose()
                     raise
-        except anyio.get_cancelled_exc_class():
+        except cancelled:
             try:
                 if not prevent_abort:
                     await _abort(destination, "pipe_to() was cancelled")
@@ -118,7 +133,34 @@ class ReadableStream(ByteReceiveStream):
                     await self.aclose()
             raise
         if not prevent_close:
-            await destination.aclose()
+            await _end(destination)
+
+    async def _receive_for(self, destination: ByteSendStream) -> bytes | None:
+        """Receive the next chunk; return None as soon as the destination can be sent none."""
+        if not isinstance(destination, WritableStream):
+            return await self.receive()
+        target = destination._connection
+        while True:
+            while self._goes_before(target):
+                with anyio.CancelScope() as scope, target.cancelling_once_it_ends(scope):
+                    return await self.receive()
+            await checkpoint()
+            if not self._goes_before(target):
+                return None
+
+    def _goes_before(self, target: Connection) -> bool:
+        """Whether it is this stream that says what happens next, in the order of WHATWG.
+
+        First comes an error here, then one of the destination, then an end here, then one there.
+        """
+        theirs = target.why_no_send()
+        if theirs is None:
+            return True
+        ours = self._connection.why_no_receive()
+        if ours is None or isinstance(theirs, anyio.BusyResourceError):
+            return False
+        ended = (anyio.EndOfStream, ClosedError)
+        return not isinstance(ours, ended) or isinstance(theirs, ClosedError)
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -196,8 +238,36 @@ class WritableStream(ByteSendStream):
         return attributes_of(self._connection)
 
 
+async def _send(destination: ByteSendStream, data: bytes | None) -> None:
+    """Send a chunk; None: raise what keeps the destination from being sent one."""
+    if data is not None:
+        await destination.send(data)
+    elif isinstance(destination, WritableStream):
+        error = destination._connection.why_no_send()
+        assert error is not None
+        try:
+            raise error
+        finally:
+            del error  # or it would keep this frame, and this frame it
+
+
+async def _end(destination: ByteSendStream) -> None:
+    if isinstance(destination, WritableStream) or not hasattr(destination, "receive"):
+        await destination.aclose()
+        return
+    two_way: ByteStream = destination  # type: ignore[assignment]  # by its looks
+    try:
+        await two_way.send_eof()
+    except NotImplementedError as exc:
+        raise BrokenError(
+            f"everything was sent, but a {type(destination).__name__} cannot end one of its "
+            "directions alone: pass prevent_close=True, and end it as its protocol does"
+        ) from exc
+
+
 async def _abort(destination: ByteSendStream, reason: object) -> None:
     if isinstance(destination, WritableStream):
         await destination.abort(reason)
-    else:
+        return
+    with suppress(Exception):  # the reason is what the caller is to know
         await anyio.aclose_forcefully(destination)

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 import anyio
 import pytest
-from anyio.abc import ByteSendStream, TaskGroup
+from anyio.abc import ByteSendStream, ByteStream, TaskGroup
 from anyio.lowlevel import checkpoint
 
 from anyio_connect import (
@@ -175,7 +175,7 @@ class Sink(ByteSendStream):
 
     def __init__(self) -> None:
         self.got = b""
-        self.ended: Literal["not", "gracefully", "by force"] = "not"
+        self.ended: Literal["not", "gracefully", "by force", "in this direction"] = "not"
 
     async def send(self, item: bytes) -> None:
         await checkpoint()
@@ -185,6 +185,17 @@ class Sink(ByteSendStream):
         self.ended = "by force"
         await checkpoint()
         self.ended = "gracefully"
+
+
+class TwoWays(Sink, ByteStream):
+    """A destination that is no socket, and has another direction."""
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        raise AssertionError("a pipe does not receive from its destination")
+
+    async def send_eof(self) -> None:
+        await checkpoint()
+        self.ended = "in this direction"
 
 
 @dataclass
@@ -302,6 +313,37 @@ async def pipe_to_a_stream(scene: Scene) -> None:
 
 async def pipe_to_a_socket(scene: Scene) -> None:
     await scene.socket.readable.pipe_to(scene.target)
+
+
+async def pipe_to_a_two_way_stream(scene: Scene) -> None:
+    scene.sink = TwoWays()
+    await scene.socket.readable.pipe_to(scene.sink)
+
+
+async def pipe_from_a_closed_stream(scene: Scene) -> None:
+    await scene.target.opened
+    await scene.socket.readable.aclose()
+    await scene.socket.readable.pipe_to(scene.target)
+
+
+async def pipe_to_an_ended_target(scene: Scene) -> None:
+    await scene.target.send_eof()
+    with pytest.raises(ClosedError):
+        await scene.socket.readable.pipe_to(scene.target, prevent_cancel=True)
+
+
+async def pipe_to_a_target_that_ends(scene: Scene) -> None:
+    await scene.target.opened
+    async with anyio.create_task_group() as group:
+        group.start_soon(end_a_little_later, scene.target)
+        with pytest.raises(ClosedError):
+            await scene.socket.readable.pipe_to(scene.target, prevent_cancel=True)
+
+
+async def end_a_little_later(socket: Socket) -> None:
+    for _ in range(3):
+        await checkpoint()
+    await socket.send_eof()
 
 
 async def send_whatever_comes_of_it(socket: Socket) -> None:
@@ -438,6 +480,24 @@ async def the_stream_too(scene: Scene) -> None:
     scene.followed = True
 
 
+async def the_other_way_is_left(scene: Scene) -> None:
+    """Cancelled while it was being ended, the stream has got everything, and is not closed."""
+    if not scene.cancelled:
+        assert (scene.sink.got, scene.sink.ended) == (SAID, "in this direction")
+    elif scene.sink.ended != "by force":
+        assert scene.sink.got == SAID
+    with pytest.raises((ClosedError, anyio.EndOfStream)):
+        await scene.socket.receive()
+    await scene.socket.send(NEXT)
+    scene.followed = True
+
+
+async def the_target_was_ended(scene: Scene) -> None:
+    if not scene.cancelled:
+        assert scene.target._connection.state.outbound is Outbound.ENDED
+        await stopped(scene)
+
+
 async def the_target_too(scene: Scene) -> None:
     with pytest.raises((ClosedError, anyio.EndOfStream)) as caught:
         await scene.socket.receive()
@@ -506,6 +566,10 @@ OPERATIONS = [
     Operation(end_and_watch, over_in_the_end, says=b"", ends=True),
     Operation(pipe_to_a_stream, the_stream_too, ends=True),
     Operation(pipe_to_a_socket, the_target_too, ends=True),
+    Operation(pipe_to_a_two_way_stream, the_other_way_is_left, ends=True),
+    Operation(pipe_from_a_closed_stream, the_target_was_ended),
+    Operation(pipe_to_an_ended_target, usable),
+    Operation(pipe_to_a_target_that_ends, usable, says=b""),
 ]
 
 

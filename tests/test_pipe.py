@@ -1,0 +1,638 @@
+"""pipe_to(): what each end of each side means for the other, and when it is noticed."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+from anyio.abc import ByteSendStream, ByteStream, SocketAttribute
+from anyio.streams.stapled import StapledByteStream
+from anyio.streams.tls import TLSStream
+
+from anyio_connect import BrokenError, ClosedError, ConnectError, RefusedError, Socket, connect
+from anyio_connect._lifecycle import Inbound, Outbound
+from anyio_connect._transport import ForeignTransport
+from peers import Peer, refusing_address
+from sockets import Slow, arrived, connected, opened_by, settle, socket_pair
+from tls_peers import NAME, client_context, server_context
+
+BIG = 64 * 1024 * 1024
+
+Act = Callable[[Socket, Peer], Awaitable[object]]
+
+
+class Piping:
+    """A pipe in a task of its own, and what came of it."""
+
+    def __init__(self, source: Socket, destination: Any, **prevented: bool) -> None:
+        self.source = source
+        self.destination = destination
+        self.prevented = prevented
+        self.over = anyio.Event()
+        self.error: BaseException | None = None
+
+    async def __call__(self) -> None:
+        try:
+            await self.source.readable.pipe_to(self.destination, **self.prevented)
+        except Exception as exc:  # noqa: BLE001  # it is looked at
+            self.error = exc
+        self.over.set()
+
+    async def wait(self) -> BaseException | None:
+        with anyio.fail_after(5):
+            await self.over.wait()
+        return self.error
+
+
+async def end(sink: Socket, _: Peer) -> None:
+    await sink.send_eof()
+
+
+async def end_gracefully(sink: Socket, _: Peer) -> None:
+    await sink.writable.aclose()
+
+
+async def close(sink: Socket, _: Peer) -> None:
+    await sink.close()
+
+
+async def close_by_force(sink: Socket, _: Peer) -> None:
+    await anyio.aclose_forcefully(sink)
+
+
+async def abort(sink: Socket, _: Peer) -> None:
+    await sink.writable.abort()
+
+
+async def hear_the_end(sink: Socket, receiver: Peer) -> None:
+    """Of the peer, which in the default mode is ours as well."""
+    receiver.fin()
+    with pytest.raises(anyio.EndOfStream):
+        await sink.receive()
+
+
+async def hear_a_reset(sink: Socket, receiver: Peer) -> None:
+    receiver.rst()
+    with pytest.raises(BrokenError):
+        await sink.receive()
+
+
+async def watch_a_reset(sink: Socket, receiver: Peer) -> None:
+    receiver.rst()
+    assert isinstance(await settle(sink.closed), BrokenError)
+
+
+#: How a destination may come to its end, and what a send there raises from then on.
+ENDS: list[tuple[Act, type[Exception]]] = [
+    (end, ClosedError),
+    (end_gracefully, ClosedError),
+    (close, ClosedError),
+    (close_by_force, ClosedError),
+    (abort, BrokenError),
+    (hear_the_end, ClosedError),
+    (hear_a_reset, BrokenError),
+    (watch_a_reset, BrokenError),
+]
+each_end = pytest.mark.parametrize(("act", "error"), ENDS, ids=[act.__name__ for act, _ in ENDS])
+
+
+# --- the destination is over
+
+
+@each_end
+async def test_a_destination_that_is_over_is_noticed_at_once(
+    act: Act, error: type[Exception]
+) -> None:
+    async with connected() as (source, sender), connected() as (sink, receiver):
+        await act(sink, receiver)
+        with anyio.fail_after(5), pytest.raises(error):
+            await source.readable.pipe_to(sink)
+        with pytest.raises(ClosedError):
+            await source.receive()
+        await source.send(b"the other half goes on")
+        assert await sender.receive() == b"the other half goes on"
+
+
+@each_end
+async def test_a_destination_that_is_over_takes_nothing_from_the_source(
+    act: Act, error: type[Exception]
+) -> None:
+    async with connected() as (source, sender), connected() as (sink, receiver):
+        await sender.send(b"whole")
+        arrived(source)
+        await act(sink, receiver)
+        with pytest.raises(error):
+            await source.readable.pipe_to(sink, prevent_cancel=True)
+        assert await source.receive() == b"whole"
+
+
+@each_end
+async def test_a_destination_that_ends_is_noticed_while_the_source_is_idle(
+    act: Act, error: type[Exception]
+) -> None:
+    async with (
+        connected() as (source, sender),
+        connected() as (sink, receiver),
+        anyio.create_task_group() as group,
+    ):
+        piping = Piping(source, sink.writable, prevent_cancel=True)
+        group.start_soon(piping)
+        await sender.send(b"before")
+        assert await receiver.receive() == b"before"
+        await anyio.wait_all_tasks_blocked()
+        await act(sink, receiver)
+        assert isinstance(await piping.wait(), error)
+        await sender.send(b"after")
+        assert await source.receive() == b"after"
+
+
+@each_end
+async def test_what_comes_in_the_turn_of_the_end_is_left_to_be_received(
+    act: Act, error: type[Exception]
+) -> None:
+    async with (
+        connected() as (source, sender),
+        connected() as (sink, receiver),
+        anyio.create_task_group() as group,
+    ):
+        piping = Piping(source, sink.writable, prevent_cancel=True)
+        group.start_soon(piping)
+        await anyio.wait_all_tasks_blocked()
+        await act(sink, receiver)
+        sender.sock.send(b"no turn of the loop in between")
+        assert isinstance(await piping.wait(), error)
+        assert await source.receive() == b"no turn of the loop in between"
+
+
+async def test_closing_the_destination_lets_the_chunk_on_its_way_arrive() -> None:
+    async with (
+        connected() as (source, sender),
+        connected() as (sink, receiver),
+        anyio.create_task_group() as group,
+    ):
+        piping = Piping(source, sink)
+        group.start_soon(piping)
+        group.start_soon(sender.send, bytes(BIG))
+        while sink._connection.state.outbound is not Outbound.SENDING:
+            await anyio.wait_all_tasks_blocked()
+        group.start_soon(sink.close)
+        await anyio.wait_all_tasks_blocked()
+        assert not piping.over.is_set()
+        got = await receiver.receive_all()
+        assert got
+        assert isinstance(await piping.wait(), ClosedError)
+        assert source._connection.state.inbound is Inbound.CANCELLED
+        group.cancel_scope.cancel()
+
+
+async def test_a_destination_that_cannot_be_connected() -> None:
+    async with connected() as (source, sender), anyio.create_task_group() as group:
+        sink = connect(refusing_address())
+        piping = Piping(source, sink, prevent_cancel=True)
+        group.start_soon(piping)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(RefusedError):
+            await sink.opened
+        assert isinstance(await piping.wait(), RefusedError)
+        await sender.send(b"x")
+        assert await source.receive() == b"x"
+
+
+async def test_a_destination_whose_end_waits_for_the_connection_is_over() -> None:
+    opener = Slow(ForeignTransport(TwoWays()))
+    async with connected() as (source, sender), anyio.create_task_group() as group:
+        sink = opened_by(opener)
+        piping = Piping(source, sink, prevent_cancel=True)
+        group.start_soon(piping)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(sink.send_eof)
+        assert isinstance(await piping.wait(), ClosedError)
+        assert sink._connection.state.outbound is Outbound.ENDING
+        await sender.send(b"x")
+        assert await source.receive() == b"x"
+        opener.stop.set()
+        group.cancel_scope.cancel()
+
+
+async def test_two_pipes_into_one_destination_both_notice_its_end() -> None:
+    async with (
+        connected() as (one, _),
+        connected() as (other, _),
+        connected() as (sink, _),
+        anyio.create_task_group() as group,
+    ):
+        pipes = [Piping(source, sink) for source in (one, other)]
+        for piping in pipes:
+            group.start_soon(piping)
+        await anyio.wait_all_tasks_blocked()
+        await sink.send_eof()
+        for piping in pipes:
+            assert isinstance(await piping.wait(), ClosedError)
+
+
+async def test_a_chain_carries_data_and_its_ends() -> None:
+    async with (
+        connected(half_open=True) as (first, sender),
+        connected(half_open=True) as (middle, echo),
+        connected(half_open=True) as (last, receiver),
+        anyio.create_task_group() as group,
+    ):
+        pipes = [Piping(first, middle), Piping(middle, last)]
+        for piping in pipes:
+            group.start_soon(piping)
+        await sender.send(b"one")
+        await echo.send(await echo.receive())
+        assert await receiver.receive() == b"one"
+        sender.fin()
+        assert await echo.receive() == b""
+        echo.fin()
+        assert await receiver.receive() == b""
+        assert [await piping.wait() for piping in pipes] == [None, None]
+
+
+async def test_the_end_of_a_chain_is_noticed_link_by_link() -> None:
+    async with (
+        connected() as (first, sender),
+        connected() as (last, _),
+        anyio.create_task_group() as group,
+    ):
+        one, other = await socket_pair()
+        async with one, other:
+            pipes = [Piping(first, one), Piping(other, last)]
+            for piping in pipes:
+                group.start_soon(piping)
+            await anyio.wait_all_tasks_blocked()
+            await last.close()
+            assert isinstance(await pipes[1].wait(), ClosedError)
+            await other.close()
+            await sender.send(b"x")  # TCP tells the far end that nobody listens when it sends
+            await settle(one.closed)
+            await sender.send(b"x")
+            assert isinstance(await pipes[0].wait(), (ClosedError, BrokenError))
+
+
+async def test_a_destination_that_another_task_sends_to_takes_nothing() -> None:
+    async with (
+        connected() as (source, sender),
+        connected(receive_buffer=4096) as (sink, _),
+        anyio.create_task_group() as group,
+    ):
+        await sender.send(b"whole")
+        arrived(source)
+        group.start_soon(sink.send, bytes(BIG))
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(anyio.BusyResourceError):
+            await source.readable.pipe_to(sink)
+        assert await source.receive() == b"whole"
+        group.cancel_scope.cancel()
+
+
+# --- the source is over
+
+
+async def cancel(source: Socket, _: Peer) -> None:
+    await source.readable.aclose()
+
+
+async def close_source(source: Socket, _: Peer) -> None:
+    await source.close()
+
+
+async def fin(_: Socket, sender: Peer) -> None:
+    sender.fin()
+
+
+each_close = pytest.mark.parametrize("act", [cancel, close_source, fin])
+
+
+@each_close
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_a_source_that_was_closed_ends_the_destination(act: Act, when: str) -> None:
+    async with (
+        connected() as (source, sender),
+        connected() as (sink, receiver),
+        anyio.create_task_group() as group,
+    ):
+        await sink.send(b"before")
+        piping = Piping(source, sink)
+        if when == "before":
+            await act(source, sender)
+        group.start_soon(piping)
+        await anyio.wait_all_tasks_blocked()
+        if when == "meanwhile":
+            await act(source, sender)
+        assert await piping.wait() is None
+        assert await receiver.receive_all() == b"before"
+        await receiver.send(b"only that half")
+        assert await sink.receive() == b"only that half"
+
+
+@each_close
+async def test_prevent_close_leaves_the_destination_open(act: Act) -> None:
+    async with connected() as (source, sender), connected() as (sink, receiver):
+        await act(source, sender)
+        await source.readable.pipe_to(sink, prevent_close=True)
+        await sink.send(b"goes on")
+        assert await receiver.receive() == b"goes on"
+
+
+async def test_a_source_that_was_closed_before_it_was_connected() -> None:
+    async with connected() as (sink, receiver):
+        source = connect(refusing_address())
+        await source.close()
+        await source.readable.pipe_to(sink)
+        assert await receiver.receive_all() == b""
+
+
+async def test_a_source_that_cannot_be_connected_aborts_the_destination() -> None:
+    async with connected() as (sink, receiver):
+        with pytest.raises(RefusedError):
+            await connect(refusing_address()).readable.pipe_to(sink)
+        error = sink.closed.exception()
+        assert isinstance(error, BrokenError)
+        assert isinstance(error.__cause__, RefusedError)
+        with pytest.raises(ConnectionResetError):
+            await receiver.receive_all()
+
+
+# --- both are over: WHATWG's order
+
+
+@pytest.mark.parametrize(
+    ("of_source", "of_sink", "raised"),
+    [
+        (hear_a_reset, end, "source"),
+        (hear_a_reset, abort, "source"),
+        (hear_the_end, abort, "sink"),
+        (hear_the_end, end, None),
+        (cancel, close, None),
+        (cancel, abort, "sink"),
+        (close, end, None),
+    ],
+)
+async def test_which_of_two_ends_counts(of_source: Act, of_sink: Act, raised: str | None) -> None:
+    async with connected() as (source, sender), connected() as (sink, receiver):
+        await of_source(source, sender)
+        await of_sink(sink, receiver)
+        if raised is None:
+            await source.readable.pipe_to(sink)
+            return
+        with pytest.raises(BrokenError) as caught:
+            await source.readable.pipe_to(sink)
+        failed = source if raised == "source" else sink
+        error = failed.closed.exception()
+        assert error is not None
+        assert str(caught.value) == str(error)
+
+
+# --- a socket into itself
+
+
+@pytest.mark.parametrize("half_open", [False, True])
+async def test_piping_into_itself_is_an_echo(half_open: bool) -> None:
+    async with connected(half_open=half_open) as (socket, peer):
+        await peer.send(b"said")
+        peer.fin()
+        await socket.readable.pipe_to(socket)
+        assert await peer.receive_all() == b"said"
+        assert await settle(socket.closed) is None
+
+
+@pytest.mark.parametrize("half_open", [False, True])
+@pytest.mark.parametrize(
+    ("act", "error"),
+    [
+        (fin, None),
+        (close, None),
+        (cancel, None),
+        (end, ClosedError),
+        (abort, BrokenError),
+        (hear_a_reset, BrokenError),
+    ],
+)
+async def test_an_idle_echo_notices_its_end(
+    act: Act, error: type[Exception] | None, half_open: bool
+) -> None:
+    async with connected(half_open=half_open) as (socket, peer):
+        piping = Piping(socket, socket)
+        async with anyio.create_task_group() as group:
+            group.start_soon(piping)
+            await anyio.wait_all_tasks_blocked()
+            if act is hear_a_reset:
+                peer.rst()
+            else:
+                await act(socket, peer)
+            raised = await piping.wait()
+        assert raised is None if error is None else isinstance(raised, error)
+
+
+# --- other streams as destination
+
+
+class Sink(ByteSendStream):
+    """One way: what it got, and how it ended."""
+
+    def __init__(self) -> None:
+        self.got = b""
+        self.closed = False
+
+    async def send(self, item: bytes) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.got += item
+
+    async def aclose(self) -> None:
+        self.closed = True
+        await anyio.lowlevel.checkpoint()
+
+
+class Refusing(Sink):
+    """Raises what the test says."""
+
+    def __init__(self, error: BaseException, *, closing: BaseException | None = None) -> None:
+        super().__init__()
+        self.error = error
+        self.closing = closing
+
+    async def send(self, item: bytes) -> None:
+        raise self.error
+
+    async def aclose(self) -> None:
+        self.closed = True
+        if self.closing is not None:
+            raise self.closing
+
+
+class TwoWays(Sink, ByteStream):
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.error = error
+        self.ended = False
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        raise AssertionError("a pipe does not receive from its destination")
+
+    async def send_eof(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self.error is not None:
+            raise self.error
+        self.ended = True
+
+
+async def test_a_two_way_stream_is_ended_in_that_direction_alone() -> None:
+    async with connected() as (source, sender):
+        sink = TwoWays()
+        await sender.send(b"all")
+        sender.fin()
+        await source.readable.pipe_to(sink)
+        assert (sink.got, sink.ended, sink.closed) == (b"all", True, False)
+
+
+async def test_a_stapled_stream_closes_its_sending_half_alone() -> None:
+    async with connected() as (source, sender), connected() as (other, _):
+        sink = Sink()
+        sender.fin()
+        await source.readable.pipe_to(StapledByteStream(sink, other.readable))
+        assert sink.closed
+        assert other._connection.state.inbound is Inbound.OPEN
+
+
+async def test_an_anyio_socket_stream_is_ended_in_that_direction_alone() -> None:
+    async with (
+        connected() as (source, sender),
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as group,
+    ):
+        done = anyio.Event()
+
+        async def serve(stream: Any) -> None:
+            async with stream:
+                await source.readable.pipe_to(stream)
+                assert await stream.receive() == b"after the end of the other direction"
+                done.set()
+
+        group.start_soon(listener.serve, serve)
+        sender.fin()
+        port = listener.extra(SocketAttribute.local_port)
+        async with await anyio.connect_tcp("127.0.0.1", port) as client:
+            with pytest.raises(anyio.EndOfStream):
+                await client.receive()
+            await client.send(b"after the end of the other direction")
+            with anyio.fail_after(5):
+                await done.wait()
+        group.cancel_scope.cancel()
+
+
+async def test_a_stream_that_cannot_be_ended_in_one_direction_stays_open() -> None:
+    """AnyIO's TLSStream is one."""
+    ours, theirs = await socket_pair()
+    async with ours, theirs, connected() as (source, sender), anyio.create_task_group() as group:
+        got = b""
+        all_came = anyio.Event()
+
+        async def serve() -> None:
+            nonlocal got
+            stream = await TLSStream.wrap(theirs, server_side=True, ssl_context=server_context())
+            while len(got) < len(b"whole, and more"):
+                got += await stream.receive()
+            all_came.set()
+
+        group.start_soon(serve)
+        sink = await TLSStream.wrap(ours, hostname=NAME, ssl_context=client_context())
+        await sender.send(b"whole")
+        sender.fin()
+        with pytest.raises(BrokenError, match="pass prevent_close=True") as caught:
+            await source.readable.pipe_to(sink)
+        assert isinstance(caught.value.__cause__, NotImplementedError)
+        await sink.send(b", and more")
+        with anyio.fail_after(5):
+            await all_came.wait()
+        assert got == b"whole, and more"
+
+
+async def test_what_another_stream_raises_at_its_end_is_raised_as_it_is() -> None:
+    error = ZeroDivisionError("of its own")
+    async with connected() as (source, sender):
+        sender.fin()
+        with pytest.raises(ZeroDivisionError) as caught:
+            await source.readable.pipe_to(TwoWays(error))
+        assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError(), OSError(5, "no"), anyio.ClosedResourceError()], ids=repr
+)
+@pytest.mark.parametrize("prevented", [False, True])
+async def test_what_another_stream_raises_closes_the_source(
+    error: Exception, prevented: bool
+) -> None:
+    async with connected() as (source, sender):
+        await sender.send(b"x")
+        with pytest.raises(type(error)) as caught:
+            await source.readable.pipe_to(Refusing(error), prevent_cancel=prevented)
+        assert caught.value is error
+        state = source._connection.state
+        assert state.inbound is (Inbound.OPEN if prevented else Inbound.CANCELLED)
+        await source.send(b"the other half goes on")
+        assert await sender.receive() == b"the other half goes on"
+
+
+async def test_what_a_stream_raises_when_closed_by_force_does_not_hide_the_reason() -> None:
+    async with connected() as (source, sender):
+        sender.rst()
+        sink = Refusing(ZeroDivisionError(), closing=LookupError())
+        with pytest.raises(BrokenError, match="while receiving"):
+            await source.readable.pipe_to(sink)
+        assert sink.closed
+
+
+async def test_a_stream_that_raises_when_closed_does_not_swallow_the_cancellation() -> None:
+    async with connected() as (source, _):
+        sink = Refusing(ZeroDivisionError(), closing=LookupError())
+        async with anyio.create_task_group() as group:
+            group.start_soon(source.readable.pipe_to, sink)
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        assert sink.closed
+        assert source._connection.state.inbound is Inbound.CANCELLED
+
+
+# --- what is left behind
+
+
+async def test_a_pipe_keeps_nothing_alive() -> None:
+    """Neither its streams nor the frames it failed in."""
+
+    class Large:
+        pass
+
+    async with connected() as (source, _), connected() as (sink, _):
+        await sink.send_eof()
+        gc.collect()
+        gc.disable()
+        try:
+
+            async def frame() -> weakref.ref[Large]:
+                large = Large()
+                try:
+                    await source.readable.pipe_to(sink)
+                except ClosedError:
+                    return weakref.ref(large)
+                raise AssertionError
+
+            assert (await frame())() is None
+        finally:
+            gc.enable()
+        assert not sink._connection._piped_here
+
+
+async def test_errors_name_what_failed() -> None:
+    async with connected() as (source, _):
+        sink = connect(refusing_address())
+        with pytest.raises(ConnectError):
+            await sink.opened
+        with pytest.raises(RefusedError, match="nothing is listening there"):
+            await source.readable.pipe_to(sink)
