@@ -17,6 +17,7 @@ from anyio.abc import SocketAttribute
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
 
 from ._address import format_address
+from ._copies import fresh
 from ._errors import BrokenError, ClosedError, SocketError, StartTLSError, broken
 from ._future import SocketFuture
 from ._lifecycle import (
@@ -103,7 +104,7 @@ class Connection:
         self.closed: SocketFuture[None] = SocketFuture(self._watch)
         self._state = initial(half_open=half_open, starttls=starttls)
         self._opener = opener
-        self._error: BrokenError | None = None  # what broke the connection
+        self._error: BrokenError | None = None  # what broke the connection; never raised
         # Scopes and events exist only while a task waits in or for them.
         self._dialling: anyio.CancelScope | None = None
         self._dial_over: anyio.Event | None = None
@@ -234,11 +235,11 @@ class Connection:
         if verdict is Verdict.BUSY:
             return anyio.BusyResourceError(doing)
         if verdict is Verdict.BROKEN:
-            return self._broken().with_traceback(None)
+            return fresh(self._broken())
         if verdict is Verdict.FAILED:
             error = self.opened.exception()
             assert error is not None
-            return error.with_traceback(None)
+            return error
         if self._state.link is Link.UPGRADED:
             return ClosedError("start_tls() was called: use the socket that it returned")
         return ClosedError(_CLOSED[doing])
@@ -287,7 +288,7 @@ class Connection:
             try:
                 await self._opener.discard()
             finally:
-                await self._tell(Event.DIAL_FAILED, exc)
+                await self._tell(Event.DIAL_FAILED, fresh(exc))
         except BaseException:
             self._ask(Event.DIAL_CANCELLED)
             if self._state.dial is Dial.FAILED:
@@ -424,7 +425,7 @@ class Connection:
         """What a send or an end raises that met a broken connection."""
         await checkpoint()
         if lost is self._error:  # even where close() waited for this
-            return lost.with_traceback(None)
+            return fresh(lost)
         return self._refusal(self._ask(event), doing)
 
     async def _lost_sending(self, error: BrokenError) -> None:
@@ -457,13 +458,13 @@ class Connection:
             raise
         await checkpoint()
         if waited and self._error is not None and self._state.outbound is not Outbound.ENDED:
-            raise self._broken().with_traceback(None)  # what this call waited to end has broken
+            raise fresh(self._broken())  # what this call waited to end has broken
 
     async def abort(self, reason: object) -> None:
         why = f": {reason}" if reason is not None else ""
         error = BrokenError(f"the connection was aborted on our side{why}")
         if isinstance(reason, BaseException):
-            error.__cause__ = reason
+            error.__cause__ = fresh(reason)
         await self._tell(Event.ABORT, error)
         await checkpoint()
 
@@ -560,7 +561,7 @@ class Connection:
         while self._state.outbound is Outbound.FLUSHING:
             await self._change()
         if self._state.outbound is not Outbound.CLOSED:
-            raise self._broken().with_traceback(None)
+            raise fresh(self._broken())
         return self._transport
 
     async def disown(self) -> None:

@@ -14,6 +14,7 @@ from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._address import SocketAddress, format_address
+from ._copies import fresh
 from ._errors import (
     ConnectError,
     LoopError,
@@ -268,7 +269,7 @@ async def _attempt(
             await transport.abort()
             raise
     except ConnectError as exc:
-        attempts.append(exc)
+        attempts.append(fresh(exc))
         return None
     except OSError as exc:
         attempts.append(attempt_failed(str(endpoint), exc))
@@ -295,7 +296,7 @@ async def _connect(endpoint: Endpoint, route: Route) -> Transport:
             if code:
                 error = OSError(code, os.strerror(code))
                 if code not in _RESET:
-                    raise error from None
+                    raise fresh(error) from None  # a frame that has its own error is a cycle
         return TCPTransport(sock, remote=endpoint.sockaddr, error=error)
     except NotImplementedError:
         # No waiting for sockets on this platform's event loop: AnyIO's own stream it is.
@@ -304,7 +305,7 @@ async def _connect(endpoint: Endpoint, route: Route) -> Transport:
         try:
             stream = await anyio.connect_tcp(host, port, local_host=route.local_host)
         except OSError as exc:
-            raise _kernels(exc) from exc
+            raise fresh(_kernels(exc)) from None
         return ForeignTransport(stream)
     except BaseException:
         sock.close()

@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 
 import anyio
 
+from ._copies import bare, fresh, slots_of
+
 
 class SocketError(Exception):
     """Base of every error of this package.
@@ -25,6 +27,11 @@ class SocketError(Exception):
     """
 
     code: ClassVar[str] = "socket_error"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For pickle and copy: OSError keeps errno outside of __dict__, and would lose it here; and
+        # a subclass may be made from anything.
+        return bare, (type(self), self.args), {**vars(self), **slots_of(self)}
 
 
 class InvalidAddressError(SocketError, ValueError):
@@ -58,10 +65,6 @@ class ConnectError(SocketError, OSError):
     def __init__(self, message: str, *, attempts: "tuple[ConnectError, ...]" = ()) -> None:
         super().__init__(message)
         self.attempts = attempts
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # For pickle and copy: OSError keeps errno outside of __dict__, and would lose it here.
-        return type(self), self.args, {**vars(self), "errno": self.errno}
 
     def __str__(self) -> str:
         # OSError and ssl.SSLError would each have their own way with errno and args.
@@ -166,7 +169,7 @@ def attempt_failed(where: str, exc: OSError) -> ConnectError:
     kind, text = _DIAL_KINDS.get(exc.errno or 0, (ConnectError, _reason(exc)))
     error = kind(f"{where}: {text}")
     error.errno = exc.errno
-    error.__cause__ = exc
+    error.__cause__ = fresh(exc)
     return error
 
 
@@ -175,7 +178,7 @@ def resolve_failed(hostname: str, port: int, exc: Exception | None) -> ConnectEr
     why = "the name has no address" if exc is None else _reason(exc)
     error = ResolveError(f"cannot resolve {hostname!r}: {why}; check the spelling and your DNS")
     error.errno = exc.errno if isinstance(exc, OSError) else None
-    error.__cause__ = exc
+    error.__cause__ = None if exc is None else fresh(exc)
     return note_http(error, port)
 
 
@@ -190,7 +193,7 @@ def no_such_zone(ip: str, exc: OSError) -> ResolveError:
         why = f"only link-local addresses have zones: write {number!r}"
     error = ResolveError(f"cannot resolve {ip!r}: {why}")
     error.errno = exc.errno
-    error.__cause__ = exc
+    error.__cause__ = fresh(exc)
     return error
 
 
@@ -210,7 +213,7 @@ def perhaps_loop(what: str, exc: OSError) -> AddressNotAllowedError:
     """The error for an address of which it cannot be told whether it leads back here."""
     why = f"it cannot be told whether this process itself listens there: {_reason(exc)}"
     error = forbidden(what, why)
-    error.__cause__ = exc
+    error.__cause__ = fresh(exc)
     return error
 
 
@@ -229,7 +232,7 @@ def cannot_bind(where: str, local_host: str, exc: OSError) -> ConnectError:
     """The error for an attempt that could not be made from ``local_host``."""
     error = ConnectError(f"{where}: cannot connect from local_host {local_host}: {_reason(exc)}")
     error.errno = exc.errno
-    error.__cause__ = exc
+    error.__cause__ = fresh(exc)
     return error
 
 
@@ -261,7 +264,7 @@ def cannot_listen(where: str, exc: OSError) -> ListenError:
     }.get(exc.errno or 0, _reason(exc))
     error = ListenError(f"cannot listen at {where}: {why}")
     error.errno = exc.errno
-    error.__cause__ = exc
+    error.__cause__ = fresh(exc)
     return error
 
 
@@ -332,7 +335,7 @@ def note_http(error: ConnectError, port: int) -> ConnectError:
 def broken(doing: str, exc: BaseException) -> BrokenError:
     """The connection failed while ``doing`` something: chained to the low-level error."""
     if isinstance(exc, BrokenError):
-        return exc
+        return fresh(exc)
     cause = exc
     why = ""
     if isinstance(exc, anyio.BrokenResourceError) and exc.__cause__ is not None:
@@ -340,7 +343,7 @@ def broken(doing: str, exc: BaseException) -> BrokenError:
         if str(exc) != str(cause):  # TLS knows better than its cause
             why = str(exc)
     error = BrokenError(f"the connection broke while {doing}: {why or _reason(cause)}")
-    error.__cause__ = cause
+    error.__cause__ = fresh(cause)
     return error
 
 

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import anyio
 from anyio.lowlevel import checkpoint
 
+from ._copies import fresh
 from ._errors import PendingError, SocketError
 
 T = TypeVar("T")
@@ -52,21 +53,25 @@ class SocketFuture(Generic[T_co]):
         :raises SocketError: what the future failed with
         :raises PendingError: it has not settled yet
         """
-        error = self.exception()
-        if error is not None:
-            # The one error object serves every waiter: without this, its traceback would
-            # grow with each of them and keep their frames alive.
-            raise error.with_traceback(None)
+        self._check_settled()
+        if self._error is not None:
+            raise fresh(self._error)
         return self._value
 
     def exception(self) -> SocketError | None:
         """What the future failed with, at once; None if it has a result.
 
+        Each call returns an error of its own, and so does each that raises it: equal ones, with
+        a traceback and notes for each task, and not the same.
+
         :raises PendingError: it has not settled yet
         """
+        self._check_settled()
+        return None if self._error is None else fresh(self._error)
+
+    def _check_settled(self) -> None:
         if not self._settled:
             raise PendingError("the future has not settled yet: await it, or ask done() first")
-        return self._error
 
     def __repr__(self) -> str:
         if not self._settled:
@@ -104,7 +109,7 @@ class SocketFuture(Generic[T_co]):
         self._settle()
 
     def _reject(self, error: SocketError) -> None:
-        self._error = error
+        self._error = fresh(error)
         self._settle()
 
     def _settle(self) -> None:

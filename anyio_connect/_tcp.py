@@ -16,6 +16,7 @@ import anyio
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
+from ._copies import fresh
 from ._readiness import Pause, Readiness, readiness
 from ._transport import DEFAULT_MAX_BYTES, Transport
 
@@ -243,7 +244,7 @@ class TCPTransport(Transport):
         # sent is whole, and reading may go on to that end.
         # ENOTCONN, from shutdown(), says only that there is nothing left to shut down.
         if exc.errno not in (errno.EPIPE, errno.ENOTCONN):
-            self._error = exc.with_traceback(None)  # whose frames would keep us alive
+            self._error = fresh(exc)
 
     def _raise_end(self) -> None:
         if self._error is not None:

@@ -19,6 +19,7 @@ import anyio
 import anyio.to_thread
 from anyio.lowlevel import checkpoint
 
+from ._copies import fresh
 from ._readiness import Pause
 from ._tls_errors import explain, handshake_ended, handshake_failed
 from ._transport import DEFAULT_MAX_BYTES, Transport
@@ -133,7 +134,7 @@ async def start_tls(
             transport.send_nowait(outgoing.read())
     finally:
         await transport.finish()
-    raise error
+    raise fresh(error)
 
 
 def _want_read(call: Callable[[], object]) -> bool:
@@ -297,7 +298,7 @@ class TLSTransport(Transport):
             # How close_notify shows once we have sent ours; before, as b"".
             self._peer_ended = True
         except ssl.SSLError as exc:
-            self._error = exc
+            self._error = fresh(exc)
         if self._outgoing.pending or self._unsent:
             with suppress(*_GONE):
                 self._flush_nowait()  # an answer, or the alert that says what is wrong
@@ -404,7 +405,7 @@ class TLSTransport(Transport):
         except ssl.SSLWantReadError:
             return 0
         except ssl.SSLError as exc:
-            self._error = exc
+            self._error = fresh(exc)
             raise self._lost(exc) from exc
 
     def _ciphertext(self) -> bytes:

@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Mapping
 from typing import Any
 
+from ._copies import fresh
 from ._errors import ConnectTimeoutError, TLSError
 
 _NOT_TLS = (
@@ -135,7 +136,7 @@ def handshake_failed(
         error.errno = exc.errno
         for name in ("library", "reason"):
             setattr(error, name, getattr(exc, name, None))
-    error.__cause__ = exc
+    error.__cause__ = fresh(exc)
     return error
 
 
@@ -190,7 +191,7 @@ def handshake_ended(where: str, exc: Exception, said: bytes) -> TLSError:
         hint = "" if said else f": {_PERHAPS_NOT_TLS}"
         what = f"the connection {lost} during the handshake{hint}"
     error = TLSError(f"no TLS with {where}: {what}")
-    error.__cause__ = exc.__cause__ or exc
+    error.__cause__ = fresh(exc.__cause__ or exc)
     return error
 
 

@@ -11,6 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from anyio_connect import ClosedError, PendingError, SocketError, SocketFuture
 from anyio_connect._future import T
+from errors import is_copy
 
 
 class Driver:
@@ -94,10 +95,10 @@ def test_rejected() -> None:
     error = ClosedError("why")
     future = rejected(error)
     assert future.done()
-    assert future.exception() is error
+    assert is_copy(future.exception(), error)
     with pytest.raises(ClosedError) as raised:
         future.result()
-    assert raised.value is error
+    assert is_copy(raised.value, error)
 
 
 def test_repr() -> None:
@@ -146,7 +147,7 @@ async def test_a_failure_is_raised_each_time() -> None:
     for _ in range(2):
         with pytest.raises(ClosedError) as raised:
             await driver.future
-        assert raised.value is error
+        assert is_copy(raised.value, error)
     assert driver.started == 1
 
 
@@ -165,6 +166,7 @@ async def test_one_task_drives_and_all_get_the_result() -> None:
 
 
 async def test_all_get_the_same_failure() -> None:
+    """Equal, that is: each has an object of its own, with its own traceback and notes."""
     driver = Driver()
     driver.result = error = ClosedError("why")
     outcomes: list[object] = []
@@ -173,7 +175,10 @@ async def test_all_get_the_same_failure() -> None:
             group.start_soon(keep, outcomes, driver.future)
         await turns()
         driver.go.set()
-    assert outcomes == [error] * 3
+    assert len({id(outcome) for outcome in outcomes}) == 3
+    for outcome in outcomes:
+        assert isinstance(outcome, ClosedError)
+        assert is_copy(outcome, error)
 
 
 async def test_waiters_go_on_as_soon_as_anybody_settles_it() -> None:
