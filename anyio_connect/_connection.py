@@ -66,6 +66,9 @@ class Opener(Protocol):
         """
         ...
 
+    def spent(self) -> SocketError | None:
+        """Why it cannot be opened any more, after :meth:`open` was cancelled; None if it can."""
+
     async def discard(self) -> None:
         """It will not be opened: let go of whatever is held for it. Waits for nothing."""
 
@@ -290,7 +293,8 @@ class Connection:
             finally:
                 await self._tell(Event.DIAL_FAILED, fresh(exc))
         except BaseException:
-            self._ask(Event.DIAL_CANCELLED)
+            spent = self._opener.spent()
+            await self._tell(Event.DIAL_CANCELLED if spent is None else Event.DIAL_FAILED, spent)
             if self._state.dial is Dial.FAILED:
                 # Closed, aborted or disowned meanwhile: nobody else will let go of it.
                 await self._opener.discard()
@@ -587,7 +591,7 @@ _WHY_NO_UPGRADE = {
 }
 
 
-def info_of(transport: Transport, alpn: str | None = None) -> SocketInfo:
+def info_of(transport: Transport) -> SocketInfo:
     """What a transport tells of itself."""
 
     def text(attribute: Any) -> str | None:
@@ -595,7 +599,9 @@ def info_of(transport: Transport, alpn: str | None = None) -> SocketInfo:
         return format_address(*address) if isinstance(address, tuple) else None
 
     return SocketInfo(
-        text(SocketAttribute.remote_address), text(SocketAttribute.local_address), alpn
+        text(SocketAttribute.remote_address),
+        text(SocketAttribute.local_address),
+        transport.alpn,
     )
 
 

@@ -7,33 +7,42 @@ import os
 import socket
 import sys
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 import anyio
 from anyio.abc import SocketAttribute
-from anyio.lowlevel import checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._address import SocketAddress, format_address
 from ._copies import fresh
-from ._errors import (
-    ConnectError,
-    LoopError,
+from ._dial_errors import (
     attempt_failed,
     cannot_bind,
     dial_failed,
+    dial_timed_out,
     forbidden,
     loop,
+    needs_zone,
     no_family,
+    no_lookup,
     no_such_zone,
     none_allowed,
+    not_judged,
+    not_resolved,
     perhaps_loop,
     resolve_failed,
 )
+from ._errors import ConnectError, ConnectTimeoutError, LoopError
 from ._loops import leads_back
 from ._policy import UNRESTRICTED, AddressPolicy
 from ._tcp import TCPTransport, host_and_port
-from ._threads import Threads
+from ._threads import NoThreadError, Threads
 from ._transport import ForeignTransport, Transport
+
+#: How many addresses of a name are judged and dialled at most, and so how many sockets one dial
+#: has at a time. Whoever answers for a name may name any number.
+MOST_ADDRESSES = 64
 
 #: RFC 8305 section 5, "Connection Attempt Delay", in seconds.
 HAPPY_EYEBALLS_DELAY = 0.25
@@ -76,7 +85,11 @@ def forbid(address: SocketAddress, policy: AddressPolicy) -> None:
     :raises LoopError: it is a listener of this process
     """
     where = format_address(*address)
-    if why := policy.port_refusal(address.port):
+    try:
+        why = policy.port_refusal(address.port)
+    except Exception as exc:
+        raise none_allowed(where, [not_judged(where, exc)]) from exc
+    if why is not None:
         raise none_allowed(where, [forbidden(where, why)])
     found = _literal(address)
     refused = [error for endpoint in found if (error := _vet(endpoint, policy))]
@@ -87,17 +100,49 @@ def forbid(address: SocketAddress, policy: AddressPolicy) -> None:
 class Progress:
     """What a dial has come to so far: whoever dials keeps it, for when that is cancelled."""
 
-    def __init__(self) -> None:
-        self.attempts: list[ConnectError] = []  # that failed, in order
+    def __init__(self, address: SocketAddress) -> None:
+        self.address = address
+        self.resolved = False
+        self.left_out = 0  # how many addresses were not even judged, for there are too many
         self.refused: list[ConnectError] = []  # what the policy dropped, and why
+        self.untried: list[Endpoint] = []  # what may be dialled, in order, and is not yet
+        self.silent: list[Endpoint] = []  # what is being dialled
+        self.attempts: list[ConnectError] = []  # that failed, in order
+
+    def __str__(self) -> str:
+        return format_address(*self.address)
+
+    def failed(self, endpoint: Endpoint, error: ConnectError) -> None:
+        self.silent.remove(endpoint)
+        self.attempts.append(error)
+
+    def failure(self) -> ConnectError:
+        """The error for a dial all of whose attempts failed."""
+        attempts = tuple(self.attempts)
+        return dial_failed(str(self), self.address.port, attempts, self.refused, self.left_out)
+
+    def too_late(self, seconds: float) -> ConnectTimeoutError:
+        """The error for a dial for which ``seconds`` were not enough."""
+        if not self.resolved:
+            return not_resolved(str(self), self.address.port, seconds)
+        return dial_timed_out(
+            str(self),
+            self.address.port,
+            seconds,
+            silent=self.silent,
+            attempts=tuple(self.attempts),
+            refused=self.refused,
+            left_out=self.left_out + len(self.untried),
+        )
 
 
-async def dial(address: SocketAddress, route: Route, progress: Progress) -> Transport:
-    """Connect to ``address``: resolve it, then race what it resolves to (RFC 8305).
+async def dial(route: Route, progress: Progress) -> Transport:
+    """Connect to the address of ``progress``: resolve it, then race what that gives (RFC 8305).
 
     Each address is judged by the policy of ``route`` first; only those that it allows are
     dialled, by number, and nothing is resolved twice. The others are dropped: a name with
-    private and public addresses leads to the public ones.
+    private and public addresses leads to the public ones. Of more than ``MOST_ADDRESSES`` the
+    rest is left out.
 
     Each attempt that fails, and each address that is dropped, adds an error to ``progress``: it
     is wanted even where a cancellation ends the dial. Cancelled, it leaves no socket behind.
@@ -107,21 +152,40 @@ async def dial(address: SocketAddress, route: Route, progress: Progress) -> Tran
     :raises ConnectError: the name has no address, or no address could be connected to
     """
     await checkpoint_if_cancelled()
-    where = format_address(*address)
-    vetted = [(endpoint, _vet(endpoint, route.policy)) for endpoint in await resolve(address)]
-    progress.refused += [error for _, error in vetted if error is not None]
-    endpoints = [endpoint for endpoint, error in vetted if error is None]
+    found = _interleave(await resolve(progress.address))
+    progress.resolved = True
+    progress.left_out = max(0, len(found) - MOST_ADDRESSES)
+    endpoints = await _allowed(found[:MOST_ADDRESSES], route.policy, progress.refused)
     if not endpoints:
-        raise none_allowed(where, progress.refused)
+        raise none_allowed(str(progress), progress.refused, progress.left_out)
     if route.local_host is not None:
         family = socket.AF_INET6 if ":" in route.local_host else socket.AF_INET
         endpoints = [endpoint for endpoint in endpoints if endpoint.family == family]
         if not endpoints:
-            raise no_family(where, route.local_host, progress.refused)
-    transport = await _race(_interleave(endpoints), route, progress.attempts)
+            raise no_family(str(progress), route.local_host, progress.refused)
+    progress.untried = endpoints
+    transport = await _race(route, progress)
     if transport is None:
-        raise dial_failed(where, address.port, tuple(progress.attempts), progress.refused)
+        raise progress.failure()
     return transport
+
+
+async def _allowed(
+    endpoints: list[Endpoint], policy: AddressPolicy, refused: list[ConnectError]
+) -> list[Endpoint]:
+    """Those that the policy allows. A long list of rules takes its time for each of them."""
+    if policy is UNRESTRICTED:
+        return endpoints
+    allowed: list[Endpoint] = []
+    for number, endpoint in enumerate(endpoints):
+        if number:
+            await checkpoint()
+        error = _vet(endpoint, policy)
+        if error is None:
+            allowed.append(endpoint)
+        else:
+            refused.append(error)
+    return allowed
 
 
 def _literal(address: SocketAddress) -> list[Endpoint]:
@@ -164,6 +228,8 @@ async def resolve(address: SocketAddress) -> list[Endpoint]:
     host, port = address
     try:
         endpoints = _endpoints(await getaddrinfo(host, port))
+    except NoThreadError as exc:
+        raise no_lookup(host, port, exc) from exc
     except Exception as exc:
         raise resolve_failed(host, port, exc) from exc
     if not endpoints:
@@ -184,16 +250,20 @@ def _vet(endpoint: Endpoint, policy: AddressPolicy) -> ConnectError | None:
     """What forbids to dial ``endpoint``."""
     if policy is UNRESTRICTED:
         return None
-    why = policy.refusal(*endpoint.sockaddr[:2])
+    try:  # it may be a subclass of the user's
+        why = policy.refusal(*endpoint.sockaddr[:2])
+        loops_refused = policy.loops_refused
+    except Exception as exc:  # noqa: BLE001
+        return not_judged(str(endpoint), exc)
     try:
-        if policy.loops_refused and leads_back(endpoint.sockaddr):
+        if loops_refused and leads_back(endpoint.sockaddr):
             return loop(str(endpoint), "this process itself listens there")
-    except ValueError:
-        assert why is not None  # it is not an IP address
+    except ValueError:  # it is not an IP address
+        why = why or "it is not an IP address"
     except OSError as exc:
         if why is None:
             return perhaps_loop(str(endpoint), exc)
-    return forbidden(str(endpoint), why) if why else None
+    return None if why is None else forbidden(str(endpoint), why)
 
 
 def _recheck(
@@ -224,18 +294,16 @@ def _interleave(endpoints: list[Endpoint]) -> list[Endpoint]:
     return mixed + first[len(other) :] + other[len(first) :]
 
 
-async def _race(
-    endpoints: list[Endpoint], route: Route, attempts: list[ConnectError]
-) -> Transport | None:
-    if len(endpoints) == 1:  # the common case, without a task group
-        return await _attempt(endpoints[0], route, attempts)
+async def _race(route: Route, progress: Progress) -> Transport | None:
+    if len(progress.untried) == 1:  # the common case, without a task group
+        return await _attempt(route, progress)
 
     winner: Transport | None = None
     failed = anyio.Event()
 
-    async def run(endpoint: Endpoint) -> None:
+    async def run() -> None:
         nonlocal winner
-        transport = await _attempt(endpoint, route, attempts)
+        transport = await _attempt(route, progress)
         if transport is None:
             failed.set()
         elif winner is None:
@@ -246,9 +314,9 @@ async def _race(
 
     try:
         async with anyio.create_task_group() as group:
-            for endpoint in endpoints:
+            for _ in [*progress.untried]:
                 failed = anyio.Event()
-                group.start_soon(run, endpoint)
+                group.start_soon(run)
                 with anyio.move_on_after(route.happy_eyeballs_delay):
                     await failed.wait()
     except BaseException:
@@ -258,9 +326,10 @@ async def _race(
     return winner
 
 
-async def _attempt(
-    endpoint: Endpoint, route: Route, attempts: list[ConnectError]
-) -> Transport | None:
+async def _attempt(route: Route, progress: Progress) -> Transport | None:
+    """Try the next address."""
+    endpoint = progress.untried.pop(0)
+    progress.silent.append(endpoint)
     try:
         transport = await _connect(endpoint, route)
         try:
@@ -269,16 +338,22 @@ async def _attempt(
             await transport.abort()
             raise
     except ConnectError as exc:
-        attempts.append(fresh(exc))
+        progress.failed(endpoint, fresh(exc))
         return None
-    except OSError as exc:
-        attempts.append(attempt_failed(str(endpoint), exc))
+    except Exception as exc:  # noqa: BLE001
+        failed = needs_zone if _lacks_zone(endpoint) else attempt_failed
+        progress.failed(endpoint, failed(str(endpoint), exc))
         return None
     if error is not None:
-        attempts.append(error)
+        progress.failed(endpoint, error)
         await transport.abort()
         return None
     return transport
+
+
+def _lacks_zone(endpoint: Endpoint) -> bool:
+    host, _, *rest = endpoint.sockaddr
+    return rest[1:] == [0] and ip_address(host).is_link_local
 
 
 async def _connect(endpoint: Endpoint, route: Route) -> Transport:

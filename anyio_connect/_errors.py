@@ -10,7 +10,6 @@ import errno
 import re
 import socket
 import ssl
-import sys
 from typing import Any, ClassVar
 
 import anyio
@@ -138,121 +137,20 @@ class BrokenError(SocketError, anyio.BrokenResourceError):
     code: ClassVar[str] = "broken"
 
 
-#: Ports whose server speaks HTTP: somebody who cannot connect there often wanted a client.
-_HTTP_PORTS = frozenset({80, 443})
-
-_DIAL_KINDS: dict[int, tuple[type[ConnectError], str]] = {
-    errno.ECONNREFUSED: (RefusedError, "connection refused: nothing is listening there"),
-    errno.ETIMEDOUT: (ConnectTimeoutError, "no answer: the system's own connect timeout ran out"),
-    errno.ENETUNREACH: (ConnectError, "network unreachable: this machine has no route to it"),
-    errno.EHOSTUNREACH: (ConnectError, "host unreachable"),
-    errno.EADDRNOTAVAIL: (ConnectError, "no local address or port is free to connect from"),
-    errno.EMFILE: (ConnectError, "this process has too many open files"),
-    errno.ENFILE: (ConnectError, "the system has too many open files"),
-}
-
-
-def _reason(exc: BaseException) -> str:
-    """What an exception says, without Python's ``[Errno N]`` prefix."""
+def text_of(exc: BaseException) -> str:
+    """What an exception says, at a length for messages, without Python's ``[Errno N]`` prefix."""
     if isinstance(exc, OSError) and exc.strerror:
-        return exc.strerror
-    return str(exc) or type(exc).__name__
+        return shorten(str(exc.strerror))
+    try:
+        text = str(exc)
+    except Exception:  # noqa: BLE001  # it may be foreign code
+        text = ""
+    return shorten(text) or type(exc).__name__
 
 
 def bad_option(name: str, value: object, why: str) -> InvalidOptionError:
     """The error for an option, or a part of one, that cannot be what it is."""
     return InvalidOptionError(f"bad value for {name}: {quote(value)}: {why}")
-
-
-def attempt_failed(where: str, exc: OSError) -> ConnectError:
-    """The error for one failed attempt to reach the address ``where``."""
-    kind, text = _DIAL_KINDS.get(exc.errno or 0, (ConnectError, _reason(exc)))
-    error = kind(f"{where}: {text}")
-    error.errno = exc.errno
-    error.__cause__ = fresh(exc)
-    return error
-
-
-def resolve_failed(hostname: str, port: int, exc: Exception | None) -> ConnectError:
-    """The error for a name without an address."""
-    why = "the name has no address" if exc is None else _reason(exc)
-    error = ResolveError(f"cannot resolve {hostname!r}: {why}; check the spelling and your DNS")
-    error.errno = exc.errno if isinstance(exc, OSError) else None
-    error.__cause__ = None if exc is None else fresh(exc)
-    return note_http(error, port)
-
-
-def no_such_zone(ip: str, exc: OSError) -> ResolveError:
-    """The error for an IPv6 address whose zone the system does not take."""
-    number, _, zone = ip.partition("%")
-    try:
-        socket.if_nametoindex(zone)
-    except OSError:
-        why = f"this machine has no network interface {zone!r}"
-    else:
-        why = f"only link-local addresses have zones: write {number!r}"
-    error = ResolveError(f"cannot resolve {ip!r}: {why}")
-    error.errno = exc.errno
-    error.__cause__ = fresh(exc)
-    return error
-
-
-def forbidden(what: str, why: str) -> AddressNotAllowedError:
-    """The error for an address that the policy forbids, and by which rule."""
-    error = AddressNotAllowedError(f"{what}: the Connector's policy forbids it: {why}")
-    error.errno = errno.EACCES
-    return error
-
-
-def loop(what: str, why: str) -> LoopError:
-    """The error for a connection to this process itself."""
-    return LoopError(f"{what}: the Connector's policy refuses loops: {why}")
-
-
-def perhaps_loop(what: str, exc: OSError) -> AddressNotAllowedError:
-    """The error for an address of which it cannot be told whether it leads back here."""
-    why = f"it cannot be told whether this process itself listens there: {_reason(exc)}"
-    error = forbidden(what, why)
-    error.__cause__ = fresh(exc)
-    return error
-
-
-def none_allowed(where: str, refused: list[ConnectError]) -> ConnectError:
-    """One error for a host none of whose addresses may be dialled."""
-    each = "; ".join(str(error) for error in refused)
-    kinds = {type(error) for error in refused}
-    kind = kinds.pop() if len(kinds) == 1 else AddressNotAllowedError
-    error = kind(f"cannot connect to {where}: {each.removeprefix(f'{where}: ')}")
-    error.errno = refused[-1].errno
-    error.__cause__ = refused[-1].__cause__
-    return error
-
-
-def cannot_bind(where: str, local_host: str, exc: OSError) -> ConnectError:
-    """The error for an attempt that could not be made from ``local_host``."""
-    error = ConnectError(f"{where}: cannot connect from local_host {local_host}: {_reason(exc)}")
-    error.errno = exc.errno
-    error.__cause__ = fresh(exc)
-    return error
-
-
-def no_family(where: str, local_host: str, refused: list[ConnectError]) -> ConnectError:
-    """The error for a host that has no address of the family of ``local_host``."""
-    family = "IPv6" if ":" in local_host else "IPv4"
-    return ConnectError(
-        f"cannot connect to {where}: local_host {local_host} can only reach {family} addresses, "
-        f"and none of the host's that may be dialled is one{_not_tried(refused)}"
-    )
-
-
-def no_slot(where: str, seconds: float, limit: int) -> ConnectTimeoutError:
-    """``connect_timeout`` ran out before there was a slot."""
-    error = ConnectTimeoutError(
-        f"cannot connect to {where}: no slot came free within {seconds:g} seconds: all "
-        f"{limit} of max_connections are taken; close sockets that are no longer needed"
-    )
-    error.errno = errno.ETIMEDOUT
-    return error
 
 
 def cannot_listen(where: str, exc: OSError) -> ListenError:
@@ -261,74 +159,10 @@ def cannot_listen(where: str, exc: OSError) -> ListenError:
         errno.EADDRINUSE: "something else listens there: stop it, or take another port",
         errno.EADDRNOTAVAIL: "this machine has no such address",
         errno.EACCES: "this user may not: take a port from 1024",
-    }.get(exc.errno or 0, _reason(exc))
+    }.get(exc.errno or 0, text_of(exc))
     error = ListenError(f"cannot listen at {where}: {why}")
     error.errno = exc.errno
     error.__cause__ = fresh(exc)
-    return error
-
-
-def dial_failed(
-    where: str,
-    port: int,
-    attempts: tuple[ConnectError, ...],
-    refused: list[ConnectError],
-) -> ConnectError:
-    """One error for a dial all of whose attempts failed.
-
-    Its class is the one all attempts share: refused everywhere is :class:`RefusedError`.
-    """
-    last = attempts[-1]
-    each = "; ".join(str(attempt) for attempt in attempts)
-    if len(attempts) > 1:
-        each = f"all {len(attempts)} addresses failed: {each}"
-    # A literal address is its own only attempt: name it once.
-    message = f"cannot connect to {where}: {each.removeprefix(f'{where}: ')}"
-    message += _not_tried(refused)
-    kinds = {type(attempt) for attempt in attempts}
-    kind = kinds.pop() if len(kinds) == 1 else ConnectError
-    error = kind(message, attempts=attempts)
-    error.errno = last.errno
-    error.__cause__ = last.__cause__
-    return note_http(error, port)
-
-
-def _not_tried(refused: list[ConnectError]) -> str:
-    return "".join(f"; not tried: {error}" for error in refused)
-
-
-def dial_timed_out(
-    where: str,
-    port: int,
-    seconds: float,
-    attempts: tuple[ConnectError, ...],
-    refused: list[ConnectError],
-) -> ConnectTimeoutError:
-    """``connect_timeout`` ran out."""
-    failed = "".join(f"; {attempt}" for attempt in attempts)
-    error = ConnectTimeoutError(
-        f"cannot connect to {where}: no connection within {seconds:g} seconds{failed}"
-        f"{_not_tried(refused)}",
-        attempts=attempts,
-    )
-    error.errno = errno.ETIMEDOUT
-    if attempts:
-        error.__cause__ = attempts[-1].__cause__
-    note_http(error, port)
-    return error
-
-
-def note_http(error: ConnectError, port: int) -> ConnectError:
-    """Add a hint to a failed dial to a web port (workerd does the same in its message)."""
-    if port in _HTTP_PORTS:
-        note = (
-            f"port {port} is for HTTP: to talk to a web server, "
-            "use an HTTP client such as httpx or aiohttp"
-        )
-        if sys.version_info >= (3, 11):
-            error.add_note(note)
-        else:
-            vars(error).setdefault("__notes__", []).append(note)
     return error
 
 
@@ -342,7 +176,7 @@ def broken(doing: str, exc: BaseException) -> BrokenError:
         cause = exc.__cause__
         if str(exc) != str(cause):  # TLS knows better than its cause
             why = str(exc)
-    error = BrokenError(f"the connection broke while {doing}: {why or _reason(cause)}")
+    error = BrokenError(f"the connection broke while {doing}: {why or text_of(cause)}")
     error.__cause__ = fresh(cause)
     return error
 
@@ -358,6 +192,7 @@ def quote(value: object) -> str:
         return f"({type(value).__name__})"
 
 
-def shorten(text: str) -> str:
+def shorten(text: str, most: int = 120) -> str:
     """The two ends of a text that is too long for a message."""
-    return text if len(text) <= 120 else f"{text[:80]}...{text[-37:]}"
+    tail = most // 3 - 3
+    return text if len(text) <= most else f"{text[: most - tail - 3]}...{text[-tail:]}"

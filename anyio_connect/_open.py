@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import anyio
@@ -10,7 +12,8 @@ from anyio.lowlevel import checkpoint
 from ._address import SocketAddress, format_address
 from ._connection import Connection, SocketInfo, info_of
 from ._dial import Progress, Route, dial, forbid
-from ._errors import TLSError, dial_timed_out, no_slot
+from ._dial_errors import no_slot, not_flushed, opening_failed
+from ._errors import SocketError, TLSError
 from ._options import Options
 from ._policy import UNRESTRICTED
 from ._slots import Slot
@@ -28,9 +31,10 @@ class Target(NamedTuple):
     def __str__(self) -> str:
         return format_address(*self.address)
 
-    async def secure(self, transport: Transport) -> tuple[Transport, SocketInfo]:
+    async def secure(self, transport: Transport | None) -> Transport:
         """Put TLS on a connected transport."""
-        tls = await start_tls(
+        assert transport is not None
+        return await start_tls(
             transport,
             where=str(self),
             server_hostname=self.options.server_hostname
@@ -39,7 +43,42 @@ class Target(NamedTuple):
             alpn=self.options.alpn,
             context=self.options.ssl_context,
         )
-        return tls, info_of(tls, tls.alpn)
+
+
+class Step(NamedTuple):
+    """One thing to do on the way to an open connection."""
+
+    #: Takes the transport that there is so far, and returns the one that there is then.
+    take: Callable[[Transport | None], Awaitable[Transport | None]]
+    #: The error for when ``connect_timeout``, in seconds, runs out in the midst of it.
+    too_late: Callable[[float], SocketError]
+
+
+async def take(steps: Iterable[Step], target: Target) -> tuple[Transport, SocketInfo]:
+    """Take the steps one after the other, within ``connect_timeout``.
+
+    A step that fails or is cancelled leaves nothing behind; it may have dropped the transport.
+
+    :raises SocketError: a step failed, or came too late; nothing else but what is no Exception
+    """
+    transport: Transport | None = None
+    too_late: Callable[[float], SocketError] | None = None
+    seconds = target.options.connect_timeout
+    try:
+        with anyio.move_on_after(seconds):
+            for step in steps:
+                too_late = step.too_late
+                transport = await step.take(transport)
+            assert transport is not None
+            return transport, info_of(transport)
+    except SocketError:
+        raise
+    except Exception as exc:
+        if transport is not None:
+            await transport.abort()
+        raise opening_failed(str(target), exc) from exc
+    assert too_late is not None
+    raise too_late(seconds)
 
 
 class Dialled:
@@ -56,35 +95,29 @@ class Dialled:
             forbid(self._target.address, self._route.policy)
         slot = self._slot
         if slot is None:
-            return await self._open(None)
+            return await take(self._steps(), self._target)
         try:
-            made = await self._open(slot)
+            made = await take([self._slot_first(slot), *self._steps()], self._target)
         except BaseException:
             slot.release()
             raise
         slot.dialled()
         return made
 
-    async def _open(self, slot: Slot | None) -> tuple[Transport, SocketInfo]:
-        target = self._target
-        progress = Progress()
-        waiting = slot is not None
-        transport = None
-        with anyio.move_on_after(target.options.connect_timeout):
-            if slot is not None:
-                await slot.acquire()
-                waiting = False
-            transport = await dial(target.address, self._route, progress)
-            if target.options.secure_transport == "on":
-                return await target.secure(transport)
-            return transport, info_of(transport)
-        seconds = target.options.connect_timeout
-        if slot is not None and waiting:
-            raise no_slot(str(target), seconds, slot.slots.limit)
-        if transport is not None:
-            raise handshake_timed_out(str(target), seconds)
-        tried, refused = tuple(progress.attempts), progress.refused
-        raise dial_timed_out(str(target), target.address.port, seconds, tried, refused)
+    def _slot_first(self, slot: Slot) -> Step:
+        async def acquire(_: Transport | None) -> None:
+            await slot.acquire()
+
+        return Step(acquire, lambda seconds: no_slot(str(self._target), seconds, slot.slots.limit))
+
+    def _steps(self) -> Iterator[Step]:
+        target, progress = self._target, Progress(self._target.address)
+        yield Step(lambda _: dial(self._route, progress), progress.too_late)
+        if target.options.secure_transport == "on":
+            yield Step(target.secure, partial(handshake_timed_out, str(target)))
+
+    def spent(self) -> SocketError | None:
+        return None
 
     async def discard(self) -> None:
         """Nothing is held before it is opened."""
@@ -99,6 +132,9 @@ class Accepted:
     async def open(self) -> tuple[Transport, SocketInfo]:
         return self._transport, info_of(self._transport)
 
+    def spent(self) -> SocketError | None:
+        return None
+
     async def discard(self) -> None:
         await self._transport.abort()
 
@@ -112,16 +148,26 @@ class TakenOver:
         self._begun = False
 
     async def open(self) -> tuple[Transport, SocketInfo]:
-        if self._begun:
-            raise TLSError(
-                f"the TLS handshake with {self._target} was cancelled part-way, "
-                "and cannot be begun again on the same connection"
-            )
+        await self._plain.opened  # which has a time limit of its own
+        return await take(self._steps(), self._target)
+
+    def _steps(self) -> Iterator[Step]:
+        target = str(self._target)
+        yield Step(self._surrender, partial(not_flushed, target))
+        yield Step(self._target.secure, partial(handshake_timed_out, target))
+
+    async def _surrender(self, _: Transport | None) -> Transport:
         transport = await self._plain.surrender()
         self._begun = True
-        with anyio.move_on_after(self._target.options.connect_timeout):
-            return await self._target.secure(transport)
-        raise handshake_timed_out(str(self._target), self._target.options.connect_timeout)
+        return transport
+
+    def spent(self) -> SocketError | None:
+        if not self._begun:
+            return None
+        return TLSError(
+            f"the TLS handshake with {self._target} was cancelled part-way, "
+            "and cannot be begun again on the same connection"
+        )
 
     async def discard(self) -> None:
         await self._plain.disown()

@@ -36,7 +36,8 @@ class SocketOptions(TypedDict, total=False):
 
     ``connect_timeout``: how long connecting may take in all, in seconds: waiting for a slot if
     there is a ``max_connections``, name resolution, every address tried, and with
-    ``secure_transport="on"`` the TLS handshake. ``math.inf`` (the default) is no limit.
+    ``secure_transport="on"`` the TLS handshake. After ``start_tls()`` it begins anew, and covers
+    the wait for a send in flight, and the handshake. ``math.inf`` (the default) is no limit.
     """
 
     secure_transport: SecureTransport | None
@@ -56,7 +57,8 @@ class SocketOptions(TypedDict, total=False):
     connect_timeout: float | None
     """How long connecting may take in all, in seconds: waiting for a slot if there is a
     ``max_connections``, name resolution, every address tried, and with ``secure_transport="on"``
-    the TLS handshake. ``math.inf`` (the default) is no limit."""
+    the TLS handshake. After ``start_tls()`` it begins anew, and covers the wait for a send in
+    flight, and the handshake. ``math.inf`` (the default) is no limit."""
 
 
 class Options(NamedTuple):

@@ -118,11 +118,12 @@ class Socket(ByteStream):
         ``alpn``: in place of those of ``connect()``. None means "not given" for each.
 
         A handshake that fails drops the connection, and both futures of the new socket fail: with
-        :class:`TLSError`, or with :class:`ConnectTimeoutError` where ``connect_timeout`` ran out.
+        :class:`TLSError`, or with :class:`ConnectTimeoutError` where ``connect_timeout`` ran out,
+        the wait for that send included.
         Where a send in flight here was cut short or met a broken connection, there is no
         handshake, and they fail with :class:`BrokenError`. A handshake that is cancelled part-way
-        drops the connection as well, and settles neither: whoever awaits one of them next makes
-        both fail with :class:`TLSError`. Source: the WinterTC draft, ``startTls()``.
+        cannot be made again: it drops the connection as well, and both fail with
+        :class:`TLSError`. Source: the WinterTC draft, ``startTls()``.
 
         :raises StartTLSError: not made with ``secure_transport="starttls"``; closed; ended in
             one direction; upgraded already; or a receive is in flight. Nothing has changed.

@@ -49,6 +49,11 @@ class Transport(ByteStream):
         """Lets others run after a call, where there is it. Raises nothing."""
         return None
 
+    @property
+    def alpn(self) -> str | None:
+        """The protocol that a TLS handshake agreed on (RFC 7301), or None."""
+        return None
+
     @abstractmethod
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         """Take up to ``max_bytes`` bytes that are already here; None if there are none yet."""

@@ -30,6 +30,9 @@ class Made:
     async def open(self) -> tuple[Transport, SocketInfo]:
         return self.transport, info_of(self.transport)
 
+    def spent(self) -> SocketError | None:
+        return None
+
     async def discard(self) -> None:
         self.discarded = True
         await self.transport.abort()

@@ -43,7 +43,7 @@ from anyio_connect import (
     StartTLSError,
     TLSError,
 )
-from anyio_connect._errors import note_http
+from anyio_connect._dial_errors import note_http
 
 PACKAGE = Path(anyio_connect.__file__).parent
 PUBLIC = {name: getattr(anyio_connect, name) for name in anyio_connect.__all__}
@@ -232,7 +232,7 @@ LAYERS = [
     {"_copies", "_lifecycle", "_ranges", "_readiness", "_threads"},
     {"_errors"},
     {"_address", "_future", "_loops", "_policy", "_slots"},
-    {"_options", "_tls_errors", "_transport"},
+    {"_options", "_tls_errors", "_transport", "_dial_errors"},
     {"_tcp", "_tls"},
     {"_connection", "_dial"},
     {"_open", "_streams"},

@@ -7,9 +7,11 @@ import os
 import select
 import socket as stdlib
 import sys
+import time
 import types
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -17,6 +19,7 @@ import pytest
 from anyio.abc import SocketAttribute
 
 from anyio_connect import (
+    AddressNotAllowedError,
     AddressPolicy,
     BrokenError,
     ConnectError,
@@ -25,6 +28,7 @@ from anyio_connect import (
     RefusedError,
     ResolveError,
     Socket,
+    SocketError,
     _dial,
     connect,
 )
@@ -562,3 +566,214 @@ async def test_a_reset_between_two_looks_is_no_failed_dial(
             async with Connector(LOCAL).connect(listener.address) as socket:
                 info = await socket.opened
                 assert info.remote_address == "{}:{}".format(*listener.address)
+
+
+# --- time limits, and what each says
+
+PHASES = [
+    "no slot came free",
+    "the name was not resolved",
+    "no connection",
+    "the handshake did not finish",
+]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+async def test_each_phase_has_a_time_limit_of_its_own_words(
+    phase: str, resolver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connector = Connector(max_connections=1)
+    async with full() as silent, listening() as listener:
+        resolver["host.test"] = [silent.address if phase == "no connection" else listener.address]
+        holder = connector.connect(listener.address)
+        if phase == "no slot came free":
+            await holder.opened
+        elif phase == "the name was not resolved":
+            monkeypatch.setattr(_dial, "getaddrinfo", lambda *_: anyio.sleep_forever())
+        socket = connector.connect("host.test:1", secure_transport="on", connect_timeout=0.3)
+        with pytest.raises(ConnectTimeoutError, match=r"host\.test:1.* within 0\.3 s") as caught:
+            await socket.opened
+        await holder.close()
+    assert phase in str(caught.value)
+    assert [phase] == [each for each in PHASES if each in str(caught.value)]
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert isinstance(socket.closed.exception(), ConnectTimeoutError)
+
+
+async def test_a_timeout_names_those_that_never_answered(resolver: dict[str, Any]) -> None:
+    async with full() as one, full() as two:
+        resolver["host.test"] = [one.address, refusing_address(), two.address]
+        connector = Connector(happy_eyeballs_delay=0)
+        with pytest.raises(ConnectTimeoutError) as caught:
+            await connector.connect("host.test:1", connect_timeout=0.2).opened
+        silent = ", ".join("{}:{}".format(*listener.address) for listener in (one, two))
+    assert f"no answer from {silent}; " in str(caught.value)
+    assert len(caught.value.attempts) == 1
+
+
+async def test_a_timeout_of_one_address_names_it_once() -> None:
+    async with full() as silent:
+        address = "{}:{}".format(*silent.address)
+        with pytest.raises(ConnectTimeoutError) as caught:
+            await connect(address, connect_timeout=0.02).opened
+    assert str(caught.value) == f"cannot connect to {address}: no connection within 0.02 seconds"
+
+
+async def test_a_timeout_counts_what_had_no_turn(resolver: dict[str, Any]) -> None:
+    async with full() as silent:
+        resolver["host.test"] = [silent.address, ("127.0.0.2", 1), ("127.0.0.3", 1)]
+        connector = Connector(happy_eyeballs_delay=3600)
+        with pytest.raises(ConnectTimeoutError, match="; 2 more addresses were left out"):
+            await connector.connect("host.test:1", connect_timeout=0.02).opened
+
+
+# --- many addresses
+
+MANY = [(f"127.{n >> 16}.{n >> 8 & 255}.{n & 255}", 1) for n in range(1, 4001)]
+
+
+async def test_of_very_many_addresses_a_few_are_dialled(
+    resolver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 0
+
+    class Counting(stdlib.socket):
+        def connect(self, address: Any, /) -> None:
+            nonlocal made
+            made += 1
+            raise OSError(errno.EHOSTUNREACH, "no way")
+
+    monkeypatch.setattr("anyio_connect._dial.socket.socket", Counting)
+    resolver["host.test"] = MANY
+    with pytest.raises(ConnectError) as caught:
+        await connect("host.test:1").opened
+    assert made == len(caught.value.attempts) == _dial.MOST_ADDRESSES
+    message = str(caught.value)
+    assert "all 64 addresses failed" in message
+    assert "and 56 more" in message
+    assert "3936 more addresses were left out" in message
+    assert len(message) < 1000
+
+
+async def test_both_families_of_very_many_have_a_chance(resolver: dict[str, Any]) -> None:
+    async with listening() as listener:
+        resolver["host.test"] = [*((f"2001:db8::{n:x}", 1) for n in range(1000)), listener.address]
+        connector = Connector(LOCAL)
+        async with connector.connect("host.test:1") as socket:
+            assert (await socket.opened).remote_address == "{}:{}".format(*listener.address)
+
+
+async def test_others_run_while_addresses_are_judged(resolver: dict[str, Any]) -> None:
+    judged = 0
+    seen: list[int] = []
+
+    class Slow(AddressPolicy):
+        def refusal(self, address: object, port: int) -> str | None:
+            nonlocal judged
+            judged += 1
+            return "no" * 10_000
+
+    async def look() -> None:
+        while True:
+            seen.append(judged)
+            await anyio.lowlevel.checkpoint()
+
+    resolver["host.test"] = MANY
+    async with anyio.create_task_group() as group:
+        group.start_soon(look)
+        with pytest.raises(AddressNotAllowedError) as caught:
+            await Connector(Slow()).connect("host.test:1").opened
+        group.cancel_scope.cancel()
+    assert judged == _dial.MOST_ADDRESSES
+    assert max(later - earlier for earlier, later in pairwise(seen)) <= 3
+    assert "and 56 more; 3936 more addresses were left out" in str(caught.value)
+    assert len(str(caught.value)) < 6000
+
+
+async def test_a_time_limit_ends_the_judging(resolver: dict[str, Any]) -> None:
+    class Slow(AddressPolicy):
+        def refusal(self, address: object, port: int) -> str | None:
+            time.sleep(0.01)
+            return None
+
+    resolver["host.test"] = MANY
+    socket = Connector(Slow()).connect("host.test:1", connect_timeout=0.03)
+    with pytest.raises(ConnectTimeoutError):
+        await socket.opened
+
+
+# --- only SocketErrors come out
+
+
+class OddError(Exception):
+    """What nobody has heard of; its text cannot be had."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+FOREIGN = [
+    ValueError("no"),
+    UnicodeError("no"),
+    OverflowError("no"),
+    MemoryError(),
+    RuntimeError(),
+    OddError(),
+    KeyError("no"),
+]
+
+
+@pytest.mark.parametrize("error", FOREIGN, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "where", ["resolver", "refusal", "port_refusal", "loops_refused", "connect", "getpeername"]
+)
+async def test_whatever_is_raised_is_a_socket_error(
+    where: str, error: Exception, resolver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Any:
+        raise error
+
+    policy = LOCAL
+    if where in ("refusal", "port_refusal"):
+        policy = type("Foreign", (AddressPolicy,), {where: fail})()
+    elif where == "loops_refused":
+        policy = type("Foreign", (AddressPolicy,), {where: property(fail)})()
+    async with listening() as listener:
+        resolver["host.test"] = error if where == "resolver" else [listener.address] * 2
+        if where in ("connect", "getpeername"):
+            kind = type("Foreign", (stdlib.socket,), {where: fail})
+            monkeypatch.setattr("anyio_connect._dial.socket.socket", kind)
+        socket = Connector(policy, max_connections=1).connect("host.test:1")
+        with pytest.raises(SocketError) as caught:
+            await socket.opened
+    assert isinstance(socket.closed.exception(), SocketError)
+    cause: BaseException | None = caught.value
+    while cause is not None and type(cause) is not type(error):
+        cause = cause.__cause__
+    assert cause is not None
+    assert cause.args == error.args
+
+
+async def test_what_is_no_exception_passes(
+    resolver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stop(BaseException):
+        pass
+
+    class Stopping(AddressPolicy):
+        def refusal(self, address: object, port: int) -> str | None:
+            raise Stop
+
+    resolver["host.test"] = [refusing_address()]
+    connector = Connector(Stopping(), max_connections=1)
+    with pytest.raises(Stop):
+        await connector.connect("host.test:1").opened
+    with pytest.raises(Stop):  # its slot came back
+        await connector.connect("host.test:1", connect_timeout=5).opened
+
+
+@needs_ipv6
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems may choose an interface")
+async def test_a_link_local_address_needs_a_zone() -> None:
+    with pytest.raises(ConnectError, match=r"needs a zone, .* like '\[fe80::1%eth0\]:80'"):
+        await connect("[fe80::1]:80").opened

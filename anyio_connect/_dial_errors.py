@@ -1,0 +1,283 @@
+"""What a failed dial means, in words: in each message, a bounded number of addresses."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+from collections.abc import Iterable, Sequence
+
+from ._copies import fresh
+from ._errors import (
+    AddressNotAllowedError,
+    ConnectError,
+    ConnectTimeoutError,
+    LoopError,
+    RefusedError,
+    ResolveError,
+    shorten,
+    text_of,
+)
+
+#: How many addresses, or errors of one kind, a message names.
+_MOST_NAMED = 8
+
+#: How long the reason of a policy may be, in characters. One is in another, if a connection leads
+#: elsewhere.
+_LONGEST_REASON = 500
+
+#: Ports whose server speaks HTTP: somebody who cannot connect there often wanted a client.
+_HTTP_PORTS = frozenset({80, 443})
+
+_KINDS: dict[int, tuple[type[ConnectError], str]] = {
+    errno.ECONNREFUSED: (RefusedError, "connection refused: nothing is listening there"),
+    errno.ETIMEDOUT: (ConnectTimeoutError, "no answer: the system's own connect timeout ran out"),
+    errno.ENETUNREACH: (ConnectError, "network unreachable: this machine has no route to it"),
+    errno.EHOSTUNREACH: (ConnectError, "host unreachable"),
+    errno.EADDRNOTAVAIL: (ConnectError, "no local address or port is free to connect from"),
+    errno.EMFILE: (ConnectError, "this process has too many open files"),
+    errno.ENFILE: (ConnectError, "the system has too many open files"),
+}
+
+
+# --- one address
+
+
+def attempt_failed(where: str, exc: Exception) -> ConnectError:
+    """The error for one failed attempt to reach the address ``where``."""
+    number = _errno(exc)
+    kind, text = _KINDS.get(number or 0, (ConnectError, text_of(exc)))
+    return _caused(kind(f"{where}: {text}"), exc)
+
+
+def needs_zone(where: str, exc: Exception) -> ConnectError:
+    """The error for a link-local address without a zone: to systems, an invalid argument."""
+    return _caused(
+        ConnectError(
+            f"{where}: a link-local address needs a zone, the network interface that leads to "
+            "it: write it like '[fe80::1%eth0]:80'"
+        ),
+        exc,
+    )
+
+
+def cannot_bind(where: str, local_host: str, exc: OSError) -> ConnectError:
+    """The error for an attempt that could not be made from ``local_host``."""
+    why = f"{where}: cannot connect from local_host {local_host}: {text_of(exc)}"
+    return _caused(ConnectError(why), exc)
+
+
+def forbidden(what: str, why: str) -> AddressNotAllowedError:
+    """The error for an address that the policy forbids, and by which rule."""
+    # A policy of the user's may say anything.
+    why = shorten(str(why), _LONGEST_REASON)
+    error = AddressNotAllowedError(f"{what}: the Connector's policy forbids it: {why}")
+    error.errno = errno.EACCES
+    return error
+
+
+def not_judged(what: str, exc: Exception) -> AddressNotAllowedError:
+    """The error for an address that the policy failed to judge."""
+    error = AddressNotAllowedError(
+        f"{what}: the Connector's policy raised {type(exc).__name__} in place of judging it: "
+        f"{text_of(exc)}"
+    )
+    error.errno = errno.EACCES
+    error.__cause__ = fresh(exc)
+    return error
+
+
+def loop(what: str, why: str) -> LoopError:
+    """The error for a connection to this process itself."""
+    return LoopError(f"{what}: the Connector's policy refuses loops: {why}")
+
+
+def perhaps_loop(what: str, exc: OSError) -> AddressNotAllowedError:
+    """The error for an address of which it cannot be told whether it leads back here."""
+    why = f"it cannot be told whether this process itself listens there: {text_of(exc)}"
+    error = forbidden(what, why)
+    error.__cause__ = fresh(exc)
+    return error
+
+
+# --- a name
+
+
+def resolve_failed(hostname: str, port: int, exc: Exception | None) -> ConnectError:
+    """The error for a name without an address."""
+    why = "the name has no address" if exc is None else text_of(exc)
+    error = ResolveError(f"cannot resolve {hostname!r}: {why}; check the spelling and your DNS")
+    return note_http(_caused(error, exc), port)
+
+
+def no_lookup(hostname: str, port: int, exc: Exception) -> ConnectError:
+    """The error for a name that could not even be looked up."""
+    error = ResolveError(f"cannot resolve {hostname!r}: {text_of(exc)}; check your DNS")
+    return note_http(_caused(error, exc), port)
+
+
+def no_such_zone(ip: str, exc: OSError) -> ConnectError:
+    """The error for an IPv6 address whose zone the system does not take."""
+    number, _, zone = ip.partition("%")
+    try:
+        socket.if_nametoindex(zone)
+    except OSError:
+        why = f"this machine has no network interface {zone!r}"
+    else:
+        why = f"only link-local addresses have zones: write {number!r}"
+    error = ResolveError(f"cannot resolve {ip!r}: {why}")
+    return _caused(error, exc)
+
+
+# --- a dial as a whole
+
+
+def none_allowed(where: str, refused: Sequence[ConnectError], left_out: int = 0) -> ConnectError:
+    """One error for a host none of whose addresses may be dialled."""
+    each = _listed(refused, f"{where}: ") + _left_out(left_out)
+    kinds = {type(error) for error in refused}
+    kind = kinds.pop() if len(kinds) == 1 else AddressNotAllowedError
+    error = kind(f"cannot connect to {where}: {each}")
+    error.errno = refused[-1].errno
+    error.__cause__ = refused[-1].__cause__
+    return error
+
+
+def no_family(where: str, local_host: str, refused: Sequence[ConnectError]) -> ConnectError:
+    """The error for a host that has no address of the family of ``local_host``."""
+    family = "IPv6" if ":" in local_host else "IPv4"
+    return ConnectError(
+        f"cannot connect to {where}: local_host {local_host} can only reach {family} addresses, "
+        f"and none of the host's that may be dialled is one{_not_tried(refused)}"
+    )
+
+
+def dial_failed(
+    where: str,
+    port: int,
+    attempts: tuple[ConnectError, ...],
+    refused: Sequence[ConnectError],
+    left_out: int = 0,
+) -> ConnectError:
+    """One error for a dial all of whose attempts failed.
+
+    Its class is the one all attempts share: refused everywhere is :class:`RefusedError`.
+    """
+    last = attempts[-1]
+    # A literal address is its own only attempt: name it once.
+    each = _listed(attempts, f"{where}: ")
+    if len(attempts) > 1:
+        each = f"all {len(attempts)} addresses failed: {each}"
+    message = f"cannot connect to {where}: {each}{_not_tried(refused)}{_left_out(left_out)}"
+    kinds = {type(attempt) for attempt in attempts}
+    kind = kinds.pop() if len(kinds) == 1 else ConnectError
+    error = kind(message, attempts=attempts)
+    error.errno = last.errno
+    error.__cause__ = last.__cause__
+    return note_http(error, port)
+
+
+def opening_failed(where: str, exc: Exception) -> ConnectError:
+    """The error for whatever else may go wrong, in foreign code perhaps."""
+    error = ConnectError(f"cannot connect to {where}: {type(exc).__name__}: {text_of(exc)}")
+    return _caused(error, exc)
+
+
+# --- too late
+
+
+def no_slot(where: str, seconds: float, limit: int) -> ConnectTimeoutError:
+    """``connect_timeout`` ran out before there was a slot."""
+    return _too_late(
+        f"cannot connect to {where}: no slot came free within {seconds:g} seconds: all "
+        f"{limit} of max_connections are taken; close sockets that are no longer needed"
+    )
+
+
+def not_resolved(where: str, port: int, seconds: float) -> ConnectTimeoutError:
+    """``connect_timeout`` ran out before the name was resolved."""
+    error = _too_late(
+        f"cannot connect to {where}: the name was not resolved within {seconds:g} seconds; "
+        "check your DNS"
+    )
+    note_http(error, port)
+    return error
+
+
+def dial_timed_out(
+    where: str,
+    port: int,
+    seconds: float,
+    *,
+    silent: Sequence[object],
+    attempts: tuple[ConnectError, ...],
+    refused: Sequence[ConnectError],
+    left_out: int,
+) -> ConnectTimeoutError:
+    """``connect_timeout`` ran out before there was a connection."""
+    message = f"cannot connect to {where}: no connection within {seconds:g} seconds"
+    if silent and [str(endpoint) for endpoint in silent] != [where]:
+        message += f"; no answer from {_listed(silent, separator=', ')}"
+    if attempts:
+        message += f"; {_listed(attempts)}"
+    error = _too_late(f"{message}{_not_tried(refused)}{_left_out(left_out)}", attempts)
+    note_http(error, port)
+    return error
+
+
+def not_flushed(where: str, seconds: float) -> ConnectTimeoutError:
+    """``connect_timeout`` ran out while ``start_tls()`` waited for a send to go out."""
+    return _too_late(
+        f"cannot start TLS with {where}: what was sent before did not go out within "
+        f"{seconds:g} seconds: the peer does not read it"
+    )
+
+
+def _too_late(message: str, attempts: tuple[ConnectError, ...] = ()) -> ConnectTimeoutError:
+    error = ConnectTimeoutError(message, attempts=attempts)
+    error.errno = errno.ETIMEDOUT
+    if attempts:
+        error.__cause__ = attempts[-1].__cause__
+    return error
+
+
+# --- parts of messages
+
+
+def note_http(error: ConnectError, port: int) -> ConnectError:
+    """Add a hint to a failed dial to a web port (workerd does the same in its message)."""
+    if port in _HTTP_PORTS:
+        note = (
+            f"port {port} is for HTTP: to talk to a web server, "
+            "use an HTTP client such as httpx or aiohttp"
+        )
+        if sys.version_info >= (3, 11):
+            error.add_note(note)
+        else:
+            vars(error).setdefault("__notes__", []).append(note)
+    return error
+
+
+def _not_tried(refused: Sequence[ConnectError]) -> str:
+    return f"; not tried: {_listed(refused)}" if refused else ""
+
+
+def _left_out(count: int) -> str:
+    return f"; {count} more addresses were left out" if count else ""
+
+
+def _listed(things: Sequence[object], prefix: str = "", *, separator: str = "; ") -> str:
+    named: Iterable[str] = map(str, things[:_MOST_NAMED])
+    text = separator.join(named).removeprefix(prefix)
+    more = len(things) - _MOST_NAMED
+    return f"{text} and {more} more" if more > 0 else text
+
+
+def _caused(error: ConnectError, exc: Exception | None) -> ConnectError:
+    error.errno = _errno(exc)
+    error.__cause__ = None if exc is None else fresh(exc)
+    return error
+
+
+def _errno(exc: Exception | None) -> int | None:
+    return exc.errno if isinstance(exc, OSError) else None
