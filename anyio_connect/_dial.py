@@ -152,10 +152,12 @@ async def dial(route: Route, progress: Progress) -> Transport:
     :raises ConnectError: the name has no address, or no address could be connected to
     """
     await checkpoint_if_cancelled()
-    found = _interleave(await resolve(progress.address))
+    found = await resolve(progress.address)
     progress.resolved = True
-    progress.left_out = max(0, len(found) - MOST_ADDRESSES)
-    endpoints = await _allowed(found[:MOST_ADDRESSES], route.policy, progress.refused)
+    if len(found) > MOST_ADDRESSES:
+        progress.left_out = len(found) - MOST_ADDRESSES
+        found = _interleave(found)[:MOST_ADDRESSES]  # of both families
+    endpoints = await _allowed(found, route.policy, progress.refused)
     if not endpoints:
         raise none_allowed(str(progress), progress.refused, progress.left_out)
     if route.local_host is not None:
@@ -163,7 +165,7 @@ async def dial(route: Route, progress: Progress) -> Transport:
         endpoints = [endpoint for endpoint in endpoints if endpoint.family == family]
         if not endpoints:
             raise no_family(str(progress), route.local_host, progress.refused)
-    progress.untried = endpoints
+    progress.untried = _interleave(endpoints)
     transport = await _race(route, progress)
     if transport is None:
         raise progress.failure()

@@ -182,14 +182,22 @@ def broken(doing: str, exc: BaseException) -> BrokenError:
 
 
 def quote(value: object) -> str:
-    """``repr(value)``, of a length for messages, and without a password.
+    """``repr(value)``, of a length for messages, and without what may be a secret.
 
-    People paste whole URLs, and errors end up in logs.
+    People paste whole URLs, and errors end up in logs. So of a user and a password, which may
+    have any character, and of a query or a fragment, nothing is shown.
     """
     try:
-        return shorten(re.sub(r":[^:@/]*@", ":***@", repr(value)))
-    except ValueError:  # an int of more than 4300 digits has no repr
+        text = repr(value)
+    except Exception:  # noqa: BLE001  # an int of more than 4300 digits has none
         return f"({type(value).__name__})"
+    user, at, rest = text.rpartition("@")
+    if at:
+        scheme = re.match(r"\W*(?:[A-Za-z][A-Za-z0-9+.-]*://)?", user)
+        text = f"{scheme[0] if scheme else ''}***@{rest}"
+    if query := re.search("[?#]", text):
+        text = text[: query.end()] + "***" + text[-1:].strip("?#")
+    return shorten(text)
 
 
 def shorten(text: str, most: int = 120) -> str:

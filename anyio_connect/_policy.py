@@ -1,5 +1,6 @@
 """Egress rules: which addresses and ports may be connected to. Pure; see also _ranges."""
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from ipaddress import (
@@ -14,6 +15,11 @@ from typing import TypeAlias
 
 from ._errors import bad_option, quote
 from ._ranges import METADATA, OPAQUE, IPAddress, IPNetwork, block_of, hidden, wrapped
+
+if sys.version_info >= (3, 11):
+    from typing import Self
+else:
+    from typing_extensions import Self
 
 Network: TypeAlias = str | IPv4Network | IPv6Network | IPv4Address | IPv6Address
 Port: TypeAlias = int | range | tuple[int, int]
@@ -62,6 +68,10 @@ class AddressPolicy:
 
     ``a & b`` allows what both allow. To allow more, ``dataclasses.replace(policy, allow=...)``.
 
+    A subclass may judge in its own way, by :meth:`refusal` and :meth:`port_refusal`; ``&`` asks
+    it as well. It is called once or twice for each address, in the event loop, so it should
+    neither block nor take long. Whatever it raises forbids the address.
+
     :raises InvalidOptionError: a network or port is none
     """
 
@@ -85,8 +95,10 @@ class AddressPolicy:
         checked: dict[str, object] = {
             "allow": None if self.allow is None else _networks("allow", self.allow),
             "deny": _networks("deny", self.deny),
-            "allow_ports": None if self.allow_ports is None else _ports("allow_ports", self),
-            "deny_ports": _ports("deny_ports", self),
+            "allow_ports": None
+            if self.allow_ports is None
+            else _ports("allow_ports", self.allow_ports),
+            "deny_ports": _ports("deny_ports", self.deny_ports),
         }
         for name in ("public_only", "refuse_loops"):
             if not isinstance(getattr(self, name), bool):
@@ -107,56 +119,60 @@ class AddressPolicy:
         ip = _ip(address)
         if ip is None:
             return f"{quote(address)} is not an IP address"
-        return self.port_refusal(port) or self._address_refusal(ip)
+        why = self.port_refusal(port)
+        if why is None:
+            why = _denied(self, ip) or _not_allowed(self, ip)
+        for policy in self.also:
+            if why is not None:
+                break
+            why = policy.refusal(address, port)
+        return why
 
     def port_refusal(self, port: int) -> str | None:
         """Say which rule forbids ``port``, whatever the address; None if none does."""
         number: object = port
         if not isinstance(number, int) or not 1 <= number <= 65535:
             return f"{quote(port)} is not a port"
-        for policy in self._parts():
-            if _has(policy.deny_ports, port):
-                return f"port {port} is in deny_ports"
-            if policy.allow_ports is not None and not _has(policy.allow_ports, port):
-                return f"port {port} is not in allow_ports"
+        if _has(self.deny_ports, port):
+            return f"port {port} is in deny_ports"
+        if self.allow_ports is not None and not _has(self.allow_ports, port):
+            return f"port {port} is not in allow_ports"
+        for policy in self.also:
+            why = policy.port_refusal(port)
+            if why is not None:
+                return why
         return None
 
     @property
     def loops_refused(self) -> bool:
         """Whether this policy, or one of ``also``, refuses loops."""
-        return any(policy.refuse_loops for policy in self._parts())
-
-    def _parts(self) -> "tuple[AddressPolicy, ...]":
-        return (self, *self.also)
-
-    def _address_refusal(self, ip: IPAddress) -> str | None:
-        for policy in self._parts():
-            if why := _denied(policy, ip) or _not_allowed(policy, ip):
-                return why
-        return None
+        return self.refuse_loops or any(policy.loops_refused for policy in self.also)
 
     def __and__(self, other: "AddressPolicy") -> "AddressPolicy":
         if not isinstance(other, AddressPolicy):
             return NotImplemented
-        if other in (UNRESTRICTED, self):
+        if other is self or other == UNRESTRICTED:
             return self
         if self == UNRESTRICTED:
             return other
+        if not _is_plain(self):  # it knows best what makes it up
+            return AddressPolicy(also=(self, other))
         return replace(self, also=(*self.also, other))
 
     def __repr__(self) -> str:
         for name, preset in _PRESETS.items():
             if self == preset:
                 return name
-        own = replace(self, also=())
-        if self.also and own != UNRESTRICTED:
-            return " & ".join(map(repr, (own, *self.also)))
+        if self.also and _is_plain(self):
+            own = replace(self, also=())
+            if own != UNRESTRICTED:
+                return " & ".join(map(repr, (own, *self.also)))
         shown = (
             f"{field.name}={value if field.name == 'also' else _show(value)}"
             for field in fields(self)
             if (value := getattr(self, field.name)) != field.default
         )
-        return f"AddressPolicy({', '.join(shown)})"
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 # --- judging
@@ -174,20 +190,67 @@ def _ip(address: object) -> IPAddress | None:
     return IPv4Address(int(address)) if isinstance(address, IPv4Address) else None
 
 
+class _Networks(tuple[IPNetwork, ...]):  # noqa: SLOT001  # a tuple can have none
+    """Networks, in the order given, and where to find those that hold an address.
+
+    There may be a hundred thousand of them, and they are asked in the event loop.
+    """
+
+    # For each version and length of prefix, what the prefixes are and their places in the order.
+    _places: dict[tuple[int, int], dict[int, int]]
+
+    def __new__(cls, networks: Iterable[IPNetwork]) -> Self:
+        self = super().__new__(cls, networks)
+        self._places = {}
+        for place, net in enumerate(self):
+            prefixes = self._places.setdefault((net.version, net.prefixlen), {})
+            prefixes[int(net.network_address) >> (net.max_prefixlen - net.prefixlen)] = place
+        return self
+
+    def holding(self, ip: IPAddress) -> list[IPNetwork]:
+        number, bits, version = int(ip), ip.max_prefixlen, ip.version
+        places = [
+            prefixes.get(number >> (bits - length))
+            for (of, length), prefixes in self._places.items()
+            if of == version
+        ]
+        return [self[place] for place in sorted(place for place in places if place is not None)]
+
+    def any_of_version(self, version: int) -> bool:
+        return any(of == version for of, _ in self._places)
+
+
+class _Ports(tuple[int | tuple[int, int], ...]):  # noqa: SLOT001
+    """Ports and ranges of them, as given, and all of them as the bits of a number."""
+
+    _bits: int
+
+    def __new__(cls, ports: Iterable[int | tuple[int, int]]) -> Self:
+        self = super().__new__(cls, ports)
+        self._bits = 0
+        for first, last in map(_first_last, self):
+            self._bits |= ((1 << (last - first + 1)) - 1) << first
+        return self
+
+    def has(self, port: int) -> bool:
+        return bool(self._bits >> port & 1)
+
+
+# (They are what the two above say by now, but a type checker only knows the parameters.)
+
+
 def _holding(ip: IPAddress, networks: Iterable[Network] | None) -> list[IPNetwork]:
-    # (They all are one of the two by now, but a type checker only knows the parameters.)
-    return [
-        network
-        for network in networks or ()
-        if isinstance(network, (IPv4Network, IPv6Network)) and ip in network
-    ]
+    return networks.holding(ip) if isinstance(networks, _Networks) else []
+
+
+def _has(ports: Iterable[Port], port: int) -> bool:
+    assert isinstance(ports, _Ports)
+    return ports.has(port)
 
 
 def _denied(policy: AddressPolicy, ip: IPAddress) -> str | None:
     """What denies ``ip``, or an address that it carries or leads to: this always wins."""
-    if ip in OPAQUE and (
-        policy.public_only or any(isinstance(net, IPv4Network) for net in policy.deny)
-    ):
+    if ip in OPAQUE and (policy.public_only or _names_ipv4(policy.deny)):
         return _opaque(ip)
     if networks := _holding(ip, policy.deny):
         return f"{networks[0]} is in deny"
@@ -231,8 +294,9 @@ def _opaque(ip: IPAddress) -> str:
     return f"{block_of(ip)}, so no rule can tell where it leads"
 
 
-def _has(ports: Iterable[Port], port: int) -> bool:
-    return any(first <= port <= last for first, last in map(_first_last, ports))
+def _names_ipv4(networks: Iterable[Network]) -> bool:
+    assert isinstance(networks, _Networks)
+    return networks.any_of_version(4)
 
 
 # --- checking what a policy is made of
@@ -240,18 +304,29 @@ def _has(ports: Iterable[Port], port: int) -> bool:
 
 def _distinct(policy: AddressPolicy) -> tuple[AddressPolicy, ...]:
     """Its ``also`` in a row, each policy once: however it was put together, it is the same."""
-    parts = (part for other in policy.also for part in (replace(other, also=()), *other.also))
-    own = (UNRESTRICTED, replace(policy, also=()))
-    return tuple(part for part in dict.fromkeys(parts) if part not in own)
+    parts: list[AddressPolicy] = []
+    for other in policy.also:
+        parts += (replace(other, also=()), *other.also) if _is_plain(other) else (other,)
+    own = (UNRESTRICTED, replace(policy, also=()) if _is_plain(policy) else policy)
+    # Whether two of a subclass are the same, nobody knows but they.
+    distinct = {part if _is_plain(part) else id(part): part for part in parts}
+    return tuple(part for part in distinct.values() if not (_is_plain(part) and part in own))
 
 
-def _networks(name: str, value: object) -> tuple[IPNetwork, ...]:
+def _is_plain(policy: AddressPolicy) -> bool:
+    """Whether it is known what it does: a subclass may do otherwise."""
+    return type(policy) is AddressPolicy
+
+
+def _networks(name: str, value: object) -> _Networks:
+    if isinstance(value, _Networks):
+        return value
     # A network is iterable itself, over all its addresses; a str is over its characters.
     if isinstance(value, (str, bytes, IPv4Network, IPv6Network)) or not isinstance(
         value, Iterable
     ):
         raise bad_option(name, value, "must be a list of networks, such as ['10.0.0.0/8']")
-    return tuple(dict.fromkeys(_network(name, item) for item in value))
+    return _Networks(dict.fromkeys(_network(name, item) for item in value))
 
 
 def _network(name: str, value: object) -> IPNetwork:
@@ -273,11 +348,12 @@ def _network(name: str, value: object) -> IPNetwork:
     return network
 
 
-def _ports(name: str, policy: AddressPolicy) -> tuple[Port, ...]:
-    value = getattr(policy, name)
+def _ports(name: str, value: object) -> _Ports:
+    if isinstance(value, _Ports):
+        return value
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise bad_option(name, value, "must be a list of ports, such as [443, (8000, 8099)]")
-    ports: dict[Port, None] = {}
+    ports: dict[int | tuple[int, int], None] = {}
     for item in value:
         try:
             first, last = _first_last(item)
@@ -287,7 +363,7 @@ def _ports(name: str, policy: AddressPolicy) -> tuple[Port, ...]:
             why = "must be a number from 1 to 65535, a range, or a pair of the first and the last"
             raise bad_option(name, item, why)
         ports[first if first == last else (first, last)] = None
-    return tuple(ports)
+    return _Ports(ports)
 
 
 def _first_last(port: object) -> tuple[int, int]:

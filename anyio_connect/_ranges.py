@@ -8,6 +8,7 @@ multicast. The longest prefix that fits decides. Pure.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import NamedTuple, TypeAlias
 
@@ -80,6 +81,7 @@ BLOCKS = tuple(
 )
 
 
+@lru_cache(1024)  # each policy of a chain of them asks for the same
 def block_of(ip: IPAddress) -> Block:
     """The block that ``ip`` belongs to."""
     return next(block for block in BLOCKS if ip in block.network)
@@ -88,12 +90,15 @@ def block_of(ip: IPAddress) -> Block:
 #: Where clouds keep the credentials of a machine, for whoever can connect from there.
 METADATA: dict[IPAddress, str] = {
     IPv4Address("169.254.169.254"): "most clouds",
+    IPv4Address("169.254.169.250"): "Rancher",
     IPv4Address("169.254.170.2"): "AWS ECS",
     IPv4Address("169.254.170.23"): "AWS EKS",
     IPv4Address("169.254.42.42"): "Scaleway",
     IPv4Address("169.254.0.23"): "Tencent Cloud",
     IPv4Address("168.63.129.16"): "Azure",
     IPv4Address("100.100.100.200"): "Alibaba Cloud",
+    IPv4Address("100.80.80.80"): "UCloud",
+    IPv4Address("100.96.0.96"): "Volcano Engine",
     IPv4Address("192.0.0.192"): "Oracle Cloud",
     IPv6Address("fd00:ec2::254"): "AWS",
     IPv6Address("fd00:ec2::23"): "AWS EKS",
@@ -127,6 +132,7 @@ _TRANSLATED = IPv6Network("::ffff:0:0:0/96")  # RFC 2765 section 2.1
 OPAQUE = IPv6Network("64:ff9b:1::/48")
 
 
+@lru_cache(1024)
 def wrapped(ip: IPAddress) -> tuple[Carried, ...]:
     """The IPv4 addresses that ``ip`` is a mere wrapping of: it is to be judged as all of them."""
     if isinstance(ip, IPv4Address) or int(ip) <= 1:  # "::" and "::1" are no wrappings
@@ -142,6 +148,7 @@ def wrapped(ip: IPAddress) -> tuple[Carried, ...]:
     return ()
 
 
+@lru_cache(1024)
 def hidden(ip: IPAddress) -> tuple[Carried, ...]:
     """Further addresses that connecting to ``ip`` may lead to: to be judged besides it."""
     if not int(ip):

@@ -538,3 +538,135 @@ def test_a_policy_does_no_input_or_output(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(socket, "socket", forbidden)
     monkeypatch.setattr(socket, "getaddrinfo", forbidden)
     assert AddressPolicy(deny=["10.0.0.0/8"]).refusal("example.com", 80)
+
+
+# --- subclasses, and long lists
+
+
+class Mine(AddressPolicy):
+    """Judges in its own way, and has more to judge by than a policy has."""
+
+    def __init__(self, forbidden: str = "192.0.2.7", port: int = 8) -> None:
+        super().__init__()
+        object.__setattr__(self, "forbidden", forbidden)
+        object.__setattr__(self, "port", port)
+
+    def refusal(self, address: str | IPv4Address | IPv6Address, port: int) -> str | None:
+        if str(address) == vars(self)["forbidden"]:
+            return "mine says no"
+        return super().refusal(address, port)
+
+    def port_refusal(self, port: int) -> str | None:
+        return "not this port" if port == vars(self)["port"] else super().port_refusal(port)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Mine(),
+        Mine() & UNRESTRICTED,
+        UNRESTRICTED & Mine(),
+        AddressPolicy(deny_ports=[25]) & Mine(),
+        Mine() & AddressPolicy(deny_ports=[25]),
+        Mine("1.1.1.1", 1) & Mine(),
+        AddressPolicy(deny_ports=[25]) & (AddressPolicy(deny_ports=[26]) & Mine()),
+        replace(AddressPolicy(deny_ports=[25]), also=(Mine(),)),
+        replace(Mine() & AddressPolicy(deny_ports=[25]), deny=["10.0.0.1"]),
+    ],
+)
+def test_and_asks_a_subclass_as_it_is(policy: AddressPolicy) -> None:
+    assert policy.refusal("192.0.2.7", 80) == "mine says no"
+    assert policy.refusal("192.0.2.8", 80) is None
+    assert policy.port_refusal(8) == policy.refusal("192.0.2.8", 8) == "not this port"
+    assert policy.port_refusal(9) is None
+
+
+def test_and_keeps_the_loops_that_a_subclass_refuses() -> None:
+    class NoLoops(AddressPolicy):
+        @property
+        def loops_refused(self) -> bool:
+            return True
+
+    assert (AddressPolicy(deny_ports=[25]) & NoLoops()).loops_refused
+    assert (NoLoops() & AddressPolicy(deny_ports=[25])).loops_refused
+    assert not (Mine() & AddressPolicy(deny_ports=[25])).loops_refused
+
+
+def test_two_of_a_subclass_are_never_taken_for_the_same() -> None:
+    one, other = Mine("1.1.1.1"), Mine("1.1.1.2")
+    both = one & other
+    assert both.also == (one, other)
+    for address in ("1.1.1.1", "1.1.1.2"):
+        assert both.refusal(address, 80) == "mine says no"
+    assert one & one is one
+
+
+def test_no_reason_is_a_reason_still() -> None:
+    class Silent(AddressPolicy):
+        def refusal(self, address: str | IPv4Address | IPv6Address, port: int) -> str | None:
+            return ""
+
+    assert (AddressPolicy(deny_ports=[25]) & Silent()).refusal("1.1.1.1", 80) == ""
+
+
+NETWORKS = st.one_of(
+    st.ip_addresses(v=4, network="9.0.0.0/29"), st.ip_addresses(v=6, network="2001:db8::/125")
+).flatmap(
+    lambda ip: st.integers(ip.max_prefixlen - 4, ip.max_prefixlen).map(
+        lambda length: ip_network((ip, length), strict=False)
+    )
+)
+
+
+@given(
+    st.lists(NETWORKS),
+    st.one_of(
+        st.ip_addresses(v=4, network="9.0.0.0/28"), st.ip_addresses(v=6, network="2001:db8::/124")
+    ),
+)
+def test_networks_are_found_as_if_looked_through_one_by_one(
+    networks: list[IPv4Network | IPv6Network], address: IPv4Address | IPv6Address
+) -> None:
+    holding = [network for network in networks if address in network]
+    why = AddressPolicy(deny=networks).refusal(address, 80)
+    assert why == (f"{holding[0]} is in deny" if holding else None)
+    assert (AddressPolicy(allow=networks).refusal(address, 80) is None) == bool(holding)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.integers(1, 30), st.tuples(st.integers(1, 10), st.integers(10, 30)), st.just((5, 9))
+        )
+    ),
+    st.integers(1, 31),
+)
+def test_ports_are_found_as_if_looked_through_one_by_one(ports: list[Any], port: int) -> None:
+    pairs = [(item, item) if isinstance(item, int) else item for item in ports]
+    listed = any(first <= port <= last for first, last in pairs)
+    assert (AddressPolicy(deny_ports=ports).port_refusal(port) is not None) == listed
+    assert (AddressPolicy(allow_ports=ports).port_refusal(port) is None) == listed
+
+
+def test_a_long_list_is_not_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = [f"10.{n >> 8}.{n & 255}.0/24" for n in range(65536)]
+    policy = AddressPolicy(deny=networks, deny_ports=range(1, 50000)) & AddressPolicy(
+        allow=[*networks, "11.0.0.0/8"]
+    )
+    looked = 0
+
+    def look(network: IPv4Network, address: object) -> bool:
+        nonlocal looked
+        looked += 1
+        return contains(network, address)
+
+    contains = IPv4Network.__contains__
+    monkeypatch.setattr(IPv4Network, "__contains__", look)
+    assert policy.refusal("10.255.7.7", 50000) == "10.255.7.0/24 is in deny"
+    assert policy.refusal("11.0.0.1", 50000) is None
+    assert "in none of" in str(policy.refusal("12.0.0.1", 50000))
+    assert looked < 10
+    for same in (copy.copy(policy), copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
+        assert same == policy
+        assert same.refusal("10.255.7.7", 50000) == "10.255.7.0/24 is in deny"
+        assert same.port_refusal(7) == "port 7 is in deny_ports"
