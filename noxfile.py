@@ -22,14 +22,14 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_external_run = True
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["tests"]
+nox.options.sessions = ["tests"]  # which is all that the README asks of a newcomer
 
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 SUPPORTED = nox.project.python_versions(PYPROJECT)
 CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"
 
-#: Where the tests leave what they covered, for `coverage`: a directory for each Python.
+#: Where `every` leaves what the tests covered, for `coverage`: a directory for each Python.
 COVERED = ROOT / ".nox" / "covered"
 
 #: Branch coverage in percent, all tested Pythons together, below which `coverage` fails.
@@ -38,7 +38,7 @@ COVERAGE_FLOOR = 95
 
 #: The tests run in one process for each core. (Not so from the configuration, which also holds
 #: for who looks at a single test.)
-SPREAD = ("--numprocesses=auto",)
+SPREAD = ("--numprocesses=auto", "--dist=worksteal")
 
 #: The runtime of Workers that `conformance` compares with: the package's version on npm.
 WORKERD = "1.20261117.1"
@@ -110,34 +110,68 @@ def group(*names: str) -> list[str]:
     return list(nox.project.dependency_groups(PYPROJECT, *names))
 
 
-@nox.session(python=FOUND)
+@nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests on every supported Python of this machine. Arguments go to pytest."""
+    """Run the tests on the Python that runs nox. Arguments go to pytest."""
+    # The package as users get it, built and installed: what the tests import is not the work
+    # tree, so a file that is missing from the wheel is missed.
+    session.install(".", *group("test"))
+    session.run("pytest", *SPREAD, *session.posargs)
+
+
+@nox.session
+def quick(session: nox.Session) -> None:
+    """Run most of the tests in less than a minute, while you work. Arguments go to pytest.
+
+    What is left out takes long to find what the rest seldom misses, and is marked `slow`: each
+    operation cancelled at each checkpoint, faults at every moment, the real sockets beside a
+    model, thousands of sockets one after another, changed tables, and what starts a process for
+    each test, the command line above all. And Hypothesis makes 20 examples in place of 100.
+    """
+    session.install(".", *group("test"))
+    quickly = {"HYPOTHESIS_PROFILE": "quick"}
+    session.run("pytest", *SPREAD, "-m", "not slow", *session.posargs, env=quickly)
+
+
+@nox.session(python=FOUND)
+def every(session: nox.Session) -> None:
+    """Run the tests on every supported Python of this machine, keeping what they cover.
+
+    And in asyncio's debug mode, which finds calls from the wrong thread. Arguments go to pytest.
+    """
     missing = [version for version in SUPPORTED if version not in FOUND]
     if missing:
         session.warn(f"not tested, because not found here: Python {', '.join(missing)}")
-    # The package as users get it, built and installed: what the tests import is not the work
-    # tree, so a file that is missing from the wheel is missed.
     session.install(".", *group("test"))
     data = COVERED / str(session.python)
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
     # Not `coverage run -m pytest`, which would put the work tree on the path; this way coverage
     # starts by itself in each Python process of the environment, also those that tests start.
-    start = {
+    env = {
         "COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml"),
         "COVERAGE_FILE": str(data / "coverage"),
+        "PYTHONASYNCIODEBUG": "1",
     }
-    session.run("pytest", *SPREAD, *session.posargs, env=start)
+    session.run("pytest", *SPREAD, *session.posargs, env=env)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Open and end 40,000 sockets on each event loop: nothing may be left of them."""
+    session.install(".", *group("test"))
+    env = {"ANYIO_CONNECT_SOAK": "40000"}
+    options = ("-k", "soak", "-o", "faulthandler_timeout=1800")
+    session.run("pytest", *SPREAD, "tests/test_faults.py", *options, *session.posargs, env=env)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Report what the last `tests` covered, and fail if that is too little."""
+    """Report what the last `every` covered, and fail if that is too little."""
     session.install(*group("test"))
     covered = [str(path) for path in sorted(COVERED.glob("*/"))]
     if not covered:
-        session.error("nothing to report on: run `nox -s tests coverage`")
+        session.error("nothing to report on: run `nox -s every coverage`")
     session.env["COVERAGE_FILE"] = str(COVERED / "coverage")
     session.run("coverage", "combine", "--keep", *covered)
     session.run("coverage", "report", f"--fail-under={COVERAGE_FLOOR}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import sys
 from collections.abc import AsyncIterator, Generator, Iterator
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ from inspect import iscoroutinefunction
 from typing import Any
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, settings
 
 import guards
 
@@ -22,24 +23,20 @@ TIME_LIMIT = 60
 
 # --- Hypothesis
 #
-# Speed is for benchmarks, so no deadlines. A run of CI must be red only for what the change
-# under test did: there the examples are the same each time, and everywhere else they are new.
-# Nor does it look for a simpler example than the one that failed, which can take minutes for each
-# test: run without CI, a test that failed there will. HYPOTHESIS_PROFILE=thorough looks longer.
+# Speed is for benchmarks, so no deadlines. The examples are new in each run, in CI too, where
+# Hypothesis would else choose a profile of its own. What is printed of one that failed makes it
+# fail again: see pytest_runtest_makereport().
 
-settings.register_profile("default", deadline=None, print_blob=True)
-settings.register_profile(
-    "ci",
-    deadline=None,
-    print_blob=True,
-    derandomize=True,
-    database=None,
-    phases=(Phase.explicit, Phase.generate),
-)
-settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=2000)
-settings.load_profile(
-    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default")
-)
+COMMON: dict[str, Any] = {
+    "deadline": None,
+    "derandomize": False,
+    "print_blob": True,
+    "suppress_health_check": (HealthCheck.too_slow,),  # of a machine that has other things to do
+}
+settings.register_profile("default", max_examples=100, **COMMON)
+settings.register_profile("quick", max_examples=20, **COMMON)  # nox -s quick
+settings.register_profile("thorough", max_examples=2000, **COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "default")
 
 
 # --- event loops
@@ -56,10 +53,12 @@ if HAS_UVLOOP:
     # The first uvloop of a process opens a pipe for signals, which stays open for all others.
     uvloop_loop().close()
 
+# Not in asyncio's debug mode, which keeps a stack for each future and callback: users do not run
+# it, and it takes half the time of most tests. CI turns it on (`nox -s every`).
 BACKENDS = [
-    pytest.param(("asyncio", {"debug": True}), id="asyncio"),
+    pytest.param(("asyncio", {}), id="asyncio"),
     pytest.param(
-        ("asyncio", {"debug": True, "loop_factory": uvloop_loop}),
+        ("asyncio", {"loop_factory": uvloop_loop}),
         id="uvloop",
         marks=pytest.mark.skipif(
             not HAS_UVLOOP, reason="uvloop is not installed; there is none for Windows and PyPy"
@@ -75,8 +74,8 @@ if sys.version_info >= (3, 12):
         loop.set_task_factory(asyncio.eager_task_factory)
         return loop
 
-    options = {"debug": True, "loop_factory": eager_loop}
-    BACKENDS.insert(1, pytest.param(("asyncio", options), id="asyncio-eager"))
+    eager = pytest.param(("asyncio", {"loop_factory": eager_loop}), id="asyncio-eager")
+    BACKENDS.insert(1, eager)
 
 
 def pytest_report_header() -> str:
@@ -106,12 +105,11 @@ def pytest_pycollect_makeitem(
         return
     given = getattr(obj, "hypothesis", None)
     test = given.inner_test if given else obj
+    if given:
+        # Kept here because something else is put in its place: see pytest_pyfunc_call().
+        obj.given_test = test
     if iscoroutinefunction(test):
         pytest.mark.usefixtures("anyio_backend", "no_leaked_tasks")(obj)
-        if given:
-            # Kept here because AnyIO's plugin puts something else in its place, which is bound
-            # to one event loop.
-            obj.given_test = test
 
 
 # --- around each test
@@ -123,6 +121,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", f"time_limit(seconds): may take that long, and not {TIME_LIMIT} seconds"
     )
+    config.addinivalue_line("markers", "slow: `nox -s quick` does without")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -132,6 +131,13 @@ def pytest_runtest_makereport(
     report = yield
     if report.when == "call":
         item.stash[PASSED] = report.passed
+        if report.failed and hasattr(getattr(item, "obj", None), "given_test"):
+            how = (
+                "Put the decorator @reproduce_failure(...) that is printed above on the test "
+                "(from hypothesis import reproduce_failure), then run:\n"
+                f".venv/bin/nox -- {shlex.quote(item.nodeid)}"
+            )
+            report.sections.append(("how to replay the example", how))
     return report
 
 
@@ -162,14 +168,12 @@ async def no_leaked_tasks(request: pytest.FixtureRequest) -> AsyncIterator[None]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
-    """Put the time limit around an asynchronous test, just before AnyIO's plugin runs it."""
+    """Put the time limits around a test, just before it is run, by AnyIO's plugin if need be."""
     given_test = getattr(pyfuncitem.obj, "given_test", None)
     test = given_test or pyfuncitem.obj
-    if not iscoroutinefunction(test):
-        return
     marker = pyfuncitem.get_closest_marker("time_limit")
-    limited = guards.with_time_limit(marker.args[0] if marker else TIME_LIMIT, test)
+    limit = marker.args[0] if marker else TIME_LIMIT
     if given_test:
-        pyfuncitem.obj.hypothesis.inner_test = limited
-    else:
-        pyfuncitem.obj = limited
+        pyfuncitem.obj.hypothesis.inner_test = guards.with_shrink_limit(test, limit)
+    elif iscoroutinefunction(test):
+        pyfuncitem.obj = guards.with_time_limit(limit, test)

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
+from inspect import iscoroutinefunction
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,6 +27,11 @@ import trio
 #: How long things that are already on their way out may take to be gone, in seconds: a worker
 #: thread with a look-up that was given up, a task that was just cancelled.
 GRACE = 0.5
+
+#: How much longer a Hypothesis test may go on once an example has failed, in seconds: to find a
+#: simpler one is worth that much, and four times that is less than what ends the run
+#: (``faulthandler_timeout``).
+SHRINK_LIMIT = 20
 
 
 # --- descriptors
@@ -179,6 +185,55 @@ def with_time_limit(
             pytest.fail(late, pytrace=False)
 
     return limited
+
+
+def with_shrink_limit(test: Callable[..., Any], example_limit: float) -> Callable[..., Any]:
+    """Bound what Hypothesis does once an example of ``test`` has failed: see SHRINK_LIMIT.
+
+    It then tries simpler ones, maybe hundreds, each of which may take as long as an example is
+    allowed to. After that time only examples that have failed before are run, which is how
+    Hypothesis has the simplest of them shown at the end; all others pass at once. Nor is any
+    example given more than that time, so that all in all it is about four times that: the time
+    itself, an example that began within it, and the one that is shown, which is run twice.
+
+    ``example_limit`` is how long an example of an asynchronous test may take before that, in
+    seconds.
+    """
+    failed: set[str] = set()
+    since = 0.0
+
+    def is_due(arguments: object) -> bool:
+        return not failed or time.monotonic() - since < SHRINK_LIMIT or repr(arguments) in failed
+
+    def keep(arguments: object) -> None:
+        nonlocal since
+        since = since if failed else time.monotonic()
+        failed.add(repr(arguments))
+
+    if not iscoroutinefunction(test):
+
+        @wraps(test)
+        def bounded(*args: Any, **kwargs: Any) -> None:
+            if is_due((args, kwargs)):
+                try:
+                    test(*args, **kwargs)
+                except BaseException:
+                    keep((args, kwargs))
+                    raise
+
+        return bounded
+
+    @wraps(test)
+    async def bounded_async(*args: Any, **kwargs: Any) -> None:
+        if is_due((args, kwargs)):
+            limit = min(example_limit, SHRINK_LIMIT) if failed else example_limit
+            try:
+                await with_time_limit(limit, test)(*args, **kwargs)
+            except BaseException:
+                keep((args, kwargs))
+                raise
+
+    return bounded_async
 
 
 @contextmanager

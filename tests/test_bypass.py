@@ -542,6 +542,7 @@ class Rebinding(Resolver):
         return found
 
 
+@pytest.mark.slow
 @settings(
     max_examples=max(300, settings().max_examples), suppress_health_check=[HealthCheck.too_slow]
 )

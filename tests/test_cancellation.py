@@ -585,6 +585,7 @@ def name(operation: Operation) -> str:
 # --- the sweep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("version", [None, TLS12, TLS13], ids=["tcp", "tls-1.2", "tls-1.3"])
 @pytest.mark.parametrize("operation", OPERATIONS, ids=name)
@@ -640,6 +641,7 @@ async def check_what_the_peer_got(operation: Operation, scene: Scene) -> None:
 # --- TLS in mid-connection
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("behind_a_send", [False, True])
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("version", [TLS12, TLS13], ids=["tls-1.2", "tls-1.3"])

@@ -21,6 +21,8 @@ import trustme
 from peers import refusing_address
 from servers import echo, serving
 
+pytestmark = pytest.mark.slow  # each test starts a process or two
+
 COMMAND = [sys.executable, "-m", "anyio_connect"]
 TIMEOUT = 60
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -145,6 +146,7 @@ def complaints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return said
 
 
+@pytest.mark.slow
 @needs_fds
 @pytest.mark.parametrize(
     ("test", "words"),
@@ -160,10 +162,12 @@ def test_descriptor_leak_fails(complaints: dict[str, str], test: str, words: lis
         assert word in complaints[test]
 
 
+@pytest.mark.slow
 def test_unclosed_socket_fails(complaints: dict[str, str]) -> None:
     assert "ResourceWarning: unclosed <socket" in complaints["test_socket_dropped"]
 
 
+@pytest.mark.slow
 def test_failures_on_every_loop(
     complaints: dict[str, str], request: pytest.FixtureRequest, anyio_backend: object
 ) -> None:
@@ -184,6 +188,58 @@ def test_failures_on_every_loop(
     assert "took more than 0.05 seconds" in said("test_example_waits_for_ever")
 
 
+SLOW = """
+import time
+import anyio, guards, pytest
+from hypothesis import given, settings, strategies as st
+
+guards.SHRINK_LIMIT = 0.5
+
+
+@given(st.lists(st.integers(0, 1000), min_size=8, max_size=8))
+def test_each_example_is_slow(numbers):
+    if sum(numbers) > 1000:
+        time.sleep(0.1)  # so that what has to be tried to find the simplest takes a minute
+        raise ValueError("too much")
+
+
+@pytest.mark.time_limit(1)
+@given(st.lists(st.integers(0, 1000), min_size=8, max_size=8))
+async def test_each_example_hangs(numbers):
+    if sum(numbers) > 1000:
+        await anyio.sleep_forever()
+
+
+def test_profile():
+    assert not settings().derandomize
+    assert settings().print_blob
+"""
+
+
+@pytest.mark.slow
+def test_a_slow_search_for_a_simpler_example_ends_with_the_example(tmp_path: Path) -> None:
+    """Also in CI. Unbounded, it would take each of the two tests more than a minute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CI", "1")
+        patch.delenv("HYPOTHESIS_PROFILE", raising=False)
+        result = run_pytest(tmp_path, SLOW, "-o", "faulthandler_timeout=30", "-k", "not uvloop")
+    assert result.returncode == 1
+    assert "1 passed" in result.stdout
+    assert "Flaky" not in result.stdout
+    for said in ("ValueError: too much", "the test took more than 0.5 seconds"):
+        assert said in result.stdout
+    tests = (
+        "test_each_example_is_slow",
+        "test_each_example_hangs[asyncio]",
+        "test_each_example_hangs[trio]",
+    )
+    for test in tests:
+        assert f"nox -- {shlex.quote(f'tests/test_it.py::{test}')}" in result.stdout
+    assert result.stdout.count("Failing test case: ") >= len(tests)
+    assert result.stdout.count("@reproduce_failure('") >= len(tests)
+
+
+@pytest.mark.slow
 def test_blocked_thread_ends_the_run(tmp_path: Path) -> None:
     blocked = "import threading\n\n\ndef test_blocks():\n    threading.Event().wait()\n"
     result = run_pytest(tmp_path, blocked, "-o", "faulthandler_timeout=0.2")
@@ -235,7 +291,7 @@ async def test_loop_is_as_named(request: pytest.FixtureRequest) -> None:
     assert (loop == "trio") == trio.lowlevel.in_trio_run()
     if loop != "trio":
         running = asyncio.get_running_loop()
-        assert running.get_debug()
+        assert running.get_debug() == bool(os.environ.get("PYTHONASYNCIODEBUG"))
         assert (loop == "uvloop") == type(running).__module__.startswith("uvloop")
         assert (loop == "asyncio-eager") == (running.get_task_factory() is not None)
 

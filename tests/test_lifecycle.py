@@ -310,6 +310,7 @@ HARMLESS = {
 }
 
 
+@pytest.mark.slow
 def test_no_change_of_the_tables_goes_unseen() -> None:
     """Cosmic Ray does not know how to change tables."""
     for state, event in PAIRS:

@@ -349,7 +349,7 @@ LENGTH = settings(
 )
 
 
-@pytest.mark.time_limit(300)
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [None, TLS12, TLS13], ids=["tcp", "tls-1.2", "tls-1.3"])
 def test_model(anyio_backend: tuple[str, dict[str, Any]], version: ssl.TLSVersion | None) -> None:
     Driver.patience = PATIENCE  # which a test that failed may have shortened

@@ -121,6 +121,7 @@ async def clog(sock: socket.socket) -> None:
             await trio.lowlevel.wait_writable(sock)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pair", "clogged"),
     [
