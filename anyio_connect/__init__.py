@@ -6,6 +6,7 @@ from ._connector import Connector as Connector
 from ._connector import connect as connect
 from ._errors import AddressNotAllowedError as AddressNotAllowedError
 from ._errors import BrokenError as BrokenError
+from ._errors import CertificateError as CertificateError
 from ._errors import ClosedError as ClosedError
 from ._errors import ConnectError as ConnectError
 from ._errors import ConnectTimeoutError as ConnectTimeoutError
@@ -36,6 +37,7 @@ __all__ = (
     "AddressNotAllowedError",
     "AddressPolicy",
     "BrokenError",
+    "CertificateError",
     "ClosedError",
     "ConnectError",
     "ConnectTimeoutError",

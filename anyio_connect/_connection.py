@@ -504,7 +504,7 @@ class Connection:
         except SocketError:
             return  # which has settled `closed` too
         self._hung_up = False
-        error: OSError | None = None
+        error: Exception | None = None
         while not self.closed.done():
             state = self._state
             if self._hung_up and state.link is Link.OPEN:
@@ -525,7 +525,7 @@ class Connection:
             if self._state.link is Link.LINGERING:
                 await self._tell(Event.ROOM)
 
-    async def _judge_hangup(self, state: State, error: OSError | None) -> None:
+    async def _judge_hangup(self, state: State, error: Exception | None) -> None:
         """The peer is gone. Say so as soon as no unread data lies before that."""
         lost = broken("waiting for its end", error) if error is not None else None
         if state.inbound is Inbound.OPEN:

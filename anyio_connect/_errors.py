@@ -110,13 +110,21 @@ class ListenError(SocketError, OSError):
 
 
 class TLSError(ConnectError, ssl.SSLError):
-    """The TLS handshake failed.
-
-    Where a certificate was turned away, ``__cause__`` is an ``ssl.SSLCertVerificationError``,
-    whose ``verify_code`` says why.
-    """
+    """The TLS handshake failed. ``library`` and ``reason`` are OpenSSL's, or None."""
 
     code: ClassVar[str] = "tls_failed"
+
+
+class CertificateError(TLSError, ssl.SSLCertVerificationError):
+    """The peer's certificate was turned away: it expired, is for others, or is not trusted.
+
+    ``verify_code`` is OpenSSL's number for what is wrong (``X509_V_ERR_...``), 0 where somebody
+    else judged; ``verify_message`` is the judge's text.
+    """
+
+    code: ClassVar[str] = "certificate_rejected"
+    verify_code: int = 0
+    verify_message: str = ""
 
 
 class StartTLSError(SocketError, RuntimeError):

@@ -82,6 +82,9 @@ class Readiness(Protocol):
     def stop_reading(self) -> None:
         """Have :meth:`readable` raise, now and ever after."""
 
+    def resume_reading(self) -> None:
+        """Take :meth:`stop_reading` back, once :meth:`readable` has returned."""
+
     def close(self) -> None:
         """Close the socket, once its number is free. Who waits is woken."""
 
@@ -211,6 +214,9 @@ class TaskReadiness:
         self._stopped = True
         if self._waiting:
             self._notify_closing(self._sock)
+
+    def resume_reading(self) -> None:
+        self._stopped = self._closed
 
     def close(self) -> None:
         self._closed = self._stopped = True
@@ -349,6 +355,9 @@ class LoopReadiness:
         self._stopped = True
         self._unregister()
         _wake(self._reading)
+
+    def resume_reading(self) -> None:
+        self._stopped = self._closed
 
     def close(self) -> None:
         self._closed = True

@@ -141,6 +141,9 @@ class TCPTransport(Transport):
     def stop_receiving(self) -> None:
         self._ready.stop_reading()
 
+    def resume_receiving(self) -> None:
+        self._ready.resume_reading()
+
     def unread(self) -> bool:
         if self._arrived:
             return True

@@ -9,26 +9,37 @@ everything is decrypted first, with no await in between.
 
 from __future__ import annotations
 
+import os
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NoReturn
 
 import anyio
-import anyio.to_thread
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
 from ._copies import fresh
 from ._readiness import Pause
-from ._tls_errors import explain, handshake_ended, handshake_failed
+from ._threads import Threads
+from ._tls_errors import check_count, explain, handshake_ended, handshake_failed
 from ._transport import DEFAULT_MAX_BYTES, Transport
 
 #: How much ciphertext to ask the transport for at a time, in bytes: a few records, and more only
-#: for who wants more. What is here undecrypted is never more than that, and nothing is asked for
-#: before it is wanted.
+#: if the caller wants more. What is here undecrypted is never more than that, and nothing is
+#: asked for before it is wanted.
 _READ = 65536
 _MOST_READ = 4 * _READ
+
+#: How much ciphertext the engine gets at a time, in bytes: any record is in two such pieces. The
+#: engine works through all it has until it finds data, and the event loop stands still meanwhile.
+_PIECE = 17408
+
+#: After how much ciphertext that was no data other tasks get to run, in bytes. (Each record of
+#: data has some twenty bytes of that; a peer can send KeyUpdates as fast as they are read.)
+_NO_DATA = 65536
 
 #: How much data to encrypt before it is sent, in bytes. The engine would take any amount at
 #: once, and hold all of its ciphertext.
@@ -38,54 +49,119 @@ _WRITE = 65536
 _RECORD = 16384
 
 #: How much ciphertext may wait to be sent, in bytes: twice what a send makes at a time. There
-#: is more only where a peer asks for answers and reads none.
+#: is more only if a peer asks for answers and reads none.
 _MAX_WAITING = 2 * _WRITE
 
-#: How often to take more from the transport in search of data before others get to run. Two
-#: are enough for any record; a peer can send what is no data as fast as it is taken.
-_ROUNDS = 8
+#: How much data a send that reads for the engine keeps for the next receive, in bytes.
+_MAX_KEPT = 1 << 20
 
+#: How often receive_nowait() gives the engine more in search of data.
+_ROUNDS = 4
+
+_NOTHING = memoryview(b"")
+
+#: How many default contexts are kept. Each holds the system's authorities: a megabyte or so.
+_MAX_CONTEXTS = 16
+
+_ENDED_IN_HANDSHAKE = "the peer ended TLS while it was being negotiated again"
 
 #: The transport broke, or another task closed it.
 _GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 
-#: The contexts of everybody who brings none of their own, by what they offer.
-_contexts: dict[tuple[str, ...], ssl.SSLContext] = {}
+#: For contexts: to build them, and for what those of another make do slowly.
+_threads = Threads("work on TLS contexts", 64)
 
-#: Held by the thread that builds one of them.
-_building = threading.Lock()
-
-
-async def default_context(alpn: tuple[str, ...]) -> ssl.SSLContext:
-    """The shared context for ``alpn``. Building one reads files for tens of milliseconds."""
-    try:
-        return _contexts[alpn]
-    except KeyError:
-        return await anyio.to_thread.run_sync(_shared_context, alpn, abandon_on_cancel=True)
+# --- contexts
 
 
-def _shared_context(alpn: tuple[str, ...]) -> ssl.SSLContext:
-    """Build it, unless another thread just has; kept even where nobody waits any more."""
-    with _building:
-        if alpn not in _contexts:
-            _contexts[alpn] = _build_context(alpn)
-        return _contexts[alpn]
+class Contexts:
+    """The default contexts of all callers who pass none of their own, in any thread.
+
+    Kept by the class that made them, which others may replace (truststore), and by what they
+    offer; the one used last comes last.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[type, tuple[str, ...]], ssl.SSLContext] = OrderedDict()
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """In the child, no thread is left that would release the lock."""
+        self._building = threading.Lock()  # held by the thread that builds one
+
+    async def get(self, alpn: tuple[str, ...]) -> ssl.SSLContext:
+        """The context for ``alpn``. Building one reads files for tens of milliseconds."""
+        context = self._find(alpn)
+        return context if context is not None else await _threads.run(partial(self._build, alpn))
+
+    def _find(self, alpn: tuple[str, ...]) -> ssl.SSLContext | None:
+        key = (ssl.SSLContext, alpn)
+        try:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        except KeyError:
+            return None
+
+    def _build(self, alpn: tuple[str, ...]) -> ssl.SSLContext:
+        """Build it, unless another thread just has; it is kept even if its caller has gone."""
+        with self._building:
+            context = self._find(alpn)
+            if context is None:
+                context = build_context(alpn)
+                while len(self._kept) >= _MAX_CONTEXTS:
+                    self._kept.popitem(last=False)
+                self._kept[ssl.SSLContext, alpn] = context
+            return context
 
 
-def _build_context(alpn: tuple[str, ...]) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    file = ssl.get_default_verify_paths().cafile
-    if file and not context.cert_store_stats()["x509_ca"]:
-        # OpenSSL does not say that it could not open it, for want of a descriptor perhaps. Kept,
-        # such a context would trust nobody for ever.
-        with suppress(ssl.SSLError):  # there is none in it
-            context.load_verify_locations(file)
+_contexts = Contexts()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_contexts.after_fork)
+
+
+def build_context(alpn: Sequence[str] = (), cafile: str | None = None) -> ssl.SSLContext:
+    """A context for clients as strict as ours are, which trusts the system's authorities.
+
+    ``cafile``: trust the certificates in this file instead.
+
+    :raises OSError: they cannot be read
+    """
+    context = ssl.create_default_context(cafile=cafile)
+    if cafile == "":  # which the standard library takes for none at all
+        context.load_verify_locations(cafile="")
+    if cafile is None:
+        _load_for_certain(context)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION  # gone from TLS 1.3, and attacked before
     context.hostname_checks_common_name = False  # RFC 9525 6.3: a common name is nobody's name
     if alpn:
         context.set_alpn_protocols(list(alpn))
     return context
+
+
+def _load_for_certain(context: ssl.SSLContext) -> None:
+    file = ssl.get_default_verify_paths().cafile
+    try:
+        empty = not context.cert_store_stats()["x509_ca"]
+    except NotImplementedError:  # truststore, injected: it loads what it needs later
+        return
+    if file and empty:
+        # OpenSSL does not say that it could not open it, for want of a descriptor perhaps. Kept,
+        # such a context would trust nobody for ever.
+        with suppress(ssl.SSLError):  # there is none in it
+            context.load_verify_locations(file)
+
+
+# --- the handshake
+
+
+class _EngineError(Exception):
+    """An engine or a context raised ``cause``, whatever that is."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__()
+        self.cause = cause
 
 
 async def start_tls(
@@ -98,11 +174,12 @@ async def start_tls(
 ) -> TLSTransport:
     """Make the client's handshake with ``where`` and return the encrypted transport.
 
-    ``server_hostname`` is what the certificate must be for, and is sent as SNI where it is a
+    ``server_hostname`` is what the certificate must be for, and is sent as SNI if it is a
     name. ``alpn`` is for the default context; one's own, which is never changed, has its own.
-    Failed or cancelled, the handshake leaves the transport closed.
+    What a context or engine of another make may do slowly is done in a thread. If the handshake
+    fails or is cancelled, the transport is closed.
 
-    :raises TLSError: the handshake failed
+    :raises TLSError: the handshake failed, for whatever reason
     """
     # The root's dot is no part of a name in a certificate (RFC 6125), a zone none of an address.
     name = server_hostname.removesuffix(".").partition("%")[0]
@@ -110,11 +187,9 @@ async def start_tls(
     engine: ssl.SSLObject | None = None
     said = b""  # what the peer said first: the engine keeps what is too short for a record
     try:
-        if context is None:
-            context = await default_context(alpn or ())
-        engine = context.wrap_bio(incoming, outgoing, server_hostname=name)
+        engine = await _make_engine(context, alpn or (), incoming, outgoing, name)
         while True:
-            finished = _want_read(engine.do_handshake)
+            finished = await _shake(engine)
             if ciphertext := outgoing.read():
                 await transport.send(ciphertext)
             if finished:
@@ -122,9 +197,9 @@ async def start_tls(
             ciphertext = await transport.receive(_READ)
             said = said or ciphertext
             incoming.write(ciphertext)
-    except (OSError, ValueError) as exc:  # TLS's own errors are both
-        error = handshake_failed(where, name, exc, _certificate(engine))
-    except (anyio.EndOfStream, *_GONE) as exc:
+    except _EngineError as exc:
+        error = handshake_failed(where, name, exc.cause, engine)
+    except Exception as exc:  # of the transport: AnyIO's errors, or what a foreign stream has
         error = handshake_ended(where, exc, said)
     except BaseException:
         await transport.abort()
@@ -132,43 +207,73 @@ async def start_tls(
     try:
         with suppress(*_GONE):  # the alert that says what is wrong
             transport.send_nowait(outgoing.read())
-    finally:
-        await transport.finish()
+        with suppress(Exception):  # of a foreign stream, which is closed all the same
+            await transport.finish()
+    except BaseException:
+        await transport.abort()
+        raise
     raise fresh(error)
 
 
-def _want_read(call: Callable[[], object]) -> bool:
-    """Whether ``call`` got through without more from the peer."""
+async def _make_engine(
+    context: ssl.SSLContext | None,
+    alpn: tuple[str, ...],
+    incoming: ssl.MemoryBIO,
+    outgoing: ssl.MemoryBIO,
+    name: str,
+) -> ssl.SSLObject:
     try:
-        call()
-    except ssl.SSLWantReadError:
+        if context is None:
+            context = await _contexts.get(alpn)
+        chosen = context
+
+        def make() -> ssl.SSLObject:
+            return chosen.wrap_bio(incoming, outgoing, server_hostname=name)
+
+        # The standard library's reads no files. Another's may: truststore reads its authorities.
+        return make() if _is_native(context) else await _threads.run(make)
+    except Exception as exc:
+        raise _EngineError(exc) from None
+
+
+def _is_native(context: Any) -> bool:
+    """Whether the standard library and nothing else makes the engines of ``context``."""
+    try:
+        made_by = context.wrap_bio.__module__, context.sslobject_class
+    except Exception:
         return False
-    return True
+    return made_by == ("ssl", ssl.SSLObject)
 
 
-def _certificate(engine: Any) -> Mapping[str, Any]:
-    """What a certificate that was turned away says; empty where that cannot be had.
+async def _shake(engine: ssl.SSLObject) -> bool:
+    """Go on with the handshake; return whether it got through without more from the peer."""
 
-    ``getpeercert()`` tells only of those that were accepted. The list that this reads has
-    been there since Python 3.10, and is public, in another form, since 3.13.
-    """
+    def shake() -> bool:
+        try:
+            engine.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
     try:
-        certificate: Mapping[str, Any] = engine._sslobj.get_verified_chain()[0].get_info()
-    except (AttributeError, IndexError, TypeError, ValueError):
-        return {}
-    return certificate
+        # An engine of another make may ask the system what to think of a certificate.
+        return shake() if type(engine) is ssl.SSLObject else await _threads.run(shake)
+    except Exception as exc:
+        raise _EngineError(exc) from None
 
 
 class TLSTransport(Transport):
     """TLS over another transport, after its handshake.
 
-    Full duplex: only ``receive`` waits for the peer's bytes, only ``send``, ``send_eof`` and
-    ``aclose`` wait for room. What TLS has to say of itself while receiving (the answer to a
-    KeyUpdate, an alert) goes out at once where there is room, and otherwise with the next receive
-    or send that finds some, in order.
+    Full duplex, and nothing needs a second task. What TLS has to say of itself while receiving
+    (the answer to a KeyUpdate, an alert) goes out at once if there is room, and otherwise with
+    the next receive or send that finds some, in order. If the engine cannot send before it has
+    heard from the peer (TLS 1.2 may negotiate again), the sending task reads for it, unless a
+    receive is in flight, which does that anyway; data that comes is kept for the next receive.
 
     Errors stay: after ``EndOfStream`` (the peer's close_notify) or ``BrokenResourceError`` every
-    receive raises the same. An end of the transport without close_notify is the latter.
+    receive raises the same. An end of the transport without close_notify is the latter. When the
+    transport breaks, what the peer had said by then is looked at first: an alert says why.
     """
 
     def __init__(
@@ -182,32 +287,29 @@ class TLSTransport(Transport):
         self._engine = engine
         self._incoming = incoming
         self._outgoing = outgoing
+        self._held = _NOTHING  # ciphertext that the engine is to get next
+        self._no_data = 0  # how much of what the engine got was no data, in bytes
         self._decrypted = bytearray()  # taken from the engine before anybody asked
         self._unsent = b""  # ciphertext that has to go out before any other
         self._flushing = False
         self._ended = False  # our close_notify is written
         self._peer_ended = False  # the peer's close_notify was read
-        self._error: ssl.SSLError | None = None  # the session is lost
-        self._decrypting: anyio.Event | None = None  # who sends waits for who receives
+        self._error: Exception | None = None  # the session is lost
+        self._reading = False  # a task reads from the transport
+        self._reading_to_send = False  # and it is one that sends
+        self._negotiating = False  # a task that sends waits for the engine to let it
+        self._progress: anyio.Event | None = None  # set when such a task may look again
         self._stopped = False  # nobody receives any more
         self._aborted = False
 
     # --- receiving
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
-        data = self._take(max_bytes)
         for _ in range(_ROUNDS):
-            if data is not None:
-                break
-            try:
-                ciphertext = self._transport.receive_nowait(_READ)
-            except anyio.EndOfStream:
-                self._truncated()
-            if ciphertext is None:
-                break
-            self._incoming.write(ciphertext)
             data = self._take(max_bytes)
-        return data
+            if data is not None or not self._fetch_nowait():
+                return data
+        return self._take(max_bytes)
 
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         """Receive up to ``max_bytes`` bytes. Cancelled, it loses nothing.
@@ -218,34 +320,94 @@ class TLSTransport(Transport):
         :raises anyio.ClosedResourceError: the transport was closed
         """
         data: bytes | None = None
-        if self._decrypted or self._incoming.pending or self._engine.pending() or self._over():
+        if self._has_some():
             if not self._transport.may_go_on(min(max_bytes, _RECORD)):
                 await checkpoint()
+            if not self._stopped:
+                data = self._take(max_bytes)
+        while data is None:
+            if self._no_data > _NO_DATA:
+                await self._let_others_run()
             if self._stopped:
                 raise anyio.ClosedResourceError
-            data = self._take(max_bytes)
-        while data is None:
-            try:
-                most = min(max(_READ, max_bytes), _MOST_READ)
-                ciphertext = await self._transport.receive(most)
-            except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
-                # Meanwhile unread() may have taken what came before that.
-                data = self._take(max_bytes)
-                if data is None and isinstance(exc, anyio.EndOfStream):
-                    self._truncated()
-                if data is None:
-                    raise
+            if self._held:
+                pass
+            elif self._reading:  # a task that sends does, and keeps what comes
+                await self._wait_for_progress()
             else:
-                self._incoming.write(ciphertext)
-                data = self._take(max_bytes)
+                try:
+                    await self._fetch(min(max(_READ, max_bytes), _MOST_READ))
+                except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
+                    # Meanwhile unread() may have taken what came before that.
+                    data = self._take(max_bytes)
+                    while data is None and self._held:
+                        data = self._take(max_bytes)
+                    if data is not None:
+                        break
+                    if isinstance(exc, anyio.EndOfStream):
+                        self._truncated()
+                    raise
+            data = self._take(max_bytes)
         return data
+
+    def _has_some(self) -> bool:
+        """Whether there is something to take, or may be, without waiting for the peer."""
+        if self._decrypted or self._held or self._incoming.pending or self._over():
+            return True
+        try:
+            return self._engine.pending() > 0
+        except Exception:  # of an engine of another make: reading will tell
+            return False
 
     def _over(self) -> bool:
         return self._peer_ended or self._error is not None
 
+    async def _fetch(self, most: int) -> None:
+        """Wait for ciphertext. One task at a time comes here."""
+        self._reading = True
+        try:
+            self._held = memoryview(await self._transport.receive(most))
+        finally:
+            self._reading = False
+            self._tell_progress()
+
+    def _fetch_nowait(self) -> bool:
+        """Get ciphertext that is here; return whether there is some."""
+        if not self._held:
+            try:
+                ciphertext = self._transport.receive_nowait(_READ)
+            except anyio.EndOfStream:
+                self._truncated()
+            self._held = _NOTHING if ciphertext is None else memoryview(ciphertext)
+        return len(self._held) > 0
+
+    async def _wait_for_progress(self) -> None:
+        """Wait until another task has read something, or reads no more."""
+        if self._progress is None:
+            self._progress = anyio.Event()
+        await self._progress.wait()
+        if self._aborted:
+            raise anyio.ClosedResourceError
+
+    def _tell_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.set()
+            self._progress = None
+
+    async def _let_others_run(self) -> None:
+        self._no_data = 0
+        await checkpoint()
+
     def stop_receiving(self) -> None:
         self._stopped = True
-        self._transport.stop_receiving()
+        if self._reading_to_send:
+            self._tell_progress()  # to a receive that waits for that
+        else:
+            self._transport.stop_receiving()
+
+    def resume_receiving(self) -> None:
+        self._stopped = False
+        self._transport.resume_receiving()
 
     def may_go_on(self, amount: int) -> bool:
         return self._transport.may_go_on(amount)
@@ -270,18 +432,32 @@ class TLSTransport(Transport):
         if self._decrypted:
             data = bytes(self._decrypted[:max_bytes])
             del self._decrypted[:max_bytes]
+            self._tell_progress()  # there is room for more
             return data
-        first = self._decrypt(max_bytes)
+        first = self._next(max_bytes)
         # The engine gives no more than a record at a time. Behind a full one there is more of the
         # same, most likely.
         if first is None or len(first) < _RECORD or len(first) == max_bytes:
             return first
         pieces, room = [first], max_bytes - len(first)
         with suppress(anyio.EndOfStream, anyio.BrokenResourceError):  # the next call tells that
-            while room and (more := self._decrypt(room)) is not None:
+            while room and (more := self._next(room)) is not None:
                 pieces.append(more)
                 room -= len(more)
         return b"".join(pieces)
+
+    def _next(self, max_bytes: int) -> bytes | None:
+        """The data of the next record; None if it is not here, or is not what comes next."""
+        data = self._decrypt(max_bytes)
+        pieces = 0
+        while data is None and self._held and pieces < 2:
+            self._incoming.write(self._held[:_PIECE])
+            self._no_data += min(len(self._held), _PIECE)
+            # An empty view would keep all that it is a view of.
+            self._held = self._held[_PIECE:] if len(self._held) > _PIECE else _NOTHING
+            data = self._decrypt(max_bytes)
+            pieces += 1
+        return data
 
     def _decrypt(self, max_bytes: int) -> bytes | None:
         """Take what the engine can decrypt; None if it needs more ciphertext for that."""
@@ -291,19 +467,20 @@ class TLSTransport(Transport):
         data: bytes | None = None
         try:
             data = self._engine.read(min(max_bytes, _RECORD))
-            self._peer_ended = data == b""
+            self._peer_ended = not data
+            self._no_data -= len(data)
         except ssl.SSLWantReadError:
-            pass
+            data = None
         except ssl.SSLZeroReturnError:
             # How close_notify shows once we have sent ours; before, as b"".
             self._peer_ended = True
-        except ssl.SSLError as exc:
+        except Exception as exc:
+            data = None
             self._error = fresh(exc)
         if self._outgoing.pending or self._unsent:
             with suppress(*_GONE):
                 self._flush_nowait()  # an answer, or the alert that says what is wrong
-        if self._decrypting is not None:
-            self._decrypting.set()
+        self._tell_progress()
         if not data:
             self._check_session()
         if self._peer_ended:
@@ -323,8 +500,7 @@ class TLSTransport(Transport):
             "the peer ended the connection without TLS close_notify: what it sent may have "
             "been truncated",
         )
-        if self._decrypting is not None:
-            self._decrypting.set()
+        self._tell_progress()
         raise self._lost(self._error) from self._error
 
     def _check_session(self) -> None:
@@ -332,8 +508,31 @@ class TLSTransport(Transport):
             raise self._lost(self._error) from self._error
 
     @staticmethod
-    def _lost(error: ssl.SSLError) -> anyio.BrokenResourceError:
+    def _lost(error: Exception) -> anyio.BrokenResourceError:
         return anyio.BrokenResourceError(explain(error))
+
+    # --- why the connection broke
+
+    async def _raise_why(self, exc: anyio.BrokenResourceError) -> NoReturn:
+        """Raise what the peer said before the transport broke, or ``exc`` if it said nothing."""
+        await self._read_last_words()
+        self._check_session()
+        raise exc
+
+    async def _read_last_words(self) -> None:
+        """Decrypt all that is here, in search of an alert. Data is kept for the next receive.
+
+        The transport is broken, so that is no more than the kernel holds.
+        """
+        with suppress(anyio.EndOfStream, *_GONE):
+            more = True
+            while more:
+                while (data := self._next(_RECORD)) is not None:
+                    self._decrypted += data
+                if self._no_data > _NO_DATA:
+                    self._no_data = 0
+                    await cancel_shielded_checkpoint()
+                more = self._fetch_nowait()
 
     # --- sending
 
@@ -358,34 +557,56 @@ class TLSTransport(Transport):
         self._check_sending()
         if not view:
             return
-        if self._unsent or self._outgoing.pending:
-            await self._flush()
+        begun = False
         try:
+            if self._unsent or self._outgoing.pending:
+                await self._flush()
             while view:
                 written = self._encrypt(view[:_WRITE])
                 if not written:
-                    await self._renegotiated()
+                    await self._negotiate()
                     continue
+                begun = True
                 await self._flush()
                 view = view[written:]
                 if view and not transport.may_go_on(_WRITE):
                     await checkpoint()
-        except BaseException:
-            self.torn = True
+        except BaseException as exc:
+            self.torn = self.torn or begun
+            if isinstance(exc, anyio.BrokenResourceError):
+                await self._raise_why(exc)
             raise
         if transport.leave is not None:
             await transport.leave()
 
-    async def _renegotiated(self) -> None:
-        """Wait for who receives to get on with a renegotiation, or with anything else."""
-        self._decrypting = anyio.Event()
+    async def _negotiate(self) -> None:
+        """Get on with a renegotiation, or wait for the task that receives to do so.
+
+        Cancelled, it has lost nothing.
+        """
+        self._negotiating = True
         try:
             await self._flush()
-            await self._decrypting.wait()
+            if self._no_data > _NO_DATA:
+                await self._let_others_run()
+            if not self._held:
+                if self._reading or len(self._decrypted) > _MAX_KEPT:
+                    await self._wait_for_progress()
+                    return
+                if self._stopped:  # for a receive, but the engine has to go on
+                    self._transport.resume_receiving()
+                self._reading_to_send = True
+                try:
+                    await self._fetch(_READ)
+                except anyio.EndOfStream:
+                    self._truncated()
+                finally:
+                    self._reading_to_send = False
+            with suppress(anyio.EndOfStream):
+                while (data := self._next(_RECORD)) is not None:
+                    self._decrypted += data
         finally:
-            self._decrypting = None
-        if self._aborted:
-            raise anyio.ClosedResourceError
+            self._negotiating = False
 
     def _check_sending(self) -> None:
         self._check_session()
@@ -397,16 +618,20 @@ class TLSTransport(Transport):
     def _encrypt(self, view: memoryview) -> int:
         """Turn data into ciphertext; return how much, which is all of it or none.
 
-        None: the engine waits for the peer, in mid-renegotiation. Who receives will see to that.
+        None: the engine waits for the peer, in mid-renegotiation.
         """
         self._check_session()
         try:
-            return self._engine.write(view)
+            written = self._engine.write(view)
+            check_count(written, len(view))
         except ssl.SSLWantReadError:
+            if self._peer_ended:  # which will not get on with it
+                raise anyio.BrokenResourceError(_ENDED_IN_HANDSHAKE) from None
             return 0
-        except ssl.SSLError as exc:
+        except Exception as exc:
             self._error = fresh(exc)
-            raise self._lost(exc) from exc
+            raise self._lost(self._error) from self._error
+        return written
 
     def _ciphertext(self) -> bytes:
         """What has to go out next, in the order in which the engine made it."""
@@ -460,14 +685,16 @@ class TLSTransport(Transport):
         self._check_sending()
         try:
             while not self._end():
-                await self._renegotiated()
+                await self._negotiate()
                 self._check_sending()
             self._check_session()
             # Where there is room, or nobody any more, done even if the caller is cancelled.
             self._flush_nowait()
             await self._flush()
-        except BaseException:
+        except BaseException as exc:
             self.torn = True
+            if isinstance(exc, anyio.BrokenResourceError):
+                await self._raise_why(exc)
             raise
 
     def _end(self) -> bool:
@@ -480,14 +707,20 @@ class TLSTransport(Transport):
         with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
             while (data := self._decrypt(_RECORD)) is not None:
                 self._decrypted += data
-        if self._error is None:
-            try:
-                self._engine.unwrap()
-            except ssl.SSLError as exc:  # as a rule, it wants to read the peer's: receive() will
-                if exc.reason == "SHUTDOWN_WHILE_IN_INIT":
-                    return False
-            self._ciphertext()
-            self._ended = True
+        if self._error is not None:
+            return True
+        try:
+            self._engine.unwrap()
+        except ssl.SSLError as exc:  # as a rule, it wants to read the peer's: receive() will
+            if exc.reason == "SHUTDOWN_WHILE_IN_INIT":
+                if self._peer_ended:  # and will not get on with it
+                    self._error = ssl.SSLError(ssl.SSL_ERROR_SSL, _ENDED_IN_HANDSHAKE)
+                return self._peer_ended
+        except Exception as exc:
+            self._error = fresh(exc)
+            return True
+        self._ciphertext()
+        self._ended = True
         return True
 
     async def aclose(self) -> None:
@@ -496,10 +729,12 @@ class TLSTransport(Transport):
         Waits for room. Cancelled while it does, or called while a message is cut or under way,
         it drops the connection instead.
         """
-        if self._must_drop() or not self._end():
+        if self._must_drop():
             await self.abort()
             return
         try:
+            while not self._end():
+                await self._negotiate()
             self._flush_nowait()
             if self._error is None:
                 await self._flush()
@@ -525,12 +760,11 @@ class TLSTransport(Transport):
 
     def _must_drop(self) -> bool:
         """Whether the peer holds a piece of a message, so that no clean end may follow."""
-        return self.torn or self._flushing or self._decrypting is not None
+        return self.torn or self._flushing or self._negotiating
 
     async def abort(self) -> None:
         self._aborted = True
-        if self._decrypting is not None:
-            self._decrypting.set()
+        self._tell_progress()
         await self._transport.abort()
 
     # --- watching and attributes
@@ -538,10 +772,21 @@ class TLSTransport(Transport):
     @property
     def alpn(self) -> str | None:
         """The protocol that the handshake agreed on (RFC 7301)."""
-        return self._engine.selected_alpn_protocol()
+        try:
+            return self._engine.selected_alpn_protocol()
+        except Exception:  # of an engine of another make, which may not know
+            return None
 
-    async def wait_hangup(self, *, after_eof: bool) -> OSError | None:
-        return await self._transport.wait_hangup(after_eof=after_eof)
+    async def wait_hangup(self, *, after_eof: bool) -> Exception | None:
+        error = await self._transport.wait_hangup(after_eof=after_eof)
+        if error is None:
+            return None
+        await self._read_last_words()
+        if self._error is None:
+            return error
+        why = self._lost(self._error)
+        why.__cause__ = self._error
+        return why
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -550,15 +795,20 @@ class TLSTransport(Transport):
         engine = self._engine
         names: Any = TLSAttribute  # its members are keys here, but typed as what they stand for
         tls: dict[Any, Callable[[], Any]] = {
-            names.alpn_protocol: engine.selected_alpn_protocol,
-            names.channel_binding_tls_unique: engine.get_channel_binding,
-            names.cipher: engine.cipher,
+            # Looked up when asked for: an engine of another make may not have them all.
+            names.alpn_protocol: lambda: self.alpn,
+            names.channel_binding_tls_unique: partial(_call, engine, "get_channel_binding"),
+            names.cipher: partial(_call, engine, "cipher"),
             names.peer_certificate: lambda: engine.getpeercert(binary_form=False),
             names.peer_certificate_binary: lambda: engine.getpeercert(binary_form=True),
             names.server_side: lambda: engine.server_side,
-            names.shared_ciphers: engine.shared_ciphers,
+            names.shared_ciphers: partial(_call, engine, "shared_ciphers"),
             names.ssl_object: lambda: engine,
             names.standard_compatible: lambda: True,
-            names.tls_version: engine.version,
+            names.tls_version: partial(_call, engine, "version"),
         }
         return {**self._transport.extra_attributes, **tls}
+
+
+def _call(engine: ssl.SSLObject, method: str) -> Any:
+    return getattr(engine, method)()

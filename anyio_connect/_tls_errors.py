@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import re
 import ssl
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ._copies import fresh
-from ._errors import ConnectTimeoutError, TLSError
+from ._errors import CertificateError, ConnectTimeoutError, TLSError, quote, shorten
+from ._threads import NoThreadError
 
 _NOT_TLS = (
     "the peer does not speak TLS on this port, or sent data in the clear before the handshake: "
@@ -34,9 +36,10 @@ _NOT_DECRYPTED = (
 )
 #: What an error advises, for who can say it in other terms.
 TO_TRUST_IT = "pass an ssl_context that trusts it"
-_UNKNOWN_CA = (
-    "its certificate is signed by an authority that is not trusted here: "
-    f"if it should be, {TO_TRUST_IT}"
+_TO_CHANGE_IT = "if you cannot have that changed, an ssl_context can allow it: "
+_TO_TAKE_WEAK_KEYS = "set_ciphers('DEFAULT:@SECLEVEL=1')"
+_TOO_WEAK = (
+    f"the peer's {{}} is too weak for this machine's OpenSSL: {_TO_CHANGE_IT}{_TO_TAKE_WEAK_KEYS}"
 )
 
 #: OpenSSL's reason (`SSLError.reason`) for giving up -> what it means for somebody who connects.
@@ -50,6 +53,16 @@ _REASONS = {
     "BAD_RECORD_TYPE": _NOT_TLS,
     "UNSUPPORTED_PROTOCOL": _VERSION,
     "NO_CIPHERS_AVAILABLE": "the ssl_context allows no cipher at all",
+    "UNSAFE_LEGACY_RENEGOTIATION_DISABLED": (
+        "the peer lacks secure renegotiation (RFC 5746), without which TLS 1.2 can be attacked: "
+        f"{_TO_CHANGE_IT}options |= 0x4 (ssl.OP_LEGACY_SERVER_CONNECT)"
+    ),
+    "DH_KEY_TOO_SMALL": _TOO_WEAK.format("Diffie-Hellman key"),
+    "EE_KEY_TOO_SMALL": _TOO_WEAK.format("certificate's key"),
+    "CA_KEY_TOO_SMALL": _TOO_WEAK.format("authority's key"),
+    "CA_MD_TOO_WEAK": _TOO_WEAK.format("certificate's signature"),
+    "WRONG_SIGNATURE_TYPE": _TOO_WEAK.format("signature"),
+    "NO_SUITABLE_SIGNATURE_ALGORITHM": _TOO_WEAK.format("signature"),
 }
 
 #: The alert by which the peer gave up (RFC 8446 section 6, and those before it that OpenSSL has
@@ -97,53 +110,171 @@ _ALERTS = {
 }
 
 #: X509_V_ERR_... (`SSLCertVerificationError.verify_code`) -> what is wrong with the certificate.
-#: Braces take what the certificate says.
+#: Braces take what is known of it.
 _VERIFY = {
-    9: "its certificate is not valid before {notBefore}: check the clock of this machine",
-    10: "its certificate expired on {notAfter}",
+    9: "{early}: check the clock of this machine",
+    10: "{late}",
     18: f"its certificate is self-signed: if it should be trusted, {TO_TRUST_IT}",
-    19: _UNKNOWN_CA,
-    20: _UNKNOWN_CA,
-    21: _UNKNOWN_CA,
+    19: "{unknown}",
+    20: "{unknown}",
+    21: "{unknown}",
     23: "its certificate was revoked",
-    62: "its certificate is not for {wanted!r} but for {names}",
-    64: "its certificate is not for {wanted!r} but for {names}",
+    62: "its certificate is not for {wanted} but for {names}",
+    64: "its certificate is not for {wanted} but for {names}",
+    66: _TOO_WEAK.format("certificate's key"),
+    67: _TOO_WEAK.format("authority's key"),
+    68: _TOO_WEAK.format("certificate's signature"),
 }
 
+#: Codes of OpenSSL 3 that come only of the flag VERIFY_X509_STRICT, which contexts that Python
+#: makes have from 3.13 on.
+_STRICT = range(80, 94)
 
-def handshake_failed(
-    where: str, wanted: str, exc: Exception, certificate: Mapping[str, Any]
-) -> TLSError:
+_OF_STRICT = (
+    "its certificate, or that of its issuer, does not keep to RFC 5280, which Python demands "
+    "from 3.13 on: {said}; have it issued anew, or pass an ssl_context whose verify_flags lack "
+    "ssl.VERIFY_X509_STRICT"
+)
+
+#: How many certificates, or names in one, a message shows.
+_SHOWN = 4
+
+
+def handshake_failed(where: str, wanted: str, exc: Exception, engine: object = None) -> TLSError:
     """The error for a handshake that OpenSSL, or the context, gave up."""
-    what = None
     if isinstance(exc, ssl.SSLCertVerificationError):
-        # Not all of them are OpenSSL's: truststore's come without some attributes.
-        what = (
-            _VERIFY.get(getattr(exc, "verify_code", 0), "").format(
-                wanted=wanted,
-                names=_names(certificate),
-                notBefore=certificate.get("notBefore", "a day to come"),
-                notAfter=certificate.get("notAfter", "a day gone by"),
-            )
-            or f"its certificate was turned away: {getattr(exc, 'verify_message', exc)}"
-        )
-    elif isinstance(exc, ssl.SSLZeroReturnError):
+        return _certificate_rejected(where, wanted, exc, engine)
+    what = None
+    if isinstance(exc, ssl.SSLZeroReturnError):
         what = "the peer ended TLS (close_notify) during the handshake, and does not say why"
     elif isinstance(exc, ssl.SSLError):
         what = _alert(exc) or _REASONS.get(_reason(exc))
-    error = TLSError(f"no TLS with {where}: {what or exc}")
+    error = TLSError(f"no TLS with {where}: {what or _said(exc)}")
     if isinstance(exc, ssl.SSLError):
-        error.errno = exc.errno
-        for name in ("library", "reason"):
-            setattr(error, name, getattr(exc, name, None))
+        _take_after(error, exc)
     error.__cause__ = fresh(exc)
     return error
 
 
-def explain(exc: ssl.SSLError) -> str:
+def _certificate_rejected(
+    where: str, wanted: str, exc: ssl.SSLCertVerificationError, engine: object
+) -> CertificateError:
+    # Not all of them are OpenSSL's: truststore's come without some attributes.
+    code = getattr(exc, "verify_code", 0)
+    said = _plain(str(getattr(exc, "verify_message", exc)))
+    verified, sent = _chain(engine, "get_verified_chain"), _chain(engine, "get_unverified_chain")
+    what = _OF_STRICT if code in _STRICT else _VERIFY.get(code)
+    if what is None:
+        what = "its certificate was turned away: {said}"
+    text = what.format(
+        said=said,
+        wanted=quote(wanted),
+        names=_names(verified[0]) if verified else "other names",
+        early=_out_of_time(verified, "notBefore"),
+        late=_out_of_time(verified, "notAfter"),
+        unknown=_unknown(verified, sent),
+    )
+    error = CertificateError(f"no TLS with {where}: {text}")
+    _take_after(error, exc)
+    error.verify_code, error.verify_message = code, said
+    error.__cause__ = fresh(exc)
+    return error
+
+
+def _take_after(error: TLSError, exc: ssl.SSLError) -> None:
+    error.errno = exc.errno
+    for name in ("library", "reason"):
+        setattr(error, name, getattr(exc, name, None))
+
+
+def _chain(engine: Any, which: str) -> Sequence[Mapping[str, Any]]:
+    """What the certificates say that were looked at, or were sent; the peer's own comes first.
+
+    ``getpeercert()`` tells only of those that were accepted. The lists that this reads have
+    been there since Python 3.10, and are public, in another form, since 3.13.
+    """
+    try:
+        found = getattr(engine._sslobj, which)() or ()
+        return [certificate.get_info() for certificate in found]
+    except Exception:  # of an engine of another make
+        return ()
+
+
+def _out_of_time(chain: Sequence[Mapping[str, Any]], bound: str) -> str:
+    """Which certificates have expired (``notAfter``) or are not valid yet, and the date."""
+    found = []
+    for n, certificate in enumerate(chain):
+        when = certificate.get(bound, "")
+        try:
+            beyond = ssl.cert_time_to_seconds(when) - time.time()
+        except ValueError:
+            continue
+        if (beyond < 0) == (bound == "notAfter"):
+            whose = (
+                f"the certificate of its issuer {_name(certificate)}" if n else "its certificate"
+            )
+            found.append(f"{whose} {_SINCE[bound]} {when}")
+    return _and(found) or f"its certificate, or that of an issuer, {_NOT_SAID[bound]}"
+
+
+_SINCE = {"notBefore": "is not valid before", "notAfter": "expired on"}
+_NOT_SAID = {"notBefore": "is not valid yet", "notAfter": "has expired"}
+
+
+def _unknown(verified: Sequence[Mapping[str, Any]], sent: Sequence[Mapping[str, Any]]) -> str:
+    """Who signed a certificate that nobody here trusts, and what may be wrong."""
+    text = "its certificate is signed by an authority that is not trusted here"
+    last = (verified or sent or ({},))[-1]
+    if last.get("issuer") and last.get("issuer") != last.get("subject"):
+        # It was looked for here and among what the peer sent, and found in neither.
+        return (
+            f"{text}: {_name(last, 'issuer')}; if that is an intermediate authority, the peer has "
+            f"to send its certificate too, and did not; if it should be trusted, {TO_TRUST_IT}"
+        )
+    named = f": {_name(last)}" if last else ""
+    return f"{text}{named}; if it should be, {TO_TRUST_IT}"
+
+
+def _name(certificate: Mapping[str, Any], field: str = "subject") -> str:
+    """The most telling part of a distinguished name, quoted."""
+    parts = dict(part for relative in certificate.get(field, ()) for part in relative)
+    for key in ("commonName", "organizationalUnitName", "organizationName"):
+        if key in parts:
+            return quote(parts[key])
+    return "(without a name)"
+
+
+def check_count(value: object, most: int) -> None:
+    """Refuse what an engine of another make says it has encrypted.
+
+    :raises TypeError: it is no number of bytes, or more than there were
+    """
+    if value not in range(1, most + 1):
+        raise TypeError(f"write() of its engine returned {quote(value)}")
+
+
+def explain(exc: Exception) -> str:
     """What it means that a session was lost after its handshake."""
     # What else is wrong there has another cause than it would have in a handshake.
-    return _alert(exc) or str(exc)
+    return (isinstance(exc, ssl.SSLError) and _alert(exc)) or _said(exc)
+
+
+def _said(exc: BaseException) -> str:
+    """What an exception says that we have no words for."""
+    try:
+        text = _plain(str(exc))
+    except Exception:
+        text = ""
+    if text and isinstance(exc, (OSError, NoThreadError)):
+        return text
+    return f"the ssl_context, or its engine, raised {type(exc).__name__}: {text}".removesuffix(
+        ": "
+    )
+
+
+def _plain(text: str) -> str:
+    """A foreign text, of a length for messages, and without what a terminal would obey."""
+    return shorten("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 def _alert(exc: ssl.SSLError) -> str | None:
@@ -169,10 +300,16 @@ def _names(certificate: Mapping[str, Any]) -> str:
     """Whom a certificate is for, as far as it says."""
     if not certificate:
         return "other names"
-    names = [name for _, name in certificate.get("subjectAltName", ())]
-    return ", ".join(map(repr, names)) or (
+    names = [quote(name) for _, name in certificate.get("subjectAltName", ())]
+    return _and(names, ", ") or (
         "nobody: it has no subjectAltName, for which a common name is no substitute"
     )
+
+
+def _and(parts: list[str], between: str = ", and ") -> str:
+    """A list as text, without what would make it too long."""
+    more = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
+    return between.join(parts[:_SHOWN]) + more
 
 
 #: How anything that a peer can say first begins: with an alert, or a handshake message.

@@ -63,6 +63,10 @@ class Transport(ByteStream):
         """Have ``receive()`` raise ``ClosedResourceError``, now and ever after."""
 
     @abstractmethod
+    def resume_receiving(self) -> None:
+        """Take :meth:`stop_receiving` back, once ``receive()`` has returned."""
+
+    @abstractmethod
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         """Send all of ``item``. Cancelled part-way, it sets ``torn``."""
 
@@ -71,7 +75,7 @@ class Transport(ByteStream):
         """Hand over as much of ``data`` as fits at once; return how many bytes that was."""
 
     @abstractmethod
-    async def wait_hangup(self, *, after_eof: bool) -> OSError | None:
+    async def wait_hangup(self, *, after_eof: bool) -> Exception | None:
         """Wait, taking no data, until the peer has ended or reset the connection.
 
         Returns None for an end (which may still lie behind unread data) and the error for a
@@ -137,6 +141,9 @@ class ForeignTransport(Transport):
         if self._receiving is not None:
             self._receiving.cancel()
 
+    def resume_receiving(self) -> None:
+        self._stopped = self._dropped
+
     def unread(self) -> bool:
         return True
 
@@ -182,7 +189,7 @@ class ForeignTransport(Transport):
             self._sending.cancel()
         await anyio.aclose_forcefully(self._stream)
 
-    async def wait_hangup(self, *, after_eof: bool) -> OSError | None:
+    async def wait_hangup(self, *, after_eof: bool) -> Exception | None:
         await anyio.sleep_forever()
         raise AssertionError("unreachable")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import ssl
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,11 +21,16 @@ import truststore
 from anyio.streams.tls import TLSAttribute
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
-from anyio_connect import ConnectError, TLSError, _tls
-from anyio_connect._tls import TLSTransport, default_context, start_tls
+from anyio_connect import CertificateError, ConnectError, TLSError, _tls
+from anyio_connect._tls import TLSTransport, start_tls
 from peers import Peer, has_ipv6, listening
 from tls_peers import (
     NAME,
@@ -167,18 +174,18 @@ async def test_cancelled_while_a_default_context_is_built_it_does_not_wait(
         returned.set()
         return client_context()
 
-    monkeypatch.setattr(_tls, "_contexts", {})
-    monkeypatch.setattr(_tls, "_build_context", build)
+    monkeypatch.setattr(_tls, "_contexts", _tls.Contexts())
+    monkeypatch.setattr(_tls, "build_context", build)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(default_context, ())
+        tasks.start_soon(_tls._contexts.get, ())
         assert await anyio.to_thread.run_sync(begun.wait, 10)
         tasks.cancel_scope.cancel()
     assert not returned.is_set()
     go_on.set()
     assert returned.wait(10)
     # What it built is not lost: this one would be another.
-    monkeypatch.setattr(_tls, "_build_context", lambda _: None)
-    assert isinstance(await default_context(()), ssl.SSLContext)
+    monkeypatch.setattr(_tls, "build_context", lambda _: None)
+    assert isinstance(await _tls._contexts.get(()), ssl.SSLContext)
 
 
 async def test_a_default_context_is_built_once_for_all_who_want_it_at_the_same_time(
@@ -195,10 +202,10 @@ async def test_a_default_context_is_built_once_for_all_who_want_it_at_the_same_t
         return built[-1]
 
     async def want() -> None:
-        got.append(await default_context(()))
+        got.append(await _tls._contexts.get(()))
 
-    monkeypatch.setattr(_tls, "_contexts", {})
-    monkeypatch.setattr(_tls, "_build_context", build)
+    monkeypatch.setattr(_tls, "_contexts", _tls.Contexts())
+    monkeypatch.setattr(_tls, "build_context", build)
     async with anyio.create_task_group() as tasks:
         for _ in range(callers):
             tasks.start_soon(want)
@@ -209,9 +216,9 @@ async def test_a_default_context_is_built_once_for_all_who_want_it_at_the_same_t
 
 
 async def test_the_default_contexts_are_built_once_and_kept_apart() -> None:
-    one, two = await default_context(()), await default_context(("h2",))
-    assert one is await default_context(())
-    assert two is await default_context(("h2",))
+    one, two = await _tls._contexts.get(()), await _tls._contexts.get(("h2",))
+    assert one is await _tls._contexts.get(())
+    assert two is await _tls._contexts.get(("h2",))
     assert one is not two
     for context in (one, two):
         assert context.verify_mode == ssl.CERT_REQUIRED
@@ -220,7 +227,7 @@ async def test_the_default_contexts_are_built_once_and_kept_apart() -> None:
 
 
 async def test_alpn_with_the_default_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    authority().configure_trust(await default_context(("x", "tls-test")))
+    authority().configure_trust(await _tls._contexts.get(("x", "tls-test")))
     server = server_context()
     server.set_alpn_protocols(["tls-test"])
     async with over_tcp(server, context=None, alpn=("x", "tls-test")) as (tls, _):
@@ -309,7 +316,7 @@ async def test_a_certificate_that_names_nobody(common_name: str, host: str) -> N
 async def test_the_default_context_takes_no_common_name_for_a_host() -> None:
     """OpenSSL would, where a certificate has no other name."""
     alpn = ("no-common-name",)  # so that the context is this test's own
-    authority().configure_trust(await default_context(alpn))
+    authority().configure_trust(await _tls._contexts.get(alpn))
     server = server_context(None, without_alternative_names(NAME))
     error = await failing(serving(server), context=None, alpn=alpn)
     assert str(error).startswith(f"no TLS with the peer: its certificate is not for '{NAME}'")
@@ -343,6 +350,184 @@ async def test_a_certificate_that_is_turned_away(
     assert (error.library, error.reason) == ("SSL", "CERTIFICATE_VERIFY_FAILED")
 
 
+class Issued:
+    """A certificate, its key, and those of its issuers that a server sends along."""
+
+    def __init__(
+        self,
+        name: str,
+        issuer: Issued | None = None,
+        *,
+        ca: bool = True,
+        dates: tuple[int, int] = (2001, 2999),
+        names: Sequence[str] = (NAME,),
+        bits: int | None = None,
+    ) -> None:
+        self.key: Any = ec.generate_private_key(ec.SECP256R1())
+        if bits is not None:
+            self.key = rsa.generate_private_key(65537, bits)
+        self.name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        self.issuer = issuer or self
+        first, last = (datetime(year, 1, 2, tzinfo=timezone.utc) for year in dates)
+        key_of = x509.AuthorityKeyIdentifier.from_issuer_public_key
+        builder = (
+            x509.CertificateBuilder(
+                self.issuer.name, self.name, self.key.public_key(), 1, first, last
+            )
+            .add_extension(x509.BasicConstraints(ca, None), critical=True)
+            .add_extension(key_of(self.issuer.key.public_key()), critical=False)
+        )
+        if not ca:
+            alternative = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
+            builder = builder.add_extension(alternative, critical=False)
+        signed = builder.sign(self.issuer.key, hashes.SHA256())
+        self.pem = signed.public_bytes(Encoding.PEM)
+
+    def serve(self, *also: Issued) -> Callable[[Peer], Awaitable[None]]:
+        key = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")
+        trustme.LeafCert(key, self.pem, [one.pem for one in also]).configure_cert(context)
+        return serving(context)
+
+    def trusted(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cadata=self.pem.decode())
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        return context
+
+
+@pytest.mark.parametrize(
+    ("dates", "code", "message"),
+    [
+        (
+            (2001, 2002),
+            10,
+            "expired on Jan  2 00:00:00 2002 GMT",
+        ),
+        (
+            (2998, 2999),
+            9,
+            "is not valid before Jan  2 00:00:00 2998 GMT: check the clock of this machine",
+        ),
+    ],
+    ids=["expired", "not yet"],
+)
+async def test_an_issuer_whose_time_it_is_not(
+    dates: tuple[int, int], code: int, message: str
+) -> None:
+    root = Issued("Root")
+    middle = Issued("Middle", root, dates=dates)
+    leaf = Issued("Leaf", middle, ca=False)
+    error = await failing(leaf.serve(middle), context=root.trusted())
+    assert str(error) == f"no TLS with the peer: the certificate of its issuer 'Middle' {message}"
+    assert isinstance(error, CertificateError)
+    assert error.verify_code == code
+
+
+async def test_every_certificate_that_has_expired_is_named() -> None:
+    root = Issued("Root")
+    middle = Issued("Middle", root, dates=(2001, 2002))
+    leaf = Issued("Leaf", middle, ca=False, dates=(2001, 2003))
+    error = await failing(leaf.serve(middle), context=root.trusted())
+    assert str(error) == (
+        "no TLS with the peer: its certificate expired on Jan  2 00:00:00 2003 GMT, "
+        "and the certificate of its issuer 'Middle' expired on Jan  2 00:00:00 2002 GMT"
+    )
+
+
+async def test_an_intermediate_certificate_that_the_peer_does_not_send() -> None:
+    root = Issued("Root")
+    middle = Issued("Middle", root)
+    leaf = Issued("Leaf", middle, ca=False)
+    error = await failing(leaf.serve(), context=root.trusted())
+    assert str(error) == (
+        "no TLS with the peer: its certificate is signed by an authority that is not trusted "
+        "here: 'Middle'; if that is an intermediate authority, the peer has to send its "
+        "certificate too, and did not; if it should be trusted, pass an ssl_context that trusts it"
+    )
+
+
+@pytest.mark.parametrize("sent", ["root", "middle"])
+async def test_the_authority_that_is_not_trusted_is_named(sent: str) -> None:
+    root = Issued("Own root")
+    middle = Issued("Middle", root)
+    leaf = Issued("Leaf", middle, ca=False)
+    chain = (middle, root) if sent == "root" else (middle,)
+    error = await failing(leaf.serve(*chain), context=Issued("Other root").trusted())
+    assert "an authority that is not trusted here: 'Own root'; if " in str(error)
+
+
+async def test_a_certificate_that_is_too_lax_for_python_313() -> None:
+    root = Issued("Root")
+    context = root.trusted()
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    error = await failing(Issued("Leaf", root, ca=False).serve(), context=context)
+    assert "does not keep to RFC 5280, which Python demands from 3.13 on: " in str(error)
+    assert "verify_flags lack ssl.VERIFY_X509_STRICT" in str(error)
+    assert isinstance(error, CertificateError)
+    assert error.verify_message in str(error)
+
+
+async def test_a_key_that_is_too_weak() -> None:
+    root = Issued("Root")
+    leaf = Issued("Leaf", root, ca=False, bits=1024)
+    context = root.trusted()
+    context.set_ciphers("DEFAULT:@SECLEVEL=2")
+    error = await failing(leaf.serve(), context=context)
+    assert "the peer's certificate's key is too weak for this machine's OpenSSL" in str(error)
+    assert "SECLEVEL=1" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("UNSAFE_LEGACY_RENEGOTIATION_DISABLED", "the peer lacks secure renegotiation"),
+        ("DH_KEY_TOO_SMALL", "the peer's Diffie-Hellman key is too weak"),
+        ("CA_MD_TOO_WEAK", "the peer's certificate's signature is too weak"),
+        ("CA_KEY_TOO_SMALL", "the peer's authority's key is too weak"),
+    ],
+)
+async def test_a_legacy_server(reason: str, message: str) -> None:
+    """No server in Python can be made as old as that."""
+
+    class Old(ssl.SSLContext):
+        def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+            raise ssl.SSLError(1, f"[SSL: {reason}] {reason.lower().replace('_', ' ')} (_ssl.c:1)")
+
+    error = await failing(saying(b""), context=Old(ssl.PROTOCOL_TLS_CLIENT))
+    assert message in str(error)
+    assert "an ssl_context can allow it" in str(error)
+
+
+async def test_the_names_in_a_certificate_cannot_make_a_message_long_or_dangerous() -> None:
+    long = ".".join("xyz"[n] * 60 for n in range(3))
+    names = ["\x1b[2Jevil.example", *(f"{n}.{long}.example" for n in range(500))]
+    root = Issued("Root")
+    leaf = Issued("Leaf", root, ca=False, names=names)
+    error = await failing(leaf.serve(), context=root.trusted())
+    assert str(error).isprintable()
+    assert "and 497 more" in str(error)
+    assert len(str(error)) < 1000
+
+
+async def test_a_rejected_certificate_is_caught_as_the_standard_librarys_error() -> None:
+    server = server_context(None, long_ago(NAME))
+    error = await failing(serving(server))
+    assert isinstance(error, CertificateError)
+    assert isinstance(error, ssl.SSLCertVerificationError)
+    assert (error.code, error.verify_code) == ("certificate_rejected", 10)
+    assert error.verify_message == "certificate has expired"
+    assert error.errno == ssl.SSL_ERROR_SSL
+    for same in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert vars(same) == vars(error)
+        assert (type(same), same.errno) == (CertificateError, error.errno)
+
+
+async def test_another_failed_handshake_is_no_rejected_certificate() -> None:
+    error = await failing(saying(alert(40)))
+    assert not isinstance(error, CertificateError)
+
+
 async def test_a_certificate_of_an_unknown_authority() -> None:
     # Nobody's context: the shared one does not trust the tests' authority.
     error = await failing(serving(server_context()), context=None)
@@ -369,7 +554,10 @@ async def test_a_verdict_that_is_not_openssls(code: int | None) -> None:
             raise exc
 
     error = await failing(saying(b""), context=Elsewhere(ssl.PROTOCOL_TLS_CLIENT))
-    told = {10: "its certificate expired", 20: "an authority that is not trusted here"}
+    told = {
+        10: "its certificate, or that of an issuer, has expired",
+        20: "an authority that is not trusted here",
+    }
     assert told.get(code or 0, "the system says no") in str(error)
     assert type(error.__cause__) is ssl.SSLCertVerificationError
     assert error.reason is None
@@ -625,7 +813,7 @@ async def test_a_cancelled_handshake_drops_the_connection(waits_for: str) -> Non
         async def shake() -> TLSTransport:
             return await start_tls(wire, where="x", server_hostname=NAME)
 
-        await default_context(())  # or a thread would build it meanwhile
+        await _tls._contexts.get(())  # or a thread would build it meanwhile
         tasks.start_soon(shake)
         await anyio.wait_all_tasks_blocked()
         assert wire.sent

@@ -226,6 +226,9 @@ class Wire(Transport):
     def stop_receiving(self) -> None:
         raise AssertionError("no test does this in mid-wire")
 
+    def resume_receiving(self) -> None:
+        raise AssertionError("no test does this in mid-wire")
+
     def unread(self) -> bool:
         raise AssertionError("TLS decides that")
 

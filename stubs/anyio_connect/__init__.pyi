@@ -29,6 +29,7 @@ __all__ = (
     "AddressNotAllowedError",
     "AddressPolicy",
     "BrokenError",
+    "CertificateError",
     "ClosedError",
     "ConnectError",
     "ConnectTimeoutError",
@@ -366,6 +367,13 @@ class TLSError(ConnectError, ssl.SSLError):
     """The TLS handshake failed; str(error) says whose fault that is."""
 
     code: ClassVar[str] = "tls_failed"
+
+class CertificateError(TLSError, ssl.SSLCertVerificationError):
+    """The peer's certificate was turned away: expired, for others, or not trusted."""
+
+    code: ClassVar[str] = "certificate_rejected"
+    verify_code: int = 0
+    verify_message: str = ""
 
 class StartTLSError(SocketError, RuntimeError):
     """start_tls() cannot work here. The socket is as it was."""

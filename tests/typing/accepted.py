@@ -37,6 +37,7 @@ from anyio_connect import (
     AddressNotAllowedError,
     AddressPolicy,
     BrokenError,
+    CertificateError,
     ClosedError,
     ConnectError,
     Connector,
@@ -57,6 +58,7 @@ from anyio_connect import (
     SocketInfo,
     SocketOptions,
     StartTLSError,
+    TLSError,
     WritableStream,
     connect,
     listen,
@@ -312,6 +314,8 @@ def connect_errors(error: ConnectError) -> None:
     assert_type(ResolveError("no", attempts=()), ResolveError)
     assert_type(ConnectTimeoutError("no"), ConnectTimeoutError)
     assert_type(ClosedError("no"), ClosedError)
+    assert_type(CertificateError("no").verify_code, int)
+    assert_type(CertificateError("no").verify_message, str)
 
 
 def caught_as_before() -> None:
@@ -332,6 +336,8 @@ def caught_as_before() -> None:
     as_runtime_errors: list[type[RuntimeError]] = [PendingError, StartTLSError]
     as_refused: type[ConnectionRefusedError] = RefusedError
     as_timeout: type[TimeoutError] = ConnectTimeoutError
+    as_unverified: type[ssl.SSLCertVerificationError] = CertificateError
+    as_ssl_errors: list[type[ssl.SSLError]] = [CertificateError, TLSError]
     as_gaierror: type[stdlib.gaierror] = ResolveError
     as_closed: type[anyio.ClosedResourceError] = ClosedError
     as_broken: type[anyio.BrokenResourceError] = BrokenError
