@@ -101,7 +101,7 @@ class LoopError(ConnectError):
 
 
 class ListenError(SocketError, OSError):
-    """``listen()``: the address cannot be listened at."""
+    """The address cannot be listened at, or no more connections can be accepted there."""
 
     code: ClassVar[str] = "listen_failed"
 
@@ -169,6 +169,14 @@ def cannot_listen(where: str, exc: OSError) -> ListenError:
         errno.EACCES: "this user may not: take a port from 1024",
     }.get(exc.errno or 0, text_of(exc))
     error = ListenError(f"cannot listen at {where}: {why}")
+    error.errno = exc.errno
+    error.__cause__ = fresh(exc)
+    return error
+
+
+def cannot_accept(where: str, exc: OSError) -> ListenError:
+    """The error for a listener that accepts no more connections."""
+    error = ListenError(f"cannot accept connections at {where} any more: {text_of(exc)}")
     error.errno = exc.errno
     error.__cause__ = fresh(exc)
     return error

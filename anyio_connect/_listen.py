@@ -6,8 +6,8 @@ import errno
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, suppress
-from typing import Any
+from contextlib import AsyncExitStack, ExitStack, suppress
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio import abc
@@ -16,12 +16,19 @@ from anyio.lowlevel import checkpoint
 
 from ._address import SocketAddress, format_address, parse_address
 from ._dial import Endpoint, resolve
-from ._errors import cannot_listen
+from ._errors import SocketError, cannot_accept, cannot_listen, text_of
 from ._loops import announce, withdraw
 from ._open import Accepted, Target
 from ._options import Options, check_count, parse_options
+from ._readiness import readiness
 from ._socket import Socket
 from ._tcp import TCPTransport, host_and_port
+
+if TYPE_CHECKING:
+    import logging
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup  # which AnyIO needs there too
 
 #: What accept() fails with when there is too little of something, which may come back.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
@@ -33,6 +40,14 @@ _GONE = frozenset(
         *("ECONNABORTED", "EPERM", "EPROTO", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN", "ENONET"),
         *("EHOSTUNREACH", "EOPNOTSUPP", "ENETUNREACH", "ETIMEDOUT", "ECONNRESET"),
     )
+)
+#: What binding to an address fails with if this machine has none such, or not this kind.
+_NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+#: How a handler may end because of what its client did, or failed to do.
+_OF_ONE_CLIENT = (
+    SocketError,
+    *(anyio.EndOfStream, anyio.IncompleteRead, anyio.DelimiterNotFound),
+    *(anyio.BrokenResourceError, anyio.ClosedResourceError),
 )
 #: How long to wait where something is exhausted, in seconds.
 _PAUSE = 0.1
@@ -49,8 +64,9 @@ async def listen(
     """Listen at ``address``; each connection that is accepted becomes a :class:`Socket`.
 
     ``address`` is as for ``connect()``, and its port may be 0: one that is free. A name is
-    listened to at all its addresses; for every address of the machine, write ``"0.0.0.0:80"``
-    or ``"[::]:80"``, each for its own family. ``allow_half_open`` is as for ``connect()``.
+    listened to at all its addresses that this machine has. For every address of the machine,
+    write ``"0.0.0.0:80"`` or ``"[::]:80"``, each for its own family. ``allow_half_open`` is as for
+    ``connect()``.
     ``backlog``: how many connections the kernel keeps until they are accepted, at most; 65536,
     or what the system allows, unless given.
 
@@ -84,44 +100,61 @@ async def listen(
 
 
 def _bind(endpoints: list[Endpoint], port: int, backlog: int) -> list[socket.socket]:
+    """Listen at each address that this machine has, on the same port.
+
+    :raises OSError: one of them is taken or forbidden, or this machine has none of them
+    """
     sockets: list[socket.socket] = []
-    try:
+    missing: list[OSError] = []
+    with ExitStack() as opened:
         for family, sockaddr in endpoints:
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            sockets.append(sock)
-            sock.setblocking(False)
-            if sys.platform == "win32":
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+            try:
+                sock = _listening(family, (sockaddr[0], port, *sockaddr[2:]), backlog)
+            except OSError as exc:
+                if exc.errno not in _NOT_HERE:
+                    raise
+                missing.append(exc)
             else:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind((sockaddr[0], port, *sockaddr[2:]))
-            sock.listen(backlog)
-            port = sock.getsockname()[1]
-    except BaseException:
-        for sock in sockets:
-            sock.close()
-        raise
+                sockets.append(opened.enter_context(sock))
+                port = sock.getsockname()[1]
+        if not sockets:
+            raise missing.pop()
+        opened.pop_all()
     return sockets
 
 
-def _log_exhausted(error: OSError) -> None:
+def _listening(family: int, sockaddr: tuple[Any, ...], backlog: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if sys.platform == "win32":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(sockaddr)
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _logger() -> logging.Logger:
     import logging  # here, because hardly anybody needs it, and it imports much
 
-    logger = logging.getLogger(__name__.partition(".")[0])
-    logger.error("accept() failed; trying again in %g seconds", _PAUSE, exc_info=error)
+    return logging.getLogger(__name__.partition(".")[0])
 
 
 class Listener(abc.Listener[Socket]):
     """What ``listen()`` returns. It has no public constructor; close it, or ``async with`` it."""
 
     def __init__(self, sockets: list[socket.socket], options: Options) -> None:
-        self._sockets = sockets
+        self._sockets = {sock: readiness(sock) for sock in sockets}
         self._names = [host_and_port(sock.getsockname()) for sock in sockets]
         self._options = options
-        self._closed = False
-        self._waited_for: set[socket.socket] = set()
+        self._closed = anyio.Event()
         self._serving = anyio.ResourceGuard("serving")
         for sock in sockets:
             announce(sock)
@@ -136,13 +169,24 @@ class Listener(abc.Listener[Socket]):
     ) -> None:
         """Accept connections until cancelled or closed; run ``handler`` in a task for each.
 
-        The socket is open, and it is the handler's to close. An exception that a handler lets
-        out ends its task group: ``task_group``, or one around this call. When this process has
-        run out of descriptors or memory, that is logged, and accepting goes on a little later.
+        The socket is open, and it is the handler's to close. A connection that was reset before it
+        was accepted is handed over too: what the peer sent can be read, then
+        :class:`BrokenError` is raised.
+
+        What a client can cause ends its handler and nothing else: a :class:`SocketError`, what
+        AnyIO's streams raise (``EndOfStream``, ``IncompleteRead``, ``DelimiterNotFound``,
+        ``BrokenResourceError``, ``ClosedResourceError``), or an exception group of nothing else.
+        It is logged as a warning with the peer's address, by
+        ``logging.getLogger("anyio_connect")``. Any other exception of a handler ends its task
+        group: ``task_group``, or one around this call.
+
+        When this process has run out of descriptors or memory, that is logged, and accepting goes
+        on a little later.
 
         :raises anyio.ClosedResourceError: the listener was closed, and the tasks in the group
             around this call have ended
         :raises anyio.BusyResourceError: another task serves already
+        :raises ListenError: no more connections can be accepted, for a reason that does not pass
         """
         with self._serving:
             async with AsyncExitStack() as stack:
@@ -157,67 +201,101 @@ class Listener(abc.Listener[Socket]):
         self, sock: socket.socket, handler: Callable[[Socket], Any], group: TaskGroup
     ) -> None:
         while accepted := await self._accept(sock):
+            connection, remote = accepted
             try:
-                transport = TCPTransport(accepted)
-            except OSError:  # it has gone already
-                accepted.close()
+                transport = TCPTransport(connection, remote=remote)
+            except (OSError, ValueError):  # it has gone, and the system does not say who it was
+                connection.close()
                 continue
-            remote: Any = transport.extra(SocketAttribute.remote_address)
-            target = Target(SocketAddress(*remote), self._options)
+            peer: Any = transport.extra(SocketAttribute.remote_address)
+            target = Target(SocketAddress(*peer), self._options)
             ours = Socket(Accepted(transport), target)
             await ours.opened  # which waits for nothing
             try:
-                group.start_soon(handler, ours)
+                group.start_soon(_handle, handler, ours, str(target), name=f"serve {target}")
             except BaseException:  # the group is no more
                 await transport.abort()
                 raise
 
-    async def _accept(self, sock: socket.socket) -> socket.socket | None:
+    async def _accept(self, sock: socket.socket) -> tuple[socket.socket, Any] | None:
         await checkpoint()
-        while not self._closed:
+        exhausted = False
+        while not self._closed.is_set():
             try:
-                accepted, _ = sock.accept()
+                accepted, remote = sock.accept()
             except BlockingIOError:
-                await self._wait(sock)
+                with suppress(anyio.ClosedResourceError):
+                    await self._sockets[sock].readable(_try_again)
             except OSError as exc:
                 if exc.errno in _EXHAUSTED:
-                    _log_exhausted(exc)
-                    await anyio.sleep(_PAUSE)
+                    if not exhausted:
+                        _logger().error(
+                            "accept() failed; trying again every %g seconds", _PAUSE, exc_info=exc
+                        )
+                    exhausted = True
+                    with anyio.move_on_after(_PAUSE):
+                        await self._closed.wait()
                 elif exc.errno not in _GONE:
-                    raise
+                    raise cannot_accept(", ".join(self.addresses), exc) from exc
             else:
                 accepted.setblocking(False)
-                return accepted
+                return accepted, remote
         return None
 
-    async def _wait(self, sock: socket.socket) -> None:
-        # The number stays taken until the waiter is out: see TaskReadiness.
-        self._waited_for.add(sock)
-        try:
-            with suppress(anyio.ClosedResourceError):
-                await anyio.wait_readable(sock)
-        finally:
-            self._waited_for.discard(sock)
-            if self._closed:
-                sock.close()
-
     async def aclose(self) -> None:
-        """Stop listening. Connections that were accepted go on. Done even when cancelled."""
-        if not self._closed:
-            self._closed = True
-            for sock in self._sockets:
+        """Stop listening. Connections that were accepted go on. Done even when cancelled.
+
+        Once it returns, the port is free, and connections to it are refused. Those that came in
+        and were not accepted yet are reset.
+        """
+        if not self._closed.is_set():
+            self._closed.set()
+            for sock, ready in self._sockets.items():
                 withdraw(sock)
-                anyio.notify_closing(sock)
-                if sock not in self._waited_for:
-                    sock.close()
+                ready.close()
         await checkpoint()
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         """AnyIO's ``SocketAttribute``: of the first address, where there are several."""
+        first = next(iter(self._sockets))
+
+        def share() -> socket.socket:
+            self._sockets[first].share()
+            return first
+
         return {
-            SocketAttribute.family: lambda: self._sockets[0].family,
+            SocketAttribute.family: lambda: first.family,
             SocketAttribute.local_address: lambda: self._names[0],
             SocketAttribute.local_port: lambda: self._names[0][1],
-            SocketAttribute.raw_socket: lambda: self._sockets[0],
+            SocketAttribute.raw_socket: share,
         }
+
+
+def _try_again() -> bool:
+    return True
+
+
+async def _handle(handler: Callable[[Socket], Any], socket: Socket, peer: str) -> None:
+    """Run a handler; what its client can have caused ends here."""
+    try:
+        await handler(socket)
+    except _OF_ONE_CLIENT as exc:
+        _log_end(peer, exc)
+    except BaseExceptionGroup as group:
+        ours, others = group.split(_OF_ONE_CLIENT)
+        cancelled = anyio.get_cancelled_exc_class()
+        if ours is None or (others is not None and others.split(cancelled)[1] is not None):
+            raise
+        _log_end(peer, ours)
+        if others is not None:
+            raise others from None  # so that a client does not fail what is cancelled
+
+
+def _log_end(peer: str, error: BaseException) -> None:
+    first = error
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    kind, logger = type(first).__name__, _logger()
+    logger.warning("the handler of %s ended with %s: %s", peer, kind, text_of(first))
+    logger.debug("the handler of %s ended with this", peer, exc_info=error)

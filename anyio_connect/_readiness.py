@@ -86,7 +86,10 @@ class Readiness(Protocol):
         """Take :meth:`stop_reading` back, once :meth:`readable` has returned."""
 
     def close(self) -> None:
-        """Close the socket, once its number is free. Who waits is woken."""
+        """Close the socket and wake whoever waits for it.
+
+        At once, unless its number must stay taken until those tasks have run.
+        """
 
     def share(self) -> None:
         """From now on, let others wait for the socket too, whenever no task here does."""
@@ -121,6 +124,7 @@ def readiness(sock: socket.socket) -> Readiness:
             low.notify_closing,
             trio.ClosedResourceError,
             (low.checkpoint_if_cancelled, low.cancel_shielded_checkpoint),
+            closes_at_once=True,
         )
     return by_anyio(sock)
 
@@ -141,6 +145,7 @@ class TaskReadiness:
 
     __slots__ = (
         "_closed",
+        "_closes_at_once",
         "_closing_error",
         "_notify_closing",
         "_pause",
@@ -162,8 +167,12 @@ class TaskReadiness:
         notify_closing: Callable[[socket.socket], None],
         closing_error: type[Exception],
         pauses: tuple[Pause, Pause | None] = (checkpoint, None),
+        *,
+        closes_at_once: bool = False,
     ) -> None:
+        # closes_at_once: who was woken by notify_closing does not use the number any more.
         self._sock = sock
+        self._closes_at_once = closes_at_once
         self._wait_readable = wait_readable
         self._wait_writable = wait_writable
         self._notify_closing = notify_closing
@@ -193,6 +202,8 @@ class TaskReadiness:
             raise anyio.ClosedResourceError
 
     async def writable(self) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError
         self._waiting += 1
         try:
             await self._wait_writable(self._sock)
@@ -204,7 +215,7 @@ class TaskReadiness:
             raise anyio.ClosedResourceError
 
     def _left(self) -> None:
-        # On asyncio, a waiter that was woken by notify_closing() unregisters *the number*
+        # A waiter that AnyIO's notify_closing() has woken on asyncio, unregisters *the number*
         # once more when it runs. Keep the number taken until then: the last one out closes.
         self._waiting -= 1
         if self._closed and not self._waiting:
@@ -222,7 +233,7 @@ class TaskReadiness:
         self._closed = self._stopped = True
         # Wakes whoever waits for this descriptor before its number can be used anew.
         self._notify_closing(self._sock)
-        if not self._waiting:
+        if self._closes_at_once or not self._waiting:
             self._sock.close()
 
     def share(self) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 import socket as stdlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio.abc import SocketAttribute
+from anyio.streams.buffered import BufferedByteStream
 from anyio.streams.tls import TLSListener, TLSStream
 
 import peers
@@ -42,7 +45,11 @@ from anyio_connect._loops import announce, leads_back, withdraw
 from anyio_connect._tcp import TCPTransport
 from errors import is_copy
 from peers import has_ipv6
+from sockets import settle
 from tls_peers import client_context, server_context
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 LOOPBACK = replace(WORKERS, allow=["127.0.0.0/8", "::1"])
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
@@ -206,17 +213,108 @@ async def test_accepting_goes_on_after(
     assert len(logged) == (code in (errno.EMFILE, errno.ENOMEM))
 
 
-async def test_a_connection_that_is_gone_before_it_is_handed_over(
+async def test_accepting_goes_on_when_descriptors_are_free_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However long that takes, it is logged once, and closing does not wait for the next try."""
+    fails = partial(next, iter([True] * 5), False)
+    listener = await listen_with(monkeypatch, OSError(errno.EMFILE, "no more"), fails)
+    async with listener, anyio.create_task_group() as group:
+        monkeypatch.setattr("anyio_connect._listen._PAUSE", 0)
+        group.start_soon(listener.serve, echo)
+        async with connect(listener.addresses[0]) as socket:
+            await socket.send(b"1")
+            assert await socket.receive() == b"1"
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+        group.cancel_scope.cancel()
+
+
+async def test_closing_does_not_wait_for_the_next_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anyio_connect._listen._PAUSE", 3600)
+    listener = await listen_with(monkeypatch, OSError(errno.EMFILE, "no more"), lambda: True)
+    with anyio.fail_after(5):
+        async with listener, anyio.create_task_group() as group:
+            group.start_soon(serve_until_closed, listener, echo)
+            await anyio.wait_all_tasks_blocked()
+            await listener.aclose()
+
+
+async def test_an_error_that_does_not_pass_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = await listen_with(monkeypatch, OSError(errno.EINVAL, "for good"), lambda: True)
+    async with listener:
+        with pytest.raises(Exception) as caught:
+            await listener.serve(echo)
+        raised: Any = caught.value
+        while not isinstance(raised, ListenError):
+            (raised,) = raised.exceptions
+        assert (
+            str(raised)
+            == f"cannot accept connections at {listener.addresses[0]} any more: for good"
+        )
+        assert raised.errno == errno.EINVAL
+        assert isinstance(raised.__cause__, OSError)
+
+
+async def listen_with(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, fails: Callable[[], bool]
+) -> Listener:
+    """A listener whose accept() raises ``error`` as long as ``fails``."""
+    real = stdlib.socket
+
+    class Failing(real):  # type: ignore[misc, valid-type]
+        def accept(self) -> Any:
+            if fails():
+                raise error
+            return super().accept()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("anyio_connect._listen.socket.socket", Failing)
+        return await listen("127.0.0.1:0")
+
+
+async def serve_until_closed(listener: Listener, handler: Callable[[Socket], Any]) -> None:
+    with suppress(anyio.ClosedResourceError):
+        await listener.serve(handler)
+
+
+async def test_what_came_before_a_reset_that_came_before_us_is_handed_over() -> None:
+    outcome: list[object] = []
+    done = anyio.Event()
+
+    async def handler(socket: Socket) -> None:
+        async with socket:
+            info = await socket.opened
+            outcome.append(info.remote_address)
+            outcome.append(await socket.receive())
+            with pytest.raises(BrokenError):
+                await socket.receive()
+            outcome.append(await settle(socket.closed))
+        done.set()
+
+    async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
+        with stdlib.create_connection(("127.0.0.1", port(listener))) as client:
+            address = format_address(*client.getsockname())
+            client.sendall(b"metric 1")
+            peers.Peer(client).rst()
+        group.start_soon(listener.serve, handler)
+        with anyio.fail_after(5):
+            await done.wait()
+        group.cancel_scope.cancel()
+    assert outcome[:2] == [address, b"metric 1"]
+    assert isinstance(outcome[2], BrokenError)
+
+
+async def test_a_connection_of_which_the_system_knows_nothing_any_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """getpeername() fails then, on some systems."""
+    """Neither who it was, on some systems: accept() gives no address, getpeername() fails."""
     gone = [True]
 
-    def make(sock: stdlib.socket) -> Any:
+    def make(sock: stdlib.socket, **known: Any) -> Any:
         if gone:
             gone.pop()
             raise OSError(errno.ENOTCONN, "not connected")
-        return TCPTransport(sock)
+        return TCPTransport(sock, **known)
 
     monkeypatch.setattr("anyio_connect._listen.TCPTransport", make)
     async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
@@ -228,6 +326,233 @@ async def test_a_connection_that_is_gone_before_it_is_handed_over(
             await second.send(b"1")
             assert await second.receive() == b"1"
         group.cancel_scope.cancel()
+
+
+# --- one client cannot hurt a server
+
+
+async def shout(socket: Socket) -> None:
+    """The example of the README."""
+    async with socket:
+        async for data in socket.readable:
+            await socket.send(data.upper())
+
+
+async def shout_lines(socket: Socket) -> None:
+    async with BufferedByteStream(socket) as stream:
+        while True:
+            line = await stream.receive_until(b"\n", 100)
+            await stream.send(line.upper())
+
+
+async def still_serves(listener: Listener) -> None:
+    async with connect(listener.addresses[0]) as socket:
+        await socket.send(b"well\n")
+        assert (await socket.receive())[:4] == b"WELL"
+
+
+def reset(client: stdlib.socket) -> None:
+    peers.Peer(client).rst()
+
+
+def hang_up_in_mid_line(client: stdlib.socket) -> None:
+    client.sendall(b"no end of li")
+    client.close()
+
+
+def say_a_line_that_is_too_long(client: stdlib.socket) -> None:
+    client.sendall(bytes(1000))
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("handler", "act", "logged"),
+    [
+        (shout, reset, "BrokenError"),
+        (shout_lines, reset, "BrokenError"),
+        (shout_lines, hang_up_in_mid_line, "IncompleteRead"),
+        (shout_lines, say_a_line_that_is_too_long, "DelimiterNotFound"),
+    ],
+)
+async def test_one_client_ends_its_own_handler_and_no_more(
+    handler: Callable[[Socket], Any],
+    act: Callable[[stdlib.socket], None],
+    logged: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, handler)
+        async with connect(listener.addresses[0]) as innocent:
+            await innocent.send(b"before")
+            client = stdlib.create_connection(("127.0.0.1", port(listener)))
+            address = format_address(*client.getsockname())
+            client.sendall(b"x\n")
+            while not caplog.records:
+                if client.fileno() != -1:
+                    await anyio.wait_readable(client)
+                    client.recv(10)
+                    act(client)
+                await anyio.lowlevel.checkpoint()
+            client.close()
+            await still_serves(listener)
+            await innocent.send(b" and after\n")
+            assert (await innocent.receive())[:6] == b"BEFORE"
+        group.cancel_scope.cancel()
+    record = caplog.records[0]
+    assert (record.name, record.levelname) == ("anyio_connect", "WARNING")
+    assert record.getMessage().startswith(f"the handler of {address} ended with {logged}: ")
+
+
+def group_of(*errors: BaseException) -> BaseException:
+    """As a task group raises them."""
+    return BaseExceptionGroup("unhandled errors in a TaskGroup", errors)
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in leaves(each)]
+    return [error]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BrokenError("lost"),
+        ResolveError("upstream has no address"),
+        anyio.EndOfStream(),
+        anyio.BrokenResourceError(),
+        anyio.ClosedResourceError(),
+        anyio.IncompleteRead(),
+        anyio.DelimiterNotFound(10),
+        group_of(BrokenError("lost")),
+        group_of(BrokenError("lost"), group_of(anyio.EndOfStream())),
+    ],
+    ids=repr,
+)
+async def test_what_a_client_can_cause_ends_its_handler(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = [True]
+
+    async def handler(socket: Socket) -> None:
+        if first:
+            first.pop()
+            await socket.close()
+            raise error
+        await shout(socket)
+
+    async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, handler)
+        async with connect(listener.addresses[0]) as socket:
+            with pytest.raises(anyio.EndOfStream):
+                await socket.receive()
+        await still_serves(listener)
+        group.cancel_scope.cancel()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LookupError(),
+        anyio.BusyResourceError("receiving from"),
+        group_of(BrokenError("lost"), LookupError()),
+        group_of(group_of(LookupError())),
+    ],
+    ids=repr,
+)
+async def test_any_other_exception_ends_the_server(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(socket: Socket) -> None:
+        await socket.close()
+        raise error
+
+    async def serve(listener: Listener) -> None:
+        with pytest.raises(Exception) as caught:
+            await listener.serve(handler)
+        assert leaves(caught.value) == leaves(error)  # trio makes the groups anew
+
+    async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
+        group.start_soon(serve, listener)
+        async with connect(listener.addresses[0]) as socket:
+            with suppress(anyio.EndOfStream):
+                await socket.receive()
+    assert not caplog.records
+
+
+async def test_a_client_that_fails_while_the_server_is_cancelled() -> None:
+    """The exception group of its handler has the cancellation in it, on trio."""
+    waiting = anyio.Event()
+
+    async def fail_when_cancelled() -> None:
+        waiting.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise BrokenError("lost")
+
+    async def handler(socket: Socket) -> None:
+        async with socket, anyio.create_task_group() as own:
+            own.start_soon(fail_when_cancelled)
+            await anyio.sleep_forever()
+
+    async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, handler)
+        async with connect(listener.addresses[0]):
+            await waiting.wait()
+            group.cancel_scope.cancel()
+
+
+# --- closing
+
+
+async def test_when_it_is_closed_the_port_is_free() -> None:
+    """Also where a task waits for the next connection, and no turn of the loop has passed."""
+    async with anyio.create_task_group() as group:
+        listener = await listen("127.0.0.1:0")
+        group.start_soon(serve_until_closed, listener, echo)
+        await anyio.wait_all_tasks_blocked()
+        (sock,) = listener._sockets
+        where = sock.getsockname()
+        await listener.aclose()
+        assert sock.fileno() == -1
+        with stdlib.socket() as client, pytest.raises(ConnectionRefusedError):
+            client.connect(where)
+        with stdlib.socket() as other:
+            other.bind(where)  # without SO_REUSEADDR
+        async with await listen(where) as again:
+            assert again.addresses == listener.addresses
+
+
+async def wait_readable(sock: stdlib.socket) -> None:
+    with anyio.fail_after(5):
+        await anyio.wait_readable(sock)
+
+
+async def test_a_newcomer_may_have_the_number_of_a_closed_listener() -> None:
+    ours, theirs = stdlib.socketpair()
+    with theirs:
+        async with anyio.create_task_group() as group:
+            listener = await listen("127.0.0.1:0")
+            group.start_soon(serve_until_closed, listener, echo)
+            await anyio.wait_all_tasks_blocked()
+            (sock,) = listener._sockets
+            number = sock.fileno()
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await listener.aclose()  # is done all the same
+            newcomer = ours.dup()
+            ours.close()
+            newcomer.setblocking(False)
+            assert newcomer.fileno() == number
+            with newcomer:
+                async with anyio.create_task_group() as waiting:
+                    waiting.start_soon(wait_readable, newcomer)
+                    await anyio.wait_all_tasks_blocked()
+                    theirs.send(b"x")
+                assert newcomer.recv(1) == b"x"
 
 
 async def test_anyios_tls_goes_on_top() -> None:
@@ -246,6 +571,76 @@ async def test_anyios_tls_goes_on_top() -> None:
 
 
 # --- where
+
+
+def refuse_ipv6(where: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a kernel does that has no IPv6, or has no address of it."""
+    real = stdlib.socket
+
+    class Refusing(real):  # type: ignore[misc, valid-type]
+        def __init__(self, family: int = -1, *args: Any, **keywords: Any) -> None:
+            if where == "socket" and family == stdlib.AF_INET6:
+                raise OSError(code, "no IPv6 here")
+            super().__init__(stdlib.AF_INET, *args, **keywords)
+            self.asked = family
+
+        def bind(self, address: Any) -> None:
+            if self.asked == stdlib.AF_INET6:
+                raise OSError(code, "no IPv6 here")
+            super().bind(address)
+
+        def setsockopt(self, level: int, *arguments: Any) -> None:
+            if level != stdlib.IPPROTO_IPV6:
+                super().setsockopt(level, *arguments)
+
+    monkeypatch.setattr("anyio_connect._listen.socket.socket", Refusing)
+
+
+@pytest.mark.parametrize(
+    ("where", "code"), [("socket", errno.EAFNOSUPPORT), ("bind", errno.EADDRNOTAVAIL)]
+)
+async def test_a_name_is_listened_to_where_the_machine_has_its_address(
+    where: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = ["::1", "127.0.0.1"]
+
+    async def getaddrinfo(_: str, number: int, **__: object) -> list[Any]:
+        return [
+            (
+                stdlib.AF_INET6 if ":" in ip else stdlib.AF_INET,
+                *(stdlib.SOCK_STREAM, 6, ""),
+                (ip, number, 0, 0) if ":" in ip else (ip, number),
+            )
+            for ip in both
+        ]
+
+    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    with monkeypatch.context() as patch:
+        refuse_ipv6(where, code, patch)
+        listener = await listen("localhost:0")
+    async with listener:
+        assert listener.addresses == [f"127.0.0.1:{port(listener)}"]
+    both.pop()
+    with monkeypatch.context() as patch:
+        refuse_ipv6(where, code, patch)
+        with pytest.raises(ListenError, match=r"^cannot listen at localhost:0: ") as caught:
+            await listen("localhost:0")
+    assert caught.value.errno == code
+
+
+async def test_a_name_whose_port_is_taken_at_one_address_is_not_listened_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def getaddrinfo(_: str, number: int, **__: object) -> list[Any]:
+        return [
+            (stdlib.AF_INET, stdlib.SOCK_STREAM, 6, "", (ip, number))
+            for ip in ("127.0.0.2", "127.0.0.1")
+        ]
+
+    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    async with await listen("127.0.0.1:0") as taken:
+        with pytest.raises(ListenError, match="something else listens there"):
+            await listen(f"host.test:{port(taken)}")
 
 
 @needs_ipv6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import select
 import socket as stdlib
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -16,7 +17,7 @@ import trio.testing
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
-from anyio_connect import ClosedError, Socket, connect
+from anyio_connect import BrokenError, ClosedError, Socket, connect
 from anyio_connect._readiness import LoopReadiness, TaskReadiness, by_anyio, readiness
 from anyio_connect._tcp import TCPTransport
 from peers import Peer, listening
@@ -215,6 +216,38 @@ async def test_what_was_dropped_without_closing_it_is_collected() -> None:
             async with anyio.create_task_group() as group:
                 group.start_soon(peer.send, b"y")
                 assert await newcomer.receive() == b"y"
+
+
+@pytest.mark.parametrize("act", ["close", "abort"])
+async def test_a_call_that_closes_has_done_so_when_it_returns(act: str) -> None:
+    """Also where another task waits for the socket: its descriptor is closed, not marked."""
+    async with (
+        connected(receive_buffer=4096) as (socket, peer),
+        anyio.create_task_group() as group,
+    ):
+
+        async def receive() -> None:
+            with pytest.raises((ClosedError, BrokenError)):
+                await socket.receive()
+
+        sock = raw(socket)
+        group.start_soon(receive)
+        await anyio.wait_all_tasks_blocked()
+        with anyio.CancelScope() as scope:
+            if act == "close":
+                await socket.close()
+            else:
+                scope.cancel()
+                await socket.writable.abort()
+        assert sock.fileno() == -1
+        poll = select.poll()
+        poll.register(peer.sock, select.POLLIN)
+        assert poll.poll(5000)
+        if act == "close":
+            assert peer.sock.recv(1) == b""
+        else:
+            with pytest.raises(ConnectionResetError):
+                peer.sock.recv(1)
 
 
 @pytest.fixture
