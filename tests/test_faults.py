@@ -618,7 +618,7 @@ async def test_no_descriptor_for_the_authorities(
     file = tmp_path / "authorities"
     authority().cert_pem.write_to_path(str(file))
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
-    monkeypatch.setattr(implementation, "_contexts", {})
+    monkeypatch.setattr(implementation, "_contexts", implementation.Contexts())
     async with listening() as listener:
         plain = connect(listener.address, secure_transport="starttls", sni=NAME)
         await plain.opened

@@ -20,6 +20,7 @@ import pytest
 import trustme
 
 import anyio_connect
+from anyio_connect import _tls
 from servers import echo, serving
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -43,7 +44,7 @@ def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     authority.issue_cert("127.0.0.1").configure_cert(context)
     with authority.cert_pem.tempfile() as path:
         monkeypatch.setenv("SSL_CERT_FILE", path)
-        monkeypatch.setattr("anyio_connect._tls._contexts", {})
+        monkeypatch.setattr("anyio_connect._tls._contexts", _tls.Contexts())
 
         def serve(connection: socket.socket) -> None:
             assert connection.recv(8) == bytes.fromhex("0000000804d2162f")
