@@ -13,6 +13,8 @@ import pytest
 
 from anyio_connect import InvalidAddressError, Socket, SocketError, SocketInfo, connect
 from conformance.scenarios import SCENARIOS
+from errors import is_copy
+from peers import refusing_address
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,3 +95,22 @@ def test_close_takes_no_reason() -> None:
 def test_what_is_not_known_of_a_connection_is_none() -> None:
     info = SocketInfo(None, None)
     assert (info.remote_address, info.local_address, info.alpn) == (None, None, None)
+
+
+async def test_upgraded_is_true_before_the_handshake() -> None:
+    plain = connect("127.0.0.1:1", secure_transport="starttls")
+    assert not plain.upgraded
+    secure = plain.start_tls()
+    assert plain.upgraded
+    assert not secure.opened.done()
+    await secure.close()
+
+
+async def test_both_futures_reject_with_equal_errors() -> None:
+    socket = connect(refusing_address())
+    with pytest.raises(SocketError):
+        await socket.opened
+    opened, closed = socket.opened.exception(), socket.closed.exception()
+    assert opened is not None
+    assert opened is not closed
+    assert is_copy(closed, opened)
