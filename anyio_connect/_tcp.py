@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 import struct
 import sys
@@ -19,6 +18,7 @@ from anyio.lowlevel import checkpoint
 from ._copies import fresh
 from ._readiness import Pause, Readiness, readiness
 from ._transport import DEFAULT_MAX_BYTES, Transport
+from ._watch import CAN_WATCH, ERR, RDHUP, Watch, unwatch
 
 #: How much unread data a graceful close throws away, in reads of DEFAULT_MAX_BYTES. More than
 #: any default receive buffer; a bound, so that a peer that never stops cannot keep us here.
@@ -232,6 +232,7 @@ class TCPTransport(Transport):
     def _release(self) -> None:
         self._closed = True
         self._arrived = b""
+        unwatch(self._sock)
         self._ready.close()
 
     # --- errors
@@ -257,9 +258,27 @@ class TCPTransport(Transport):
     # --- watching
 
     async def wait_hangup(self, *, after_eof: bool) -> OSError | None:
-        error = await _wait_hangup(self._sock, after_eof)
-        if error is not None and error.errno != errno.EPIPE:  # see _failed()
-            self._error = error
+        # No event loop offers RDHUP, and reading to find out would take data from whoever reads.
+        if CAN_WATCH and not self._closed:
+            wanted = 0 if after_eof else RDHUP
+            with suppress(anyio.ClosedResourceError), Watch(self._sock, wanted) as watch:
+                while True:
+                    events = await watch.wait()
+                    if events & ERR:
+                        return self._hangup_error()
+                    if not after_eof:
+                        return None
+                    # HUP without an error: both sides have ended, so no reset can follow.
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    def _hangup_error(self) -> OSError:
+        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not code and self._error is not None:
+            return self._error  # a call was told before us
+        code = code or errno.EPIPE
+        error = OSError(code, os.strerror(code))
+        self._note(error)
         return error
 
     # --- attributes
@@ -279,66 +298,3 @@ class TCPTransport(Transport):
     def _share(self) -> socket.socket:
         self._ready.share()
         return self._sock
-
-
-if sys.platform == "linux":
-
-    async def _wait_hangup(sock: socket.socket, after_eof: bool) -> OSError | None:
-        # An epoll of our own, itself waited for through the event loop: no loop offers
-        # RDHUP, and reading to find out would take data from whoever reads.
-        # ERR and HUP are always reported; a mask of 0 asks for nothing else.
-        try:
-            watch = select.epoll()
-        except OSError:  # no descriptor to spare: reading and sending will tell, in their time
-            await anyio.sleep_forever()
-            raise AssertionError("unreachable") from None
-        with watch:
-            watch.register(sock, 0 if after_eof else select.EPOLLRDHUP)
-            try:
-                await anyio.wait_readable(watch.fileno())
-            finally:
-                anyio.notify_closing(watch.fileno())
-            events = watch.poll(0)
-        if any(mask & select.EPOLLERR for _, mask in events):
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            return OSError(code, os.strerror(code))
-        if after_eof:
-            # HUP without an error: both sides have ended, so no reset can follow.
-            await anyio.sleep_forever()
-        return None
-
-elif sys.platform == "darwin" or sys.platform.startswith("freebsd"):
-
-    async def _wait_hangup(sock: socket.socket, after_eof: bool) -> OSError | None:
-        # NOTE_LOWAT keeps data from waking us: only EV_EOF passes a mark that cannot be
-        # reached. The error of a reset comes in fflags.
-        watch = select.kqueue()
-        try:
-            change = select.kevent(
-                sock,
-                select.KQ_FILTER_WRITE if after_eof else select.KQ_FILTER_READ,
-                select.KQ_EV_ADD | select.KQ_EV_CLEAR,
-                select.KQ_NOTE_LOWAT,
-                2**31 - 1,
-            )
-            watch.control([change], 0)
-            while True:
-                try:
-                    await anyio.wait_readable(watch.fileno())
-                finally:
-                    anyio.notify_closing(watch.fileno())
-                for event in watch.control(None, 1, 0):
-                    if event.flags & select.KQ_EV_EOF:
-                        if event.fflags:
-                            return OSError(event.fflags, os.strerror(event.fflags))
-                        if not after_eof:
-                            return None
-        finally:
-            watch.close()
-
-else:
-
-    async def _wait_hangup(sock: socket.socket, after_eof: bool) -> OSError | None:
-        # Nothing to watch with: a hang-up shows when somebody reads or sends.
-        await anyio.sleep_forever()
-        raise AssertionError("unreachable")
