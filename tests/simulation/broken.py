@@ -1,0 +1,118 @@
+"""Faults put into the package by hand, the worst that could be thought of. All are found.
+
+Each replaces a piece of text that stands in its module exactly once. Where the code has moved on,
+that fails loudly, and the fault is to be put in anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Broken:
+    """One fault."""
+
+    what: str
+    #: What of the package's promises it breaks: a: moving data, b: calls in flight, c: closing
+    #: and reasons, d: nothing kept and nothing blocked, e: judging and bounds.
+    part: str
+    module: str
+    old: str
+    new: str
+    schedulers: tuple[str, ...] = ()  #: on which it can show; all of them if there are none
+
+    def put_into(self, package: Path) -> None:
+        """Break the package that lies there.
+
+        :raises ValueError: the code has moved on
+        """
+        path = package / f"{self.module}.py"
+        text = path.read_text(encoding="utf-8")
+        if text.count(self.old) != 1:
+            raise ValueError(
+                f"{self.module}.py has {text.count(self.old)} times, and not once, what "
+                f"{self.what!r} replaces:\n{self.old}"
+            )
+        path.write_text(text.replace(self.old, self.new), encoding="utf-8")
+
+
+BROKEN: tuple[Broken, ...] = (
+    Broken(
+        "what the loop fetched for a cancelled receive is lost",
+        "a",
+        "_tcp",
+        "        self._wanted = max_bytes\n",
+        '        self._wanted = max_bytes\n        self._arrived = b""\n',
+        ("asyncio", "uvloop"),
+    ),
+    Broken(
+        "the rest of a long send begins one byte late, once in a while",
+        "a",
+        "_tcp",
+        "                sent += self.send_nowait(view[sent:])\n",
+        "                sent += self.send_nowait(view[sent + (sent > 70_000) :])\n",
+    ),
+    Broken(
+        "close() does not wait for a send in flight",
+        "b",
+        "_lifecycle",
+        "            _E.CLOSE: _O.FLUSHING,\n            _E.UPGRADE: _O.FLUSHING,\n",
+        "            _E.CLOSE: _O.CLOSED,\n            _E.UPGRADE: _O.FLUSHING,\n",
+    ),
+    Broken(
+        "pipe_to() ends its destination cleanly though its source failed",
+        "b",
+        "_streams",
+        "                    if not prevent_abort:\n"
+        "                        await _abort(destination, exc)\n",
+        "                    if not prevent_abort:\n"
+        "                        await destination.aclose()\n",
+    ),
+    Broken(
+        "close() ends cleanly after a send that was cut short",
+        "c",
+        "_tcp",
+        "            self.torn = self.torn or sent > 0\n",
+        "            self.torn = self.torn or sent > 100_000\n",
+    ),
+    Broken(
+        "a reset that a send meets throws away what the peer said before",
+        "c",
+        "_connection",
+        "            await self._tell(Event.RESET_UNREAD, error)\n            if not unread",
+        "            await self._tell(Event.RESET, error)\n            if not unread",
+    ),
+    Broken(
+        "a slot does not come back from a dial that was cancelled",
+        "d",
+        "_open",
+        "        except BaseException:\n            slot.release()\n            raise\n",
+        "        except SocketError:\n            slot.release()\n            raise\n",
+    ),
+    Broken(
+        "of several connections that a race made, those that lost stay open",
+        "d",
+        "_dial",
+        "        else:\n            await transport.abort()\n\n    try:\n",
+        "        else:\n            kept.append(transport)\n\n"
+        "    kept: list[Transport] = []\n    try:\n",
+    ),
+    Broken(
+        "an address that the policy forbids is dialled if another is allowed",
+        "e",
+        "_dial",
+        "    endpoints = [endpoint for endpoint, error in vetted if error is None]\n"
+        "    if not endpoints:\n",
+        "    endpoints = [endpoint for endpoint, error in vetted]\n"
+        "    if all(error for _, error in vetted):\n",
+    ),
+    Broken(
+        "a TLS session that ended without close_notify is told as a clean end",
+        "e",
+        "_tls",
+        "        raise self._lost(self._error) from self._error\n\n    def _check_session",
+        "        raise anyio.EndOfStream\n\n    def _check_session",
+    ),
+)

@@ -1,0 +1,138 @@
+"""Faults of the package that the simulation finds and that are not mended yet.
+
+Each has a history that shows it. A test runs these histories: one that shows its fault no more
+fails that test, so that it is taken out of here and into ``MENDED``. The list is to become empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from .plan import Plan, Route, Step, Subject
+
+
+@dataclass(frozen=True)
+class Known:
+    fault: str  #: its name in judge.py; `*` stands for anything
+    why: str
+    plan: Plan
+    schedulers: tuple[str, ...] = ("asyncio", "uvloop", "trio")  #: on which the history shows it
+
+
+KNOWN: tuple[Known, ...] = (
+    Known(
+        "a loss: data came after close()",
+        "close() does not linger until the peer has acknowledged everything",
+        Plan(
+            subjects=(Subject(),),
+            steps=(
+                Step(0, "send", size=9000),
+                Step(1, "opened", seconds=0.0005),
+                Step(2, "close"),
+                Step(3, "p.send"),
+            ),
+            buffers=(16384, 16384, 16384, 4096),
+            jitter=0.01,
+        ),
+    ),
+    Known(
+        "close() hangs",
+        "it waits for a send, and that for a dial that never ends",
+        Plan(subjects=(Subject(routes=(Route("silent"),)),), steps=(Step(28, "w.aclose"),)),
+    ),
+    Known(
+        "close() hangs",
+        "it waits for a send that makes no progress",
+        Plan(
+            subjects=(Subject(),),
+            steps=(
+                Step(7, "opened", seconds=1.5),
+                Step(9, "p.stop"),
+                Step(17, "send", size=150_000, seconds=1.5),
+                Step(36, "close"),
+            ),
+        ),
+    ),
+    Known(
+        "a wait for closed was not woken",
+        "it makes the connection, and goes on with that after start_tls()",
+        Plan(
+            subjects=(Subject("starttls", routes=(Route("silent"),)),),
+            steps=(Step(6, "closed", turns=2), Step(24, "start_tls")),
+        ),
+    ),
+    Known(
+        "a due cancellation was lost: receive",
+        "data that comes in the same turn is taken",
+        Plan(
+            subjects=(Subject(),),
+            steps=(
+                Step(0, "receive", seconds=1.5),
+                Step(13, "cancel"),
+                Step(14, "receive", late=True),
+                Step(16, "p.send"),
+            ),
+        ),
+        ("asyncio",),
+    ),
+)
+
+#: Histories that showed a fault once. None may show any.
+MENDED: tuple[Plan, ...] = (
+    # A send that waited for the connection was not in flight yet.
+    Plan(
+        subjects=(Subject("starttls"),),
+        steps=(Step(7, "send"), Step(8, "receive", turns=3), Step(9, "start_tls")),
+    ),
+    Plan(
+        subjects=(Subject("starttls"),),
+        steps=(Step(1, "send"), Step(2, "w.aclose", turns=3), Step(12, "start_tls")),
+    ),
+    # close() of a socket that start_tls() had taken over waited for its dial.
+    Plan(
+        subjects=(Subject("starttls", routes=(Route("silent"),), task_group=True),),
+        steps=(Step(8, "start_tls"),),
+    ),
+    # pipe_to() looked at its destination only when it had a chunk for it.
+    Plan(
+        profile="pipe",
+        subjects=(Subject(), Subject()),
+        steps=(Step(13, "r.aclose", who=1), Step(14, "pipe"), Step(15, "send_eof", who=1)),
+    ),
+    # An error overtook the cancellation that was due.
+    Plan(
+        subjects=(Subject(),),
+        steps=(Step(3, "send_eof"), Step(4, "send", late=True), Step(7, "close")),
+    ),
+    # And so did a result.
+    Plan(
+        subjects=(Subject(),),
+        steps=(
+            Step(9, "w.aclose"),
+            Step(10, "p.send", seconds=1.5),
+            Step(15, "closed"),
+            Step(19, "closed", late=True),
+            Step(21, "r.aclose"),
+        ),
+    ),
+    Plan(
+        subjects=(Subject(task_group=True),),
+        steps=(Step(9, "send", late=True), Step(12, "abort")),
+    ),
+    # send_eof() and abort() in one turn: a clean end of what was aborted.
+    Plan(
+        subjects=(Subject(),),
+        steps=(Step(17, "closed", seconds=1.5), Step(20, "send_eof"), Step(21, "abort")),
+    ),
+)
+
+
+def unknown(faults: list[str]) -> list[str]:
+    """Those that are not known, each once."""
+    patterns = [each.fault for each in KNOWN]
+    return [
+        fault
+        for fault in dict.fromkeys(faults)
+        if not any(fnmatchcase(fault, pattern) for pattern in patterns)
+    ]

@@ -1,0 +1,222 @@
+"""From a seed to a history: sockets, what their peers are like, and steps."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Secure = Literal["off", "on", "starttls"]
+#: What a host does with a connection attempt. "lost": an error comes back (ICMP).
+Answer = Literal["serve", "refuse", "silent", "lost", "no way"]
+Profile = Literal["mixed", "streaming", "dialling", "race", "slots", "listen", "pipe"]
+
+#: The addresses of a name, in the order in which they are used.
+ADDRESSES = ("10.0.0.2", "fd00::2", "10.0.0.3", "fd00::3")
+#: Of the first socket's target; the second one's is the next.
+PORT = 1000
+
+
+@dataclass(frozen=True)
+class Route:
+    """One address of a socket's target."""
+
+    answer: Answer = "serve"
+    delay: float = 0.0  #: before it does that, in seconds
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One socket that is made by ``connect()``."""
+
+    secure: Secure = "off"
+    half_open: bool = False
+    timeout: float | None = None  #: connect_timeout
+    routes: tuple[Route, ...] = (Route(),)
+    task_group: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One act, and how long to wait after it: so many turns of the loop, then so long."""
+
+    number: int
+    kind: str
+    who: int = 0  #: which socket
+    size: int = 8  #: send
+    most: int = 65536  #: receive
+    back: int = 1  #: cancel: which of the calls that are under way, from the latest
+    late: bool = False  #: the scope of the call is cancelled before it begins
+    deadline: float | None = None  #: of the scope, in seconds
+    old: bool = False  #: by the socket that start_tls() took over
+    flags: tuple[str, ...] = ()  #: of pipe_to()
+    turns: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A history before it has happened."""
+
+    seed: int = 0
+    profile: Profile = "mixed"
+    subjects: tuple[Subject, ...] = ()
+    steps: tuple[Step, ...] = ()
+    max_connections: int | None = None
+    #: Addresses that a policy forbids, by their place among ADDRESSES.
+    forbidden: tuple[int, ...] = ()
+    half_open: bool = False  #: of what the listener accepts
+    buffers: tuple[int, int, int, int] = (65536,) * 4  #: ours to send, receive; the peer's
+    delays: tuple[float, float] = (0.0, 0.0)  #: from us to the peer, and back
+    jitter: float = 0.0
+    mss: int = 16384
+    short: float = 0.0
+    ack_delay: float = 0.0
+    read_delay: float = 0.0  #: between two reads of a peer
+    resolving: float = 0.0
+    drain: bool = False  #: read what is left before closing
+
+
+CALLS = (
+    *("receive", "send", "send_eof", "w.aclose", "r.aclose", "close", "abort", "start_tls"),
+    *("opened", "closed", "pipe"),
+)
+_WEIGHTS = {
+    "receive": 16.0,
+    "send": 16.0,
+    "send_eof": 2.0,
+    "w.aclose": 2.0,
+    "r.aclose": 1.0,
+    "close": 1.2,
+    "abort": 1.0,
+    "start_tls": 1.5,
+    "opened": 2.0,
+    "closed": 4.0,
+    "cancel": 6.0,
+    "native": 2.0,
+    "p.send": 12.0,
+    "p.fin": 1.5,
+    "p.reset": 0.8,
+    "p.close": 0.7,
+    "p.stop": 3.0,
+    "p.read": 4.0,
+}
+_ENDS = (
+    *("send_eof", "w.aclose", "r.aclose", "close", "abort", "start_tls"),
+    *("p.fin", "p.reset", "p.close"),
+)
+_PIPING = {"pipe": 6.0, "send": 0.0}
+
+
+def plan(seed: int) -> Plan:
+    """The history of that seed."""
+    rng = random.Random(seed)
+    profile: Profile = rng.choices(get_args(Profile), (20, 16, 16, 12, 12, 12, 12))[0]
+    subjects = _subjects(rng, profile)
+    return Plan(
+        seed,
+        profile,
+        subjects,
+        _steps(rng, profile, subjects),
+        max_connections=rng.randint(1, 2) if profile == "slots" else None,
+        forbidden=tuple(n for n in range(4) if profile == "race" and rng.random() < 0.15),
+        half_open=rng.random() < 0.6,
+        buffers=tuple(rng.choice((4096, 16384, 65536)) for _ in range(4)),  # type: ignore[arg-type]
+        delays=(rng.choice((0, 0.0005, 0.02)), rng.choice((0, 0.0005, 0.02))),
+        jitter=rng.choice((0, 0, 0.01)),
+        mss=rng.choice((100, 1460, 16384)),
+        short=rng.choice((0, 0, 0.3)),
+        ack_delay=rng.choice((0, 0, 0.04)),
+        read_delay=rng.choice((0, 0, 0.003)),
+        resolving=rng.choice((0, 0.001, 0.2)),
+        drain=rng.random() < 0.5,
+    )
+
+
+def _subjects(rng: random.Random, profile: Profile) -> tuple[Subject, ...]:
+    if profile == "listen":
+        return ()
+    count = {"slots": rng.randint(2, 4), "pipe": 2}.get(profile, 1)
+    return tuple(_subject(rng, profile) for _ in range(count))
+
+
+def _subject(rng: random.Random, profile: Profile) -> Subject:
+    kinds: tuple[Secure, ...] = ("off", "starttls", "on")
+    secure = rng.choices(kinds, (60, 25, 15))[0]
+    count = rng.randint(2, 4) if profile == "race" else 1
+    answers: tuple[Answer, ...] = ("serve", "refuse", "silent", "lost", "no way")
+    weights = (40, 20, 20, 10, 10) if profile == "race" else (90, 3, 5, 1, 1)
+    delays = (0.0, 0.0, 0.001, 0.3, 1.0)
+    if profile in ("dialling", "race"):
+        delays = (0.003, 0.01, 0.24, 0.25, 0.3)
+    return Subject(
+        secure,
+        half_open=rng.random() < 0.6,
+        timeout=rng.choice((None, None, 0.5, 5.0)),
+        routes=tuple(
+            Route(rng.choices(answers, weights)[0], rng.choice(delays)) for _ in range(count)
+        ),
+        task_group=rng.random() < 0.3,
+    )
+
+
+def _steps(
+    rng: random.Random, profile: Profile, subjects: tuple[Subject, ...]
+) -> tuple[Step, ...]:
+    weights = dict(_WEIGHTS)
+    if profile == "pipe":
+        weights.update(_PIPING)
+    if profile == "listen":
+        weights.update({"knock": 6.0, "l.close": 0.4})
+    kinds = [*weights]
+    calm = [w / 12 if kind in _ENDS else w for kind, w in weights.items()]
+    count = rng.randint(8, 50)
+    people = {"listen": 3}.get(profile, max(1, len(subjects)))
+    steps = []
+    for number in range(count):
+        quiet = profile == "streaming" and number < count - 12
+        kind = rng.choices(kinds, calm if quiet else [*weights.values()])[0]
+        who = rng.randrange(people)
+        if number == 0 and profile in ("listen", "pipe"):
+            kind = "knock" if profile == "listen" else "pipe"
+        if kind == "start_tls" and not (subjects and subjects[who].secure == "starttls"):
+            kind = "receive" if profile == "pipe" else "send"
+        if profile == "pipe":
+            who, kind = _piped(rng, who, kind)
+        steps.append(_step(rng, number, kind, who))
+    return tuple(steps)
+
+
+def _piped(rng: random.Random, who: int, kind: str) -> tuple[int, str]:
+    """The first socket is piped to the second: nothing else is read there, or sent here."""
+    if kind == "pipe":
+        return 0, kind
+    if kind == "receive":
+        return 1, kind
+    if kind == "send":
+        return 0, kind
+    if kind == "p.send":
+        return rng.choice((0, 0, 0, 1)), kind
+    return who, kind
+
+
+def _step(rng: random.Random, number: int, kind: str, who: int) -> Step:
+    flags = ("prevent_close", "prevent_abort", "prevent_cancel", "whole")
+    turns, seconds = rng.choices(
+        ((0, 0.0), (1, 0.0), (3, 0.0), (0, 0.0005), (0, 0.004), (0, 1.5)), (50, 15, 10, 10, 10, 5)
+    )[0]
+    call = kind in CALLS and kind != "start_tls"
+    return Step(
+        number,
+        kind,
+        who,
+        size=rng.choice((8, 20, 1000, 9000, 150_000)),
+        most=rng.choice((1, 10, 1000, 65536)),
+        back=rng.randint(1, 4),
+        late=call and rng.random() < 0.05,
+        deadline=rng.choice((0.0005, 0.01, 0.5)) if call and rng.random() < 0.06 else None,
+        old=kind == "send" and rng.random() < 0.1,
+        flags=tuple(f for f in flags if rng.random() < 0.2) if kind == "pipe" else (),
+        turns=turns,
+        seconds=seconds,
+    )
