@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Generic, TypeVar
 
 import anyio
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._copies import fresh
 from ._errors import PendingError, SocketError
@@ -85,6 +85,7 @@ class SocketFuture(Generic[T_co]):
     async def _wait(self) -> T_co:
         if self._settled:
             await checkpoint()
+            return self.result()
         while not self._settled:
             if self._driven:
                 if self._wake is None:
@@ -97,6 +98,9 @@ class SocketFuture(Generic[T_co]):
             finally:
                 self._driven = False
                 self._wake_all()
+        # It may have settled in the very turn in which the task was cancelled, and asyncio then
+        # delivers no cancellation by itself. One that is due is raised, whatever came of this.
+        await checkpoint_if_cancelled()
         return self.result()
 
     def _wake_all(self) -> None:

@@ -210,8 +210,10 @@ class Listener(abc.Listener[Socket]):
             peer: Any = transport.extra(SocketAttribute.remote_address)
             target = Target(SocketAddress(*peer), self._options)
             ours = Socket(Accepted(transport), target)
-            await ours.opened  # which waits for nothing
             try:
+                # It waits for nothing, and a connection that was accepted goes to the handler.
+                with anyio.CancelScope(shield=True):
+                    await ours.opened
                 group.start_soon(_handle, handler, ours, str(target), name=f"serve {target}")
             except BaseException:  # the group is no more
                 await transport.abort()

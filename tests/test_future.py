@@ -320,6 +320,31 @@ async def test_cancelling_a_waiter_changes_nothing() -> None:
     assert outcomes == ["result"]
 
 
+@pytest.mark.parametrize("result", ["result", ClosedError("closed")])
+async def test_a_cancellation_that_is_due_comes_before_any_result(
+    result: str | SocketError,
+) -> None:
+    driver = Driver()
+    driver.result = result
+    outcomes: list[object] = []
+    scopes = [anyio.CancelScope(), anyio.CancelScope()]
+
+    async def wait(scope: anyio.CancelScope) -> None:
+        with scope:
+            await keep(outcomes, driver.future)
+
+    async with anyio.create_task_group() as group:
+        for scope in scopes:
+            group.start_soon(wait, scope)
+            await turns()
+        driver.settle()  # which wakes the second task, in the turn in which it is cancelled
+        for scope in scopes:
+            scope.cancel()
+    assert all(scope.cancelled_caught for scope in scopes)
+    assert not outcomes
+    assert driver.future.done()
+
+
 async def test_a_waiter_with_a_time_limit() -> None:
     driver = Driver()
     with pytest.raises(TimeoutError):
