@@ -20,17 +20,22 @@ import anyio.to_thread
 from . import ConnectTimeoutError, InvalidOptionError, Socket, SocketError, connect
 from ._options import check_alpn
 from ._starttls import PRELUDES
+from ._tls import build_context
 from ._tls_errors import TO_TRUST_IT
 
 _CHUNK = 262144  # bytes; with less, moving between tasks and threads takes most of the time
+#: How long the peer may be silent after the end of input before our side ends, in seconds, unless
+#: --end-after says so. Many servers that speak TLS cannot half-close: they drop their answer.
+_END_AFTER, _END_AFTER_TLS = 0.0, 5.0
 _PRELUDE_TIMEOUT = 30  # seconds; two peers that wait for each other would do so for ever
 
 #: What errors advise -> how to do that from here.
 _OPTIONS = {TO_TRUST_IT: "name its file with --cafile", "start_tls()": "--starttls"}
 
 _DESCRIPTION = """\
-Send standard input to HOST:PORT, end our side when it ends, and print what comes back until
-the peer ends. With "demo" in place of an address: show what a socket does, on loopback.
+Send standard input to HOST:PORT, end our side when it ends (with TLS: once the peer is silent),
+and print what comes back until the peer ends. With "demo" in place of an address: show what a
+socket does, on loopback.
 """
 _EPILOG = """\
 exit status: 0 after a clean close, 1 after an error (told in a line on standard error; a bad
@@ -92,6 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="give up connecting after that long"
     )
+    parser.add_argument(
+        "--end-after",
+        type=_seconds,
+        metavar="SECONDS",
+        help="after the end of input, end our side when the peer has been silent for that long "
+        f"(default {_END_AFTER:g}; with TLS {_END_AFTER_TLS:g}, because many servers drop their "
+        "answer when they see our end; inf: leave it to the peer)",
+    )
     tls = parser.add_argument_group("TLS")
     mode = tls.add_mutually_exclusive_group()
     mode.add_argument("--tls", action="store_true", help="speak TLS from the first byte")
@@ -109,6 +122,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trio", action="store_true", help="run on trio in place of asyncio")
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     return parser
+
+
+def _seconds(text: str) -> float:
+    """A number of seconds from 0, for argparse."""
+    seconds = float(text)
+    if not seconds >= 0:
+        raise ValueError
+    return seconds
 
 
 class _Version(argparse.Action):
@@ -132,9 +153,12 @@ async def _talk(options: argparse.Namespace) -> None:
             settings["ssl_context"] = _context(options)
         elif options.alpn:
             settings["alpn"] = options.alpn
+    end_after = options.end_after
+    if end_after is None:
+        end_after = _END_AFTER_TLS if "secure_transport" in settings else _END_AFTER
     async with connect(options.address, **settings) as socket:
         if not options.starttls:
-            await _relay(socket, half_open=options.half_open)
+            await _relay(socket, half_open=options.half_open, end_after=end_after)
             return
         seconds = min(_PRELUDE_TIMEOUT, settings.get("connect_timeout", _PRELUDE_TIMEOUT))
         with anyio.move_on_after(seconds) as waiting:
@@ -145,18 +169,17 @@ async def _talk(options: argparse.Namespace) -> None:
                 f"does it speak {options.starttls}?"
             )
         async with socket.start_tls() as secure:
-            await _relay(secure, half_open=options.half_open)
+            await _relay(secure, half_open=options.half_open, end_after=end_after)
 
 
 def _context(options: argparse.Namespace) -> ssl.SSLContext:
+    alpn = check_alpn("alpn", options.alpn) if options.alpn else ()
     try:
-        context = ssl.create_default_context(cafile=options.cafile)
-        if options.cafile == "":  # which the standard library takes for none at all
-            context.load_verify_locations(cafile="")
+        context = build_context(alpn, options.cafile)
     except OSError as exc:
+        if options.cafile is None:  # the system's cannot be read
+            raise
         raise InvalidOptionError(f"bad value for --cafile: {options.cafile!r}: {exc}") from exc
-    if options.alpn:
-        context.set_alpn_protocols(check_alpn("alpn", options.alpn))
     if options.insecure:
         _tell("WARNING: --insecure: whoever is in between can read and change everything")
         context.check_hostname = False
@@ -164,12 +187,24 @@ def _context(options: argparse.Namespace) -> ssl.SSLContext:
     return context
 
 
-async def _relay(socket: Socket, *, half_open: bool) -> None:
-    """Copy standard input to the socket and the socket to standard output, both at once."""
+async def _relay(socket: Socket, *, half_open: bool, end_after: float) -> None:
+    """Copy standard input to the socket and the socket to standard output, both at once.
+
+    ``end_after``: how long the peer is to be silent after the end of input before our side ends,
+    in seconds.
+    """
     # Kept rather than raised, because a task group would wrap them.
     failures: list[Exception] = []
     enough = False
     reading: anyio.CancelScope | None = None
+    waiting: anyio.CancelScope | None = None
+    over = False  # the peer has ended
+
+    async def silence() -> None:
+        nonlocal waiting
+        if not over and end_after > 0:
+            with anyio.CancelScope(deadline=anyio.current_time() + end_after) as waiting:
+                await anyio.sleep_forever()
 
     async def upload() -> None:
         nonlocal reading
@@ -181,7 +216,9 @@ async def _relay(socket: Socket, *, half_open: bool) -> None:
                 if reading.cancelled_caught:
                     return
                 if not data:
-                    await socket.send_eof()
+                    await silence()
+                    if not enough:
+                        await socket.send_eof()
                     return
                 await socket.send(data)
         except SocketError as exc:
@@ -195,8 +232,10 @@ async def _relay(socket: Socket, *, half_open: bool) -> None:
         try:
             while True:
                 await _write_output(await socket.readable.receive(_CHUNK))
+                if waiting is not None:
+                    waiting.deadline = anyio.current_time() + end_after
         except anyio.EndOfStream:
-            pass
+            over = True
         except (SocketError, _PipeError, BrokenPipeError) as exc:
             failures.append(exc)
             group.cancel_scope.cancel()
@@ -204,6 +243,8 @@ async def _relay(socket: Socket, *, half_open: bool) -> None:
             enough = True  # a send in flight may finish
             if reading is not None:
                 reading.cancel()
+        if waiting is not None:
+            waiting.cancel()
     if failures:
         raise failures[0]
     await socket.close()

@@ -13,10 +13,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from peers import refusing_address
 from servers import echo, serving
@@ -471,6 +476,24 @@ def cafile(authority: trustme.CA, tmp_path: Path) -> str:
     return str(path)
 
 
+#: For servers that answer only after our end.
+AT_ONCE = ["--end-after", "0"]
+
+
+def secured(
+    authority: trustme.CA, handler: Callable[[ssl.SSLSocket], None]
+) -> Callable[[socket.socket], None]:
+    """``handler`` over TLS."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    def handle(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as secure:
+            handler(secure)
+
+    return handle
+
+
 def over_tls(
     authority: trustme.CA, *, name: str = "127.0.0.1", alpn: str | None = None, clear: bytes = b""
 ) -> Callable[[socket.socket], None]:
@@ -502,19 +525,116 @@ def over_tls(
 def test_tls_half_closes(backend: list[str], authority: trustme.CA, cafile: str) -> None:
     data = bytes(range(256)) * 1000
     with serving(over_tls(authority)) as address:
-        ran = run(address, "--tls", "--cafile", cafile, *backend, data=data)
+        ran = run(address, "--tls", "--cafile", cafile, *backend, *AT_ONCE, data=data)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, data, b"")
+
+
+def answers_and_ends(secure: ssl.SSLSocket) -> None:
+    """What many servers do, which cannot half-close: an early end takes their answer away."""
+    assert secure.recv(100) == b"request"
+    secure.settimeout(0.5)
+    with suppress(TimeoutError):
+        if not secure.recv(100):
+            return
+    secure.sendall(b"the answer")
+    secure.unwrap()
+
+
+@backends
+def test_over_tls_the_answer_of_a_server_that_cannot_half_close_is_waited_for(
+    backend: list[str], authority: trustme.CA, cafile: str
+) -> None:
+    with serving(secured(authority, answers_and_ends)) as address:
+        ran = run(address, "--tls", "--cafile", cafile, *backend, data=b"request")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"the answer", b"")
+
+
+def test_the_end_of_input_may_be_left_to_the_peer(authority: trustme.CA, cafile: str) -> None:
+    with serving(secured(authority, answers_and_ends)) as address:
+        ran = run(address, "--tls", "--cafile", cafile, "--end-after", "inf", data=b"request")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"the answer", b"")
+
+
+@backends
+def test_over_tls_our_side_ends_after_a_silence(
+    backend: list[str], authority: trustme.CA, cafile: str
+) -> None:
+    """For a server that answers only after our end."""
+    with serving(over_tls(authority)) as address:
+        ran = run(
+            address, "--tls", "--cafile", cafile, "--end-after", "0.2", *backend, data=b"request"
+        )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"request", b"")
+
+
+@backends
+def test_half_open_over_tls_ends_at_once_after_the_peer(
+    backend: list[str], authority: trustme.CA, cafile: str
+) -> None:
+    received = bytearray()
+
+    def end_first(secure: ssl.SSLSocket) -> None:
+        secure.sendall(b"only reading now")
+        with suppress(ssl.SSLError):
+            secure.settimeout(0)
+            secure.unwrap()
+        secure.settimeout(TIMEOUT)
+        while data := secure.recv(65536):
+            received.extend(data)
+
+    options = ["--tls", "--cafile", cafile, "--half-open", "--end-after", "inf", *backend]
+    with serving(secured(authority, end_first)) as address:
+        ran = run(address, *options, data=b"late but welcome")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"only reading now", b"")
+    assert received == b"late but welcome"
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "soon"])
+def test_a_silence_of_no_length(seconds: str) -> None:
+    ran = run("127.0.0.1:9", "--end-after", seconds)
+    assert ran.returncode == 2
+    assert b"--end-after" in ran.stderr
+
+
+def test_a_cafile_makes_no_weaker_context(tmp_path: Path) -> None:
+    """A certificate with a common name alone is for nobody, whatever is trusted."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(timezone.utc)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path / "own.pem"
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(pem + signed.public_bytes(Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+
+    def shake(connection: socket.socket) -> None:
+        context.wrap_socket(connection, server_side=True).close()
+
+    for arguments, environment in (
+        (["--cafile", str(file)], {}),
+        ([], {"SSL_CERT_FILE": str(file)}),
+    ):
+        with serving(shake) as address:
+            port = address.rpartition(":")[2]
+            ran = run(f"localhost:{port}", "--tls", *arguments, environment=environment)
+        assert ran.returncode == 1
+        assert b"its certificate is not for 'localhost'" in ran.stderr
 
 
 def test_alpn(authority: trustme.CA, cafile: str) -> None:
     with serving(over_tls(authority, alpn="b")) as address:
-        ran = run(address, "--tls", "--cafile", cafile, "--alpn", "a", "--alpn", "b")
+        ran = run(address, "--tls", "--cafile", cafile, "--alpn", "a", "--alpn", "b", *AT_ONCE)
     assert (ran.returncode, ran.stdout) == (0, b"b")
 
 
 def test_starttls(authority: trustme.CA, cafile: str) -> None:
     with serving(over_tls(authority, clear=b"220 go ahead\r\n")) as address:
-        ran = run(address, "--starttls", "smtp", "--cafile", cafile, data=b"in secret")
+        ran = run(address, "--starttls", "smtp", "--cafile", cafile, *AT_ONCE, data=b"in secret")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"in secret", b"")
 
 
@@ -535,11 +655,10 @@ def test_starttls_fails(authority: trustme.CA, cafile: str, clear: bytes, messag
 def test_an_unknown_certificate(authority: trustme.CA) -> None:
     with serving(over_tls(authority)) as address:
         refused = run(address, "--tls")
-        taken = run(address, "--tls", "--insecure", data=b"who is there?")
+        taken = run(address, "--tls", "--insecure", *AT_ONCE, data=b"who is there?")
     assert refused.returncode == 1
-    assert refused.stderr.endswith(
-        b"an authority that is not trusted here: if it should be, name its file with --cafile\n"
-    )
+    assert b"an authority that is not trusted here: " in refused.stderr
+    assert refused.stderr.endswith(b"if it should be trusted, name its file with --cafile\n")
     assert taken.returncode == 0
     assert taken.stdout == b"who is there?"
     assert taken.stderr.startswith(b"anyio_connect: WARNING: --insecure: ")
