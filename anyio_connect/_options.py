@@ -151,14 +151,54 @@ def alpn_conflict() -> InvalidOptionError:
 
 
 def check_ssl_context(name: str, value: object) -> ssl.SSLContext:
-    if not isinstance(value, ssl.SSLContext):
+    """A context for clients; of the standard library, or of another make derived from it."""
+    if not isinstance(value, (ssl.SSLContext, _SSL_CONTEXT)):
         raise bad_option(name, value, "must be an ssl.SSLContext")
-    if value.protocol == ssl.PROTOCOL_TLS_SERVER:
+    context: Any = value
+    if _of(context, "protocol") == ssl.PROTOCOL_TLS_SERVER:
         why = (
             "is for servers: ssl.create_default_context() without a purpose makes one for clients"
         )
         raise bad_option(name, value, why)
-    return value
+    checked: ssl.SSLContext = context
+    return checked
+
+
+#: What is written in C below the standard library's context: that stays what it is where others
+#: put their own class in its place.
+_SSL_CONTEXT: type = ssl.SSLContext.__mro__[-2]
+
+
+def _of(context: Any, attribute: str) -> object:
+    """What a context says of itself; None if it is of another make and does not."""
+    try:
+        return getattr(context, attribute)
+    except Exception:  # noqa: BLE001
+        return None
+
+
+def with_server_name(options: Options, expected: object) -> Options:
+    """``options`` with the name that ``start_tls()`` was told to expect in the certificate.
+
+    :raises InvalidOptionError: it is no name, contradicts ``sni``, or would not be checked
+    """
+    option = "expected_server_hostname"
+    name = check_server_name(option, expected)
+    if options.sni is not None and _no_dot(options.sni) != _no_dot(name):
+        raise bad_option(
+            option, expected, f"contradicts sni={quote(options.sni)} of connect(): leave one out"
+        )
+    if options.ssl_context is not None and _of(options.ssl_context, "check_hostname") is False:
+        why = (
+            "has no effect with an ssl_context that checks no names: set its check_hostname to "
+            "True, or use sni to choose only what the peer is asked for"
+        )
+        raise bad_option(option, expected, why)
+    return options._replace(server_hostname=name)
+
+
+def _no_dot(name: str) -> str:
+    return name.removesuffix(".")
 
 
 def check_count(name: str, value: object) -> None:

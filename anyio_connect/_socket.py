@@ -18,8 +18,8 @@ from ._options import (
     SecureTransport,
     alpn_conflict,
     check_alpn,
-    check_server_name,
     check_ssl_context,
+    with_server_name,
 )
 from ._streams import ReadableStream, WritableStream, attributes_of
 from ._transport import DEFAULT_MAX_BYTES
@@ -127,14 +127,13 @@ class Socket(ByteStream):
 
         :raises StartTLSError: not made with ``secure_transport="starttls"``; closed; ended in
             one direction; upgraded already; or a receive is in flight. Nothing has changed.
-        :raises InvalidOptionError: an argument has a bad value
+        :raises InvalidOptionError: an argument has a bad value; or ``expected_server_hostname`` is
+            not what ``sni`` says, or would not be checked, as ``check_hostname`` of the context
+            is False. Nothing has changed.
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was lost, or a send was cut short
         """
         changed: dict[str, Any] = {"secure_transport": "on"}
-        if expected_server_hostname is not None:
-            name = check_server_name("expected_server_hostname", expected_server_hostname)
-            changed["server_hostname"] = name
         if ssl_context is not None:
             changed["ssl_context"] = check_ssl_context("ssl_context", ssl_context)
             changed["alpn"] = None  # it brings its own
@@ -143,6 +142,8 @@ class Socket(ByteStream):
         options = self._target.options._replace(**changed)
         if options.alpn and options.ssl_context:
             raise alpn_conflict()
+        if expected_server_hostname is not None:
+            options = with_server_name(options, expected_server_hostname)
         target = self._target._replace(options=options)
         socket = Socket(TakenOver(self._connection, target), target)
         # What waits for the end of the connection, max_connections, now waits for the new one.

@@ -6,6 +6,7 @@ import select
 import socket as stdlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import anyio
 
@@ -134,7 +135,7 @@ def arrived(socket: Socket, events: int = select.POLLIN) -> None:
     assert found[0][1] & events
 
 
-async def settle(future: SocketFuture[None]) -> SocketError | None:
+async def settle(future: SocketFuture[Any]) -> SocketError | None:
     """Wait for ``closed``; return what it failed with."""
     with anyio.fail_after(5), suppress(SocketError):
         await future

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket as stdlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,7 +28,7 @@ from anyio_connect import (
 )
 from errors import is_copy
 from peers import Listener, Peer, listening, refusing_address
-from sockets import Slow, dialled, opened_by, raw
+from sockets import Slow, dialled, opened_by, raw, settle
 
 BIG = 64 * 1024 * 1024
 AUTHORITY = trustme.CA()
@@ -60,7 +60,9 @@ async def plain(**options: Any) -> AsyncIterator[tuple[Socket, Peer, Listener]]:
             await socket.close()
 
 
-async def shake(peer: Peer, *names: str) -> TLSStream:
+async def shake(
+    peer: Peer, *names: str, server_context: Callable[..., ssl.SSLContext] = server_context
+) -> TLSStream:
     """Make the server's end of a handshake; closing that stream closes the peer's socket."""
     # AnyIO takes the descriptor over, so it gets one of its own.
     stream = await anyio.abc.SocketStream.from_socket(peer.sock.dup())
@@ -105,11 +107,7 @@ async def test_upgrade() -> None:
 
 
 async def test_arguments_go_before_those_of_connect() -> None:
-    async with plain(sni="wrong.example", ssl_context=ssl.create_default_context()) as (
-        socket,
-        peer,
-        _,
-    ):
+    async with plain(ssl_context=ssl.create_default_context()) as (socket, peer, _):
         secure, stream = await upgraded(
             socket,
             peer,
@@ -173,6 +171,62 @@ async def test_bad_arguments_change_nothing(arguments: Any) -> None:
         assert not socket.upgraded
         await socket.send(b"still plain")
         assert await peer.receive() == b"still plain"
+
+
+def lax_context(how: str) -> ssl.SSLContext:
+    """A context that checks no names."""
+    context = client_context()
+    context.check_hostname = False
+    if how == "no certificate":
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+@pytest.mark.parametrize("how", ["no names", "no certificate"])
+@pytest.mark.parametrize("of", ["connect", "start_tls"])
+async def test_a_name_to_expect_is_refused_beside_a_context_that_checks_none(
+    how: str, of: str
+) -> None:
+    given: dict[str, Any] = {"ssl_context": lax_context(how)}
+    async with plain(**(given if of == "connect" else {})) as (socket, peer, _):
+        with pytest.raises(InvalidOptionError, match="an ssl_context that checks no names"):
+            socket.start_tls(
+                expected_server_hostname="bank.example", **(given if of == "start_tls" else {})
+            )
+        await socket.send(b"still plain")
+        assert await peer.receive() == b"still plain"
+
+
+async def test_beside_a_context_that_checks_no_names_sni_is_what_is_asked_for() -> None:
+    asked: list[Any] = []
+
+    def asking() -> ssl.SSLContext:
+        context = server_context("other.example")
+        context.sni_callback = lambda engine, name, context: asked.append(name)
+        return context
+
+    lax = lax_context("no names")
+    async with plain(sni="virtual.example", ssl_context=lax) as (socket, peer, _):
+        secure = socket.start_tls()
+        async with anyio.create_task_group() as group:
+            group.start_soon(settle, secure.opened)
+            stream = await shake(peer, server_context=asking)
+        assert secure.opened.exception() is None
+        await secure.close()
+        await anyio.aclose_forcefully(stream)
+    assert asked == ["virtual.example"]
+
+
+async def test_a_name_to_expect_that_contradicts_sni_is_refused() -> None:
+    async with plain(sni="one.example") as (socket, peer, _):
+        with pytest.raises(InvalidOptionError, match=r"contradicts sni='one\.example'"):
+            socket.start_tls(expected_server_hostname="two.example")
+        secure, stream = await upgraded(
+            socket, peer, "one.example", expected_server_hostname="ONE.example."
+        )
+        await secure.opened
+        await secure.close()
+        await anyio.aclose_forcefully(stream)
 
 
 # --- refused
