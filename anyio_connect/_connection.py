@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import anyio
@@ -32,6 +33,7 @@ from ._lifecycle import (
     initial,
     step,
 )
+from ._linger import Patience
 from ._transport import Transport
 
 
@@ -84,11 +86,14 @@ class Connection:
 
     __slots__ = (
         "_changed",
+        "_close_timeout",
+        "_closing",
         "_dial_over",
         "_dialling",
         "_error",
         "_hung_up",
         "_info",
+        "_name",
         "_opener",
         "_piped_here",
         "_receive_waits",
@@ -102,17 +107,29 @@ class Connection:
     _transport: Transport
     _info: SocketInfo
 
-    def __init__(self, opener: Opener, *, half_open: bool, starttls: bool) -> None:
+    def __init__(
+        self,
+        opener: Opener,
+        *,
+        name: object,
+        half_open: bool,
+        starttls: bool,
+        close_timeout: float,
+    ) -> None:
+        """``name``: what to call it in messages. ``close_timeout`` is in seconds."""
         self.opened: SocketFuture[SocketInfo] = SocketFuture(self._open)
         self.closed: SocketFuture[None] = SocketFuture(self._watch)
         self._state = initial(half_open=half_open, starttls=starttls)
         self._opener = opener
+        self._name = name
+        self._close_timeout = close_timeout
         self._error: BrokenError | None = None  # what broke the connection; never raised
         # Scopes and events exist only while a task waits in or for them.
         self._dialling: anyio.CancelScope | None = None
         self._dial_over: anyio.Event | None = None
         self._receive_waits: anyio.CancelScope | None = None  # for the connection
         self._watching: anyio.CancelScope | None = None
+        self._closing: anyio.CancelScope | None = None  # close() waits for the peer in it
         self._hung_up = False  # the watcher has seen a hang-up that lies behind unread data
         self._changed: anyio.Event | None = None
         self._piped_here: tuple[anyio.CancelScope, ...] = ()  # of who waits for more to send
@@ -160,6 +177,8 @@ class Connection:
         if self._changed is not None:
             self._changed.set()
             self._changed = None
+        if self._closing is not None:
+            self._closing.cancel()
         if self._watching is not None and (self._hung_up or before.link is not after.link):
             self._watching.cancel()
         if self._piped_here and self._no_send() not in (None, Verdict.BUSY):
@@ -184,10 +203,12 @@ class Connection:
         try:
             if Effect.DROP in effects or Effect.DISCARD in effects:
                 await self._drop()
+            elif Effect.LET_GO in effects:
+                await self._let_go()
             elif Effect.FINISH in effects:
-                await self._shut(self._transport.finish)
+                await self._finish()
             elif Effect.ACLOSE in effects:
-                await self._shut(self._transport.aclose)
+                await self._linger()
         finally:
             # Last, so that whoever it wakes finds the transport gone; and even where a foreign
             # transport's closing was cancelled.
@@ -214,14 +235,65 @@ class Connection:
         else:
             await transport.abort()
 
-    async def _shut(self, close: Callable[[], Awaitable[bool | None]]) -> None:
-        closed: bool | None = True
+    async def _finish(self) -> None:
+        """Close the transport as far as that needs no waiting."""
+        event, error = Event.SHUT, None
         try:
-            closed = await close()
-        except (*_BROKEN, anyio.ClosedResourceError):
-            pass  # gone already; what was sent had been handed over before
-        finally:
-            await self._tell(Event.CROWDED if closed is False else Event.SHUT)
+            if not await self._transport.finish():
+                event = Event.CROWDED
+        except anyio.ClosedResourceError:
+            pass  # another task was first
+        except _BROKEN as exc:
+            event, error = Event.RESET, broken("closing", exc)
+        except BaseException:  # a foreign stream's closing may wait, and be cancelled
+            await self._tell(Event.FORCE)
+            raise
+        await self._tell(event, error)
+
+    async def _linger(self) -> None:
+        """Close the transport once the peer has everything, or takes no more."""
+        transport = self._transport
+        patience = Patience(self._close_timeout, transport.progress)
+        event: Event = Event.SHUT
+        error: BrokenError | None = None
+        try:
+            while not await transport.finish():
+                if not await patience.wait(partial(self._until_change, transport.wait_room)):
+                    event, error = Event.LATE, self._gave_up("waiting for the peer")
+                    break
+        except anyio.ClosedResourceError:
+            pass  # another task was first
+        except _BROKEN as exc:
+            event, error = Event.RESET, broken("closing", exc)
+        await self._tell(event, error)
+
+    async def _let_go(self) -> None:
+        """Close the transport, and let the system deliver what is on its way."""
+        if self.transport is None:
+            return  # there is none, and there will be none
+        if await self._transport.let_go():
+            await self._tell(Event.SHUT)
+        else:
+            why = "the peer got a reset, because close() was cancelled before our end had gone out"
+            await self._tell(Event.RESET, BrokenError(why))
+
+    def _gave_up(self, what: str) -> BrokenError | None:
+        """What ``closed`` fails with because close() has waited for too long; log it as well.
+
+        None: the connection was never made, so that there is nothing to lose.
+        """
+        import logging  # here, because hardly anybody needs it, and it imports much
+
+        if self.transport is None:
+            return None
+        error = BrokenError(
+            f"close() gave up {what}, because the peer took nothing for {self._close_timeout:g} "
+            f"seconds (close_timeout): it has yet to acknowledge "
+            f"{self.transport.unacknowledged()} bytes that were sent"
+        )
+        logger = logging.getLogger(__name__.partition(".")[0])
+        logger.warning("%s: %s", self._name, error)
+        return error
 
     def _broken(self) -> BrokenError:
         if self._error is None:
@@ -477,11 +549,8 @@ class Connection:
     async def close(self) -> None:
         try:
             await self._tell(Event.CLOSE)
-            while self._state.link is Link.FLUSHING:
-                if self._state.outbound is Outbound.FLUSHING:
-                    await self._change()
-                else:
-                    await self._tell(Event.FLUSHED)
+            if self._state.link is Link.FLUSHING:
+                await self._flush()
             while self._state.link in (Link.CLOSING, Link.LINGERING):
                 if self._state.link is Link.LINGERING:
                     await self._tell(Event.CLOSE)
@@ -492,8 +561,47 @@ class Connection:
                 await self._dial_over.wait()  # its attempt is being torn down
             await checkpoint()
         except BaseException:
-            await self._tell(Event.FORCE)
+            why = "close() was cancelled while a send was in flight, which was cut short"
+            await self._tell(Event.FORCE, None if self.transport is None else BrokenError(why))
             raise
+
+    async def _flush(self) -> None:
+        """Wait for what is in flight, then close the transport."""
+        patience: Patience | None = None
+        while self._state.link is Link.FLUSHING:
+            if self._state.outbound is not Outbound.FLUSHING:
+                await self._tell(Event.FLUSHED)
+                return
+            if patience is None:
+                patience = Patience(self._close_timeout, self._progress)
+            moved = await patience.wait(self._discard_until_change)
+            if not moved and self._state.outbound is Outbound.FLUSHING:
+                await self._tell(Event.LATE, self._gave_up("a send in flight"))
+
+    def _progress(self) -> object:
+        transport = self.transport
+        return None if transport is None else transport.progress()
+
+    async def _discard_until_change(self) -> None:
+        """Wait for the state to move. Meanwhile, throw away what comes in.
+
+        A peer that can send no more may take no more either, and all would wait for each other.
+        """
+        state = self._state
+        while self._state is state:
+            transport = self.transport
+            if transport is None or self._closing is not None or not transport.discard():
+                await self._change()
+            else:
+                await self._until_change(transport.wait_arrival)
+
+    async def _until_change(self, wait: Callable[[], Awaitable[None]]) -> None:
+        """Wait for something, or for the state to move."""
+        try:
+            with anyio.CancelScope() as self._closing:
+                await wait()
+        finally:
+            self._closing = None
 
     # --- watching
 

@@ -14,10 +14,12 @@ from ._dial import HAPPY_EYEBALLS_DELAY, Route
 from ._errors import SocketError, bad_option
 from ._open import Dialled, Target
 from ._options import (
+    CLOSE_TIMEOUT,
     Options,
     SocketOptions,
     check_count,
     check_ssl_context,
+    check_timeout,
     parse_options,
 )
 from ._policy import UNRESTRICTED, AddressPolicy
@@ -61,6 +63,9 @@ class Connector:
     ``local_host``: the IP address of this machine to connect from. Addresses of the other family
     are then not dialled.
 
+    ``close_timeout``: how long ``close()`` may go on without any progress, in seconds, where the
+    call does not say; 5 unless given.
+
     :raises InvalidOptionError: a value is bad
     """
 
@@ -85,6 +90,9 @@ class Connector:
     local_host: str | None = None
     """The IP address of this machine to connect from. Addresses of the other family are then not
     dialled."""
+    close_timeout: float = CLOSE_TIMEOUT
+    """How long ``close()`` may go on without any progress, in seconds, where the call does not
+    say; 5 unless given."""
 
     def __init__(
         self,
@@ -93,6 +101,7 @@ class Connector:
         ssl_context: ssl.SSLContext | None = None,
         happy_eyeballs_delay: float | None = None,
         local_host: str | None = None,
+        close_timeout: float | None = None,
     ) -> None:
         # Written out because an argument may be None where the attribute never is.
         given = locals()
@@ -107,9 +116,10 @@ class Connector:
         _check(self)
         slots = None if self.max_connections is None else Slots(self.max_connections)
         route = Route(self.policy, self.happy_eyeballs_delay, self.local_host)
+        defaults = Options(ssl_context=self.ssl_context, close_timeout=self.close_timeout)
         object.__setattr__(self, "_slots", slots)
         object.__setattr__(self, "_route", route)
-        object.__setattr__(self, "_defaults", Options(ssl_context=self.ssl_context))
+        object.__setattr__(self, "_defaults", defaults)
 
     def connect(
         self,
@@ -183,6 +193,7 @@ def _check(connector: Connector) -> None:
     host: object = connector.local_host
     if host is not None and not (isinstance(host, str) and _is_ip(host)):
         raise bad_option("local_host", host, "must be an IP address of this machine")
+    check_timeout("close_timeout", connector.close_timeout)
 
 
 def _is_duration(value: object) -> bool:

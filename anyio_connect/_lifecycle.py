@@ -55,8 +55,8 @@ class Dial(_Name):
 class Link(_Name):
     OPEN = auto()  #: neither ended nor broken (made or not: see Dial)
     FLUSHING = auto()  #: close() was called; what was already handed to send goes out first
-    CLOSING = auto()  #: a task is closing the transport
-    LINGERING = auto()  #: both directions have ended, but there is no room yet for our end
+    CLOSING = auto()  #: a task is closing the transport, and may wait until the peer has it all
+    LINGERING = auto()  #: both directions have ended, but the peer does not have it all yet
     CLOSED = auto()
     RESET = auto()  #: broken; unread data may be left to take
     UPGRADED = auto()  #: start_tls() took the connection over
@@ -111,9 +111,10 @@ class Event(_Name):
     CLOSE = auto()  #: close()
     FLUSHED = auto()  #: close() has waited for what was in flight
     SHUT = auto()  #: the transport is closed
-    CROWDED = auto()  #: it is not, for lack of room
-    ROOM = auto()  #: there may be room by now
-    FORCE = auto()  #: who called close() was cancelled: wait for nothing
+    CROWDED = auto()  #: it is not: there is no room, or the peer has yet to acknowledge
+    ROOM = auto()  #: that may be otherwise by now
+    FORCE = auto()  #: close() was cancelled: wait for nothing
+    LATE = auto()  #: close() has waited for close_timeout without any progress
     UPGRADE = auto()  #: may I? start_tls()
     DISOWN = auto()  #: the TLS socket that start_tls() returned will never take over
 
@@ -143,8 +144,9 @@ class Effect(_Name):
     CANCEL_DIAL = auto()
     INTERRUPT_RECEIVE = auto()  #: make the receive in flight return to ask again
     DISCARD = auto()  #: drop the connection that was made too late
-    ACLOSE = auto()  #: close the transport, waiting for room if need be; then report SHUT
-    FINISH = auto()  #: close the transport, waiting for nothing; then report SHUT or CROWDED
+    ACLOSE = auto()  #: close the transport, waiting for the peer; then report SHUT, RESET or LATE
+    FINISH = auto()  #: the same, waiting for nothing; then report SHUT, CROWDED or RESET
+    LET_GO = auto()  #: close it now, and leave the rest to the system; then report SHUT or RESET
     DROP = auto()  #: drop the transport at once; whatever is in flight fails
 
 
@@ -198,13 +200,16 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.RESET: (_L.CLOSED, _F.REJECT_CLOSED, _F.DROP),
             _E.RESET_UNREAD: (_L.CLOSED, _F.REJECT_CLOSED, _F.DROP),
             _E.ABORT: (_L.CLOSED, _F.REJECT_CLOSED, _F.DROP),
-            _E.FORCE: (_L.CLOSED, _F.RESOLVE_CLOSED, _F.DROP),
             _E.FLUSHED: (_L.CLOSING, _F.ACLOSE),
+            _E.FORCE: (_L.CLOSING, _F.LET_GO),
         },
         _L.CLOSING: {
             _E.SHUT: (_L.CLOSED, _F.RESOLVE_CLOSED),
             _E.CROWDED: _L.LINGERING,
-            _E.FORCE: (_L.CLOSED, _F.RESOLVE_CLOSED, _F.DROP),
+            # Some of what was sent is lost.
+            _E.RESET: (_L.CLOSED, _F.REJECT_CLOSED, _F.DROP),
+            _E.FORCE: (_L.CLOSING, _F.LET_GO),
+            _E.LATE: (_L.CLOSED, _F.REJECT_CLOSED, _F.LET_GO),
         },
         _L.LINGERING: {
             _E.ROOM: (_L.CLOSING, _F.FINISH),
@@ -328,7 +333,9 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.RESET: _O.BROKEN,
             _E.RESET_UNREAD: _O.BROKEN,
             _E.ABORT: _O.BROKEN,
-            _E.FORCE: _O.CLOSED,
+            # It is cut short.
+            _E.FORCE: _O.TORN,
+            _E.LATE: _O.TORN,
             _E.DISOWN: (_O.BROKEN, _F.DROP),
         },
         _O.TORN: {
@@ -373,13 +380,21 @@ JOINT: tuple[Rule, ...] = (
     # close() or abort() before the connection was made: no dial (the WinterTC draft). But a send
     # or an end that waits for the connection is in flight, which close() waits for.
     Rule(
-        {"link": (_L.FLUSHING,), "dial": (_D.RUNNING,), "outbound": (_O.CLOSED,)},
-        {"link": _L.CLOSED, "dial": _D.FAILED},
+        {
+            "link": (_L.FLUSHING, _L.CLOSING),
+            "dial": (_D.RUNNING,),
+            "outbound": (_O.CLOSED, _O.TORN),
+        },
+        {"link": _L.CLOSED, "dial": _D.FAILED, "outbound": _O.CLOSED},
         (_F.CANCEL_DIAL, _F.REJECT_OPENED, _F.RESOLVE_CLOSED),
     ),
     Rule(
-        {"link": (_L.FLUSHING,), "dial": (_D.IDLE,), "outbound": (_O.CLOSED,)},
-        {"link": _L.CLOSED, "dial": _D.FAILED},
+        {
+            "link": (_L.FLUSHING, _L.CLOSING),
+            "dial": (_D.IDLE,),
+            "outbound": (_O.CLOSED, _O.TORN),
+        },
+        {"link": _L.CLOSED, "dial": _D.FAILED, "outbound": _O.CLOSED},
         (_F.REJECT_OPENED, _F.RESOLVE_CLOSED, _F.DROP),
     ),
     Rule(
@@ -405,9 +420,9 @@ JOINT: tuple[Rule, ...] = (
     ),
     # close() after a send was cut short: a clean end would pass off the piece as the whole.
     Rule(
-        {"link": (_L.FLUSHING,), "outbound": (_O.TORN,)},
+        {"link": (_L.FLUSHING, _L.CLOSING), "outbound": (_O.TORN,)},
         {"link": _L.CLOSED, "outbound": _O.CLOSED},
-        (_F.RESOLVE_CLOSED, _F.DROP),
+        (_F.REJECT_CLOSED, _F.DROP),
     ),
     # A reset that hits close() at its flushing: what comes after close() finds it closed.
     Rule(

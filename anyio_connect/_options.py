@@ -38,6 +38,10 @@ class SocketOptions(TypedDict, total=False):
     there is a ``max_connections``, name resolution, every address tried, and with
     ``secure_transport="on"`` the TLS handshake. After ``start_tls()`` it begins anew, and covers
     the wait for a send in flight, and the handshake. ``math.inf`` (the default) is no limit.
+
+    ``close_timeout``: how long ``close()`` may go on without any progress, in seconds; 5 unless
+    given. It begins anew whenever the peer acknowledges more of what was sent. When it is over,
+    ``close()`` returns and ``closed`` fails with :class:`BrokenError`. ``math.inf`` is no limit.
     """
 
     secure_transport: SecureTransport | None
@@ -59,6 +63,14 @@ class SocketOptions(TypedDict, total=False):
     ``max_connections``, name resolution, every address tried, and with ``secure_transport="on"``
     the TLS handshake. After ``start_tls()`` it begins anew, and covers the wait for a send in
     flight, and the handshake. ``math.inf`` (the default) is no limit."""
+    close_timeout: float | None
+    """How long ``close()`` may go on without any progress, in seconds; 5 unless given. It begins
+    anew whenever the peer acknowledges more of what was sent. When it is over, ``close()`` returns
+    and ``closed`` fails with :class:`BrokenError`. ``math.inf`` is no limit."""
+
+
+#: How long ``close()`` may go on without any progress unless told otherwise, in seconds.
+CLOSE_TIMEOUT = 5.0
 
 
 class Options(NamedTuple):
@@ -70,6 +82,7 @@ class Options(NamedTuple):
     alpn: tuple[str, ...] | None = None
     ssl_context: ssl.SSLContext | None = None
     connect_timeout: float = math.inf
+    close_timeout: float = CLOSE_TIMEOUT
     #: Of ``start_tls()``: whom the certificate must be for, in place of the address's host.
     server_hostname: str | None = None
 
@@ -225,6 +238,7 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "alpn": check_alpn,
     "ssl_context": check_ssl_context,
     "connect_timeout": check_timeout,
+    "close_timeout": check_timeout,
 }
 
 
@@ -233,6 +247,8 @@ def _unknown(name: str) -> InvalidOptionError:
 
     # People who port Workers code bring its names along: secureTransport, allowHalfOpen.
     snake = "".join(f"_{c.lower()}" if c.isupper() else c for c in name)
-    close = difflib.get_close_matches(snake, _NAMES, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(_NAMES)}"
+    close = difflib.get_close_matches(snake, _NAMES, n=2)
+    hint = f"did you mean {' or '.join(map(repr, close))}?"
+    if not close:
+        hint = f"there are: {', '.join(_NAMES)}"
     return InvalidOptionError(f"unknown option {quote(name)}: {hint}")

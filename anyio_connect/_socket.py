@@ -46,8 +46,10 @@ class Socket(ByteStream):
         options = target.options
         connection = Connection(
             opener,
+            name=target,
             half_open=options.allow_half_open,
             starttls=options.secure_transport == "starttls",
+            close_timeout=options.close_timeout,
         )
         self._connection = connection
         self._target = target
@@ -179,11 +181,20 @@ class Socket(ByteStream):
         ``opened`` fails with :class:`ClosedError`, and ``closed`` resolves. But a send that waits
         for the connection is in flight as well: then the connection is made and the send finished.
 
-        Over TLS our end is close_notify and then that of TCP. Where the kernel's buffer is full,
-        this waits until it has room for close_notify; it never waits for the peer's.
+        Over TLS our end is close_notify and then that of TCP; the peer's close_notify is not waited
+        for. Where anything that was sent is still on its way, this returns when the peer's kernel
+        has acknowledged it all, or the peer has ended, and throws away what the peer says until
+        then: a close before that could turn into a reset, which takes away what has not arrived
+        (RFC 1122 4.2.2.13). Only Linux tells what was acknowledged; elsewhere this does not wait.
 
-        Cancelled, it still closes, but waits for nothing: a send in flight raises
-        :class:`ClosedError` and the peer gets a reset. Raises nothing else.
+        For ``close_timeout`` seconds without any progress, it goes on waiting. Then a send in
+        flight is cut short: it raises :class:`ClosedError`, and the peer gets a reset. What the
+        kernel holds is left to it. ``closed`` fails with :class:`BrokenError`, which says how many
+        bytes were not acknowledged, and a warning is logged (``anyio_connect``).
+
+        Cancelled, it still closes, but waits for nothing: a send in flight is cut short, and
+        ``closed`` fails; with none, the kernel delivers what it holds, and ``closed`` resolves.
+        Raises nothing else.
         """
         await self._connection.close()
 

@@ -9,6 +9,7 @@ import struct
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from enum import Enum, auto
 from typing import Any
 
 import anyio
@@ -16,13 +17,10 @@ from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
 from ._copies import fresh
+from ._linger import outstanding, wait_arrival
 from ._readiness import Pause, Readiness, readiness
-from ._transport import DEFAULT_MAX_BYTES, Transport
+from ._transport import DEFAULT_MAX_BYTES, DISCARD_READS, Transport
 from ._watch import CAN_WATCH, ERR, RDHUP, Watch, unwatch
-
-#: How much unread data a graceful close throws away, in reads of DEFAULT_MAX_BYTES. More than
-#: any default receive buffer; a bound, so that a peer that never stops cannot keep us here.
-_DISCARD_READS = 128
 
 #: Who last found less than this, in bytes, has most likely taken all there is for now.
 _LITTLE = 8192
@@ -37,6 +35,15 @@ def host_and_port(sockaddr: tuple[Any, ...]) -> tuple[str, int]:
     if len(rest) == 2 and rest[1] and "%" not in host:
         host = f"{host}%{socket.if_indextoname(rest[1])}"
     return host, port
+
+
+class _Found(Enum):
+    """What a look for data to throw away came to."""
+
+    NOTHING = auto()
+    DATA = auto()
+    MORE = auto()  #: there may be more of it
+    OVER = auto()  #: nothing can come any more
 
 
 class TCPTransport(Transport):
@@ -60,6 +67,9 @@ class TCPTransport(Transport):
         """
         self._sock = sock
         self._closed = False
+        self._ended = False  # our end has gone out
+        self._talks = False  # the peer says something while we close
+        self._waits = 0  # how often a send had to wait for room, and got it
         self._ready = ready or readiness(sock)
         self._wanted = 0  # how much the receive that waits has asked for
         self._arrived = b""  # what it was given, and has yet to return
@@ -183,6 +193,7 @@ class TCPTransport(Transport):
         try:
             while sent < len(view):
                 await ready.writable()
+                self._waits += 1
                 sent += self.send_nowait(view[sent:])
         except BaseException:
             self.torn = self.torn or sent > 0
@@ -194,33 +205,95 @@ class TCPTransport(Transport):
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as exc:
             raise self._failed(exc) from exc
+        self._ended = True
 
     # --- ending
 
     async def aclose(self) -> None:
-        await self.finish()
-        await checkpoint()
+        try:
+            while not await self.finish():
+                await self.wait_room()
+            await checkpoint()
+        except anyio.BrokenResourceError:
+            await checkpoint()  # it has gone already, and is closed
+        except BaseException:
+            await self.let_go()
+            raise
 
     async def finish(self) -> bool:
-        self._finish()  # the kernel keeps our FIN for when there is room
+        if self._closed:
+            return True
+        found = self._discard()
+        self._talks = self._talks or found is not _Found.NOTHING
+        if found is _Found.OVER:
+            # Where the peer has only ended, the kernel goes on delivering after close().
+            lost = self._error if self.unacknowledged() else None
+            self._release()
+            if lost is not None:
+                raise anyio.BrokenResourceError(str(lost)) from lost
+            return True
+        if not self._talks and not self.unacknowledged():
+            self._release()  # close() sends our end
+            return True
+        if not self._ended:
+            self._shut_down()
+        if outstanding(self._sock):
+            return False
+        self._release()
         return True
 
-    async def wait_room(self) -> None:
-        await self._ready.writable()
+    def _discard(self) -> _Found:
+        """Throw away what has come in."""
+        found = _Found.NOTHING
+        try:
+            for _ in range(DISCARD_READS):
+                if not self._sock.recv(DEFAULT_MAX_BYTES):
+                    return _Found.OVER
+                found = _Found.DATA
+        except BlockingIOError:
+            return found
+        except OSError as exc:
+            self._failed(exc)  # which keeps the error
+            return _Found.OVER
+        return _Found.MORE
 
-    def _finish(self) -> None:
+    def _shut_down(self) -> None:
+        self._ended = True
+        with suppress(OSError):  # it was reset: what is unacknowledged tells
+            self._sock.shutdown(socket.SHUT_WR)
+
+    async def wait_room(self) -> None:
         if self._closed:
-            return
-        # close() with unread data in the buffer makes the kernel send RST, and a peer that
-        # gets one may lose what we sent last (RFC 1122 4.2.2.13). Where there is some, FIN goes
-        # first, behind all that was sent, then the unread data is taken out of the way.
-        with suppress(OSError):
-            if self._sock.recv(DEFAULT_MAX_BYTES):
-                self._sock.shutdown(socket.SHUT_WR)
-                for _ in range(_DISCARD_READS):
-                    if not self._sock.recv(DEFAULT_MAX_BYTES):
-                        break
+            raise anyio.ClosedResourceError
+        if not self._ended:
+            await self._ready.writable()
+        else:
+            await wait_arrival(self._sock, delivered=True)
+
+    async def let_go(self) -> bool:
+        if self._closed:
+            return True
+        if not self._ended:
+            self._shut_down()
+        if self.torn or self._discard() is _Found.MORE:
+            await self.abort()
+            return False
         self._release()
+        return True
+
+    async def wait_arrival(self) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError
+        await wait_arrival(self._sock, delivered=False)
+
+    def progress(self) -> object:
+        return self._closed or (self._waits, outstanding(self._sock))
+
+    def unacknowledged(self) -> int:
+        if self._closed:
+            return 0
+        count = outstanding(self._sock)
+        return max(0, count - 1) if self._ended else count
 
     async def abort(self) -> None:
         if self._closed:

@@ -208,7 +208,7 @@ async def start_tls(
         with suppress(*_GONE):  # the alert that says what is wrong
             transport.send_nowait(outgoing.read())
         with suppress(Exception):  # of a foreign stream, which is closed all the same
-            await transport.finish()
+            await transport.let_go()
     except BaseException:
         await transport.abort()
         raise
@@ -757,6 +757,26 @@ class TLSTransport(Transport):
 
     async def wait_room(self) -> None:
         await self._transport.wait_room()
+
+    async def let_go(self) -> bool:
+        if self._must_drop() or not self._end():
+            await self.abort()
+            return False
+        with suppress(*_GONE):
+            self._flush_nowait()
+        if self._unsent:
+            await self.abort()
+            return False
+        return await self._transport.let_go()
+
+    async def wait_arrival(self) -> None:
+        await self._transport.wait_arrival()
+
+    def progress(self) -> object:
+        return self._transport.progress()
+
+    def unacknowledged(self) -> int:
+        return len(self._unsent) + self._transport.unacknowledged()
 
     def _must_drop(self) -> bool:
         """Whether the peer holds a piece of a message, so that no clean end may follow."""

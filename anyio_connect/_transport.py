@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -20,6 +21,10 @@ from ._readiness import Pause
 
 #: What one receive takes at most unless told otherwise: AnyIO's own default, in bytes.
 DEFAULT_MAX_BYTES = 65536
+
+#: How much is thrown away at a time, in reads of DEFAULT_MAX_BYTES: more than any default receive
+#: buffer holds; a bound, so that a peer that never stops does not keep the event loop.
+DISCARD_READS = 128
 
 
 class Transport(ByteStream):
@@ -91,14 +96,49 @@ class Transport(ByteStream):
 
     @abstractmethod
     async def finish(self) -> bool:
-        """Close as ``aclose()`` does, unless that had to wait for room; return whether it did.
+        """Go on closing, without waiting; return whether the transport is closed by now.
 
-        Where it did not, nothing but our end is left to go out: see :meth:`wait_room`.
+        Our end goes out, and what comes in is thrown away. Where it is not closed, our end has
+        found no room yet, or the peer has not acknowledged everything: see :meth:`wait_room`.
+
+        :raises anyio.BrokenResourceError: the connection was lost, and with it some of what was
+            sent
         """
 
     @abstractmethod
     async def wait_room(self) -> None:
         """Wait until ``finish()`` may get further. Cancelling it changes nothing."""
+
+    async def let_go(self) -> bool:
+        """Close now, in the midst of :meth:`finish`, and leave the rest to the system.
+
+        Waits for nothing, and is done even where the caller is cancelled. False: something was
+        cut or left unread, so that the peer gets a reset.
+        """
+        await self.abort()
+        return False
+
+    def discard(self) -> bool:
+        """Throw away what has come in; False: nothing more can come."""
+        try:
+            for _ in range(DISCARD_READS):
+                if self.receive_nowait(DEFAULT_MAX_BYTES) is None:
+                    break
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return False
+        return True
+
+    async def wait_arrival(self) -> None:
+        """Wait until there may be more to :meth:`discard`. Cancelling it changes nothing."""
+        await anyio.sleep_forever()
+
+    def progress(self) -> object:
+        """A value that differs from the last one if the peer has taken something meanwhile."""
+        return None
+
+    def unacknowledged(self) -> int:
+        """How many bytes the peer has not acknowledged; 0 where that cannot be known."""
+        return 0
 
     @abstractmethod
     async def abort(self) -> None:
@@ -176,11 +216,13 @@ class ForeignTransport(Transport):
         await self._stream.aclose()
 
     async def finish(self) -> bool:
-        await self._stream.aclose()
+        # This waits for as long as the stream does. One that has gone already is closed as well.
+        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+            await self._stream.aclose()
         return True
 
     async def wait_room(self) -> None:
-        await anyio.sleep_forever()  # it cannot be known: aclose() will do
+        raise AssertionError("unreachable")
 
     async def abort(self) -> None:
         self._dropped = True
@@ -188,6 +230,10 @@ class ForeignTransport(Transport):
         if self._sending is not None:
             self._sending.cancel()
         await anyio.aclose_forcefully(self._stream)
+
+    async def let_go(self) -> bool:
+        await self.abort()
+        return True  # what was lost by that cannot be known
 
     async def wait_hangup(self, *, after_eof: bool) -> Exception | None:
         await anyio.sleep_forever()

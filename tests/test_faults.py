@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, TypeAlias
 
 import anyio
@@ -842,7 +843,8 @@ def test_the_loop_ends_in_the_midst(
         sock.close()
     (socket,) = kept
     assert socket.closed.done()
-    assert socket.closed.exception() is None
+    # A send that was cut short is lost; where nothing was in flight, nothing is.
+    assert isinstance(socket.closed.exception(), BrokenError if moment == "send" else NoneType)
     if before is not None:
         assert not guards.leaked_fds(before)
 

@@ -138,6 +138,7 @@ BAD_VALUES: list[tuple[str, list[object], str]] = [
     ("ssl_context", [True, "x", {}, ssl.SSLContext], "must be an ssl.SSLContext"),
     ("connect_timeout", [0, -1, 0.0, -0.5, -math.inf, math.nan], TIMEOUT),
     ("connect_timeout", ["5", True, False, [5], 5j], TIMEOUT),
+    ("close_timeout", [0, -1, math.nan, "5", True], TIMEOUT),
 ]
 
 
@@ -188,7 +189,7 @@ def test_tls_options_are_refused_without_tls(
         ("allowHalfOpen", "did you mean 'allow_half_open'?"),
         # misspelt
         ("secure_transprot", "did you mean 'secure_transport'?"),
-        ("timeout", "did you mean 'connect_timeout'?"),
+        ("timeout", "did you mean 'close_timeout' or 'connect_timeout'?"),
         ("ssl_contxt", "did you mean 'ssl_context'?"),
         # nothing like it
         ("zzz", f"there are: {', '.join(NAMES)}"),
@@ -237,6 +238,7 @@ GOOD = {
     "alpn": st.lists(st.text(st.characters(codec="ascii"), min_size=1), min_size=1),
     "ssl_context": st.just(CONTEXT),
     "connect_timeout": st.floats(min_value=0, exclude_min=True) | st.integers(min_value=1),
+    "close_timeout": st.floats(min_value=0, exclude_min=True) | st.integers(min_value=1),
 }
 GOOD = {name: good | st.none() for name, good in GOOD.items()}
 OPTIONS = st.fixed_dictionaries(
@@ -278,7 +280,7 @@ def test_good_values_are_taken_as_they_are(options: dict[str, Any]) -> None:
     if options.get("ssl_context") is not None:
         options.pop("alpn", None)
     parsed = parse_options(options)
-    as_taken = {"alpn": tuple, "connect_timeout": float}
+    as_taken = {"alpn": tuple, "connect_timeout": float, "close_timeout": float}
     for name, value in options.items():
         if value is None:
             assert getattr(parsed, name) == getattr(Options(), name)

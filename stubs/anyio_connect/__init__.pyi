@@ -83,6 +83,7 @@ class SocketOptions(TypedDict, total=False):
     connect_timeout: (
         float | None  # seconds for a slot, names, TCP and TLS together; math.inf: no limit
     )
+    close_timeout: float | None  # seconds of close() without any progress; 5 unless given
 
 # --- Connector: where sockets may go, how, and how many
 
@@ -95,6 +96,7 @@ class Connector:
     ssl_context: ssl.SSLContext | None = None  # where the call brings none
     happy_eyeballs_delay: float = 0.25  # seconds, until the next address is tried as well
     local_host: str | None = None  # the IP address to connect from
+    close_timeout: float = 5.0  # seconds of close() without any progress
     def __init__(  # None: the default
         self,
         policy: AddressPolicy | None = None,
@@ -102,6 +104,7 @@ class Connector:
         ssl_context: ssl.SSLContext | None = None,
         happy_eyeballs_delay: float | None = None,
         local_host: str | None = None,
+        close_timeout: float | None = None,
     ) -> None: ...
     def __post_init__(self) -> None: ...
     def connect(

@@ -107,10 +107,11 @@ def options(group: TaskGroup, mode: Mode, context: ssl.SSLContext) -> None:
 
 def options_made_elsewhere(group: TaskGroup) -> None:
     none: SocketOptions = {}
-    some: SocketOptions = {"secure_transport": "on", "connect_timeout": 5}
+    some: SocketOptions = {"secure_transport": "on", "connect_timeout": 5, "close_timeout": 1.5}
     some["alpn"] = ["h2"]
     some["sni"] = None
     assert_type(some["connect_timeout"], float | None)
+    assert_type(some["close_timeout"], float | None)
     assert_type(some.get("sni"), str | None)
     assert_type(connect("h:1", **none), Socket)
     assert_type(connect("h:1", **some), Socket)
@@ -370,7 +371,7 @@ def connectors(context: ssl.SSLContext, group: TaskGroup, given: SocketOptions) 
         happy_eyeballs_delay=1,
         local_host="192.0.2.1",
     )
-    Connector(max_connections=None, ssl_context=None, local_host=None)
+    Connector(max_connections=None, ssl_context=None, local_host=None, close_timeout=None)
     Connector(policy=None, happy_eyeballs_delay=None)
     assert_type(connector.policy, AddressPolicy)
     assert_type(connector.happy_eyeballs_delay, float)

@@ -1,0 +1,310 @@
+"""close(): what send() took arrives, and no peer can keep a close for ever."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import socket as stdlib
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from anyio_connect import BrokenError, ClosedError, Socket, _linger, _watch, connect
+from anyio_connect._linger import Patience, outstanding
+from peers import Peer, listening
+from sockets import Slow, connected, dialled, opened_by, raw, settle
+
+linux_only = pytest.mark.skipif(
+    not hasattr(_linger, "fcntl"), reason="only Linux tells what the peer has acknowledged"
+)
+
+#: More than both kernels' buffers hold.
+BIG = 64 * 1024 * 1024
+
+#: Enough for the test to see it run out, in seconds.
+SOON = 0.2
+
+
+async def filled(socket: Socket, peer: Peer, size: int = 300_000) -> bytes:
+    """Send more than the peer's kernel takes: the rest is in ours, unacknowledged."""
+    data = random.Random(size).randbytes(size)
+    await socket.send(data)
+    assert outstanding(raw(socket)) > 0
+    return data
+
+
+async def small_window(socket: Socket) -> None:
+    """Let our kernel hold a lot."""
+    raw(socket).setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 1 << 20)
+
+
+@linux_only
+async def test_what_was_sent_arrives_though_the_peer_still_talks() -> None:
+    async with connected(receive_buffer=4096) as (socket, peer):
+        await small_window(socket)
+        data = await filled(socket, peer)
+        got = b""
+
+        async def read_and_talk() -> None:
+            nonlocal got
+            while chunk := await peer.receive(4096):
+                got += chunk
+                await peer.send(b"250 ok\n")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read_and_talk)
+            await socket.close()
+        assert got == data
+        assert socket.closed.result() is None
+
+
+@linux_only
+async def test_what_is_said_after_our_close_is_no_reset_before_the_end() -> None:
+    """As TLS's session tickets are, or the answer to a QUIT."""
+    async with connected(receive_buffer=4096) as (socket, peer):
+        await small_window(socket)
+        data = await filled(socket, peer)
+        async with anyio.create_task_group() as group:
+            group.start_soon(socket.close)
+            await anyio.wait_all_tasks_blocked()
+            for _ in range(3):
+                await peer.send(b"late")
+                await checkpoint()
+            assert await peer.receive_all() == data
+
+
+async def test_nothing_is_waited_for_where_nothing_is_left_to_arrive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def never(*_: object, **__: object) -> None:
+        raise AssertionError("it waits")
+
+    monkeypatch.setattr("anyio_connect._tcp.wait_arrival", never)
+    async with connected() as (socket, peer):
+        await socket.send(b"hello")
+        assert await peer.receive_exactly(5) == b"hello"
+        while outstanding(raw(socket)):
+            await checkpoint()
+        await socket.close()
+        assert await peer.receive_all() == b""
+
+
+@linux_only
+async def test_a_peer_that_takes_nothing_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    async with listening(receive_buffer=4096) as listener:
+        socket = connect(listener.address, close_timeout=SOON)
+        await socket.opened
+        peer = await listener.accept()
+        await small_window(socket)
+        data = await filled(socket, peer)
+        with caplog.at_level(logging.WARNING, logger="anyio_connect"):
+            await socket.close()
+        with pytest.raises(BrokenError, match=r"yet to acknowledge [1-9]\d* bytes") as caught:
+            await socket.closed
+        assert "0.2 seconds (close_timeout)" in str(caught.value)
+        assert f"127.0.0.1:{listener.address[1]}: close() gave up" in caplog.text
+        # The kernel still delivers it all, if the peer takes it after all.
+        assert await peer.receive_all() == data
+
+
+@linux_only
+async def test_a_peer_that_is_slow_is_waited_for() -> None:
+    """The time begins anew with each byte that is acknowledged."""
+    now = 0.0
+    taken = 0
+    steps = 0
+
+    async def step() -> None:
+        nonlocal now, steps
+        steps += 1
+        await anyio.sleep_forever()
+
+    class Clock:
+        def __call__(self) -> float:
+            nonlocal now, taken
+            now += 2.0
+            if steps < 20:
+                taken += 1
+            return now
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_linger.anyio, "current_time", Clock())
+        patch.setattr(_linger, "_LOOKS", 1e9)  # each look comes at once
+        patience = Patience(5.0, lambda: taken)
+        assert not await patience.wait(step)
+    assert 20 <= steps <= 23  # one look for each time it moved, and then 5 seconds
+
+
+async def test_no_limit() -> None:
+    patience = Patience(math.inf, lambda: None)
+    assert await patience.wait(checkpoint)
+
+
+async def test_a_blocked_send_is_given_up() -> None:
+    outcome: list[BaseException] = []
+    async with listening(receive_buffer=4096) as listener:
+        socket = connect(listener.address, close_timeout=SOON)
+        await socket.opened
+        peer = await listener.accept()
+
+        async def send() -> None:
+            with pytest.raises(ClosedError) as caught:
+                await socket.send(bytes(BIG))
+            outcome.append(caught.value)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(send)
+            await anyio.wait_all_tasks_blocked()
+            await socket.close()
+        assert len(outcome) == 1
+        with pytest.raises(BrokenError, match="gave up a send in flight"):
+            await socket.closed
+        with pytest.raises(ConnectionResetError):  # a piece is not passed off as the whole
+            await peer.receive_all()
+
+
+async def test_a_send_that_waits_for_the_connection_is_given_up() -> None:
+    async with listening() as listener:
+        opener = Slow(dialled(listener))
+        opener.stop.set()
+        socket = opened_by(opener, close_timeout=SOON)
+
+        async def send() -> None:
+            with pytest.raises(ClosedError):
+                await socket.send(b"never")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(send)
+            await anyio.wait_all_tasks_blocked()
+            await socket.close()
+        assert opener.discarded
+        assert isinstance(socket.opened.exception(), ClosedError)
+        assert socket.closed.result() is None
+
+
+async def test_two_that_send_more_than_fits_do_not_wait_for_each_other() -> None:
+    """A peer that cannot get rid of what it says may take nothing: what it says is thrown away."""
+    async with connected(receive_buffer=4096) as (socket, peer):
+
+        async def talk_then_read() -> None:
+            await peer.send(bytes(BIG // 8))
+            peer.fin()
+            assert len(await peer.receive_all()) == BIG // 8
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(talk_then_read)
+            group.start_soon(socket.send, bytes(BIG // 8))
+            await anyio.wait_all_tasks_blocked()
+            await socket.close()
+        assert socket.closed.result() is None
+
+
+@linux_only
+async def test_a_reset_that_takes_what_was_sent_is_told() -> None:
+    async with connected(receive_buffer=4096) as (socket, peer):
+        await small_window(socket)
+        await filled(socket, peer)
+        async with anyio.create_task_group() as group:
+            group.start_soon(socket.close)
+            await anyio.wait_all_tasks_blocked()
+            peer.rst()
+        with pytest.raises(BrokenError, match="while closing") as caught:
+            await socket.closed
+        assert isinstance(caught.value.__cause__, ConnectionResetError)
+
+
+@linux_only
+async def test_a_cancelled_close_leaves_the_rest_to_the_kernel() -> None:
+    async with connected(receive_buffer=4096) as (socket, peer):
+        await small_window(socket)
+        data = await filled(socket, peer)
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(socket.close)
+                await anyio.wait_all_tasks_blocked()
+                scope.cancel()
+        assert socket.closed.result() is None
+        assert raw(socket).fileno() == -1
+        assert await peer.receive_all() == data
+
+
+@linux_only
+async def test_each_of_several_closes_returns_when_it_is_closed() -> None:
+    async with connected(receive_buffer=4096) as (socket, peer):
+        await small_window(socket)
+        data = await filled(socket, peer)
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(socket.close)
+            group.start_soon(settle, socket.closed)
+            await anyio.wait_all_tasks_blocked()
+            assert not socket.closed.done()
+            assert await peer.receive_all() == data
+        assert socket.closed.result() is None
+
+
+@linux_only
+async def test_one_close_cancelled_ends_the_others() -> None:
+    async with connected(receive_buffer=4096) as (socket, peer):
+        await small_window(socket)
+        await filled(socket, peer)
+        returned = anyio.Event()
+
+        async def close() -> None:
+            await socket.close()
+            returned.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(close)
+            await anyio.wait_all_tasks_blocked()
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await socket.close()
+            with anyio.fail_after(1):  # at once, and not at the next look
+                await returned.wait()
+
+
+@linux_only
+async def test_without_reading_it_is_over_when_what_was_sent_has_arrived() -> None:
+    """Both directions have ended, but a reset could still take away what is on its way."""
+    async with connected(half_open=True, receive_buffer=4096) as (socket, peer):
+        await small_window(socket)
+        data = await filled(socket, peer)
+        await socket.readable.aclose()
+        await socket.send_eof()
+        assert not socket.closed.done()
+        await peer.send(b"talks on")
+        async with anyio.create_task_group() as group:
+            group.start_soon(settle, socket.closed)
+            assert await peer.receive_all() == data
+        assert socket.closed.result() is None
+
+
+@linux_only
+async def test_no_descriptor_to_watch_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left() -> Any:
+        raise OSError(24, "Too many open files")
+
+    async with connected(receive_buffer=4096) as (socket, peer):
+        await small_window(socket)
+        data = await filled(socket, peer)
+        monkeypatch.setattr(_watch, "_make_poller", none_left)
+        async with anyio.create_task_group() as group:
+            group.start_soon(socket.close)
+            assert await peer.receive_all() == data
+        monkeypatch.undo()
+        assert socket.closed.result() is None
+
+
+async def test_on_other_systems_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anyio_connect._tcp.outstanding", lambda _: 0)
+    monkeypatch.setattr(_linger, "CAN_WATCH", False)
+    async with connected() as (socket, peer):
+        await socket.send(b"all of it")
+        await peer.send(b"unread")
+        await socket.close()
+        assert socket.closed.result() is None
+        assert await peer.receive_all() == b"all of it"
