@@ -596,9 +596,9 @@ class Connection:
                 await self._until_change(transport.wait_arrival)
 
     async def _until_change(self, wait: Callable[[], Awaitable[None]]) -> None:
-        """Wait for something, or for the state to move."""
+        """Wait for something of the transport, or for the state to move."""
         try:
-            with anyio.CancelScope() as self._closing:
+            with suppress(anyio.ClosedResourceError), anyio.CancelScope() as self._closing:
                 await wait()
         finally:
             self._closing = None

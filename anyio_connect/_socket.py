@@ -181,11 +181,12 @@ class Socket(ByteStream):
         ``opened`` fails with :class:`ClosedError`, and ``closed`` resolves. But a send that waits
         for the connection is in flight as well: then the connection is made and the send finished.
 
-        Over TLS our end is close_notify and then that of TCP; the peer's close_notify is not waited
-        for. Where anything that was sent is still on its way, this returns when the peer's kernel
-        has acknowledged it all, or the peer has ended, and throws away what the peer says until
-        then: a close before that could turn into a reset, which takes away what has not arrived
-        (RFC 1122 4.2.2.13). Only Linux tells what was acknowledged; elsewhere this does not wait.
+        Over TLS our end is close_notify and then that of TCP; the peer's close_notify is not
+        waited for. Where anything that was sent is still on its way, this returns when the peer's
+        kernel has acknowledged it all, or the peer has ended, and throws away what the peer says
+        until then: a close before that could turn into a reset, which takes away what has not
+        arrived (RFC 1122 4.2.2.13). Only Linux tells what was acknowledged; elsewhere this does
+        not wait.
 
         For ``close_timeout`` seconds without any progress, it goes on waiting. Then a send in
         flight is cut short: it raises :class:`ClosedError`, and the peer gets a reset. What the

@@ -131,7 +131,7 @@ async def test_a_peer_that_is_slow_is_waited_for() -> None:
             return now
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_linger.anyio, "current_time", Clock())
+        patch.setattr(anyio, "current_time", Clock())
         patch.setattr(_linger, "_LOOKS", 1e9)  # each look comes at once
         patience = Patience(5.0, lambda: taken)
         assert not await patience.wait(step)
