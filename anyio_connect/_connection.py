@@ -340,6 +340,11 @@ class Connection:
             return None
         return self._refusal(verdict, "receiving from")
 
+    @property
+    def stopped_reading(self) -> bool:
+        """Whether receives are refused because of :meth:`cancel`, and of nothing else."""
+        return self._state.inbound in (Inbound.CANCELLED, Inbound.DISCARDED)
+
     @contextmanager
     def cancelling_once_it_ends(self, scope: anyio.CancelScope) -> Iterator[None]:
         """Cancel ``scope`` as soon as our side is over: nothing more can ever be sent here."""

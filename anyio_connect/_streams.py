@@ -76,12 +76,13 @@ class ReadableStream(ByteReceiveStream):
         peer down. A socket as destination stands for its writable half. What happens at an end
         is what WHATWG ``pipeTo()`` does:
 
-        - this stream ends, or is closed by another task: the destination is ended, unless
+        - this stream ends, or is closed by its :meth:`aclose`: the destination is ended, unless
           ``prevent_close``. A two-way AnyIO stream gets ``send_eof()``, so that its other
           direction goes on; any other destination gets ``aclose()``, which is the graceful end of
           a :class:`WritableStream`;
-        - this stream fails: the destination is aborted, unless ``prevent_abort``, and the
-          error is raised. To abort a stream of another kind is to close it by force;
+        - this stream fails, or its socket is closed by another task: the destination is aborted,
+          unless ``prevent_abort``, and the error is raised. To abort a stream of another kind is
+          to close it by force;
         - the destination fails or is closed by another task: this stream is closed, unless
           ``prevent_cancel``, and the error is raised. A :class:`WritableStream` that is over is
           noticed at once, and nothing more is received. Any other destination shows it when the
@@ -108,11 +109,11 @@ class ReadableStream(ByteReceiveStream):
             while True:
                 try:
                     data = await self._receive_for(destination)
-                except (anyio.EndOfStream, ClosedError):
-                    break
                 except leave_alone:
                     raise
                 except BaseException as exc:
+                    if self._ended_by(exc):
+                        break
                     if not prevent_abort:
                         await _abort(destination, exc)
                     raise
@@ -159,8 +160,15 @@ class ReadableStream(ByteReceiveStream):
         ours = self._connection.why_no_receive()
         if ours is None or isinstance(theirs, anyio.BusyResourceError):
             return False
-        ended = (anyio.EndOfStream, ClosedError)
-        return not isinstance(ours, ended) or isinstance(theirs, ClosedError)
+        return not self._ended_by(ours) or isinstance(theirs, ClosedError)
+
+    def _ended_by(self, error: BaseException) -> bool:
+        """Whether this is an end of the stream for a pipe: the peer's, or :meth:`aclose`.
+
+        The end of the whole socket by ``close()`` or ``start_tls()`` is none: it cuts off what
+        was to come.
+        """
+        return isinstance(error, anyio.EndOfStream) or self._connection.stopped_reading
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
