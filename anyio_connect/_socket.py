@@ -160,15 +160,48 @@ class Socket(ByteStream):
         return socket
 
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
-        """As :meth:`ReadableStream.receive`."""
+        """Receive at least one and at most ``max_bytes`` bytes, as soon as there are any.
+
+        This is :meth:`ReadableStream.receive`. Makes the connection first, where nobody has yet.
+        Cancelling it loses no data.
+
+        :raises TypeError: ``max_bytes`` is not an int
+        :raises ValueError: ``max_bytes`` is less than 1
+        :raises anyio.EndOfStream: the peer has ended, and all it sent was received; so does
+            every later call
+        :raises anyio.BusyResourceError: another task is receiving
+        :raises ConnectError: the connection could not be made
+        :raises BrokenError: the connection was reset or lost
+        :raises ClosedError: the socket or this half of it was closed, also while waiting
+        """
         return await self._readable.receive(max_bytes)
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
-        """As :meth:`WritableStream.send`."""
+        """Send all of ``item``; return when the kernel has taken it.
+
+        This is :meth:`WritableStream.send`. Makes the connection first, where nobody has yet.
+        Cancelled before anything has gone out, it has done nothing. After that our side is broken:
+        later sends raise :class:`BrokenError`, and reading goes on.
+
+        :raises TypeError: ``item`` is not bytes-like; nothing was sent
+        :raises anyio.BusyResourceError: another task is sending
+        :raises ConnectError: the connection could not be made
+        :raises BrokenError: the connection was reset or lost, or an earlier send was cut short
+        :raises ClosedError: our side has ended, or the socket was closed, also while waiting
+        """
         await self._connection.send(item)
 
     async def send_eof(self) -> None:
-        """As :meth:`WritableStream.send_eof`."""
+        """End our side: the peer sees an end of stream, and reading goes on.
+
+        This is :meth:`WritableStream.send_eof`. Does nothing the second time. Over TLS it waits
+        until there is room for close_notify; cancelled while it does, it leaves our side broken.
+
+        :raises anyio.BusyResourceError: another task is sending
+        :raises ConnectError: the connection could not be made
+        :raises BrokenError: the connection was reset or lost, or a send was cut short
+        :raises ClosedError: the socket was closed
+        """
         await self._connection.end()
 
     async def close(self) -> None:

@@ -40,6 +40,7 @@ class ReadableStream(ByteReceiveStream):
 
         Makes the connection first, where nobody has yet. Cancelling it loses no data.
 
+        :raises TypeError: ``max_bytes`` is not an int
         :raises ValueError: ``max_bytes`` is less than 1
         :raises anyio.EndOfStream: the peer has ended, and all it sent was received; so does
             every later call

@@ -35,14 +35,17 @@ from anyio_connect import (
     ListenError,
     LoopError,
     PendingError,
+    ReadableStream,
     RefusedError,
     ResolveError,
+    Socket,
     SocketAddress,
     SocketError,
     SocketInfo,
     SocketOptions,
     StartTLSError,
     TLSError,
+    WritableStream,
 )
 from anyio_connect._dial_errors import note_http
 
@@ -102,6 +105,16 @@ def test_attributes_are_documented_for_editors_and_for_help(cls: type) -> None:
         assert doc, f"{name} has no docstring"
         words = " ".join(doc.split())
         assert f"``{name}``: {words[0].lower()}{words[1:]}" in paragraphs
+
+
+@pytest.mark.parametrize("name", ["receive", "send", "send_eof"])
+def test_a_socket_says_itself_what_its_streams_raise(name: str) -> None:
+    stream: Any = ReadableStream if name == "receive" else WritableStream
+    theirs: str = getattr(stream, name).__doc__
+    ours: str = getattr(Socket, name).__doc__
+    raised = theirs[theirs.index(":raises") :]
+    assert raised in ours
+    assert ours.splitlines()[0] == theirs.splitlines()[0]
 
 
 @pytest.mark.parametrize("value", PUBLIC.values(), ids=PUBLIC)
