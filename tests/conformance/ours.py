@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +19,9 @@ _OPTIONS = {
     "secureTransport": "secure_transport",
     "allowHalfOpen": "allow_half_open",
     "expectedServerHostname": "expected_server_hostname",
+    "preventClose": "prevent_close",
+    "preventAbort": "prevent_abort",
+    "preventCancel": "prevent_cancel",
 }
 
 #: So many turns of the event loop, and a call that was begun waits where it has to.
@@ -52,8 +55,9 @@ class _Call:
 class _Client:
     """One socket."""
 
-    def __init__(self, socket: Socket) -> None:
+    def __init__(self, socket: Socket, others: Mapping[str, _Client]) -> None:
         self.socket = socket
+        self.others = others
         self.begun: dict[str, _Call] = {}
 
     async def perform(self, verb: str, rest: str) -> str:
@@ -78,7 +82,7 @@ class _Client:
             case "cancel":
                 await socket.readable.aclose()
             case "pipe":
-                await socket.readable.pipe_to(socket.writable)
+                await self._pipe(*rest.split())
             case "close":
                 await socket.close()
             case "opened":
@@ -95,6 +99,11 @@ class _Client:
             case _:
                 raise AssertionError(f"no such step: {verb}")
         return "ok"
+
+    async def _pipe(self, target: str = "", *options: str) -> None:
+        into = self.others[target] if target else self
+        true = {_OPTIONS[option]: True for option in options}
+        await self.socket.readable.pipe_to(into.socket.writable, **true)
 
     async def _read(self, count: int) -> str:
         data = b""
@@ -132,7 +141,7 @@ class Scenario:
     ) -> tuple[str, str]:
         """Do one step; return what came of it, and what else there is to say, for people."""
         if verb in ("connect", "startTls"):
-            return self._new_socket(verb, connect)
+            return self._new_socket(verb, which, connect)
         client = self._clients[which]
         key = f"{verb} {rest}".strip()
         call = client.begun.get(key)
@@ -148,7 +157,7 @@ class Scenario:
             del client.begun[key]
         return call.outcome, call.detail
 
-    def _new_socket(self, verb: str, arguments: dict[str, Any]) -> tuple[str, str]:
+    def _new_socket(self, verb: str, which: str, arguments: dict[str, Any]) -> tuple[str, str]:
         given: dict[str, Any] = arguments["options"]
         options = {_OPTIONS.get(key, key): value for key, value in given.items()}
         try:
@@ -164,7 +173,7 @@ class Scenario:
                 socket = connect(address, task_group=self._group, **options)
         except (SocketError, TypeError) as exc:
             return "throws", repr(exc)
-        self._clients["now"] = _Client(socket)
+        self._clients[which] = _Client(socket, self._clients)
         return "ok", ""
 
     def _begin_opening(self, socket: Socket) -> None:

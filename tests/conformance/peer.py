@@ -26,6 +26,9 @@ HOST = "127.0.0.1"
 #: How long one look at the kernel's tables lasts until the next, in seconds.
 _GLANCE = 0.002
 
+#: How long it may take until a kernel that got no answer asks once more, and again, in seconds.
+_ASKED_AGAIN = 4
+
 # <net/tcp_states.h>
 _ESTABLISHED, _FIN_WAIT1, _CLOSING, _LAST_ACK = 1, 4, 11, 9
 
@@ -39,6 +42,8 @@ class Peer:
         self._listeners = _listeners()
         self.port: int = self._listeners[0].getsockname()[1]
         self._others: list[socket.socket] = []
+        self._silent: list[socket.socket] = []
+        self._nobody = False  # the client has given up connecting
         self._sock: socket.socket | None = None
         self._tls: _TLS | None = None
         self._sni: str | None = None
@@ -61,7 +66,20 @@ class Peer:
         listener.listen(0)
         filler = socket.create_connection(listener.getsockname())
         self._others.append(filler)
+        self._silent.append(listener)
         return int(listener.getsockname()[1])
+
+    def _do_answer(self, rest: str, wait: float) -> str:
+        """Accept at the port that did not answer, where the client's kernel asks again."""
+        filled = self._silent.pop()
+        filled.accept()[0].close()
+        self._listeners.append(filled)
+        ready, _, _ = select.select(self._listeners, [], [], _ASKED_AGAIN)
+        if not ready:
+            self._nobody = True
+            return "nobody"
+        self._accept()
+        return "accepted"
 
     def _other(self) -> socket.socket:
         sock = socket.socket()
@@ -192,6 +210,8 @@ class Peer:
 
     def _receive(self, wait: float, most: int = 65536) -> bytes | str:
         """What comes next: data, or a word for what ended it."""
+        if self._nobody:
+            return "nobody"
         self.sock.settimeout(wait)
         try:
             if self._tls is None:

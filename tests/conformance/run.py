@@ -72,6 +72,9 @@ def run(
     """
     trace = Trace()
     peer = Peer(certificates, PATIENCE)
+    peers = {"now": peer, "old": peer}
+    if any(step.which == "other" for step in scenario.steps):
+        peers["other"] = Peer(certificates, PATIENCE)
     ports = {"PORT": peer.port}
     text = " ".join(step.text for step in scenario.steps)
     if "REFUSING" in text:
@@ -84,7 +87,11 @@ def run(
                 awaited = expected.get(step.name, step.rest if step.verb == "view" else "")
                 quiet = step.quiet or awaited.endswith((PENDING, STILL_OPEN))
                 try:
-                    outcome, detail = _do(step, client, peer, ports, QUIET if quiet else PATIENCE)
+                    theirs = peers[step.which]
+                    where = ports | {"PORT": theirs.port}
+                    outcome, detail = _do(
+                        step, client, theirs, where, QUIET if quiet else PATIENCE
+                    )
                 except Exception as exc:  # noqa: BLE001 - it is told
                     trace.outcomes[step.name] = f"failed: {exc!r}"
                     break
@@ -95,7 +102,8 @@ def run(
                 if step.verb == "connect" and outcome == "throws":
                     break
     finally:
-        peer.close()
+        for each in peers.values():
+            each.close()
     return trace
 
 

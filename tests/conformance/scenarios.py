@@ -1186,6 +1186,356 @@ scenario(
     """,
 )
 
+# --- calls in flight before the connection is made
+
+
+def connecting(first: str, second: str, then: str) -> None:
+    """A call that waits for the connection, and another behind it, of any kind."""
+    scenario(
+        f"connecting, {first}, then {second}",
+        f"While the connection is being made: {first}, then {second}.",
+        f"""
+        connect "127.0.0.1:SILENT"
+        begin {first}
+        quiet {first}
+        begin {second}
+        peer answer
+        {then}
+        finish {first}
+        finish {second}
+        """,
+    )
+
+
+connecting("read", "write hello", "peer read 5\npeer send hi")
+connecting("read", "end", "peer send hi")
+connecting("read", "cancel", "")
+connecting("read", "abort", "peer view")
+connecting("read", "close", "peer view")
+connecting("write hello", "write more", "peer view open")
+connecting("write hello", "read", "peer read 5\npeer send hi")
+connecting("write hello", "end", "peer view")
+connecting("write hello", "cancel", "peer view open")
+connecting("write hello", "abort", "peer view")
+connecting("write hello", "close", "peer view\nclosed")
+connecting("end", "write hello", "peer view")
+connecting("end", "read", "peer end\npeer send hi")
+connecting("end", "cancel", "peer view")
+connecting("end", "abort", "peer view")
+connecting("end", "close", "peer view\nclosed")
+scenario(
+    "connecting, write hello, then startTls",
+    "startTls() finishes the write that waits for the connection, then makes the handshake.",
+    """
+    connect starttls "localhost:SILENT"
+    begin write hello
+    quiet write hello
+    startTls
+    peer answer
+    old finish write hello
+    peer read 5
+    peer handshake
+    opened
+    """,
+)
+for _first in ("read", "end"):
+    scenario(
+        f"connecting, {_first}, then startTls",
+        f"startTls() while a {_first} waits for the connection.",
+        f"""
+        connect starttls "localhost:SILENT"
+        begin {_first}
+        quiet {_first}
+        startTls
+        """,
+    )
+
+# --- writes in flight
+
+for _name, _open in {
+    "": "connect",
+    "tls, ": "connect tls\npeer handshake",
+    "starttls, ": "connect starttls\nopened\nstartTls\npeer handshake",
+}.items():
+    scenario(
+        f"{_name}cancel while a write is pending",
+        "The readable is cancelled while a write waits for room: it goes on.",
+        f"""
+        {_open}
+        begin flood FLOOD
+        quiet flood FLOOD
+        cancel
+        peer read FLOOD
+        finish flood FLOOD
+        """,
+    )
+    scenario(
+        f"{_name}close while a write is pending, and hung up on",
+        "close() waits for a write; the peer ends without reading it.",
+        f"""
+        {_open}
+        begin flood FLOOD
+        quiet flood FLOOD
+        begin close
+        quiet close
+        peer fin
+        {"peer torn" if _name else "peer read FLOOD"}
+        finish flood FLOOD
+        finish close
+        """,
+    )
+    scenario(
+        f"{_name}close while a write is pending, then abort",
+        "close() waits for a write, and then the socket is aborted.",
+        f"""
+        {_open}
+        begin flood FLOOD
+        quiet flood FLOOD
+        begin close
+        begin abort
+        peer torn
+        finish flood FLOOD
+        finish abort
+        finish close
+        """,
+    )
+for _name, _open in {
+    "tls, ": "connect tls\npeer handshake",
+    "starttls, ": "connect starttls\nopened\nstartTls\npeer handshake",
+}.items():
+    scenario(
+        f"{_name}end while a write is pending",
+        "Our side is ended while a write waits for room.",
+        f"""
+        {_open}
+        begin flood FLOOD
+        quiet flood FLOOD
+        begin end
+        quiet end
+        peer read FLOOD
+        finish flood FLOOD
+        finish end
+        peer end
+        """,
+    )
+    scenario(
+        f"{_name}abort while a write is pending",
+        "The writable is aborted while a write waits for room.",
+        f"""
+        {_open}
+        begin flood FLOOD
+        quiet flood FLOOD
+        begin abort
+        peer torn
+        finish flood FLOOD
+        finish abort
+        """,
+    )
+    scenario(
+        f"{_name}close while a write is pending, and reset",
+        "close() waits for a write; the peer resets.",
+        f"""
+        {_open}
+        begin flood FLOOD
+        quiet flood FLOOD
+        begin close
+        quiet close
+        peer rst
+        finish flood FLOOD
+        finish close
+        """,
+    )
+scenario(
+    "starttls while a write is pending, and reset",
+    "startTls() waits for a write; the peer resets.",
+    """
+    connect starttls
+    begin flood FLOOD
+    quiet flood FLOOD
+    startTls
+    peer rst
+    old finish flood FLOOD
+    opened
+    closed
+    """,
+)
+scenario(
+    "starttls while a write is pending, then close",
+    "startTls() waits for a write; the new socket is closed.",
+    """
+    connect starttls
+    begin flood FLOOD
+    quiet flood FLOOD
+    startTls
+    begin close
+    peer torn
+    opened
+    closed
+    """,
+)
+
+# --- pipes from one socket into another
+
+for _mode, _flag in _MODES.items():
+    _two = f"connect {_flag}\nother connect {_flag}\nopened\nother opened"
+    for _when, _begin, _finish in (
+        ("before the pipe", "", "pipe other"),
+        ("during the pipe", "begin pipe other\nquiet pipe other", "finish pipe other"),
+    ):
+        for _what, _step, _view in (
+            ("the peer ends", "peer fin", "other peer view"),
+            ("the peer resets", "peer rst", "other peer torn"),
+            ("the source is closed", "begin close", "other peer view"),
+        ):
+            scenario(
+                f"pipe to another, {_what} {_when}{_mode}",
+                f"One socket is piped into another; {_what} {_when}.",
+                f"""
+                {_two}
+                {_begin}
+                {_step}
+                {_finish}
+                {_view}
+                """,
+            )
+    for _what, _step in (
+        ("is closed", "other begin close"),
+        ("is ended", "other end"),
+        ("is aborted", "other abort"),
+    ):
+        scenario(
+            f"pipe to another, which {_what} before the pipe{_mode}",
+            f"One socket is piped into another, which {_what} before.",
+            f"""
+            {_two}
+            {_step}
+            peer send hi
+            pipe other
+            read
+            """,
+        )
+        scenario(
+            f"pipe to another, which {_what} before the pipe, preventCancel{_mode}",
+            "The same; the source is to be left alone.",
+            f"""
+            {_two}
+            {_step}
+            peer send hi
+            pipe other preventCancel
+            read
+            """,
+        )
+    for _what, _step, _finish in (
+        ("is closed", "other begin close", "finish"),
+        ("is ended by its peer", "other peer fin", "quiet"),
+        ("is reset", "other peer rst", "finish"),
+    ):
+        scenario(
+            f"pipe to another, which {_what} during the pipe{_mode}",
+            f"One socket is piped into another, which {_what} while nothing comes; then it does.",
+            f"""
+            {_two}
+            begin pipe other
+            quiet pipe other
+            {_step}
+            peer send hi
+            peer send more
+            {_finish} pipe other
+            """,
+        )
+    scenario(
+        f"pipe to another, cancelled before the pipe{_mode}",
+        "What is piped was cancelled before.",
+        f"""
+        {_two}
+        cancel
+        pipe other
+        other peer view
+        """,
+    )
+    scenario(
+        f"pipe to another, preventClose{_mode}",
+        "The destination goes on after the end of what was piped into it.",
+        f"""
+        {_two}
+        begin pipe other preventClose
+        peer send hi
+        other peer read 2
+        peer fin
+        finish pipe other preventClose
+        other write more
+        other peer read 4
+        """,
+    )
+    scenario(
+        f"pipe to another, preventAbort{_mode}",
+        "The destination goes on after what was piped into it was reset.",
+        f"""
+        {_two}
+        begin pipe other preventAbort
+        peer send hi
+        other peer read 2
+        peer rst
+        finish pipe other preventAbort
+        other write more
+        other peer read 4
+        """,
+    )
+    scenario(
+        f"pipe to another, both ways{_mode}",
+        "Two sockets are piped into each other, until one peer ends, then the other.",
+        f"""
+        {_two}
+        begin pipe other
+        other begin pipe now
+        peer send hello
+        other peer read 5
+        other peer send answer
+        peer read 6
+        peer fin
+        finish pipe other
+        other peer end
+        other peer fin
+        other finish pipe now
+        peer end
+        """,
+    )
+scenario(
+    "pipe to another, before both are open",
+    "Both sockets wait for their connections.",
+    """
+    connect tls
+    other connect tls
+    begin pipe other
+    quiet pipe other
+    peer handshake
+    peer send hi
+    quiet pipe other
+    other peer handshake
+    other peer read 2
+    peer notify
+    peer fin
+    finish pipe other
+    """,
+)
+scenario(
+    "pipe to another, a chunk under way, and closed",
+    "The destination is closed while a chunk waits for room.",
+    """
+    connect
+    other connect
+    opened
+    other opened
+    begin pipe other
+    peer send *4000000
+    quiet pipe other
+    other begin close
+    quiet pipe other
+    other peer torn
+    finish pipe other
+    """,
+)
+
 # --- TLS
 
 for _mode, _flag in _MODES.items():

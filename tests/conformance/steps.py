@@ -32,10 +32,13 @@ class Step:
         address stand for the peer's port, one where nothing listens, and one without an answer.
     ``startTls [OPTIONS]``
         From here on it is about the new socket, and with ``old`` before it the one before.
+    ``other STEP``
+        Of a second socket, or of its peer: ``other connect``, ``other peer read 5``.
     ``read [N]``, ``take N``, ``write TEXT``, ``write-str TEXT``, ``write-view``, ``flood N``,
-    ``end``, ``cancel``, ``abort``, ``pipe``, ``close``
+    ``end``, ``cancel``, ``abort``, ``pipe [other [OPTION ...]]``, ``close``
         What is done to a socket. A read waits for at least N bytes, a take for at most N. The
-        writes are those of bytes, a str, an array of wider numbers, N zeros.
+        writes are those of bytes, a str, an array of wider numbers, N zeros. A pipe is into the
+        socket itself, or into the other; its options are those of ``pipeTo()`` that are true.
     ``opened``, ``closed``, ``upgraded``, ``secure``, ``info remote | local | alpn``
         What is known of it.
 
@@ -72,13 +75,13 @@ def parse(text: str) -> tuple[Step, ...]:
 
 def _parse_line(line: str, name: str) -> Step:
     verb, _, rest = line.partition(" ")
-    if verb == "peer":
-        verb, _, rest = rest.partition(" ")
-        return Step(line, name, True, verb, rest)
     which, mode = "now", ""
-    if verb == "old":
+    if verb in ("old", "other"):
         which = verb
         verb, _, rest = rest.partition(" ")
+    if verb == "peer":
+        verb, _, rest = rest.partition(" ")
+        return Step(line, name, True, verb, rest, which)
     if verb in ("begin", "quiet", "finish"):
         mode = verb
         verb, _, rest = rest.partition(" ")

@@ -15,8 +15,9 @@ function told(chunks) {
 }
 
 class Client {
-  constructor(socket) {
+  constructor(socket, scenario) {
     this.socket = socket;
+    this.scenario = scenario;
     this.begun = new Map();
   }
 
@@ -93,9 +94,14 @@ class Client {
         return this.lock("reader")
           .cancel("enough")
           .then(() => "ok");
-      case "pipe":
+      case "pipe": {
+        const [target, ...names] = rest.split(" ");
+        const into = target ? this.scenario[target] : this;
         this.release();
-        return socket.readable.pipeTo(socket.writable).then(() => "ok");
+        into.release();
+        const options = Object.fromEntries(names.map((name) => [name, true]));
+        return socket.readable.pipeTo(into.socket.writable, options).then(() => "ok");
+      }
       case "close":
         return socket.close().then(() => "ok");
       case "opened":
@@ -120,14 +126,14 @@ class Client {
 class Scenario {
   run({ verb, rest, which, mode, wait, address, options }) {
     if (verb === "connect") {
-      this.now = new Client(connect(address, options));
+      this[which] = new Client(connect(address, options), this);
       return "ok";
     }
     if (verb === "startTls") {
       this.now.release();
       const socket = this.now.socket.startTls(options);
       this.old = this.now;
-      this.now = new Client(socket);
+      this.now = new Client(socket, this);
       return "ok";
     }
     const client = this[which];
