@@ -71,8 +71,11 @@ class Opener(Protocol):
     def spent(self) -> SocketError | None:
         """Why it cannot be opened any more, after :meth:`open` was cancelled; None if it can."""
 
-    async def discard(self) -> None:
-        """It will not be opened: let go of whatever is held for it. Waits for nothing."""
+    async def discard(self, *, aborted: bool = False) -> None:
+        """It will not be opened: let go of whatever is held for it. Waits for nothing.
+
+        ``aborted``: the peer is to see a reset, if there is a connection already.
+        """
 
 
 #: Failures of a transport that mean: the connection is gone.
@@ -179,7 +182,11 @@ class Connection:
             self._changed = None
         if self._closing is not None:
             self._closing.cancel()
-        if self._watching is not None and (self._hung_up or before.link is not after.link):
+        if (
+            self._watching is not None
+            and after.dial is Dial.DONE
+            and (self._hung_up or before.link is not after.link)
+        ):
             self._watching.cancel()
         if self._piped_here and self._no_send() not in (None, Verdict.BUSY):
             for scope in self._piped_here:
@@ -227,11 +234,15 @@ class Connection:
             self.closed._resolve(None)
         elif Effect.REJECT_CLOSED in effects:
             self.closed._reject(error or self._broken())
+        else:
+            return
+        if self._watching is not None:
+            self._watching.cancel()
 
     async def _drop(self) -> None:
         transport = self.transport
         if transport is None:
-            await self._opener.discard()
+            await self._opener.discard(aborted=True)
         else:
             await transport.abort()
 
@@ -265,13 +276,16 @@ class Connection:
             pass  # another task was first
         except _BROKEN as exc:
             event, error = Event.RESET, broken("closing", exc)
+        except BaseException:
+            await self._tell(Event.FORCE)
+            raise
         await self._tell(event, error)
 
     async def _let_go(self) -> None:
         """Close the transport, and let the system deliver what is on its way."""
         if self.transport is None:
-            return  # there is none, and there will be none
-        if await self._transport.let_go():
+            await self._opener.discard()
+        elif await self._transport.let_go():
             await self._tell(Event.SHUT)
         else:
             why = "the peer got a reset, because close() was cancelled before our end had gone out"
@@ -613,9 +627,12 @@ class Connection:
     async def _watch(self) -> None:
         """Watch for the end of the connection, taking no data: the driver of ``closed``."""
         try:
-            await self.opened
+            with anyio.CancelScope() as self._watching:  # start_tls() settles `closed` before
+                await self.opened
         except SocketError:
             return  # which has settled `closed` too
+        finally:
+            self._watching = None
         self._hung_up = False
         error: Exception | None = None
         while not self.closed.done():
@@ -681,9 +698,9 @@ class Connection:
             raise fresh(self._broken())
         return self._transport
 
-    async def disown(self) -> None:
+    async def disown(self, *, aborted: bool) -> None:
         """Let go of a connection that was given up to another, which does not want it."""
-        await self._tell(Event.DISOWN)
+        await self._tell(Event.ABANDON if aborted else Event.DISOWN)
 
 
 _CLOSED = {

@@ -117,6 +117,7 @@ class Event(_Name):
     LATE = auto()  #: close() has waited for close_timeout without any progress
     UPGRADE = auto()  #: may I? start_tls()
     DISOWN = auto()  #: the TLS socket that start_tls() returned will never take over
+    ABANDON = auto()  #: nor will it, because it was aborted
 
 
 class Verdict(_Name):
@@ -175,14 +176,19 @@ _D, _L, _I, _O, _E, _V, _F = Dial, Link, Inbound, Outbound, Event, Verdict, Effe
 # facet -> state -> event -> next state, or (next state, verdict or effect ...)
 TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
     "dial": {
-        _D.IDLE: {_E.DIAL: _D.RUNNING, _E.DISOWN: (_D.FAILED, _F.REJECT_OPENED)},
+        _D.IDLE: {
+            _E.DIAL: _D.RUNNING,
+            _E.DISOWN: (_D.FAILED, _F.REJECT_OPENED),
+            _E.ABANDON: (_D.FAILED, _F.REJECT_OPENED),
+        },
         _D.RUNNING: {
             _E.DISOWN: (_D.FAILED, _F.CANCEL_DIAL, _F.REJECT_OPENED),
+            _E.ABANDON: (_D.FAILED, _F.CANCEL_DIAL, _F.REJECT_OPENED),
             _E.DIALLED: (_D.DONE, _F.RESOLVE_OPENED),
             _E.DIAL_CANCELLED: _D.IDLE,
             _E.DIAL_FAILED: (_D.FAILED, _F.REJECT_OPENED),
         },
-        _D.DONE: {_E.DISOWN: (_D.DONE, _F.FINISH)},
+        _D.DONE: {_E.DISOWN: (_D.DONE, _F.LET_GO), _E.ABANDON: (_D.DONE, _F.DROP)},
         # close() came while the attempt was succeeding.
         _D.FAILED: {_E.DIALLED: (_D.FAILED, _F.DISCARD)},
     },
@@ -337,6 +343,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.FORCE: _O.TORN,
             _E.LATE: _O.TORN,
             _E.DISOWN: (_O.BROKEN, _F.DROP),
+            _E.ABANDON: (_O.BROKEN, _F.DROP),
         },
         _O.TORN: {
             _E.SEND: (_O.TORN, _V.BROKEN),
@@ -346,6 +353,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.RESET_UNREAD: _O.BROKEN,
             _E.ABORT: _O.BROKEN,
             _E.DISOWN: (_O.BROKEN, _F.DROP),
+            _E.ABANDON: (_O.BROKEN, _F.DROP),
         },
         _O.BROKEN: {
             _E.SEND: (_O.BROKEN, _V.BROKEN),
@@ -395,7 +403,7 @@ JOINT: tuple[Rule, ...] = (
             "outbound": (_O.CLOSED, _O.TORN),
         },
         {"link": _L.CLOSED, "dial": _D.FAILED, "outbound": _O.CLOSED},
-        (_F.REJECT_OPENED, _F.RESOLVE_CLOSED, _F.DROP),
+        (_F.REJECT_OPENED, _F.RESOLVE_CLOSED, _F.LET_GO),
     ),
     Rule(
         {"link": (_L.RESET,), "dial": (_D.RUNNING,)},
@@ -456,11 +464,22 @@ JOINT: tuple[Rule, ...] = (
         {
             "link": (_L.OPEN,),
             "dial": (_D.DONE,),
-            "inbound": (_I.EOF, _I.CANCELLED, _I.DISCARDED),
+            "inbound": (_I.EOF, _I.DISCARDED),
             "outbound": (_O.ENDED,),
         },
         {"link": _L.CLOSING},
         (_F.FINISH,),
+    ),
+    # We have ended both: the peer may still talk, as it may when close() is called.
+    Rule(
+        {
+            "link": (_L.OPEN,),
+            "dial": (_D.DONE,),
+            "inbound": (_I.CANCELLED,),
+            "outbound": (_O.ENDED,),
+        },
+        {"link": _L.CLOSING},
+        (_F.ACLOSE,),
     ),
 )
 

@@ -119,7 +119,7 @@ class Dialled:
     def spent(self) -> SocketError | None:
         return None
 
-    async def discard(self) -> None:
+    async def discard(self, *, aborted: bool = False) -> None:
         """Nothing is held before it is opened."""
 
 
@@ -135,7 +135,7 @@ class Accepted:
     def spent(self) -> SocketError | None:
         return None
 
-    async def discard(self) -> None:
+    async def discard(self, *, aborted: bool = False) -> None:
         await self._transport.abort()
 
 
@@ -169,5 +169,5 @@ class TakenOver:
             "and cannot be begun again on the same connection"
         )
 
-    async def discard(self) -> None:
-        await self._plain.disown()
+    async def discard(self, *, aborted: bool = False) -> None:
+        await self._plain.disown(aborted=aborted)

@@ -34,7 +34,7 @@ class Made:
     def spent(self) -> SocketError | None:
         return None
 
-    async def discard(self) -> None:
+    async def discard(self, *, aborted: bool = False) -> None:
         self.discarded = True
         await self.transport.abort()
 

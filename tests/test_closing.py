@@ -274,11 +274,11 @@ async def test_without_reading_it_is_over_when_what_was_sent_has_arrived() -> No
         await small_window(socket)
         data = await filled(socket, peer)
         await socket.readable.aclose()
-        await socket.send_eof()
-        assert not socket.closed.done()
-        await peer.send(b"talks on")
         async with anyio.create_task_group() as group:
-            group.start_soon(settle, socket.closed)
+            group.start_soon(socket.send_eof)
+            await anyio.wait_all_tasks_blocked()
+            assert not socket.closed.done()
+            await peer.send(b"talks on")
             assert await peer.receive_all() == data
         assert socket.closed.result() is None
 

@@ -90,7 +90,7 @@ def really_happens(state: State, event: Event) -> bool:
             return state.link in (Link.FLUSHING, Link.CLOSING)
         case Event.ROOM:
             return state.link is Link.LINGERING
-        case Event.DISOWN:
+        case Event.DISOWN | Event.ABANDON:
             return state.link is Link.UPGRADED
         case _:
             return True
@@ -493,7 +493,7 @@ def test_the_transport_is_closed_once_and_no_sooner() -> None:
     closing = {Effect.ACLOSE, Effect.FINISH, Effect.LET_GO}
     for state, event in REAL:
         after, _, effects = step(state, event)
-        if event is Event.DISOWN:
+        if event in {Event.DISOWN, Event.ABANDON}:
             continue  # another socket's transport by then
         asked = closing & {*effects}
         begins = after.link is Link.CLOSING and state.link is not Link.CLOSING
@@ -756,7 +756,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Link.CLOSED,
         Inbound.CLOSED,
         Outbound.CLOSED,
-        {Effect.REJECT_OPENED, Effect.RESOLVE_CLOSED, Effect.DROP},
+        {Effect.REJECT_OPENED, Effect.RESOLVE_CLOSED, Effect.LET_GO},
     ),
     "close during the dial": (
         False,
@@ -879,7 +879,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Link.CLOSING,
         Inbound.CANCELLED,
         Outbound.ENDED,
-        {Effect.FINISH},
+        {Effect.ACLOSE},
     ),
     "we stop reading, the peer ends": (
         False,

@@ -28,7 +28,7 @@ from anyio_connect import (
 )
 from errors import is_copy
 from peers import Listener, Peer, listening, refusing_address
-from sockets import Slow, dialled, opened_by, raw, settle
+from sockets import Slow, arrived, dialled, opened_by, raw, settle
 
 BIG = 64 * 1024 * 1024
 AUTHORITY = trustme.CA()
@@ -514,6 +514,46 @@ async def test_closed_before_the_handshake(after: str) -> None:
                 await socket.opened  # nobody could close what this would make
             with pytest.raises(BlockingIOError):
                 listener.sock.accept()
+
+
+async def test_an_abort_before_the_handshake_is_one_for_the_peer() -> None:
+    async with plain() as (socket, peer, _):
+        secure = socket.start_tls()
+        await secure.writable.abort()
+        assert isinstance(secure.closed.exception(), BrokenError)
+        with pytest.raises(ConnectionResetError):
+            await peer.receive_all()
+
+
+async def test_what_came_in_the_clear_does_not_keep_the_connection_open() -> None:
+    async with plain() as (socket, peer, _):
+        await peer.send(b"nobody reads this")
+        arrived(socket)
+        ours = raw(socket)
+        secure = socket.start_tls()
+        await secure.close()
+        assert ours.fileno() == -1
+        assert await peer.receive_all() == b""
+
+
+async def test_who_awaits_closed_is_told_of_the_upgrade_while_the_dial_goes_on() -> None:
+    async with listening() as listener, anyio.create_task_group() as group:
+        opener = Slow(dialled(listener))
+        opener.stop.set()
+        socket = opened_by(opener, starttls=True)
+        group.start_soon(fails_to_open, socket)
+        await anyio.wait_all_tasks_blocked()
+        over = anyio.Event()
+
+        async def watch() -> None:
+            await socket.closed
+            over.set()
+
+        group.start_soon(watch)
+        await anyio.wait_all_tasks_blocked()
+        secure = socket.start_tls()
+        await over.wait()
+        await secure.close()
 
 
 async def test_closed_during_the_handshake() -> None:
