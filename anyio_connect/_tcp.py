@@ -182,6 +182,11 @@ class TCPTransport(Transport):
         if type(item) is not bytes:
             item = memoryview(item).cast("B")
         ready = self._ready
+        if not item:  # nothing is asked of the kernel, which would tell of a reset
+            await checkpoint()
+            if self._closed:
+                raise anyio.ClosedResourceError
+            return
         if not ready.may_go_on(len(item)):
             await ready.enter()
         sent = self.send_nowait(item)

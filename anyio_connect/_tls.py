@@ -39,7 +39,7 @@ _PIECE = 17408
 
 #: After how much ciphertext that was no data other tasks get to run, in bytes. (Each record of
 #: data has some twenty bytes of that; a peer can send KeyUpdates as fast as they are read.)
-_NO_DATA = 65536
+_NO_DATA = 2 * _PIECE
 
 #: How much data to encrypt before it is sent, in bytes. The engine would take any amount at
 #: once, and hold all of its ciphertext.
@@ -326,7 +326,7 @@ class TLSTransport(Transport):
             if not self._stopped:
                 data = self._take(max_bytes)
         while data is None:
-            if self._no_data > _NO_DATA:
+            if self._no_data >= _NO_DATA:
                 await self._let_others_run()
             if self._stopped:
                 raise anyio.ClosedResourceError
@@ -529,7 +529,7 @@ class TLSTransport(Transport):
             while more:
                 while (data := self._next(_RECORD)) is not None:
                     self._decrypted += data
-                if self._no_data > _NO_DATA:
+                if self._no_data >= _NO_DATA:
                     self._no_data = 0
                     await cancel_shielded_checkpoint()
                 more = self._fetch_nowait()
@@ -587,7 +587,7 @@ class TLSTransport(Transport):
         self._negotiating = True
         try:
             await self._flush()
-            if self._no_data > _NO_DATA:
+            if self._no_data >= _NO_DATA:
                 await self._let_others_run()
             if not self._held:
                 if self._reading or len(self._decrypted) > _MAX_KEPT:

@@ -736,6 +736,53 @@ async def test_nothing_piles_up_behind_a_cut_send() -> None:
     assert tls._outgoing.pending + len(tls._unsent) < 1000
 
 
+class Counting:
+    """The ciphertext that an engine is given, and how much of it in one turn of the event loop."""
+
+    def __init__(self, bio: ssl.MemoryBIO) -> None:
+        self.bio = bio
+        self.now = self.most = 0
+
+    def write(self, data: memoryview) -> int:
+        self.now += len(data)
+        self.most = max(self.most, self.now)
+        return self.bio.write(data)
+
+    @property
+    def pending(self) -> int:
+        return self.bio.pending
+
+
+@pytest.mark.parametrize("max_bytes", [1, 65536, 1 << 20])
+@pytest.mark.parametrize("between", [b"", b"x"], ids=["", "with data between"])
+async def test_key_updates_keep_the_event_loop_no_longer_than_others_do(
+    max_bytes: int, between: bytes
+) -> None:
+    """AnyIO's stream works through 65536 bytes at a time."""
+    tls, wire, _, forger = forged()
+    updates = [
+        b"".join(forger.key_update(answer=False) for _ in range(500)) + forger.encrypt(between)
+        for _ in range(20)
+    ]
+    wire.arrive(b"".join(updates) + forger.encrypt(b"end"))
+    tls._incoming = counting = Counting(tls._incoming)  # type: ignore[assignment] # pyright: ignore[reportAttributeAccessIssue]
+
+    async def count() -> None:
+        while True:
+            counting.now = 0
+            await checkpoint()
+
+    received = b""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(count)
+        await checkpoint()
+        while not received.endswith(b"end"):
+            received += await tls.receive(max_bytes)
+        tasks.cancel_scope.cancel()
+    assert received == between * 20 + b"end"
+    assert 0 < counting.most <= 2 * 65536
+
+
 async def test_a_flood_without_data_lets_others_run() -> None:
     """A peer that sends, as fast as we read, what is no data."""
     tls, wire, _, forger = forged()
@@ -1541,3 +1588,45 @@ async def test_a_reset_ends_the_wait_for_room(
             monkeypatch.setattr(wire, "send_nowait", reset)
             wire.make_room()
         assert socket.closed.done()
+
+
+# --- an empty send
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["TCP", "TLS"])
+@pytest.mark.parametrize("size", [0, 10])
+async def test_an_empty_send_asks_nobody_and_breaks_nothing(secure: bool, size: int) -> None:
+    """The peer has reset the connection: what it had said can still be had, data or none."""
+    async with over_tcp(server_context(TLS13)) as (tls, peer):
+        socket = socket_over(tls if secure else tls._transport)
+        await socket.opened
+        if size:
+            await (peer if secure else peer.peer).send(bytes(size))
+        raw = tls.extra(SocketAttribute.raw_socket)
+        peer.peer.rst()
+        poll = select.poll()
+        poll.register(raw, select.POLLRDHUP)
+        assert poll.poll(5000)
+        for item in (b"", bytearray(), memoryview(b"")):
+            await socket.send(item)
+        assert not socket.closed.done()
+        if size:
+            assert await socket.receive() == bytes(size)
+        with pytest.raises(BrokenError):
+            await socket.receive()
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["TCP", "TLS"])
+async def test_an_empty_send_is_a_checkpoint_and_sends_nothing(secure: bool) -> None:
+    async with over_tcp(server_context(TLS13)) as (tls, peer):
+        socket = socket_over(tls if secure else tls._transport)
+        await socket.opened
+        assert await cancelled_at_once(socket.send, b"")
+        await socket.send(b"")
+        await socket.close()
+        with pytest.raises(ClosedError):
+            await socket.send(b"")
+        if secure:
+            assert await peer.receive() == b""  # close_notify, and nothing before it
+        else:
+            assert await peer.peer.receive() == b""

@@ -1,0 +1,457 @@
+"""Contexts: those of callers who pass none, and those of another make, which do what they like."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+import truststore
+from anyio.lowlevel import checkpoint
+from anyio.streams.tls import TLSAttribute
+from typing_extensions import Self
+
+from anyio_connect import BrokenError, Connector, Socket, SocketError, TLSError, _tls, connect
+from peers import Listener, listening
+from servers import serving
+from sockets import settle
+from tls_peers import (
+    NAME,
+    TLS13,
+    Server,
+    TLSPeer,
+    authority,
+    certificate,
+    client_context,
+    server_context,
+)
+
+
+class UnexpectedError(Exception):
+    """What nobody catches by name."""
+
+
+class OfAnotherMake(ssl.SSLContext):
+    """A context for clients that trusts the tests' authority."""
+
+    def __new__(cls) -> Self:
+        context = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cadata=authority().cert_pem.bytes().decode())
+        return context
+
+
+class Served(TLSPeer):
+    """The server of one connection, which it accepts first."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.server = Server(server_context(TLS13))
+        self.ready = anyio.Event()
+
+    async def serve(self) -> None:
+        self.peer = await self.listener.accept()
+        with suppress(ssl.SSLError, anyio.EndOfStream, OSError):
+            await self.shake()
+        self.ready.set()
+
+
+@asynccontextmanager
+async def secured(context: Any) -> AsyncIterator[tuple[Socket, Served]]:
+    """A pending socket that is to use ``context``, and its server, which waits for it."""
+    async with listening() as listener, anyio.create_task_group() as tasks:
+        socket = connect(listener.address, secure_transport="on", sni=NAME, ssl_context=context)
+        peer = Served(listener)
+        tasks.start_soon(peer.serve)
+        try:
+            yield socket, peer
+        finally:
+            await socket.close()
+            tasks.cancel_scope.cancel()
+
+
+async def fails(socket: Socket) -> SocketError:
+    """Both futures fail with the same error."""
+    errors = [await settle(socket.opened), await settle(socket.closed)]
+    assert errors[0] is not None
+    assert str(errors[1]) == str(errors[0])
+    return errors[0]
+
+
+# --- a context of another make: the handshake
+
+
+@pytest.mark.parametrize("method", ["wrap_bio", "do_handshake"])
+@pytest.mark.parametrize(
+    "raised",
+    [
+        UnexpectedError("so"),
+        AttributeError("it is missing"),
+        ValueError(""),
+        OSError(5, "disk"),
+        KeyError(1),
+    ],
+    ids=lambda exc: type(exc).__name__,
+)
+async def test_whatever_a_context_raises_in_the_handshake_is_a_tls_error(
+    method: str, raised: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise raised
+
+    class Engine(ssl.SSLObject):
+        do_handshake = fail
+
+    class Context(OfAnotherMake):
+        if method == "wrap_bio":
+            wrap_bio = fail
+
+    context = Context()
+    context.sslobject_class = Engine
+    async with secured(context) as (socket, _):
+        error = await fails(socket)
+    assert isinstance(error, TLSError)
+    assert type(error.__cause__) is type(raised)
+    assert error.__cause__.args == raised.args
+    assert (str(raised.args[-1]) if raised.args else type(raised).__name__) in str(error)
+
+
+async def test_what_is_no_exception_passes_through() -> None:
+    class Stop(BaseException):
+        pass
+
+    class Context(OfAnotherMake):
+        def wrap_bio(self, *_: Any, **__: Any) -> Any:
+            raise Stop
+
+    async with secured(Context()) as (socket, _):
+        with pytest.raises(Stop):
+            await socket.opened
+
+
+class Slow:
+    """A call that lasts until the test says so."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.threads: set[int] = set()
+
+    async def has_begun(self) -> None:
+        """Wait for it; the event loop runs, or this would be the end of the test."""
+        assert await anyio.to_thread.run_sync(self.begun.wait, 30)
+
+    def __call__(self) -> None:
+        self.threads.add(threading.get_ident())
+        self.begun.set()
+        assert self.go_on.wait(30)
+
+
+def slow_context(slow: Callable[[], None], method: str) -> ssl.SSLContext:
+    class Engine(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            if method == "do_handshake":
+                slow()
+            super().do_handshake()
+
+    class Context(OfAnotherMake):
+        def wrap_bio(self, *args: Any, **kwargs: Any) -> Any:
+            if method == "wrap_bio":
+                slow()
+            return super().wrap_bio(*args, **kwargs)
+
+    context = Context()
+    context.sslobject_class = Engine
+    return context
+
+
+each_slow = pytest.mark.parametrize("method", ["wrap_bio", "do_handshake"])
+
+
+@each_slow
+async def test_a_context_that_is_slow_does_not_stop_the_event_loop(method: str) -> None:
+    slow = Slow()
+    async with secured(slow_context(slow, method)) as (socket, peer):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(settle, socket.opened)
+            await slow.has_begun()
+            assert not socket.opened.done()
+            slow.go_on.set()
+        assert socket.opened.exception() is None
+        await peer.ready.wait()
+        await socket.send(b"x")
+        assert await peer.receive() == b"x"
+    assert threading.get_ident() not in slow.threads
+
+
+@each_slow
+async def test_a_connection_whose_context_is_slow_can_be_given_up(method: str) -> None:
+    slow = Slow()
+    async with secured(slow_context(slow, method)) as (socket, _):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(settle, socket.opened)
+            await slow.has_begun()
+            await socket.close()
+        assert socket.opened.exception() is not None
+        assert socket.closed.done()
+    slow.go_on.set()
+
+
+async def test_the_standard_librarys_own_context_needs_no_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_tls, "_threads", None)
+    async with secured(client_context()) as (socket, _):
+        await socket.opened
+
+
+# --- a context of another make: the session
+
+
+class Proxy:
+    """An engine, one method of which fails from some moment on, or is missing."""
+
+    def __init__(self, engine: ssl.SSLObject) -> None:
+        self.engine = engine
+        self.broken = ""
+        self.error: Exception = UnexpectedError("so")
+
+    def __getattr__(self, name: str) -> Any:
+        if name != self.broken:
+            return getattr(self.engine, name)
+        if isinstance(self.error, AttributeError):
+            raise self.error
+
+        def fail(*_: Any) -> Any:
+            raise self.error
+
+        return fail
+
+
+@asynccontextmanager
+async def proxied() -> AsyncIterator[tuple[Socket, Served, Proxy]]:
+    proxies: list[Proxy] = []
+
+    class Context(OfAnotherMake):
+        def wrap_bio(self, *args: Any, **kwargs: Any) -> Any:
+            proxies.append(Proxy(super().wrap_bio(*args, **kwargs)))
+            return proxies[0]
+
+    async with secured(Context()) as (socket, peer):
+        await socket.opened
+        await peer.ready.wait()
+        yield socket, peer, proxies[0]
+
+
+def calls(socket: Socket) -> dict[str, Callable[[], Awaitable[object]]]:
+    return {"read": socket.receive, "write": partial(socket.send, b"x"), "unwrap": socket.send_eof}
+
+
+@pytest.mark.parametrize("error", [UnexpectedError("so"), AttributeError("missing")], ids=repr)
+@pytest.mark.parametrize("method", ["read", "write", "unwrap"])
+async def test_whatever_an_engine_raises_breaks_the_connection(
+    method: str, error: Exception
+) -> None:
+    async with proxied() as (socket, peer, proxy):
+        await peer.send(b"x")
+        proxy.broken, proxy.error = method, error
+        with pytest.raises(BrokenError) as caught:
+            await calls(socket)[method]()
+        assert type(caught.value.__cause__) is type(error)
+        assert str(error) in str(caught.value)
+        assert type(error).__name__ in str(caught.value)
+        told = await settle(socket.closed)
+        assert isinstance(told, BrokenError)
+        assert str(told.__cause__) == str(error)
+
+
+@pytest.mark.parametrize("error", [UnexpectedError("so"), AttributeError("missing")], ids=repr)
+async def test_a_connection_whose_engine_cannot_end_it_is_closed_all_the_same(
+    error: Exception,
+) -> None:
+    async with proxied() as (socket, _, proxy):
+        proxy.broken, proxy.error = "unwrap", error
+        await socket.close()
+        assert socket.closed.done()
+
+
+@pytest.mark.parametrize("returned", [None, 0, -1, 2, "1"])
+async def test_an_engine_that_cannot_count_breaks_the_connection(returned: object) -> None:
+    async with proxied() as (socket, _, proxy):
+        proxy.engine.write = lambda _: returned  # type: ignore[method-assign, assignment, return-value] # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.raises(BrokenError, match=r"write\(\) of its engine returned"):
+            await socket.send(b"x")
+        assert isinstance(await settle(socket.closed), BrokenError)
+
+
+async def test_what_else_an_engine_cannot_do_is_not_needed() -> None:
+    async with proxied() as (socket, peer, proxy):
+        for proxy.broken in ("pending", "selected_alpn_protocol", "shared_ciphers"):
+            await peer.send(b"x")
+            assert await socket.receive() == b"x"
+            assert socket.extra(TLSAttribute.alpn_protocol) is None
+            assert socket.extra(TLSAttribute.tls_version) == "TLSv1.3"
+
+
+async def test_the_protocol_that_an_engine_cannot_tell_is_none() -> None:
+    class Engine(ssl.SSLObject):
+        def selected_alpn_protocol(self) -> Any:
+            raise UnexpectedError
+
+    context = OfAnotherMake()
+    context.sslobject_class = Engine
+    async with secured(context) as (socket, _):
+        assert (await socket.opened).alpn is None
+
+
+# --- truststore
+
+
+@pytest.fixture
+def injected() -> Iterator[None]:
+    truststore.inject_into_ssl()
+    try:
+        yield
+    finally:
+        truststore.extract_from_ssl()
+
+
+@pytest.fixture
+def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The tests' authority is what this machine trusts."""
+    file = str(tmp_path / "authorities.pem")
+    authority().cert_pem.write_to_path(file)
+    monkeypatch.setenv("SSL_CERT_FILE", file)
+    return file
+
+
+@pytest.mark.parametrize("alpn", [None, ["tls-test"]])
+async def test_truststore_injected_late(
+    alpn: list[str] | None, injected: None, trusted: str
+) -> None:
+    server = server_context()
+    server.set_alpn_protocols(["tls-test"])
+    async with listening() as listener:
+        socket = connect(listener.address, secure_transport="on", sni=NAME, alpn=alpn)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(settle, socket.opened)
+            await TLSPeer(await listener.accept(), server).shake()
+        assert socket.opened.result().alpn == (alpn and alpn[0])
+        await socket.close()
+
+
+async def test_a_context_from_before_the_injection_is_still_one(injected: None) -> None:
+    truststore.extract_from_ssl()
+    context = client_context()
+    truststore.inject_into_ssl()
+    assert not isinstance(context, ssl.SSLContext)
+    Connector(ssl_context=context)
+    async with secured(context) as (socket, _):
+        await socket.opened
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_truststore_injected_before_anything_else(backend: str, trusted: str) -> None:
+    program = """if True:
+        import sys, truststore
+        truststore.inject_into_ssl()
+        import anyio
+        from anyio_connect import connect
+
+        async def main():
+            for alpn in (None, ["tls-test"]):
+                socket = connect(sys.argv[1], secure_transport="on", alpn=alpn)
+                print((await socket.opened).alpn)
+                await socket.close()
+
+        anyio.run(main, backend=sys.argv[2])
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate("127.0.0.1").configure_cert(context)
+    context.set_alpn_protocols(["tls-test"])
+
+    def serve(connection: Any) -> None:
+        with context.wrap_socket(connection, server_side=True) as secure:
+            secure.recv(1)
+
+    with serving(serve) as address:
+        ran = subprocess.run(
+            [sys.executable, "-c", program, address, backend],
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+    assert ran.stdout.split() == [b"None", b"tls-test"]
+
+
+# --- the contexts of callers who pass none
+
+
+async def test_few_default_contexts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts = _tls.Contexts()
+    monkeypatch.setattr(_tls, "build_context", lambda _: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    often = await contexts.get(())
+    for n in range(100):
+        await contexts.get((str(n),))
+        assert await contexts.get(()) is often
+    assert len(contexts._kept) <= 20
+
+
+async def test_default_contexts_are_built_in_threads_of_our_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of AnyIO may all be taken."""
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    monkeypatch.setattr(limiter, "total_tokens", 1)
+    release = threading.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(anyio.to_thread.run_sync, release.wait))
+        await checkpoint()
+        try:
+            with anyio.fail_after(30):
+                assert isinstance(await _tls.Contexts().get(()), ssl.SSLContext)
+        finally:
+            release.set()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_fork_while_a_default_context_is_built_leaves_no_lock() -> None:
+    program = """if True:
+        import os, ssl, sys, threading, anyio
+        from anyio_connect import _tls
+
+        begun, release = threading.Event(), threading.Event()
+
+        def build(alpn):
+            begun.set()
+            release.wait()
+
+        build_context, _tls.build_context = _tls.build_context, build
+        threading.Thread(target=anyio.run, args=(_tls._contexts.get, ()), daemon=True).start()
+        begun.wait()
+        child = os.fork()
+        if child:
+            sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        _tls.build_context = build_context
+
+        async def main():
+            with anyio.fail_after(30):
+                assert isinstance(await _tls._contexts.get(()), ssl.SSLContext)
+
+        anyio.run(main)
+        os._exit(0)
+    """
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, b"")
