@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
+from weakref import WeakMethod
 
 import anyio
 from anyio.abc import SocketAttribute
@@ -34,6 +35,7 @@ from ._lifecycle import (
     step,
 )
 from ._linger import Patience
+from ._slots import Slot
 from ._transport import Transport
 
 
@@ -88,6 +90,7 @@ class Connection:
     """One socket's state, futures and transport; the streams and the socket are its face."""
 
     __slots__ = (
+        "__weakref__",
         "_changed",
         "_close_timeout",
         "_closing",
@@ -100,6 +103,7 @@ class Connection:
         "_opener",
         "_piped_here",
         "_receive_waits",
+        "_slot",
         "_state",
         "_transport",
         "_watching",
@@ -118,14 +122,19 @@ class Connection:
         half_open: bool,
         starttls: bool,
         close_timeout: float,
+        slot: Slot | None = None,
     ) -> None:
-        """``name``: what to call it in messages. ``close_timeout`` is in seconds."""
+        """``name``: what to call it in messages. ``close_timeout`` is in seconds.
+
+        ``slot``: of ``max_connections``, which it holds until it is over.
+        """
         self.opened: SocketFuture[SocketInfo] = SocketFuture(self._open)
         self.closed: SocketFuture[None] = SocketFuture(self._watch)
         self._state = initial(half_open=half_open, starttls=starttls)
         self._opener = opener
         self._name = name
         self._close_timeout = close_timeout
+        self._hold(slot)
         self._error: BrokenError | None = None  # what broke the connection; never raised
         # Scopes and events exist only while a task waits in or for them.
         self._dialling: anyio.CancelScope | None = None
@@ -238,6 +247,13 @@ class Connection:
             return
         if self._watching is not None:
             self._watching.cancel()
+        if self._slot is not None:
+            self._slot.settled()
+
+    def _hold(self, slot: Slot | None) -> None:
+        self._slot = slot
+        if slot is not None:
+            slot.follow(WeakMethod(self.look))
 
     async def _drop(self) -> None:
         transport = self.transport
@@ -673,9 +689,22 @@ class Connection:
         elif lost is not None and state.inbound is not Inbound.RECEIVING:
             await self._tell(Event.RESET, lost)
 
+    async def look(self) -> None:
+        """Notice an end or a reset that is here already, as whoever awaits ``closed`` would.
+
+        Waits for nothing. Unread data that lies before an end keeps that from being noticed.
+        """
+        if self._is_open() and self._watching is None:
+            hung_up, error = await self._transport.hung_up()
+            if hung_up and self._is_open():
+                await self._judge_hangup(self._state, error)
+
+    def _is_open(self) -> bool:
+        return self._state.link is Link.OPEN and self._state.dial is Dial.DONE
+
     # --- upgrading
 
-    def upgrade(self) -> None:
+    def upgrade(self, to: Connection) -> None:
         """Give the connection up to another, which calls :meth:`surrender` or :meth:`disown`."""
         effects = step(self._state, Event.UPGRADE).effects
         verdict = self._ask(Event.UPGRADE)
@@ -684,6 +713,8 @@ class Connection:
         if verdict is not Verdict.PROCEED:
             assert verdict is not None
             raise StartTLSError(_WHY_NO_UPGRADE[verdict])
+        to._hold(self._slot)
+        self._slot = None
         self._settle_closed(effects, None)
 
     async def surrender(self) -> Transport:

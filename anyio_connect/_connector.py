@@ -138,9 +138,7 @@ class Connector:
         target = Target(parse_address(address), parse_options(options, vars(self)["_defaults"]))
         slots: Slots | None = vars(self)["_slots"]
         slot = None if slots is None else Slot(slots)
-        socket = Socket(Dialled(target, vars(self)["_route"], slot), target)
-        if slot is not None:
-            socket._connection.closed._then = slot.settled
+        socket = Socket(Dialled(target, vars(self)["_route"], slot), target, slot)
         if task_group is not None:
             task_group.start_soon(_open_now, socket, name=f"connect {target}")
         return socket

@@ -28,7 +28,7 @@ class SocketFuture(Generic[T_co]):
     nothing for anybody else.
     """
 
-    __slots__ = ("_drive", "_driven", "_error", "_settled", "_then", "_value", "_wake")
+    __slots__ = ("_drive", "_driven", "_error", "_settled", "_value", "_wake")
 
     def __init__(self, drive: Callable[[], Awaitable[None]]) -> None:
         # Made by sockets only. ``drive`` returns when the future has settled, or may have.
@@ -38,7 +38,6 @@ class SocketFuture(Generic[T_co]):
         self._error: SocketError | None = None
         self._value: T_co  # once it has settled without a failure
         self._wake: anyio.Event | None = None
-        self._then: Callable[[], None] | None = None  # called once, when it settles
 
     def __await__(self) -> Generator[object, None, T_co]:
         return self._wait().__await__()
@@ -120,9 +119,6 @@ class SocketFuture(Generic[T_co]):
         self._settled = True
         self._drive = _nothing  # no longer keeps the connection alive
         self._wake_all()
-        then, self._then = self._then, None
-        if then is not None:
-            then()
 
 
 async def _nothing() -> None: ...

@@ -6,14 +6,27 @@ Nothing here belongs to an event loop for longer than a task waits in it, so tha
 
 from __future__ import annotations
 
+import os
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
 from enum import Enum, auto
+from typing import TypeAlias
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import anyio
+from anyio.lowlevel import checkpoint, current_token
 
 from ._threads import from_any_thread
+
+#: What a holder of a slot is asked to do: notice whether its connection is over. It waits for
+#: nothing. None: the holder is no more.
+Look: TypeAlias = Callable[[], Awaitable[None]]
+
+#: How many holders are looked at before others get to run.
+_AT_A_TIME = 100
+#: Looking at all holders, again and again, takes no more than one part in so many of the time.
+_SHARE = 10
 
 
 class _Has(Enum):
@@ -22,15 +35,30 @@ class _Has(Enum):
     SLOT = auto()
 
 
+class _Looks:
+    """How often the holders in one event loop were looked at, and when they may be again."""
+
+    __slots__ = ("begun", "not_before")
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.not_before = float("-inf")
+
+
 class Slots:
     """How many connections may still be made, and who waits for one."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.free = limit
-        self.queue: deque[Slot] = deque()  # empty while a slot is free
+        self.queue: OrderedDict[Slot, None] = OrderedDict()  # empty while a slot is free
+        # By their id, for to hold a slot is no reason to be kept alive: a socket that was dropped
+        # gives its slot back.
+        self.holders: dict[int, ref[Slot]] = {}
         self.returned: deque[Slot] = deque()  # what was let go of, and not yet taken back
-        self.lock = threading.Lock()  # for free, queue, and what each Slot has
+        self.lock = threading.Lock()  # for free, queue, holders, and what each Slot has
+        self.looks: WeakKeyDictionary[object, _Looks] = WeakKeyDictionary()  # by event loop
+        _all.add(self)
 
     def sweep(self) -> None:
         """Take back what was returned, and give it to those who wait.
@@ -50,18 +78,60 @@ class Slots:
             slot = self.returned.popleft()
             had, slot.has = slot.has, _Has.NOTHING
             if had is _Has.PLACE:
-                self.queue.remove(slot)
+                del self.queue[slot]
             elif had is _Has.SLOT:
+                del self.holders[id(slot)]
                 self.free += 1
         while self.free and self.queue:
-            slot = self.queue.popleft()
+            slot, _ = self.queue.popitem(last=False)
             try:
                 slot.wake()
             except RuntimeError:  # its event loop is no more
                 slot.has = _Has.NOTHING
             else:
-                slot.has = _Has.SLOT
-                self.free -= 1
+                self.give(slot)
+
+    def give(self, slot: Slot) -> None:
+        """Give a slot that is free. The lock is held."""
+        slot.has = _Has.SLOT
+        self.holders[id(slot)] = ref(slot)
+        self.free -= 1
+
+    async def look(self, granted: anyio.Event) -> None:
+        """Have the holders in this event loop notice that their connections are over, if so.
+
+        Nobody else might, for a connection is watched only while somebody awaits its ``closed``.
+        One look serves all who were in the queue when it began.
+        """
+        loop = current_token().native_token
+        looks = self.looks.setdefault(loop, _Looks())
+        before = looks.begun
+        with anyio.move_on_after(max(0, looks.not_before - anyio.current_time())):
+            await granted.wait()
+        if granted.is_set() or looks.begun != before:
+            return
+        looks.begun += 1
+        began = anyio.current_time()
+        with self.lock:
+            holders = [*self.holders.values()]
+        for number, weakly in enumerate(holders, 1):
+            slot = weakly()
+            if slot is not None and slot.loop() is loop:
+                look = slot.look()
+                if look is not None:
+                    await look()
+            if not number % _AT_A_TIME:
+                await checkpoint()
+        now = anyio.current_time()
+        looks.not_before = now + (now - began) * _SHARE
+
+    def begin_anew(self) -> None:
+        """In a forked child, where nobody waits any more, and no other thread has the lock."""
+        self.lock = threading.Lock()
+        for slot in self.queue:
+            slot.has = _Has.NOTHING
+        self.queue.clear()
+        self.free = self.limit - len(self.holders)
 
 
 class Slot:
@@ -71,26 +141,33 @@ class Slot:
         self.slots = slots
         self.has = _Has.NOTHING
         self.wake: Callable[[], None]
+        self.loop: Callable[[], object]  # in which it was acquired, if that still exists
+        self.look: Callable[[], Look | None] = lambda: None
         self._dialling = False
         self._settled = False
+
+    def follow(self, look: Callable[[], Look | None]) -> None:
+        """Be held by that connection from now on. ``look``: a weak reference to its method."""
+        self.look = look
 
     async def acquire(self) -> None:
         """Wait for a slot. Cancelled, the place in the queue is lost."""
         self._dialling = True
         slots = self.slots
         granted: anyio.Event | None = None
+        self.loop = ref(current_token().native_token)
         with slots.lock:
             slots.take_back()
             if slots.free:
-                slots.free -= 1
-                self.has = _Has.SLOT
+                slots.give(self)
             else:
                 granted = anyio.Event()
                 self.wake = from_any_thread(granted.set)
-                slots.queue.append(self)
+                slots.queue[self] = None
                 self.has = _Has.PLACE
         slots.sweep()
         if granted is not None:
+            await slots.look(granted)
             await granted.wait()
 
     def dialled(self) -> None:
@@ -114,3 +191,15 @@ class Slot:
     def __del__(self) -> None:
         if self.has is _Has.SLOT:  # the socket was dropped without closing it
             self.release()
+
+
+_all: WeakSet[Slots] = WeakSet()
+
+
+def _after_fork() -> None:
+    for slots in [*_all]:
+        slots.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

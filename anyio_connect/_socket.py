@@ -21,6 +21,7 @@ from ._options import (
     check_ssl_context,
     with_server_name,
 )
+from ._slots import Slot
 from ._streams import ReadableStream, WritableStream, attributes_of
 from ._transport import DEFAULT_MAX_BYTES
 
@@ -42,7 +43,7 @@ class Socket(ByteStream):
     a mebibyte, counted over all sockets of the event loop.
     """
 
-    def __init__(self, opener: Opener, target: Target) -> None:
+    def __init__(self, opener: Opener, target: Target, slot: Slot | None = None) -> None:
         options = target.options
         connection = Connection(
             opener,
@@ -50,6 +51,7 @@ class Socket(ByteStream):
             half_open=options.allow_half_open,
             starttls=options.secure_transport == "starttls",
             close_timeout=options.close_timeout,
+            slot=slot,
         )
         self._connection = connection
         self._target = target
@@ -148,15 +150,7 @@ class Socket(ByteStream):
             options = with_server_name(options, expected_server_hostname)
         target = self._target._replace(options=options)
         socket = Socket(TakenOver(self._connection, target), target)
-        # What waits for the end of the connection, max_connections, now waits for the new one.
-        closed = self._connection.closed
-        then, closed._then = closed._then, None
-        try:
-            self._connection.upgrade()
-        except BaseException:
-            closed._then = then
-            raise
-        socket._connection.closed._then = then
+        self._connection.upgrade(socket._connection)
         return socket
 
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:

@@ -20,7 +20,7 @@ from ._copies import fresh
 from ._linger import outstanding, wait_arrival
 from ._readiness import Pause, Readiness, readiness
 from ._transport import DEFAULT_MAX_BYTES, DISCARD_READS, Transport
-from ._watch import CAN_WATCH, ERR, RDHUP, Watch, unwatch
+from ._watch import CAN_WATCH, ERR, RDHUP, Watch, events_of, unwatch
 
 #: Who last found less than this, in bytes, has most likely taken all there is for now.
 _LITTLE = 8192
@@ -334,6 +334,10 @@ class TCPTransport(Transport):
         raise anyio.EndOfStream
 
     # --- watching
+
+    async def hung_up(self) -> tuple[bool, Exception | None]:
+        events = 0 if self._closed else events_of(self._sock, RDHUP)
+        return bool(events), self._hangup_error() if events & ERR else self._error
 
     async def wait_hangup(self, *, after_eof: bool) -> OSError | None:
         # No event loop offers RDHUP, and reading to find out would take data from whoever reads.

@@ -797,10 +797,16 @@ class TLSTransport(Transport):
         except Exception:  # of an engine of another make, which may not know
             return None
 
+    async def hung_up(self) -> tuple[bool, Exception | None]:
+        hung_up, error = await self._transport.hung_up()
+        return hung_up, None if error is None else await self._why(error)
+
     async def wait_hangup(self, *, after_eof: bool) -> Exception | None:
         error = await self._transport.wait_hangup(after_eof=after_eof)
-        if error is None:
-            return None
+        return None if error is None else await self._why(error)
+
+    async def _why(self, error: Exception) -> Exception:
+        """What the peer said of it before, if it did."""
         await self._read_last_words()
         if self._error is None:
             return error

@@ -87,6 +87,13 @@ class Transport(ByteStream):
         reset. With ``after_eof`` only a reset ends the wait. Cancelling it changes nothing.
         """
 
+    async def hung_up(self) -> tuple[bool, Exception | None]:
+        """What :meth:`wait_hangup` would wait for, if it is here already: whether, and the error.
+
+        Where that cannot be known at once: not.
+        """
+        return False, None
+
     @abstractmethod
     def unread(self) -> bool:
         """Whether data can be had before the peer's end; only asked after a hang-up.

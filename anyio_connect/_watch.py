@@ -15,6 +15,8 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import reduce
+from operator import or_
 from types import TracebackType
 from typing import Protocol
 from weakref import WeakSet
@@ -202,6 +204,23 @@ class Watch:
         """Have :meth:`wait` look again."""
         if self._wake is not None:
             self._wake.set()
+
+
+def events_of(sock: socket.socket, events: int) -> int:
+    """Which of ``events`` are there already; errors (ERR) and HUP in any case. None if unknown."""
+    if not CAN_WATCH or sock.fileno() < 0:
+        return 0
+    try:
+        poller = _make_poller()
+    except OSError:  # no descriptor, or no memory
+        return 0
+    try:
+        poller.set(sock.fileno(), None, events)
+        return reduce(or_, (found for _, found in poller.poll()), 0)
+    except OSError:
+        return 0
+    finally:
+        poller.close()
 
 
 def unwatch(sock: socket.socket) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import os
+import select
 import socket as stdlib
 import ssl
 import sys
@@ -23,6 +25,7 @@ from anyio_connect import (
     WORKERS,
     AddressNotAllowedError,
     AddressPolicy,
+    BrokenError,
     ClosedError,
     ConnectError,
     Connector,
@@ -36,10 +39,12 @@ from anyio_connect import (
     _dial,
     connect,
 )
+from anyio_connect._connection import Connection
 from anyio_connect._slots import Slot, Slots
 from errors import is_copy
-from peers import has_ipv6, listening, refusing_address
-from sockets import raw, settle
+from peers import Listener, Peer, has_ipv6, listening, refusing_address
+from sockets import arrived, raw, settle
+from tls_peers import NAME, TLSPeer, client_context, server_context
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 
@@ -628,3 +633,179 @@ def test_a_loop_that_ended_while_one_waited_takes_no_slot(anyio_backend: Any) ->
             anyio.run(leave, server.getsockname(), backend=name, backend_options=options)
     assert slots(connector).free == 1
     assert not slots(connector).queue
+
+
+# --- holders that nobody watches
+
+
+@asynccontextmanager
+async def held(
+    count: int, **options: Any
+) -> AsyncIterator[tuple[Connector, list[tuple[Socket, Peer]], Listener]]:
+    """All slots of a connector are taken by open sockets, each with its peer."""
+    connector = Connector(max_connections=count)
+    async with listening() as listener:
+        pairs: list[tuple[Socket, Peer]] = []
+        try:
+            for _ in range(count):
+                socket = connector.connect(listener.address, **options)
+                await socket.opened
+                pairs.append((socket, await listener.accept()))
+            yield connector, pairs, listener
+        finally:
+            for socket, _ in pairs:
+                await socket.writable.abort()
+                await socket.close()
+
+
+@pytest.mark.parametrize("how", ["reset", "end", "reset behind data"])
+async def test_who_queues_has_dead_holders_noticed(how: str) -> None:
+    async with held(3) as (connector, pairs, listener):
+        socket, peer = pairs[1]
+        if how == "reset behind data":
+            await peer.send(b"unread")
+            arrived(socket)
+        if how == "end":
+            peer.fin()
+            arrived(socket, select.POLLRDHUP)
+        else:
+            peer.rst()
+            arrived(socket, select.POLLERR)
+        assert not socket.closed.done()
+        with anyio.fail_after(10):
+            async with connector.connect(listener.address):
+                assert socket.closed.done()
+                assert isinstance(socket.closed.exception(), BrokenError) == (how != "end")
+        if how == "reset behind data":
+            assert await socket.receive() == b"unread"
+        assert not pairs[0][0].closed.done()
+        assert not pairs[2][0].closed.done()
+
+
+async def test_a_holder_with_something_left_to_it_keeps_its_slot() -> None:
+    """Unread data before the peer's end; an end that ends one direction alone."""
+    async with held(2, allow_half_open=True) as (connector, pairs, listener):
+        (one, sends), (other, ends) = pairs
+        await sends.send(b"unread")
+        sends.fin()
+        ends.fin()
+        for socket, _ in pairs:
+            arrived(socket, select.POLLRDHUP)
+        late = connector.connect(listener.address, connect_timeout=0.05)
+        with pytest.raises(ConnectTimeoutError, match="no slot"):
+            await late.opened
+        assert await one.receive() == b"unread"
+        assert not one.closed.done()
+        await other.send(b"still")
+        assert await ends.receive() == b"still"
+
+
+async def test_a_holder_whose_descriptor_was_closed_by_hand_hinders_nobody() -> None:
+    async with held(2) as (connector, pairs, listener):
+        raw(pairs[0][0]).close()
+        pairs[1][1].rst()
+        arrived(pairs[1][0], select.POLLERR)
+        with anyio.fail_after(10):
+            async with connector.connect(listener.address):
+                pass
+
+
+async def test_start_tls_hands_on_who_is_looked_at() -> None:
+    async with held(1, secure_transport="starttls", ssl_context=client_context(), sni=NAME) as (
+        connector,
+        [(plain, peer)],
+        listener,
+    ):
+        secure = plain.start_tls()
+        async with anyio.create_task_group() as group:
+            group.start_soon(waits, secure)
+            await TLSPeer(peer, server_context()).shake()
+        peer.rst()
+        arrived(secure, select.POLLERR)
+        with anyio.fail_after(10):
+            async with connector.connect(listener.address):
+                assert isinstance(secure.closed.exception(), BrokenError)
+
+
+async def test_one_look_serves_all_who_queue_up_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = 0
+
+    async def look(connection: Connection) -> None:
+        nonlocal looks
+        looks += 1
+        await real(connection)
+
+    real = Connection.look
+    monkeypatch.setattr(Connection, "look", look)
+    async with held(5) as (connector, pairs, listener), anyio.create_task_group() as group:
+        for _ in range(100):
+            group.start_soon(connector.connect(listener.address)._connection.opened._wait)
+        while looks < 5:
+            await turns(1)
+        await turns()
+        # The first may have begun before the last of them was in the queue.
+        assert looks <= 10
+        pairs[0][1].rst()
+        arrived(pairs[0][0], select.POLLERR)
+        group.start_soon(waits, late := connector.connect(listener.address))
+        while not pairs[0][0].closed.done():
+            await turns(1)
+        assert not late.opened.done()
+        group.cancel_scope.cancel()
+
+
+async def test_cancelled_while_it_looks_it_leaves_the_queue() -> None:
+    for switches in range(8):
+        async with held(2) as (connector, pairs, listener):
+            pairs[0][1].rst()
+            arrived(pairs[0][0], select.POLLERR)
+            late = connector.connect(listener.address)
+            async with anyio.create_task_group() as group:
+                group.start_soon(waits, late)
+                await turns(switches)
+                group.cancel_scope.cancel()
+            await late.close()
+            assert not slots(connector).queue
+            await pairs[0][0].close()
+            assert slots(connector).free == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_has_nobody_in_its_queue_and_no_lock_taken() -> None:
+    pool = Slots(2)
+    dropped, kept, waiting = Slot(pool), Slot(pool), Slot(pool)
+
+    async def child() -> None:
+        with anyio.fail_after(30):
+            dropped.release()
+            await Slot(pool).acquire()
+
+    def run_child() -> None:
+        try:
+            # In a new thread, for in this one a loop is running.
+            thread = threading.Thread(target=anyio.run, args=(child,), daemon=True)
+            thread.start()
+            thread.join(30)
+            os._exit(pool.free != 1 or len(pool.queue))
+        finally:
+            os._exit(1)
+
+    async def main() -> int:
+        await dropped.acquire()
+        await kept.acquire()
+        async with anyio.create_task_group() as group:
+            group.start_soon(waiting.acquire)
+            await turns()
+            with pool.lock:  # as another thread may have it just then
+                pid = os.fork()
+                if not pid:
+                    run_child()
+            group.cancel_scope.cancel()
+        return pid
+
+    _, status = os.waitpid(anyio.run(main), 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    waiting.release()
