@@ -48,9 +48,11 @@ class Connector:
 
     ``max_connections``: how many connections there may be at once; None: any number. Further
     sockets stay pending, and get their turn in the order in which they were first needed, one
-    whenever another's ``closed`` settles or its dial fails. ``start_tls()`` keeps the slot. The
-    wait counts as connecting (``connect_timeout``). Cancelling the task that makes the connection
-    gives up the place, also where other tasks wait for the same socket: one of them then queues up
+    whenever another's ``closed`` settles or its dial fails. ``start_tls()`` keeps the slot.
+    Who has to wait has the holders in the same event loop looked at, once: what the peer has
+    reset or ended gives its slot back, though nobody awaits its ``closed``. The wait counts as
+    connecting (``connect_timeout``). Cancelling the task that makes the connection gives up
+    the place, also where other tasks wait for the same socket: one of them then queues up
     behind all others. The slot of a socket that was dropped unclosed comes back when that is
     garbage-collected.
 
@@ -74,12 +76,14 @@ class Connector:
     allowed are dialled. Otherwise both futures of the socket fail with
     :class:`AddressNotAllowedError` or :class:`LoopError`."""
     max_connections: int | None = None
-    """How many connections there may be at once; None: any number. Further sockets stay pending,
-    and get their turn in the order in which they were first needed, one whenever another's
-    ``closed`` settles or its dial fails. ``start_tls()`` keeps the slot. The wait counts as
-    connecting (``connect_timeout``). Cancelling the task that makes the connection gives up the
-    place, also where other tasks wait for the same socket: one of them then queues up behind all
-    others. The slot of a socket that was dropped unclosed comes back when that is
+    """How many connections there may be at once; None: any number. Further sockets stay
+    pending, and get their turn in the order in which they were first needed, one whenever
+    another's ``closed`` settles or its dial fails. ``start_tls()`` keeps the slot. Who has to
+    wait has the holders in the same event loop looked at, once: what the peer has reset or
+    ended gives its slot back, though nobody awaits its ``closed``. The wait counts as
+    connecting (``connect_timeout``). Cancelling the task that makes the connection gives up
+    the place, also where other tasks wait for the same socket: one of them then queues up
+    behind all others. The slot of a socket that was dropped unclosed comes back when that is
     garbage-collected."""
     ssl_context: ssl.SSLContext | None = None
     """For TLS, where the call or ``start_tls()`` brings none of its own."""
