@@ -1,10 +1,12 @@
 """What a socket should do: the rules of half-open, of ends and of resets, once more.
 
 This is written from what users are promised, not from how the package does it, so that a mistake
-in one is not in the other too. It knows nothing of time: a call either has its outcome or waits,
-and :meth:`Model.follow` says which, once everything has come to rest.
+in one is not in the other too. One thing happens at a time, and then everything comes to rest: a
+call either has its outcome or waits, and :meth:`Model.follow` says which.
 
-It speaks of Linux's TCP, where what arrived before a reset can still be read.
+It speaks of Linux's TCP, where what arrived before a reset can still be read. It leaves open how
+much of what has arrived a receive returns, and which of several waiting calls is the first to
+learn what has happened. What happens at the same moment is the simulation's business.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-#: How a call ends: with the bytes that it received, or in a word.
+#: How a call ends: with some of these bytes, if it is a receive, or in a word.
 Outcome: TypeAlias = bytes | Literal["ok", "eof", "closed", "broken", "busy", "cancelled"]
 
 #: receive, send, send_eof, writable.aclose ("end"), readable.aclose ("stop"), writable.abort,
@@ -58,11 +60,6 @@ class Model:
     writing: Literal["open", "ended", "torn", "broken"] = "open"
     over: Literal["resolved", "rejected"] | None = None  #: the future ``closed``
 
-    #: How much of ``inbox`` was decrypted when our side ended, and is now received as one; and,
-    #: to be said beforehand, in how many records that is, of which we may not have fetched all.
-    joined: int = 0
-    fetched: int = field(default=1, compare=False)
-
     waiting: dict[int, Call] = field(default_factory=dict)  #: calls by number
     outcomes: dict[int, Outcome] = field(default_factory=dict)
 
@@ -71,16 +68,13 @@ class Model:
 
     # --- calling
 
-    def call(self, number: int, call: Call, *, noticed: bool = True) -> None:
-        """Make the call. With ``noticed=False``, calls that wait do not notice yet."""
+    def call(self, number: int, call: Call) -> None:
         outcome = self.begin(call) or self.go_on(call)
         if outcome is None:
             self.waiting[number] = call
         else:
             self.outcomes[number] = outcome
-        self.apply_rules()
-        if noticed:
-            self.follow()
+        self.follow()
 
     def call_cancelled(self, number: int, call: Call) -> None:
         """Make the call where it is cancelled already: what ends things does so, but waits not."""
@@ -103,7 +97,7 @@ class Model:
             self.writing = "torn"
         elif call.kind == "close" and self.sending:
             self.drop()
-            self.over = "resolved"
+            self.over = "rejected"
         elif call.kind == "end" and self.sending:
             self.abort()
 
@@ -162,7 +156,10 @@ class Model:
             case "send":
                 return self.go_on_sending()
             case "end":
-                return None if self.sending else self.end_gracefully()
+                if self.sending:
+                    return None
+                self.end_gracefully()
+                return "ok" if self.writing == "ended" else "broken"
             case "close":
                 return "ok" if self.over and not self.sending else None
             case _:
@@ -183,10 +180,7 @@ class Model:
             return refusal
         if self.inbox:
             data = self.inbox[:max_bytes]
-            if self.tls:  # no more than what is left of one record
-                data = data[: self.joined or self.inbox.index(b",") + 1]
-            self.inbox = self.inbox[len(data) :]
-            self.joined = max(0, self.joined - len(data))
+            self.inbox = self.inbox[max_bytes:]
             return data
         if self.fin:  # also where a reset came after it: what the peer said, it said
             self.noticed = True
@@ -196,12 +190,19 @@ class Model:
             return "broken"
         return None
 
+    def received(self, number: int, data: bytes) -> None:
+        """Take note of how much of what it could return a receive did return."""
+        outcome = self.outcomes[number]
+        assert isinstance(outcome, bytes)
+        self.outcomes[number] = data
+        self.inbox = outcome[len(data) :] + self.inbox
+
     # --- sending
 
     def cannot_send(self) -> Outcome | None:
         if self.failed is not None:
             return self.failed
-        if self.closed or self.writing == "ended":
+        if self.closed or self.writing == "ended" or self.waits("end"):
             return "closed"
         if self.writing != "open":
             return "broken"
@@ -237,9 +238,11 @@ class Model:
     def send_eof(self) -> Outcome:
         if self.writing == "ended" and not self.closed:
             return "ok"
-        refusal = self.cannot_send()
-        if refusal is not None:
-            return refusal
+        if self.sending and self.waits("end"):
+            return "busy"  # with that, which will end our side
+        return self.cannot_send() or self.end_now()
+
+    def end_now(self) -> Outcome:
         if self.reset:
             self.lose()
             return "broken"
@@ -252,7 +255,7 @@ class Model:
         if self.writing == "torn":  # a clean end would pass off a piece as the whole
             self.abort()
             return "ok"
-        return self.send_eof()
+        return self.end_now()
 
     # --- ending
 
@@ -262,7 +265,7 @@ class Model:
         ends = self.closed or (self.noticed and not self.half_open)
         if ends and self.writing == "torn":
             self.drop()
-            self.over = "resolved" if self.closed else "rejected"
+            self.over = "rejected"
         elif ends:
             self.end()
             self.over = "resolved"
@@ -282,9 +285,6 @@ class Model:
 
     def end(self) -> None:
         """End our side: the peer sees that behind all we sent."""
-        if self.tls and self.writing != "ended" and self.fetched > 1:
-            ends = [at + 1 for at, byte in enumerate(self.inbox) if byte == ord(",")]
-            self.joined = max(ends[: self.fetched], default=0)
         self.writing = "ended"
         if self.then == "more":
             self.then = "end"
@@ -295,7 +295,7 @@ class Model:
         """Reset the connection: there is nothing to be received any more either."""
         self.dropped = True
         self.writing = "broken"
-        self.inbox, self.joined, self.fin, self.reset = b"", 0, False, True
+        self.inbox, self.fin, self.reset = b"", False, True
         if self.then == "more":
             self.then = "reset"
 
@@ -308,9 +308,15 @@ class Model:
         self.drop()
         self.over = "rejected"
 
+    @property
+    def lost_unseen(self) -> bool:
+        """Whether the connection was reset and we do not know it, as far as that can be told."""
+        return self.reset and (not self.over or self.lingers)
+
     def lose(self) -> None:
         """We know of the reset now. What arrived before it can still be read."""
-        self.over = self.over or "rejected"
+        if not self.over or self.lingers:
+            self.over = "rejected"
         if self.writing != "ended":
             self.writing = "broken"
 
@@ -322,7 +328,6 @@ class Model:
         return self.made and self.over is None and not self.reset
 
     def peer_sends(self, data: bytes) -> None:
-        """A message that ends with a comma, which is in none before; a record of its own."""
         if self.listening:
             self.inbox += data
 
@@ -334,6 +339,8 @@ class Model:
         self.peer = "gone"
         # After both ends there is no connection left to reset; but those of TLS leave TCP open.
         if self.listening and (self.tls or not (self.fin and self.then == "end")):
+            self.reset = True
+        if self.lingers:  # the peer may have acknowledged our end before that, or not
             self.reset = True
 
     def peer_closes(self) -> None:
@@ -359,7 +366,24 @@ class Model:
         """What the peer can still read, at most; all of it but for ``piece`` will be there."""
         return (self.sent + self.piece)[self.taken :]
 
+    @property
+    def end_waits_for_room(self) -> bool:
+        """Whether our end may find no room behind a send, and nobody who is to wait for it.
+
+        It is the peer's end that makes it, and TLS has to say it; who awaits ``closed`` does.
+        """
+        return self.tls and self.sending and self.noticed and not self.half_open
+
     # --- what is left
+
+    @property
+    def lingers(self) -> bool:
+        """Whether both directions have ended, but maybe nobody has seen that to its end.
+
+        The peer has yet to acknowledge our end, and there is no task of the socket's own: who
+        awaits ``closed``, or closes, waits for that.
+        """
+        return self.over == "resolved" and not self.closed
 
     @property
     def released(self) -> bool | None:
@@ -370,4 +394,4 @@ class Model:
         if not self.over:
             return False
         reading = not (self.closed or self.stopped or self.noticed or self.dropped)
-        return None if self.over == "rejected" and reading else True
+        return None if self.lingers or (self.over == "rejected" and reading) else True

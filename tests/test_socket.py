@@ -323,6 +323,19 @@ async def test_peer_ends_in_default_mode() -> None:
         assert raw(socket).fileno() == -1
 
 
+async def test_an_empty_send_sends_nothing_and_breaks_nothing() -> None:
+    """Over TLS as well, where nothing is no record: see test_tls_transport.py."""
+    async with connected() as (socket, peer):
+        await peer.send(b"last words")
+        peer.rst()
+        arrived(socket, select.POLLERR)
+        await socket.send(b"")
+        assert not socket.closed.done()
+        assert await socket.receive() == b"last words"
+        with pytest.raises(BrokenError):
+            await socket.receive()
+
+
 async def test_peer_ends_in_half_open_mode() -> None:
     async with connected(half_open=True) as (socket, peer):
         peer.fin()
