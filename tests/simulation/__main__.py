@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import random
 import sys
 import time
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     hunt.add_argument("numbers", type=int, nargs="*", help="only these")
     hunt.add_argument("--seconds", type=float, default=60.0, help="how long each may take")
     given = parser.parse_args(arguments)
+    logging.getLogger("anyio_connect").addHandler(logging.NullHandler())  # the story is enough
     if given.command == "run":
         names = SCHEDULERS if given.scheduler == "all" else (given.scheduler,)
         seed = random.randrange(1_000_000_000) if given.seed is None else given.seed

@@ -13,9 +13,14 @@ from pathlib import Path
 import anyio_connect
 
 from .broken import BROKEN, Broken
+from .known import unknown
+from .plan import plan
+from .run import execute
 from .schedulers import SCHEDULERS
 
 _TESTS = Path(__file__).parent.parent
+#: How many histories one process runs before another scheduler has its turn.
+_AT_ONCE = 400
 
 
 def hunt_all(numbers: list[int], seconds: float) -> bool:
@@ -37,9 +42,9 @@ def _hunt(number: int, broken: Broken, seconds: float) -> bool:
 def hunt(broken: Broken, seconds: float) -> tuple[str | None, str]:
     """Run histories with that fault in a copy of the package, on each scheduler in turn.
 
-    Returns the scheduler on which it showed, and as what.
+    Returns the scheduler on which it showed, and as what. A history that is wrong without the
+    fault as well does not count.
     """
-    output = ""
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder, anyio_connect.__name__)
         shutil.copytree(
@@ -48,32 +53,39 @@ def hunt(broken: Broken, seconds: float) -> tuple[str | None, str]:
             ignore=shutil.ignore_patterns("__pycache__"),
         )
         broken.put_into(package)
-        paths = [folder, str(_TESTS), *(path for path in sys.path if path)]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         give_up = time.monotonic() + seconds
-        count, seed = 250, 0
+        seeds = dict.fromkeys(broken.schedulers or SCHEDULERS, 0)
         while time.monotonic() < give_up:
-            for scheduler in broken.schedulers or SCHEDULERS:
-                command = [sys.executable, "-m", "simulation", "run", scheduler, "--first"]
-                command += [f"--seed={seed}", f"--count={count}"]
+            for scheduler, first in seeds.items():
                 try:
-                    done = subprocess.run(
-                        command,
-                        env=env,
-                        cwd=folder,
-                        capture_output=True,
-                        text=True,
-                        timeout=max(1.0, give_up - time.monotonic()),
-                        check=False,
-                    )
+                    seed, output = _run(folder, scheduler, first, give_up - time.monotonic())
                 except subprocess.TimeoutExpired:
                     return None, "nothing in time"
-                output = done.stdout + done.stderr
-                if done.returncode and not done.stdout:
-                    raise RuntimeError(f"with {broken.what!r} nothing can be run:\n{output}")
-                if done.returncode:
-                    lines = [line for line in output.splitlines() if "(known)" not in line]
-                    return scheduler, lines[-1].strip()
-            seed += count
-            count *= 2
-    return None, output
+                seeds[scheduler] = seed + 1
+                if output and not unknown(execute(plan(seed), scheduler).faults):
+                    return scheduler, output
+    return None, "nothing in time"
+
+
+def _run(folder: str, scheduler: str, first: int, seconds: float) -> tuple[int, str]:
+    """Run so many histories of the package there: the last one's seed, and what was wrong."""
+    paths = [folder, str(_TESTS), *(path for path in sys.path if path)]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "simulation", "run", scheduler, "--first"),
+            *(f"--seed={first}", f"--count={_AT_ONCE}"),
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=max(1.0, seconds),
+        check=False,
+    )
+    if not done.returncode:
+        return first + _AT_ONCE - 1, ""
+    lines = [line.strip() for line in done.stdout.splitlines()[1:] if "(known)" not in line]
+    if not lines:
+        raise RuntimeError(f"nothing can be run:\n{done.stdout}{done.stderr}")
+    seed = lines[0].partition(f"replay {scheduler} ")[2].partition(" ")[0]
+    return int(seed), lines[0]

@@ -137,8 +137,9 @@ def _is_as_it_should_be(world: World, party: Party, end: End) -> None:
     sending = any(c.kind in (*_SENDING, "pipe") and c.pending for c in world.calls)
     ended = _done(world, party, sock, "send_eof", "w.aclose")
     stopped = _done(world, party, sock, "r.aclose")
-    over = sock.closed.done()
-    if sock.opened.done() and not tls and not sending and not over:
+    # What lingers goes on only while somebody waits for it.
+    watched = any(c.kind == "closed" and c.pending for c in calls)
+    if sock.opened.done() and not tls and not sending and watched and not sock.closed.done():
         if stopped and ended:
             world.fault("open though we ended both directions", repr(sock))
         if ends and (ended or not half_open(world, party)):
@@ -248,13 +249,30 @@ def _got_what_was_sent(world: World, party: Party, end: End, peer: Peer) -> None
             continue
         if not sent.startswith(received):
             world.fault("what was received was never sent so", tls)
-        clean = (peer.fin_wanted or peer.closed) and sent == received
+        # Over TLS only close_notify is an end.
+        clean = (peer.fin_wanted or (peer.closed and not tls)) and sent == received
         if ends and not clean:
             if not (peer.reset_sent or end.got_reset):
                 world.fault("an early end of stream", tls)
             elif not peer.fin_wanted:
                 world.fault("a reset was told as the end of stream", tls)
     ended = ("abort", "close", "r.aclose", "start_tls", "w.aclose", "pipe")
+    for call in world.calls:
+        if (
+            call.party is party
+            and call.kind == "receive"
+            and call.how == "BrokenError"
+            and not party.tls(party.last)
+            and not any(
+                other.kind in ended
+                and (other.party is party or other.kind == "pipe")
+                and _later(call.over, other.begun)
+                for other in world.calls
+            )
+            and call.told < end.delivered
+        ):
+            world.fault("a receive told of a reset before all data was received", call)
+            break
     if (
         party.drained
         and not party.tls(party.last)
@@ -311,7 +329,10 @@ def _peer_got_what_was_sent(world: World, party: Party, end: End, peer: Peer) ->
         if error is not None:
             if "aborted on our side" in str(error) and how == "eof":
                 world.fault("what was aborted ended cleanly")
-            if unforced and not end.got_reset and not peer.reset_sent:
+            if "close_timeout" in str(error):
+                if not any(s.kind == "p.stop" for s in world.plan.steps):
+                    world.fault("close() gave up though the peer reads", repr(error))
+            elif unforced and not end.got_reset and not peer.reset_sent:
                 world.fault("closed was rejected for nothing", repr(error))
         ended = [c for c in calls if c.kind == "send_eof" and c.how == "ok" and c.tls == tls]
         if (
@@ -350,6 +371,15 @@ def _piped(world: World) -> None:
     if not sent.startswith(got):
         world.fault("what came out of a pipe was never sent so")
     enders = ("send_eof", "w.aclose", "close", "abort")
+    if (
+        pipe.how == "BrokenError"
+        and from_link[0].got_reset
+        and "prevent_abort" not in pipe.step.flags
+        and peer.ended[into.tls(into.last)] == "eof"
+        and not (peer.fin_wanted or peer.closed)
+        and not any(c.party is into and c.kind in enders for c in world.calls)
+    ):
+        world.fault("a pipe whose source broke ended cleanly")
     if got == sent or any(c.party is into and c.kind in enders for c in world.calls):
         return
     clean = peer.ended[into.tls(into.last)] == "eof"

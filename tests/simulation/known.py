@@ -22,47 +22,6 @@ class Known:
 
 KNOWN: tuple[Known, ...] = (
     Known(
-        "a loss: data came after close()",
-        "close() does not linger until the peer has acknowledged everything",
-        Plan(
-            subjects=(Subject(),),
-            steps=(
-                Step(0, "send", size=9000),
-                Step(1, "opened", seconds=0.0005),
-                Step(2, "close"),
-                Step(3, "p.send"),
-            ),
-            buffers=(16384, 16384, 16384, 4096),
-            jitter=0.01,
-        ),
-    ),
-    Known(
-        "close() hangs",
-        "it waits for a send, and that for a dial that never ends",
-        Plan(subjects=(Subject(routes=(Route("silent"),)),), steps=(Step(28, "w.aclose"),)),
-    ),
-    Known(
-        "close() hangs",
-        "it waits for a send that makes no progress",
-        Plan(
-            subjects=(Subject(),),
-            steps=(
-                Step(7, "opened", seconds=1.5),
-                Step(9, "p.stop"),
-                Step(17, "send", size=150_000, seconds=1.5),
-                Step(36, "close"),
-            ),
-        ),
-    ),
-    Known(
-        "a wait for closed was not woken",
-        "it makes the connection, and goes on with that after start_tls()",
-        Plan(
-            subjects=(Subject("starttls", routes=(Route("silent"),)),),
-            steps=(Step(6, "closed", turns=2), Step(24, "start_tls")),
-        ),
-    ),
-    Known(
         "a due cancellation was lost: receive",
         "data that comes in the same turn is taken",
         Plan(
@@ -93,6 +52,40 @@ MENDED: tuple[Plan, ...] = (
     Plan(
         subjects=(Subject("starttls", routes=(Route("silent"),), task_group=True),),
         steps=(Step(8, "start_tls"),),
+    ),
+    # close() did not linger until the peer had acknowledged everything.
+    Plan(
+        subjects=(Subject(),),
+        steps=(
+            Step(0, "send", size=9000),
+            Step(1, "opened", seconds=0.0005),
+            Step(2, "close"),
+            Step(3, "p.send"),
+        ),
+        buffers=(16384, 16384, 16384, 4096),
+        jitter=0.01,
+    ),
+    # close() waited for a send that waited for a dial that never ended.
+    Plan(subjects=(Subject(routes=(Route("silent"),)),), steps=(Step(28, "w.aclose"),)),
+    # close() waited for a send that made no progress.
+    Plan(
+        subjects=(Subject(),),
+        steps=(
+            Step(7, "opened", seconds=1.5),
+            Step(9, "p.stop"),
+            Step(17, "send", size=150_000, seconds=1.5),
+            Step(36, "close"),
+        ),
+    ),
+    # abort() of a TLS socket that had not begun ended the plain connection cleanly.
+    Plan(
+        subjects=(Subject("starttls"),),
+        steps=(Step(22, "send", turns=3), Step(24, "start_tls"), Step(25, "abort")),
+    ),
+    # A wait for `closed` went on making the connection after start_tls().
+    Plan(
+        subjects=(Subject("starttls", routes=(Route("silent"),)),),
+        steps=(Step(6, "closed", turns=2), Step(24, "start_tls")),
     ),
     # pipe_to() looked at its destination only when it had a chunk for it.
     Plan(

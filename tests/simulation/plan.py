@@ -9,7 +9,7 @@ from typing import Literal, get_args
 Secure = Literal["off", "on", "starttls"]
 #: What a host does with a connection attempt. "lost": an error comes back (ICMP).
 Answer = Literal["serve", "refuse", "silent", "lost", "no way"]
-Profile = Literal["mixed", "streaming", "dialling", "race", "slots", "listen", "pipe"]
+Profile = Literal["mixed", "streaming", "dialling", "race", "slots", "listen", "pipe", "rough"]
 
 #: The addresses of a name, in the order in which they are used.
 ADDRESSES = ("10.0.0.2", "fd00::2", "10.0.0.3", "fd00::3")
@@ -105,13 +105,14 @@ _ENDS = (
     *("send_eof", "w.aclose", "r.aclose", "close", "abort", "start_tls"),
     *("p.fin", "p.reset", "p.close"),
 )
-_PIPING = {"pipe": 6.0, "send": 0.0}
+_PIPING = {"pipe": 3.0, "send": 0.0, "p.send": 16.0, "p.reset": 2.0, "cancel": 3.0}
+_ROUGH = {"p.reset": 5.0, "p.close": 3.0, "p.send": 16.0, "close": 3.0, "w.aclose": 0.5}
 
 
 def plan(seed: int) -> Plan:
     """The history of that seed."""
     rng = random.Random(seed)
-    profile: Profile = rng.choices(get_args(Profile), (20, 16, 16, 12, 12, 12, 12))[0]
+    profile: Profile = rng.choices(get_args(Profile), (16, 14, 16, 12, 10, 10, 12, 10))[0]
     subjects = _subjects(rng, profile)
     return Plan(
         seed,
@@ -148,7 +149,8 @@ def _subject(rng: random.Random, profile: Profile) -> Subject:
     weights = (40, 20, 20, 10, 10) if profile == "race" else (90, 3, 5, 1, 1)
     delays = (0.0, 0.0, 0.001, 0.3, 1.0)
     if profile in ("dialling", "race"):
-        delays = (0.003, 0.01, 0.24, 0.25, 0.3)
+        # Together with the delay between two attempts, some come to the same.
+        delays = (0.005, 0.05, 0.25, 0.255, 0.3)
     return Subject(
         secure,
         half_open=rng.random() < 0.6,
@@ -166,6 +168,8 @@ def _steps(
     weights = dict(_WEIGHTS)
     if profile == "pipe":
         weights.update(_PIPING)
+    if profile == "rough":
+        weights.update(_ROUGH)
     if profile == "listen":
         weights.update({"knock": 6.0, "l.close": 0.4})
     kinds = [*weights]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import math
 import random
 import socket
 import sys
@@ -33,6 +34,8 @@ _LISTENER = ("10.0.0.1", 99)
 #: How long nothing happens before all is taken to be quiet, in seconds.
 _QUIET = 50.0
 _PATIENCE = 1000.0
+#: How far apart the moments are at which a server answers, in seconds.
+_TICK = 0.005
 
 
 def execute(plan: Plan, scheduler: str) -> World:
@@ -63,6 +66,11 @@ def _family(address: str) -> tuple[int, str]:
     return (socket.AF_INET6 if ":" in address else socket.AF_INET), address
 
 
+def _tick(when: float) -> float:
+    """The next of so many moments: so that attempts that began apart succeed at once."""
+    return math.ceil(when / _TICK - 1e-6) * _TICK
+
+
 class _Server:
     """What answers at one address of a socket's target."""
 
@@ -76,7 +84,7 @@ class _Server:
         network = self._history.world.network
         judge.dialled(self._history.world, client)
         if answer == "serve":
-            network.later(delay, self._serve, client)
+            network.at(_tick(network.now + delay), self._serve, client)
         elif answer == "refuse":
             network.later(delay + client.wire.delay, client.refuse, errno.ECONNREFUSED)
         elif answer == "lost":
@@ -374,6 +382,7 @@ class _History:
                         world.fault(f"a foreign error: {call.kind}: {call.how}", text[-2000:])
                 finally:
                     call.over = world.tick()
+                    call.told = len(call.party.received[call.tls])
                     note("end", call.kind, call.number, call.how, call.received or "")
         except asyncio.CancelledError:
             if not call.native:

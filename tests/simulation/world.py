@@ -34,6 +34,7 @@ class Call:
     #: It was cancelled while there was nothing for it to do: so it has to be cancelled.
     idle_when_cancelled: bool = False
     received: int = 0
+    told: int = 0  #: how much its socket had received in all when it ended
 
     @property
     def kind(self) -> str:
