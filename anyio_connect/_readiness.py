@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from weakref import ref
 
 import anyio
-from anyio.lowlevel import RunVar, checkpoint, current_token
+from anyio.lowlevel import RunVar, checkpoint, checkpoint_if_cancelled, current_token
 
 if TYPE_CHECKING:  # which event loop there is, is decided when it runs
     import asyncio
@@ -68,7 +68,8 @@ class Readiness(Protocol):
     async def readable(self, attempt: Attempt) -> None:
         """Wait until there is something to receive, or an end, or an error.
 
-        ``attempt`` may be called then, outside of any task, until it returns True.
+        ``attempt`` may be called then, outside of any task, until it returns True. What it took
+        stays with it where a cancellation, which is due by then, is raised.
 
         :raises anyio.ClosedResourceError: :meth:`stop_reading` or :meth:`close` was called
         """
@@ -123,6 +124,7 @@ def readiness(sock: socket.socket) -> Readiness:
             low.wait_writable,
             low.notify_closing,
             trio.ClosedResourceError,
+            low.checkpoint_if_cancelled,
             (low.checkpoint_if_cancelled, low.cancel_shielded_checkpoint),
             closes_at_once=True,
         )
@@ -137,6 +139,7 @@ def by_anyio(sock: socket.socket) -> TaskReadiness:
         anyio.wait_writable,
         anyio.notify_closing,
         anyio.ClosedResourceError,
+        checkpoint_if_cancelled,
     )
 
 
@@ -149,6 +152,7 @@ class TaskReadiness:
         "_closing_error",
         "_notify_closing",
         "_pause",
+        "_raise_if_cancelled",
         "_sock",
         "_stopped",
         "_wait_readable",
@@ -166,6 +170,7 @@ class TaskReadiness:
         wait_writable: Callable[[socket.socket], Awaitable[None]],
         notify_closing: Callable[[socket.socket], None],
         closing_error: type[Exception],
+        raise_if_cancelled: Pause,
         pauses: tuple[Pause, Pause | None] = (checkpoint, None),
         *,
         closes_at_once: bool = False,
@@ -177,6 +182,7 @@ class TaskReadiness:
         self._wait_writable = wait_writable
         self._notify_closing = notify_closing
         self._closing_error = closing_error
+        self._raise_if_cancelled = raise_if_cancelled
         self._pause, self.leave = pauses
         self._stopped = False
         self._closed = False
@@ -198,6 +204,8 @@ class TaskReadiness:
             pass
         finally:
             self._left()
+        # The cancellation may have come after the task was woken, and before it runs.
+        await self._raise_if_cancelled()
         if self._stopped:
             raise anyio.ClosedResourceError
 
@@ -332,6 +340,9 @@ class LoopReadiness:
             self._reading = self._attempt = None
             if not self._stays:
                 self._unregister()
+        if self._deadline() == -math.inf:
+            # It came too late to be raised by the wait, or was due before that.
+            await checkpoint_if_cancelled()
         if self._stopped:
             raise anyio.ClosedResourceError
 

@@ -168,6 +168,35 @@ async def test_what_comes_in_the_turn_of_the_end_is_left_to_be_received(
         assert await source.receive() == b"no turn of the loop in between"
 
 
+@pytest.mark.parametrize("first", ["end", "data"])
+async def test_what_arrives_together_with_the_end_is_sent_or_left(first: str) -> None:
+    """The loop tells both tasks, that of the pipe and that which hears the end, in one turn."""
+    async with (
+        connected() as (source, sender),
+        connected() as (sink, receiver),
+        anyio.create_task_group() as group,
+    ):
+
+        async def hear() -> None:
+            with pytest.raises(anyio.EndOfStream):
+                await sink.receive()
+
+        piping = Piping(source, sink, prevent_cancel=True)
+        group.start_soon(piping)
+        group.start_soon(hear)
+        await anyio.wait_all_tasks_blocked()
+        if first == "data":
+            sender.sock.send(b"precious")
+        receiver.fin()
+        if first == "end":
+            sender.sock.send(b"precious")
+        assert isinstance(await piping.wait(), ClosedError)
+        got = await receiver.receive_all()
+        if not got:
+            got = await source.receive()
+        assert got == b"precious"
+
+
 async def test_closing_the_destination_lets_the_chunk_on_its_way_arrive() -> None:
     async with (
         connected() as (source, sender),

@@ -129,6 +129,74 @@ async def test_a_cancellation_that_is_due_is_raised_each_time() -> None:
         assert await peer.receive_all() == b"x"
 
 
+async def once_waited(socket: Socket, peer: Peer) -> None:
+    """On asyncio it stays registered with the event loop from then on."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(socket.receive)
+        await anyio.wait_all_tasks_blocked()
+        await peer.send(b"first")
+
+
+async def test_a_receive_that_begins_cancelled_leaves_what_comes_in_its_turn() -> None:
+    async with connected() as (socket, peer):
+        await once_waited(socket, peer)
+        scope = anyio.CancelScope()
+        scope.cancel()
+
+        async def receive() -> None:
+            with scope:
+                await socket.receive()
+                pytest.fail("data came before the cancellation")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(receive)
+            peer.sock.send(b"second")
+            arrived(socket)
+        assert scope.cancelled_caught
+        assert await socket.receive() == b"second"
+
+
+async def test_a_receive_that_begins_cancelled_leaves_what_the_loop_has_yet_to_tell() -> None:
+    async with connected() as (socket, peer):
+        await once_waited(socket, peer)
+        with anyio.CancelScope() as scope:
+            peer.sock.send(b"second")
+            arrived(socket)
+            await checkpoint()  # made ready before the loop looks at sockets, it runs first
+            scope.cancel()
+            await socket.receive()
+            pytest.fail("data came before the cancellation")
+        assert await socket.receive() == b"second"
+
+
+async def test_a_cancellation_comes_before_data_for_a_task_that_was_woken() -> None:
+    """Another task has learnt something in that turn, and cancels this one."""
+    async with connected() as (socket, peer), connected() as (other, hint):
+        scope = anyio.CancelScope()
+        got: list[bytes] = []
+
+        async def receive() -> None:
+            with scope:
+                got.append(await socket.receive())
+
+        async def cancel() -> None:
+            await other.receive()
+            scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(receive)
+            group.start_soon(cancel)
+            await anyio.wait_all_tasks_blocked()
+            hint.sock.send(b"x")
+            peer.sock.send(b"data")
+            arrived(socket)
+            arrived(other)
+        # Whoever ran first: nothing is lost.
+        assert got == ([] if scope.cancelled_caught else [b"data"])
+        if not got:
+            assert await socket.receive() == b"data"
+
+
 # --- waiting
 
 
