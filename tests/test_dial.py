@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import select
@@ -10,7 +11,7 @@ import sys
 import time
 import types
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -777,3 +778,69 @@ async def test_what_is_no_exception_passes(
 async def test_a_link_local_address_needs_a_zone() -> None:
     with pytest.raises(ConnectError, match=r"needs a zone, .* like '\[fe80::1%eth0\]:80'"):
         await connect("[fe80::1]:80").opened
+
+
+# --- given up in the very turn in which it gets through
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["by scope", "by task.cancel()"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_dial_that_is_cancelled_as_it_connects_leaves_nothing(
+    count: int,
+    moment: str,
+    native: bool,
+    resolver: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    anyio_backend_name: str,
+) -> None:
+    """At the n-th wait for a socket: before it, or when the socket is connected."""
+    if native and anyio_backend_name == "trio":
+        return  # it has none
+    connector = Connector(LOCAL, happy_eyeballs_delay=0, max_connections=1)
+    real, waits, number = anyio.wait_writable, 0, 0
+    scope = anyio.CancelScope()
+    task: Any = None
+
+    async def wait_writable(sock: stdlib.socket) -> None:
+        nonlocal waits
+        waits += 1
+        mine = waits == number
+        if mine and moment == "before":
+            give_up()
+        await real(sock)
+        if mine and moment == "after":
+            give_up()
+
+    def give_up() -> None:
+        if native:
+            task.cancel()
+        else:
+            scope.cancel()
+
+    async def dial(socket: Socket) -> None:
+        nonlocal task
+        if native:
+            task = asyncio.current_task()
+        with scope, suppress(asyncio.CancelledError) if native else nullcontext():
+            await socket.opened
+
+    monkeypatch.setattr(anyio, "wait_writable", wait_writable)
+    async with listening() as one, listening() as two:
+        addresses = [one.address, two.address, refusing_address()]
+        resolver["host.test"] = addresses[:count]
+        for number in range(1, count + 1):
+            waits, task = 0, None
+            scope = anyio.CancelScope()
+            socket = connector.connect("host.test:1")
+            async with anyio.create_task_group() as group:
+                group.start_soon(dial, socket)
+            assert waits >= min(number, 2)  # with one that gets through, there may be no third
+            if socket.opened.done():  # that race was over
+                assert socket.opened.exception() is None
+            else:
+                waits = -100
+                with anyio.fail_after(10):
+                    await socket.opened  # the next one to ask begins anew, with the slot
+            await socket.close()
+            assert socket.closed.exception() is None
