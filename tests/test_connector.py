@@ -756,6 +756,45 @@ async def test_one_look_serves_all_who_queue_up_together(
         group.cancel_scope.cancel()
 
 
+def test_holders_in_another_event_loop_are_not_looked_at(
+    anyio_backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That would be to work with a socket from a thread which it does not belong to."""
+    name, options = anyio_backend
+    connector = Connector(max_connections=2)
+    held, over = threading.Event(), threading.Event()
+    looked: list[Connection] = []
+
+    async def look(connection: Connection) -> None:
+        looked.append(connection)
+
+    async def hold(address: tuple[str, int]) -> None:
+        async with connector.connect(address):
+            held.set()
+            over.wait(60)
+
+    async def main(address: tuple[str, int]) -> None:
+        async with connector.connect(address) as socket:
+            with pytest.raises(ConnectTimeoutError):
+                await connector.connect(address, connect_timeout=0.05).opened
+            assert looked == [socket._connection]
+
+    def run(function: Any, address: tuple[str, int]) -> None:
+        anyio.run(function, address, backend=name, backend_options=options)
+
+    monkeypatch.setattr(Connection, "look", look)
+    with stdlib.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        thread = threading.Thread(target=run, args=(hold, address))
+        thread.start()
+        try:
+            assert held.wait(60)
+            run(main, address)
+        finally:
+            over.set()
+            thread.join(60)
+
+
 async def test_cancelled_while_it_looks_it_leaves_the_queue() -> None:
     for switches in range(8):
         async with held(2) as (connector, pairs, listener):
@@ -799,10 +838,12 @@ def test_a_forked_child_has_nobody_in_its_queue_and_no_lock_taken() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(waiting.acquire)
             await turns()
-            with pool.lock:  # as another thread may have it just then
+            with pool.lock:  # as another thread may have it just then, in the midst of its work
+                pool.free -= 1
                 pid = os.fork()
                 if not pid:
                     run_child()
+                pool.free += 1
             group.cancel_scope.cancel()
         return pid
 
