@@ -20,7 +20,17 @@ from ._copies import fresh
 from ._linger import outstanding, wait_arrival
 from ._readiness import Pause, Readiness, readiness
 from ._transport import DEFAULT_MAX_BYTES, DISCARD_READS, Transport
-from ._watch import CAN_WATCH, ERR, RDHUP, Watch, events_of, unwatch
+from ._watch import (
+    CAN_WATCH,
+    CAN_WATCH_ALL,
+    ERR,
+    IN,
+    OUT,
+    RDHUP,
+    Watch,
+    events_of,
+    unwatch,
+)
 
 #: Who last found less than this, in bytes, has most likely taken all there is for now.
 _LITTLE = 8192
@@ -68,6 +78,7 @@ class TCPTransport(Transport):
         self._sock = sock
         self._closed = False
         self._ended = False  # our end has gone out
+        self._over = False  # nothing can come any more
         self._talks = False  # the peer says something while we close
         self._waits = 0  # how often a send had to wait for room, and got it
         self._ready = ready or readiness(sock)
@@ -272,9 +283,21 @@ class TCPTransport(Transport):
         if self._closed:
             raise anyio.ClosedResourceError
         if not self._ended:
-            await self._ready.writable()
+            await self._wait_room()
         else:
             await wait_arrival(self._sock, delivered=True)
+
+    async def _wait_room(self) -> None:
+        """Wait for room, or for more to throw away: the peer may take nothing before that."""
+        if self._over or not CAN_WATCH_ALL:
+            await self._ready.writable()
+        else:
+            with Watch(self._sock, IN | OUT | RDHUP) as watch:
+                await watch.wait()
+
+    def discard(self) -> bool:
+        self._over = self._over or self._discard() is _Found.OVER
+        return not self._over
 
     async def let_go(self) -> bool:
         if self._closed:

@@ -746,17 +746,24 @@ class TLSTransport(Transport):
         await self._transport.aclose()
 
     async def finish(self) -> bool:
-        if self._must_drop() or not self._end():
+        if self._must_drop():
             await self.abort()
             return True
+        if not self._end():
+            return False
         with suppress(*_GONE):
             self._flush_nowait()
             if self._unsent and self._error is None:
+                # A peer that finds no room for what it sends may take nothing either.
+                self._transport.discard()
                 return False
         return await self._transport.finish()
 
     async def wait_room(self) -> None:
-        await self._transport.wait_room()
+        if self._ended or self._error is not None:
+            await self._transport.wait_room()
+        else:
+            await self._negotiate()  # before that, our end cannot be written
 
     async def let_go(self) -> bool:
         if self._must_drop() or not self._end():

@@ -59,6 +59,9 @@ class _Poller(Protocol):
         ...
 
 
+#: Whether all events can be watched, or ends and errors only.
+CAN_WATCH_ALL = sys.platform == "linux"
+
 if sys.platform == "linux":
     CAN_WATCH = True
 
