@@ -776,6 +776,12 @@ class TLSTransport(Transport):
             return False
         return await self._transport.let_go()
 
+    def discard(self) -> bool:
+        self._decrypted.clear()
+        self._tell_progress()
+        # What a send reads for the engine, it would wait for in vain if it were taken from it.
+        return self._reading_to_send or super().discard()
+
     async def wait_arrival(self) -> None:
         await self._transport.wait_arrival()
 
