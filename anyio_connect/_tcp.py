@@ -200,8 +200,7 @@ class TCPTransport(Transport):
             return
         if not ready.may_go_on(len(item)):
             await ready.enter()
-        # A kernel that is given nothing to send still tells of a reset.
-        sent = self.send_nowait(item) if len(item) else 0
+        sent = self.send_nowait(item)
         if sent == len(item):
             if ready.leave is not None:
                 await ready.leave()
