@@ -368,6 +368,7 @@ async def closed(socket: Socket, _: Peer, buffer: bytearray) -> None:
     await socket.send(buffer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fail", [broken_receive, broken_send, broken_end, aborted, closed], ids=lambda f: f.__name__
 )

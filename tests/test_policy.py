@@ -648,6 +648,7 @@ def test_ports_are_found_as_if_looked_through_one_by_one(ports: list[Any], port:
     assert (AddressPolicy(allow_ports=ports).port_refusal(port) is None) == listed
 
 
+@pytest.mark.slow
 def test_a_long_list_is_not_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
     networks = [f"10.{n >> 8}.{n & 255}.0/24" for n in range(65536)]
     policy = AddressPolicy(deny=networks, deny_ports=range(1, 50000)) & AddressPolicy(

@@ -754,6 +754,7 @@ class Counting:
         return self.bio.pending
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_bytes", [1, 65536, 1 << 20])
 @pytest.mark.parametrize("between", [b"", b"x"], ids=["", "with data between"])
 async def test_key_updates_keep_the_event_loop_no_longer_than_others_do(
