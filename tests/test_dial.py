@@ -8,10 +8,11 @@ import os
 import select
 import socket as stdlib
 import sys
+import threading
 import time
 import types
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +32,7 @@ from anyio_connect import (
     Socket,
     SocketError,
     _dial,
+    _threads,
     connect,
 )
 from anyio_connect._transport import ForeignTransport
@@ -845,3 +847,65 @@ async def test_a_dial_that_is_cancelled_as_it_connects_leaves_nothing(
                     await socket.opened  # the next one to ask begins anew, with the slot
             await socket.close()
             assert socket.closed.exception() is None
+
+
+# --- lookups that hang
+
+
+@contextmanager
+def silent_dns(monkeypatch: pytest.MonkeyPatch, *, threads: int) -> Iterator[list[str]]:
+    """A system's resolver that never answers, but for one name; yields what it was asked."""
+    asked: list[str] = []
+    go_on, ended = threading.Event(), threading.Semaphore(0)
+    real = stdlib.getaddrinfo
+
+    def getaddrinfo(host: bytes, *args: Any, **options: Any) -> Any:
+        if options.get("flags"):  # is it a number?
+            return real(host, *args, **options)
+        asked.append(host.decode())
+        if not host.startswith(b"silent"):
+            return real("127.0.0.1", *args, **options)
+        try:
+            go_on.wait(60)
+            raise OSError("no answer")
+        finally:
+            ended.release()
+
+    monkeypatch.setattr(stdlib, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_dial, "_lookups", _threads.Threads("look up names", threads))
+    try:
+        yield asked
+    finally:
+        go_on.set()
+        for name in asked:
+            assert not name.startswith("silent") or ended.acquire(timeout=60)
+
+
+async def test_a_lookup_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    with silent_dns(monkeypatch, threads=3):
+        async with listening() as listener:
+            for _ in range(2):
+                with pytest.raises(ConnectTimeoutError, match="the name was not resolved within"):
+                    await connect("silent.test:1", connect_timeout=0.05).opened
+            async with connect(f"host.test:{listener.address[1]}") as socket:
+                assert (await socket.opened).remote_address == "{}:{}".format(*listener.address)
+
+
+async def test_when_all_lookups_hang_another_fails_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_threads, "_HANGS_ABANDONED", 0)
+    with silent_dns(monkeypatch, threads=2) as asked:
+        for _ in range(2):
+            with pytest.raises(ConnectTimeoutError):
+                await connect("silent.test:1", connect_timeout=0.05).opened
+        socket = connect("host.test:1")
+        with pytest.raises(ResolveError, match="all 2 threads that look up names hang") as caught:
+            await socket.opened
+        assert str(caught.value).startswith("cannot resolve 'host.test'")
+        assert isinstance(socket.closed.exception(), ResolveError)
+    assert asked == ["silent.test"] * 2
+
+
+def test_there_may_be_64_lookups_at_a_time() -> None:
+    assert _dial._lookups.limit == 64
