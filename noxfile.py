@@ -73,8 +73,12 @@ MUTATED = {
     "_tls": "tests/test_tls_transport.py tests/test_tls_handshake.py tests/test_trio_checks.py "
     "tests/test_faults.py::test_no_descriptor_for_the_authorities",
     "_connection": "tests/test_socket.py tests/test_start_tls.py tests/test_tls_transport.py "
-    "tests/test_cancellation.py tests/test_model.py",
+    "tests/test_cancellation.py tests/test_simulation.py::test_random_histories "
+    "tests/test_simulation.py::test_mended_faults_stay_away",
 }
+
+#: The same histories for each mutant.
+SAME_HISTORIES = {"SIMULATION_SEED": "0", "SIMULATION_COUNT": "800"}
 
 #: Changes that make no difference, or none that a test could see: `|` in an annotation, and an
 #: order asked of what is compared by `is`.
@@ -166,6 +170,20 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def simulate(session: nox.Session) -> None:
+    """Run many random histories on the simulated network: see tests/simulation.
+
+    Arguments choose what else it does: ``nox -s simulate -- run trio --seed 0 --count 20000``,
+    ``-- replay asyncio 1234 --shrink``, ``-- hunt`` (which finds faults put in by hand).
+    """
+    session.install(".", *group("test"))
+    session.env["PYTHONPATH"] = str(ROOT / "tests")
+    # Not from the root, where Python would import the work tree instead of the package installed.
+    with session.chdir(session.create_tmp()):
+        session.run("python", "-m", "simulation", *(session.posargs or ["run"]))
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """Report what the last `every` covered, and fail if that is too little."""
     session.install(*group("test"))
@@ -244,6 +262,7 @@ def mutants(session: nox.Session) -> None:
     tmp = Path(session.create_tmp()).resolve()
     explained = survivors_explained((ROOT / "tests" / "MUTANTS.md").read_text(encoding="utf-8"))
     surprises: list[str] = []
+    session.env.update(SAME_HISTORIES)
     with session.chdir(tmp), breakers(session, tmp) as urls:
         for module in modules:
             found = mutate(session, module, urls)
@@ -258,7 +277,8 @@ def mutants(session: nox.Session) -> None:
 def breakers(session: nox.Session, tmp: Path) -> Iterator[list[str]]:
     """Run a process for each core, which breaks and tests a copy of its own; give addresses."""
     # Their tests are of this session's environment, and so is the command.
-    env = {**os.environ, "PATH": os.pathsep.join([session.bin, os.environ["PATH"]])}
+    path = os.pathsep.join([session.bin, os.environ["PATH"]])
+    env = {**os.environ, **SAME_HISTORIES, "PATH": path}
     urls = []
     with ExitStack() as stack:
         for number in range(os.cpu_count() or 1):

@@ -6,43 +6,62 @@ replays it.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import random
+import select
+import shutil
+import socket
 import subprocess
 import sys
 import time
+from fnmatch import filter as matching
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="what is simulated is Linux's TCP and epoll"
-)
-if sys.platform == "linux":
-    from fnmatch import filter as matching
+import anyio_connect
 
+if sys.platform != "linux":
+    pytest.skip("what is simulated is Linux's TCP and epoll", allow_module_level=True)
+else:
+    from select import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+
+    import simulation.plan
+    from simulation.broken import BROKEN, Broken
+    from simulation.hunt import hunt
+    from simulation.kernel import Act, Real, Simulated, differences
     from simulation.known import KNOWN, MENDED, Known, unknown
+    from simulation.network import Network
     from simulation.plan import Plan, Step, Subject, plan
+    from simulation.polling import Epoll
     from simulation.run import execute
     from simulation.schedulers import SCHEDULERS
-    from simulation.shrink import command, shrink, story
-else:  # pragma: no cover
-    KNOWN, MENDED, SCHEDULERS = (), (), ()
+    from simulation.shrink import code, command, shrink, story
+    from simulation.world import World
 
 TESTS = Path(__file__).parent
-#: How much processor time random histories may take on each scheduler, in seconds.
-BUDGET = 4.0
+#: How much processor time random histories may take on each scheduler, in seconds; unless it is
+#: said which they are.
+BUDGET = 3.0
+SEED = os.environ.get("SIMULATION_SEED")
+COUNT = int(os.environ.get("SIMULATION_COUNT", "0"))
+#: Of the faults put in by hand, those that show at once.
+QUICKLY_FOUND = (4, 8)
 
 on_each_scheduler = pytest.mark.parametrize("scheduler", SCHEDULERS)
 
 
 @on_each_scheduler
 def test_random_histories(scheduler: str) -> None:
-    first = random.randrange(1_000_000_000)
+    first = random.randrange(1_000_000_000) if SEED is None else int(SEED)
     stop = time.process_time() + BUDGET
     seed = first
-    while time.process_time() < stop:
+    while (seed < first + COUNT) if COUNT else (time.process_time() < stop):
         world = execute(plan(seed), scheduler)
         if found := unknown(world.faults):
             shorter = shrink(plan(seed), scheduler, found[0], seconds=20)
@@ -55,23 +74,100 @@ def test_random_histories(scheduler: str) -> None:
     assert seed > first + 20, "hardly any history was run"
 
 
-@pytest.mark.parametrize(
-    ("known", "scheduler"),
-    [
-        pytest.param(known, scheduler, id=f"{known.fault}: {known.why}-{scheduler}")
-        for known in KNOWN
-        for scheduler in known.schedulers
-    ],
-)
-def test_known_faults_are_still_there(known: Known, scheduler: str) -> None:
-    faults = execute(known.plan, scheduler).faults
-    assert matching(faults, known.fault), "it is mended: move its history to MENDED in known.py"
+def test_known_faults_are_still_there() -> None:
+    for known in KNOWN:
+        for scheduler in known.schedulers:
+            faults = execute(known.plan, scheduler).faults
+            assert matching(faults, known.fault), (
+                f"{known.fault}, {known.why}: it is mended: move its history to MENDED in known.py"
+            )
+
+
+def test_what_is_known_is_told_from_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Known("a due cancellation was lost: *", "of no matter", Plan())
+    monkeypatch.setattr("simulation.known.KNOWN", (known,))
+    faults = ["a due cancellation was lost: send", "close() hangs", "close() hangs"]
+    assert unknown(faults) == ["close() hangs"]
 
 
 @on_each_scheduler
 @pytest.mark.parametrize("number", range(len(MENDED)))
 def test_mended_faults_stay_away(number: int, scheduler: str) -> None:
     assert not unknown(execute(MENDED[number], scheduler).faults)
+
+
+# --- the network behaves as the kernel does
+
+AMOUNTS = (1, 10, 1000, 3000)
+ACTS = (
+    *("send", "receive", "peek", "error", "shutdown", "close", "abort", "fill", "drain"),
+    *("send", "receive", "send", "receive"),  # more of these
+)
+
+
+@given(
+    st.lists(
+        st.builds(
+            Act,
+            st.sampled_from((0, 1)),
+            st.sampled_from(ACTS),
+            st.sampled_from(AMOUNTS),
+        ),
+        max_size=14,
+    )
+)
+def test_simulated_and_real_sockets_do_the_same(acts: list[Act]) -> None:
+    assert not differences(acts)
+
+
+@pytest.mark.parametrize(
+    "acts",
+    [
+        # A reset behind unread data: that can be read, then the error, once, then the end.
+        [Act(0, "send", 10), Act(0, "abort"), *[Act(1, "receive", 10)] * 3, Act(1, "send")],
+        # Closed with unread data: a reset.
+        [Act(0, "send", 10), Act(1, "send", 10), Act(1, "close"), Act(0, "receive")],
+        # After the peer's end a reset is EPIPE.
+        [Act(0, "shutdown"), Act(1, "send"), Act(0, "abort"), Act(1, "error"), Act(1, "receive")],
+        # What comes to a socket that was closed is answered with a reset.
+        [Act(0, "close"), Act(1, "send"), Act(1, "send"), Act(1, "receive")],
+        # Our end counts as a byte that is not acknowledged; both ends make it disconnected.
+        [Act(0, "shutdown"), Act(1, "shutdown"), Act(0, "shutdown"), Act(1, "error")],
+        # Room comes back when the other side reads.
+        [Act(0, "fill"), Act(1, "drain"), Act(0, "shutdown"), Act(1, "drain")],
+    ],
+)
+def test_resets_and_ends_are_as_the_kernel_does_them(acts: list[Act]) -> None:
+    assert not differences(acts)
+
+
+def unacknowledged(pair: Simulated | Real) -> int:
+    look = pair.look(0)
+    assert look is not None
+    return look.unacknowledged
+
+
+def test_an_edge_triggered_epoll_wakes_when_our_end_is_acknowledged() -> None:
+    mask = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+    seen = {}
+    for pair, epoll in ((simulated := Simulated(), None), (Real(), select.epoll())):
+        sock = pair.ends[0]
+        watch: Any = epoll or Epoll(simulated.network)
+        try:
+            watch.register(sock, mask)
+            found = [watch.poll(0), watch.poll(0)]  # it is writable; that is told once
+            sock.shutdown(socket.SHUT_WR)
+            give_up = time.monotonic() + 5
+            last: Any = []
+            while unacknowledged(pair) and time.monotonic() < give_up:
+                pair.settle()
+            for _ in range(2):
+                last.append(watch.poll(0))
+            seen[type(pair).__name__] = [[m for _, m in events] for events in (*found, *last)]
+        finally:
+            watch.close()
+            pair.close()
+    assert seen["Simulated"] == seen["Real"] == [[EPOLLOUT], [], [EPOLLOUT], []]
 
 
 # --- a seed says it all
@@ -90,6 +186,7 @@ def test_a_seed_gives_the_same_history_again(scheduler: str) -> None:
     assert digest(scheduler, seeds) == digest(scheduler, seeds), first
 
 
+@pytest.mark.slow
 @on_each_scheduler
 def test_a_seed_gives_the_same_history_in_another_process(scheduler: str) -> None:
     first = random.randrange(1_000_000_000)
@@ -121,3 +218,109 @@ def test_a_history_in_which_nothing_is_wrong_has_no_fault() -> None:
             world = execute(history, scheduler)
             assert not world.faults
             assert {call.how for call in world.calls} <= {"ok", "EndOfStream"}
+
+
+# --- what fails is told
+
+
+#: A fault that cannot be missed.
+LOSSY = Broken(
+    "a send passes ten bytes on, and drops the rest",
+    "a",
+    "_tcp",
+    "        sent = self.send_nowait(item) if len(item) else 0\n",
+    "        sent = len(item) if self.send_nowait(item[:10]) else 0\n",
+)
+
+
+def simulate(folder: Path, *arguments: str) -> str:
+    """Run the command line with the package that is there; it must find something."""
+    paths = [str(folder), str(TESTS), *(path for path in sys.path if path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "simulation", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def broken_package(tmp_path: Path) -> Path:
+    """A directory with a copy of the package in which something is wrong."""
+    source = Path(anyio_connect.__file__).parent
+    shutil.copytree(source, tmp_path / source.name)
+    LOSSY.put_into(tmp_path / source.name)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_fault_is_told_as_a_command_that_shows_it_shrunk_in_another_process(
+    broken_package: Path,
+) -> None:
+    found = simulate(broken_package, "run", "asyncio", "--first", "--seed=0", "--count=300")
+    told = next(line for line in found.splitlines() if "replay" in line)
+    replay = told.partition("python -m simulation ")[2].split()
+    once, again = (simulate(broken_package, *replay) for _ in range(2))
+    assert once == again
+    fault = told.strip().partition(" ")[2].partition(":")[0]
+    assert fault in once.partition("faults:")[2]
+    steps = once.partition("steps:")[2].partition("log:")[0].split("\n  ")
+    assert len(steps) <= 6, once
+
+
+def test_the_shrinker_keeps_the_fault_and_drops_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    def receive_is_wrong(candidate: Plan, scheduler: str) -> World:
+        world = World(candidate, scheduler, Network(0))
+        kinds = [step.kind for step in candidate.steps]
+        if "receive" in kinds and "send" in kinds[kinds.index("receive") :]:
+            world.fault("a send after a receive")
+        return world
+
+    monkeypatch.setattr("simulation.shrink.execute", receive_is_wrong)
+    history = next(
+        history
+        for history in map(plan, range(1000))
+        if len(history.steps) > 20 and receive_is_wrong(history, "trio").faults
+    )
+    shorter = shrink(history, "trio", "a send after a receive")
+    assert [step.kind for step in shorter.steps] == ["receive", "send"]
+    kept = {"seed": history.seed, "profile": history.profile, "subjects": shorter.subjects}
+    assert shorter == Plan(steps=shorter.steps, **kept)  # type: ignore[arg-type]
+    assert set(shorter.steps) <= {Step(s.number, s.kind, s.who) for s in history.steps}
+    assert eval(code(shorter), vars(simulation.plan)) == shorter
+
+
+def test_the_shrinker_refuses_a_history_without_the_fault() -> None:
+    with pytest.raises(ValueError, match="no fault 'nothing'"):
+        shrink(Plan(), "trio", "nothing")
+
+
+# --- faults put in by hand
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.what)
+def test_each_fault_can_still_be_put_in(broken: Broken, tmp_path: Path) -> None:
+    source = Path(anyio_connect.__file__).parent
+    module = f"{broken.module}.py"
+    shutil.copy(source / module, tmp_path)
+    broken.put_into(tmp_path)
+    text = (tmp_path / module).read_text(encoding="utf-8")
+    assert text != (source / module).read_text(encoding="utf-8")
+    ast.parse(text)
+
+
+def test_a_fault_that_cannot_be_put_in_any_more_says_so(tmp_path: Path) -> None:
+    (tmp_path / "_tcp.py").write_text("", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"_tcp\.py has 0 times, and not once, what 'a send"):
+        LOSSY.put_into(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", QUICKLY_FOUND)
+def test_random_histories_find_a_fault_put_in_by_hand(number: int) -> None:
+    scheduler, told = hunt(BROKEN[number], 60)
+    assert scheduler, told

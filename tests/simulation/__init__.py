@@ -26,6 +26,7 @@ The modules, each with one job, from the bottom up (an arrow of imports goes upw
 ``judge``         what is wrong with what came of it
 ``known``         faults that are known and not mended yet
 ``shrink``        a shorter history with the same fault
+``kernel``        compares the simulated network with the kernel's
 ``broken``        faults put into the code by hand
 ``hunt``          shows that the simulation finds them
 

@@ -1,0 +1,210 @@
+"""The same acts on a simulated pair of connected sockets and on a real one, over loopback.
+
+So it shows whether the simulated network behaves as the kernel does. What the kernel leaves open
+(when something arrives, how much a buffer holds) is left open.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import select
+import socket
+import struct
+import termios
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from . import sockets
+from .network import Network
+from .tcp import Wire
+
+Kind = Literal["send", "receive", "peek", "shutdown", "close", "abort", "error", "fill", "drain"]
+
+_LINGER0 = struct.pack("ii", 1, 0)
+_FLAGS = select.POLLIN | select.POLLOUT | select.POLLERR | select.POLLHUP | select.POLLRDHUP
+#: How long the kernel may take to deliver what was sent on loopback, in seconds.
+_PATIENCE = 5.0
+
+
+@dataclass(frozen=True)
+class Act:
+    side: int  #: 0 or 1
+    kind: Kind
+    amount: int = 1
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one side shows without doing anything."""
+
+    flags: int
+    unacknowledged: int
+
+
+class Pair:
+    """Two connected sockets, and what can be done with them."""
+
+    def __init__(self, ends: tuple[Any, Any], look: Callable[[Any], Look]) -> None:
+        self.ends = ends
+        self._look = look
+        self._sent = [0, 0]
+
+    def act(self, act: Act, settle: Callable[[], None]) -> object:
+        """Do it; return what came of it, an error by its name."""
+        sock = self.ends[act.side]
+        try:
+            return self._do(act, sock, settle)
+        except BlockingIOError:
+            return "EAGAIN"
+        except OSError as exc:
+            return errno.errorcode[exc.errno or 0]
+
+    def _do(self, act: Act, sock: Any, settle: Callable[[], None]) -> object:
+        if act.kind == "send":
+            return sock.send(self._data(act.side, act.amount))
+        if act.kind == "receive":
+            return sock.recv(act.amount)
+        if act.kind == "peek":
+            return sock.recv(act.amount, socket.MSG_PEEK)
+        if act.kind == "shutdown":
+            return sock.shutdown(socket.SHUT_WR)
+        if act.kind == "error":
+            return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if act.kind == "fill":  # until there is no room any more, on both sides
+            while True:
+                sock.send(b"x" * 65536)
+                settle()
+        if act.kind == "drain":
+            while sock.recv(1 << 20):
+                settle()
+            return "end"
+        if act.kind == "abort":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER0)
+        return sock.close()
+
+    def _data(self, side: int, amount: int) -> bytes:
+        begin = self._sent[side]
+        self._sent[side] += amount
+        return bytes((begin + number) % 251 for number in range(amount))
+
+    def look(self, side: int) -> Look | None:
+        """None: it is closed."""
+        sock = self.ends[side]
+        return None if sock.fileno() < 0 else self._look(sock)
+
+    def close(self) -> None:
+        for sock in self.ends:
+            sock.close()
+
+
+class Simulated(Pair):
+    def __init__(self) -> None:
+        self.network = network = Network(0)
+        sockets.Setting.network = network
+        wire = Wire(delay=0.001, sndbuf=1 << 20, rcvbuf=1 << 20)
+        sockets.Setting.wires = staticmethod(lambda: (wire, wire))
+        listener, client = sockets.Socket(), sockets.Socket()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        try:
+            client.connect(listener.getsockname())
+        except BlockingIOError:
+            self.settle()
+        server, _ = listener.accept()
+        super().__init__((client, server), self._see)
+        self._listener = listener
+
+    def settle(self) -> None:
+        """Let everything arrive that is under way."""
+        network = self.network
+        while (due := network.next_due()) is not None:
+            network.now = due
+            network.run_due()
+
+    @staticmethod
+    def _see(sock: sockets.Socket) -> Look:
+        assert sock.end is not None
+        return Look(sock.flags() & _FLAGS, sock.end.unacknowledged)
+
+    def close(self) -> None:
+        super().close()
+        self._listener.close()
+
+
+class Real(Pair):
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = socket.create_connection(listener.getsockname())
+            server, _ = listener.accept()
+        for sock in (client, server):
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().__init__((client, server), self._see)
+
+    @staticmethod
+    def settle() -> None:
+        """On loopback it takes no longer than this, or is waited for by whoever compares."""
+        time.sleep(0)
+
+    @staticmethod
+    def _see(sock: socket.socket) -> Look:
+        poll = select.poll()
+        poll.register(sock, _FLAGS)
+        found = poll.poll(0)
+        queued = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
+        return Look(found[0][1] if found else 0, struct.unpack("i", queued)[0])
+
+
+def differences(acts: list[Act]) -> list[str]:
+    """Do all of that on both; say what was not the same."""
+    found: list[str] = []
+    simulated, real = Simulated(), Real()
+    full: set[int] = set()  # who has filled buffers: their size, which may grow, is left open
+    try:
+        for number, act in enumerate(acts):
+            if simulated.look(act.side) is None:
+                continue
+            if act.kind == "send" and act.side in full:
+                continue
+            if act.kind == "fill":
+                full.add(act.side)
+            one = simulated.act(act, simulated.settle)
+            simulated.settle()
+            two = real.act(act, real.settle)
+            if act.kind == "drain":  # whatever was on its way
+                two = _until(partial(real.act, act, real.settle), one, two)
+            if not _alike(one, two, full=bool(full)):
+                found.append(f"{number}: {act}: simulated {one!r}, real {two!r}")
+            for side in (0, 1):
+                expected = simulated.look(side)
+                seen = _until(partial(real.look, side), expected, real.look(side), full=bool(full))
+                if not _alike(expected, seen, full=bool(full)):
+                    found.append(f"{number}: after {act}, {side}: {expected}, real {seen}")
+    finally:
+        simulated.close()
+        real.close()
+    return found
+
+
+def _until(
+    ask: Callable[[], object], wanted: object, answer: object, *, full: bool = False
+) -> object:
+    """Ask the kernel again until it answers as the simulation does: things take their time."""
+    give_up = time.monotonic() + _PATIENCE
+    while not _alike(wanted, answer, full=full) and time.monotonic() < give_up:
+        time.sleep(0.0005)
+        answer = ask()
+    return answer
+
+
+def _alike(one: object, two: object, *, full: bool) -> bool:
+    if full and isinstance(one, Look) and isinstance(two, Look):
+        same = bool(one.unacknowledged) == bool(two.unacknowledged)
+        return same and one.flags == two.flags
+    if full and isinstance(one, (bytes, int)) and type(one) is type(two):
+        return bool(one) == bool(two)
+    return one == two
