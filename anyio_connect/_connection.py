@@ -7,6 +7,7 @@ from its own I/O (was it closed meanwhile? broken? ended?) it learns by asking a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if
 from ._address import format_address
 from ._copies import fresh
 from ._errors import BrokenError, ClosedError, SocketError, StartTLSError, broken
-from ._future import SocketFuture
+from ._future import Outcome, SocketFuture
 from ._lifecycle import (
     Dial,
     Effect,
@@ -79,6 +80,10 @@ class Opener(Protocol):
         ``aborted``: the peer is to see a reset, if there is a connection already.
         """
 
+    def close_dropped(self) -> bool:
+        """It was dropped before it was opened: as :meth:`Transport.close_dropped`."""
+        ...
+
 
 #: Failures of a transport that mean: the connection is gone.
 _BROKEN = (anyio.BrokenResourceError, OSError)
@@ -93,6 +98,7 @@ class Connection:
         "__weakref__",
         "_changed",
         "_close_timeout",
+        "_closed",
         "_closing",
         "_dial_over",
         "_dialling",
@@ -100,6 +106,7 @@ class Connection:
         "_hung_up",
         "_info",
         "_name",
+        "_opened",
         "_opener",
         "_piped_here",
         "_receive_waits",
@@ -107,8 +114,6 @@ class Connection:
         "_state",
         "_transport",
         "_watching",
-        "closed",
-        "opened",
     )
 
     _transport: Transport
@@ -128,13 +133,15 @@ class Connection:
 
         ``slot``: of ``max_connections``, which it holds until it is over.
         """
-        self.opened: SocketFuture[SocketInfo] = SocketFuture(self._open)
-        self.closed: SocketFuture[None] = SocketFuture(self._watch)
+        self._opened: Outcome[SocketInfo] = Outcome()
+        self._closed: Outcome[None] = Outcome()
         self._state = initial(half_open=half_open, starttls=starttls)
         self._opener = opener
         self._name = name
         self._close_timeout = close_timeout
-        self._hold(slot)
+        self._slot = slot
+        if slot is not None:
+            slot.follow(WeakMethod(self.look))
         self._error: BrokenError | None = None  # what broke the connection; never raised
         # Scopes and events exist only while a task waits in or for them.
         self._dialling: anyio.CancelScope | None = None
@@ -147,8 +154,21 @@ class Connection:
         self._piped_here: tuple[anyio.CancelScope, ...] = ()  # of who waits for more to send
 
     @property
+    def opened(self) -> SocketFuture[SocketInfo]:
+        return self._opened.future(self._open)
+
+    @property
+    def closed(self) -> SocketFuture[None]:
+        return self._closed.future(self._watch)
+
+    @property
     def state(self) -> State:
         return self._state
+
+    @property
+    def upgraded(self) -> bool:
+        """Whether it was given up to another, that puts TLS on it."""
+        return self._state.link is Link.UPGRADED
 
     @property
     def transport(self) -> Transport | None:
@@ -232,28 +252,23 @@ class Connection:
 
     def _settle_opened(self, effects: tuple[Effect, ...], error: SocketError | None) -> None:
         if Effect.RESOLVE_OPENED in effects:
-            self.opened._resolve(self._info)
+            self._opened.resolve(self._info)
         elif Effect.REJECT_OPENED in effects:
-            self.opened._reject(
+            self._opened.reject(
                 error or ClosedError("the socket was closed before the connection was made")
             )
 
     def _settle_closed(self, effects: tuple[Effect, ...], error: SocketError | None) -> None:
         if Effect.RESOLVE_CLOSED in effects:
-            self.closed._resolve(None)
+            self._closed.resolve(None)
         elif Effect.REJECT_CLOSED in effects:
-            self.closed._reject(error or self._broken())
+            self._closed.reject(error or self._broken())
         else:
             return
         if self._watching is not None:
             self._watching.cancel()
         if self._slot is not None:
             self._slot.settled()
-
-    def _hold(self, slot: Slot | None) -> None:
-        self._slot = slot
-        if slot is not None:
-            slot.follow(WeakMethod(self.look))
 
     async def _drop(self) -> None:
         transport = self.transport
@@ -342,7 +357,7 @@ class Connection:
         if verdict is Verdict.BROKEN:
             return fresh(self._broken())
         if verdict is Verdict.FAILED:
-            error = self.opened.exception()
+            error = self._opened.exception()
             assert error is not None
             return error
         if self._state.link is Link.UPGRADED:
@@ -651,7 +666,7 @@ class Connection:
             self._watching = None
         self._hung_up = False
         error: Exception | None = None
-        while not self.closed.done():
+        while not self._closed.settled:
             state = self._state
             if self._hung_up and state.link is Link.OPEN:
                 await self._judge_hangup(state, error)
@@ -704,8 +719,11 @@ class Connection:
 
     # --- upgrading
 
-    def upgrade(self, to: Connection) -> None:
-        """Give the connection up to another, which calls :meth:`surrender` or :meth:`disown`."""
+    def upgrade(self) -> Slot | None:
+        """Give the connection up to another, which calls :meth:`surrender` or :meth:`disown`.
+
+        Returns the slot, which the other has to hold now.
+        """
         effects = step(self._state, Event.UPGRADE).effects
         verdict = self._ask(Event.UPGRADE)
         if verdict is Verdict.FAILED or verdict is Verdict.BROKEN:
@@ -713,9 +731,9 @@ class Connection:
         if verdict is not Verdict.PROCEED:
             assert verdict is not None
             raise StartTLSError(_WHY_NO_UPGRADE[verdict])
-        to._hold(self._slot)
-        self._slot = None
+        slot, self._slot = self._slot, None
         self._settle_closed(effects, None)
+        return slot
 
     async def surrender(self) -> Transport:
         """The transport, once it is made and what was handed to send has gone out.
@@ -732,6 +750,23 @@ class Connection:
     async def disown(self, *, aborted: bool) -> None:
         """Let go of a connection that was given up to another, which does not want it."""
         await self._tell(Event.ABANDON if aborted else Event.DISOWN)
+
+    # --- dropped
+
+    def close_dropped(self) -> bool:
+        """Let go of the transport; return whether it was open. In any thread, in no task."""
+        transport = self.transport
+        return self._opener.close_dropped() if transport is None else transport.close_dropped()
+
+    def __del__(self) -> None:
+        # What start_tls() took over is the new connection's.
+        if not self.upgraded and self.close_dropped():
+            warnings.warn(
+                f"unclosed connection to {self._name}: close it, or use it in 'async with'",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
 
 
 _CLOSED = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
 from typing import Generic, TypeVar
+from weakref import ref
 
 import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
@@ -28,23 +29,19 @@ class SocketFuture(Generic[T_co]):
     nothing for anybody else.
     """
 
-    __slots__ = ("_drive", "_driven", "_error", "_settled", "_value", "_wake")
+    __slots__ = ("__weakref__", "_drive", "_outcome")
 
-    def __init__(self, drive: Callable[[], Awaitable[None]]) -> None:
-        # Made by sockets only. ``drive`` returns when the future has settled, or may have.
+    def __init__(self, outcome: Outcome[T_co], drive: Callable[[], Awaitable[None]]) -> None:
+        # Made by Outcome only. ``drive`` returns when the future has settled, or may have.
+        self._outcome = outcome
         self._drive = drive
-        self._driven = False
-        self._settled = False
-        self._error: SocketError | None = None
-        self._value: T_co  # once it has settled without a failure
-        self._wake: anyio.Event | None = None
 
     def __await__(self) -> Generator[object, None, T_co]:
         return self._wait().__await__()
 
     def done(self) -> bool:
         """Whether there is a result or a failure."""
-        return self._settled
+        return self._outcome.settled
 
     def result(self) -> T_co:
         """The result, at once.
@@ -53,9 +50,7 @@ class SocketFuture(Generic[T_co]):
         :raises PendingError: it has not settled yet
         """
         self._check_settled()
-        if self._error is not None:
-            raise fresh(self._error)
-        return self._value
+        return self._outcome.get()
 
     def exception(self) -> SocketError | None:
         """What the future failed with, at once; None if it has a result.
@@ -66,26 +61,64 @@ class SocketFuture(Generic[T_co]):
         :raises PendingError: it has not settled yet
         """
         self._check_settled()
-        return None if self._error is None else fresh(self._error)
+        return self._outcome.exception()
 
     def _check_settled(self) -> None:
-        if not self._settled:
+        if not self._outcome.settled:
             raise PendingError("the future has not settled yet: await it, or ask done() first")
 
     def __repr__(self) -> str:
-        if not self._settled:
-            state = "pending"
-        elif self._error is not None:
-            state = f"failed: {self._error!r}"
-        else:
-            state = f"done: {self._value!r}"
-        return f"<SocketFuture {state}>"
+        return f"<SocketFuture {self._outcome}>"
 
     async def _wait(self) -> T_co:
-        if self._settled:
+        outcome = self._outcome
+        if outcome.settled:
             await checkpoint()
-            return self.result()
-        while not self._settled:
+            return outcome.get()
+        await outcome.settle_by(self._drive)
+        # It may have settled in the very turn in which the task was cancelled, and asyncio then
+        # delivers no cancellation by itself. One that is due is raised, whatever came of this.
+        await checkpoint_if_cancelled()
+        return outcome.get()
+
+
+class Outcome(Generic[T]):
+    """What a future tells of. Who settles it keeps this, and users the :class:`SocketFuture`.
+
+    The future keeps whatever drives it alive, as long as it has not settled, and not the reverse:
+    or a socket and its futures would only be freed by the garbage collector.
+    """
+
+    __slots__ = ("_driven", "_error", "_future", "_value", "_wake", "settled")
+
+    def __init__(self) -> None:
+        self.settled = False
+        self._driven = False
+        self._error: SocketError | None = None
+        self._value: T  # once it has settled without a failure
+        self._wake: anyio.Event | None = None
+        self._future: ref[SocketFuture[T]] | None = None
+
+    def future(self, drive: Callable[[], Awaitable[None]]) -> SocketFuture[T]:
+        """The future for users: the same as long as anybody has it."""
+        future = self._future() if self._future is not None else None
+        if future is None:
+            future = SocketFuture(self, _nothing if self.settled else drive)
+            self._future = ref(future)
+        return future
+
+    def get(self) -> T:
+        """The result, if it has settled; raises the failure."""
+        if self._error is not None:
+            raise fresh(self._error)
+        return self._value
+
+    def exception(self) -> SocketError | None:
+        return None if self._error is None else fresh(self._error)
+
+    async def settle_by(self, drive: Callable[[], Awaitable[None]]) -> None:
+        """Wait until it has settled: drive it, or wait for the task that does."""
+        while not self.settled:
             if self._driven:
                 if self._wake is None:
                     self._wake = anyio.Event()
@@ -93,32 +126,37 @@ class SocketFuture(Generic[T_co]):
                 continue
             self._driven = True
             try:
-                await self._drive()
+                await drive()
             finally:
                 self._driven = False
                 self._wake_all()
-        # It may have settled in the very turn in which the task was cancelled, and asyncio then
-        # delivers no cancellation by itself. One that is due is raised, whatever came of this.
-        await checkpoint_if_cancelled()
-        return self.result()
 
     def _wake_all(self) -> None:
         if self._wake is not None:
             self._wake.set()
             self._wake = None
 
-    def _resolve(self: SocketFuture[T], value: T) -> None:
+    def resolve(self, value: T) -> None:
         self._value = value
         self._settle()
 
-    def _reject(self, error: SocketError) -> None:
+    def reject(self, error: SocketError) -> None:
         self._error = fresh(error)
         self._settle()
 
     def _settle(self) -> None:
-        self._settled = True
-        self._drive = _nothing  # no longer keeps the connection alive
+        self.settled = True
+        future = self._future() if self._future is not None else None
+        if future is not None:
+            future._drive = _nothing  # no longer keeps the connection alive
         self._wake_all()
+
+    def __str__(self) -> str:
+        if not self.settled:
+            return "pending"
+        if self._error is not None:
+            return f"failed: {self._error!r}"
+        return f"done: {self._value!r}"
 
 
 async def _nothing() -> None: ...

@@ -201,23 +201,32 @@ class Listener(abc.Listener[Socket]):
         self, sock: socket.socket, handler: Callable[[Socket], Any], group: TaskGroup
     ) -> None:
         while accepted := await self._accept(sock):
-            connection, remote = accepted
-            try:
-                transport = TCPTransport(connection, remote=remote)
-            except (OSError, ValueError):  # it has gone, and the system does not say who it was
-                connection.close()
-                continue
-            peer: Any = transport.extra(SocketAttribute.remote_address)
-            target = Target(SocketAddress(*peer), self._options)
-            ours = Socket(Accepted(transport), target)
-            try:
-                # It waits for nothing, and a connection that was accepted goes to the handler.
-                with anyio.CancelScope(shield=True):
-                    await ours.opened
-                group.start_soon(_handle, handler, ours, str(target), name=f"serve {target}")
-            except BaseException:  # the group is no more
-                await transport.abort()
-                raise
+            await self._give(*accepted, handler, group)
+
+    async def _give(
+        self,
+        connection: socket.socket,
+        remote: Any,
+        handler: Callable[[Socket], Any],
+        group: TaskGroup,
+    ) -> None:
+        """Start the handler, which is then the only one who has the connection."""
+        try:
+            transport = TCPTransport(connection, remote=remote)
+        except (OSError, ValueError):  # it has gone, and the system does not say who it was
+            connection.close()
+            return
+        peer: Any = transport.extra(SocketAttribute.remote_address)
+        target = Target(SocketAddress(*peer), self._options)
+        ours = Socket(Accepted(transport), target)
+        try:
+            # It waits for nothing, and a connection that was accepted goes to the handler.
+            with anyio.CancelScope(shield=True):
+                await ours.opened
+            group.start_soon(_handle, handler, ours, str(target), name=f"serve {target}")
+        except BaseException:  # the group is no more
+            await transport.abort()
+            raise
 
     async def _accept(self, sock: socket.socket) -> tuple[socket.socket, Any] | None:
         await checkpoint()
@@ -262,15 +271,11 @@ class Listener(abc.Listener[Socket]):
         """AnyIO's ``SocketAttribute``: of the first address, where there are several."""
         first = next(iter(self._sockets))
 
-        def share() -> socket.socket:
-            self._sockets[first].share()
-            return first
-
         return {
             SocketAttribute.family: lambda: first.family,
             SocketAttribute.local_address: lambda: self._names[0],
             SocketAttribute.local_port: lambda: self._names[0][1],
-            SocketAttribute.raw_socket: share,
+            SocketAttribute.raw_socket: lambda: first,
         }
 
 

@@ -122,6 +122,9 @@ class Dialled:
     async def discard(self, *, aborted: bool = False) -> None:
         """Nothing is held before it is opened."""
 
+    def close_dropped(self) -> bool:
+        return False
+
 
 class Accepted:
     """A connection that exists already: what a listener gives a socket."""
@@ -137,6 +140,9 @@ class Accepted:
 
     async def discard(self, *, aborted: bool = False) -> None:
         await self._transport.abort()
+
+    def close_dropped(self) -> bool:
+        return self._transport.close_dropped()
 
 
 class TakenOver:
@@ -171,3 +177,6 @@ class TakenOver:
 
     async def discard(self, *, aborted: bool = False) -> None:
         await self._plain.disown(aborted=aborted)
+
+    def close_dropped(self) -> bool:
+        return self._plain.close_dropped()

@@ -17,11 +17,14 @@ import math
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from weakref import ref
 
 import anyio
 from anyio.lowlevel import RunVar, checkpoint, checkpoint_if_cancelled, current_token
+
+from ._watch import CAN_WATCH, IN, OUT, Watch
 
 if TYPE_CHECKING:  # which event loop there is, is decided when it runs
     import asyncio
@@ -30,6 +33,9 @@ if TYPE_CHECKING:  # which event loop there is, is decided when it runs
 #: bytes: sixteen calls, or fewer that move much.
 _BUDGET = 1 << 20
 _CALL = 1 << 16
+
+#: How often to look, in seconds, where there is no other way to wait for a socket.
+_RETRY = 0.01
 
 
 Attempt: TypeAlias = Callable[[], bool]
@@ -86,14 +92,14 @@ class Readiness(Protocol):
     def resume_reading(self) -> None:
         """Take :meth:`stop_reading` back, once :meth:`readable` has returned."""
 
+    def close_dropped(self) -> None:
+        """Close the socket, for which nobody waits any more. In any thread, in no task."""
+
     def close(self) -> None:
         """Close the socket and wake whoever waits for it.
 
         At once, unless its number must stay taken until those tasks have run.
         """
-
-    def share(self) -> None:
-        """From now on, let others wait for the socket too, whenever no task here does."""
 
 
 def readiness(sock: socket.socket) -> Readiness:
@@ -219,6 +225,7 @@ class TaskReadiness:
             pass  # stop_reading() wakes who waits for room as well: let it try again
         finally:
             self._left()
+        await self._raise_if_cancelled()
         if self._closed:
             raise anyio.ClosedResourceError
 
@@ -244,8 +251,8 @@ class TaskReadiness:
         if self._closes_at_once or not self._waiting:
             self._sock.close()
 
-    def share(self) -> None:
-        pass  # it is registered only while a task waits
+    def close_dropped(self) -> None:
+        self._sock.close()
 
 
 class _Budget:
@@ -271,11 +278,12 @@ class LoopReadiness:
         "_deadline",
         "_fd",
         "_loop",
+        "_reader",
         "_reading",
-        "_registered",
+        "_scopes",
         "_sock",
-        "_stays",
         "_stopped",
+        "_writer",
         "_writing",
         "waits_first",
     )
@@ -300,11 +308,13 @@ class LoopReadiness:
         # that is due comes before any data. uvloop looks at sockets first. And it stops to watch
         # one that had an error without saying so: where that has happened, receiving fails.
         self.waits_first = orderly
-        # Whether the socket stays registered for reading while nobody waits.
-        self._stays = True
-        self._registered = False
+        # What the loop was given to keep for as long as the socket is registered. For reading it
+        # stays so while nobody waits. One that is dead: somebody else was registered in its place.
+        self._reader: ref[_Registered] | None = None
+        self._writer: ref[_Registered] | None = None
         self._reading: asyncio.Future[None] | None = None  # whom _on_readable() has to wake
         self._writing: asyncio.Future[None] | None = None
+        self._scopes: dict[int, anyio.CancelScope] = {}  # of who waits elsewhere
         self._attempt: Attempt | None = None
         try:
             self._budget = _budget.get()
@@ -328,21 +338,17 @@ class LoopReadiness:
             raise anyio.ClosedResourceError
         self._attempt = attempt
         self._reading = self._loop.create_future()
-        if not self._registered:
-            # Weakly, for the loop is to keep nobody alive that was dropped without closing it. But
-            # it keeps the kernel's socket, whose number would else be somebody else's too early.
-            weakly: ref[LoopReadiness] = ref(self)
-            self._loop.add_reader(self._fd, _on_readable, weakly, self._sock)
-            self._registered = True
         try:
-            await self._reading
+            if self._reader is None:
+                self._reader = self._register(self._loop.add_reader, _on_readable)
+            if self._reader() is None:
+                await self._wait_elsewhere(IN)
+            else:
+                await self._reading
         finally:
             self._reading = self._attempt = None
-            if not self._stays:
-                self._unregister()
-        if self._deadline() == -math.inf:
-            # It came too late to be raised by the wait, or was due before that.
-            await checkpoint_if_cancelled()
+        # It came too late to be raised by the wait, or was due before that.
+        await self._raise_if_cancelled()
         if self._stopped:
             raise anyio.ClosedResourceError
 
@@ -355,28 +361,77 @@ class LoopReadiness:
             future.set_result(None)
 
     def _unregister(self) -> None:
-        if self._registered:
-            self._registered = False
+        if self._reader is not None and self._reader() is not None:
+            self._reader = None
             self._loop.remove_reader(self._fd)
 
     async def writable(self) -> None:
         if self._closed:
             raise anyio.ClosedResourceError
-        future = self._writing = self._loop.create_future()
-        self._loop.add_writer(self._fd, _wake, future)
+        self._writing = self._loop.create_future()
         try:
-            await future
+            if self._writer is None:
+                self._writer = self._register(self._loop.add_writer, _on_writable)
+            if self._writer() is None:
+                await self._wait_elsewhere(OUT)
+            else:
+                await self._writing
         finally:
             self._writing = None
-            if not self._closed:
-                self._loop.remove_writer(self._fd)
+            self._unregister_writer()
+        await self._raise_if_cancelled()
         if self._closed:
             raise anyio.ClosedResourceError
+
+    def on_writable(self) -> None:
+        _wake(self._writing)
+
+    async def _raise_if_cancelled(self) -> None:
+        if self._deadline() == -math.inf:
+            await checkpoint_if_cancelled()
+
+    # --- registered with the event loop
+
+    def _register(self, add: Callable[..., object], callback: _Callback) -> ref[_Registered]:
+        # Weakly, for the loop is to keep nobody alive that was dropped without closing it. But it
+        # keeps the kernel's socket, whose number would else be somebody else's too early.
+        weakly: ref[LoopReadiness] = ref(self)
+        registered = _Registered(self._sock)
+        add(self._fd, callback, weakly, registered)
+        return ref(registered, partial(_on_lost, weakly))
+
+    def on_lost(self) -> None:
+        # Somebody who waits for the same socket, by the loop's means, was registered in our place,
+        # and we hear no more from the loop. Have who waits here try again, and wait elsewhere.
+        _wake(self._reading)
+        _wake(self._writing)
+
+    def _unregister_writer(self) -> None:
+        if self._writer is not None and self._writer() is not None:
+            self._writer = None
+            self._loop.remove_writer(self._fd)
+
+    async def _wait_elsewhere(self, event: int) -> None:
+        """Wait by other means than the event loop's, which somebody else has taken for theirs."""
+        if not CAN_WATCH:
+            await anyio.sleep(_RETRY)
+            return
+        try:
+            with (
+                anyio.CancelScope() as self._scopes[event],
+                suppress(anyio.ClosedResourceError),
+                Watch(self._sock, event) as watch,
+            ):
+                await watch.wait()
+        finally:
+            del self._scopes[event]
 
     def stop_reading(self) -> None:
         self._stopped = True
         self._unregister()
         _wake(self._reading)
+        if IN in self._scopes:
+            self._scopes[IN].cancel()
 
     def resume_reading(self) -> None:
         self._stopped = self._closed
@@ -384,26 +439,70 @@ class LoopReadiness:
     def close(self) -> None:
         self._closed = True
         self.stop_reading()
-        if self._writing is not None:
-            self._loop.remove_writer(self._fd)
-            _wake(self._writing)
+        self._unregister_writer()
+        _wake(self._writing)
+        if OUT in self._scopes:
+            self._scopes[OUT].cancel()
         self._sock.close()
 
-    def share(self) -> None:
-        self._stays = False
-        if self._reading is None:
-            self._unregister()
+    def close_dropped(self) -> None:
+        if self._is_registered() and not self._in_own_loop():
+            with suppress(RuntimeError):  # the loop is closed, and has forgotten everything
+                self._loop.call_soon_threadsafe(_close_dropped, self._loop, self._fd, self._sock)
+                return
+        elif self._is_registered():
+            self._loop.remove_reader(self._fd)
+        self._sock.close()
+
+    def _is_registered(self) -> bool:
+        return self._reader is not None and self._reader() is not None
+
+    def _in_own_loop(self) -> bool:
+        import asyncio
+
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
 
     def __del__(self) -> None:
-        if self._registered:  # it was dropped without closing it, maybe in another thread
-            with suppress(RuntimeError):  # the loop is closed, and has forgotten everything
-                self._loop.call_soon_threadsafe(self._loop.remove_reader, self._fd)
+        if self._is_registered():  # the transport was dropped before anybody had it
+            self.close_dropped()
 
 
-def _on_readable(weakly: ref[LoopReadiness], _: socket.socket) -> None:
+def _close_dropped(loop: asyncio.AbstractEventLoop, fd: int, sock: socket.socket) -> None:
+    loop.remove_reader(fd)
+    sock.close()
+
+
+class _Registered:
+    """What an event loop keeps for as long as it watches a socket for us, and no longer."""
+
+    __slots__ = ("__weakref__", "_sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+
+_Callback: TypeAlias = "Callable[[ref[LoopReadiness], _Registered], None]"
+
+
+def _on_readable(weakly: ref[LoopReadiness], _: _Registered) -> None:
     ready = weakly()
     if ready is not None:
         ready.on_readable()
+
+
+def _on_writable(weakly: ref[LoopReadiness], _: _Registered) -> None:
+    ready = weakly()
+    if ready is not None:
+        ready.on_writable()
+
+
+def _on_lost(weakly: ref[LoopReadiness], _: ref[_Registered]) -> None:
+    ready = weakly()
+    if ready is not None:
+        ready.on_lost()
 
 
 def _wake(future: asyncio.Future[None] | None) -> None:

@@ -93,7 +93,7 @@ class Socket(ByteStream):
     @property
     def upgraded(self) -> bool:
         """Whether ``start_tls()`` has taken the connection over."""
-        return self._connection.state.link is Link.UPGRADED
+        return self._connection.upgraded
 
     @property
     def secure_transport(self) -> SecureTransport:
@@ -149,9 +149,8 @@ class Socket(ByteStream):
         if expected_server_hostname is not None:
             options = with_server_name(options, expected_server_hostname)
         target = self._target._replace(options=options)
-        socket = Socket(TakenOver(self._connection, target), target)
-        self._connection.upgrade(socket._connection)
-        return socket
+        slot = self._connection.upgrade()
+        return Socket(TakenOver(self._connection, target), target, slot)
 
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         """Receive at least one and at most ``max_bytes`` bytes, as soon as there are any.

@@ -330,6 +330,13 @@ class TCPTransport(Transport):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
         self._release()
 
+    def close_dropped(self) -> bool:
+        if self._closed:
+            return False
+        self._closed = True
+        self._ready.close_dropped()
+        return True
+
     def _release(self) -> None:
         self._closed = True
         self._arrived = b""
@@ -394,12 +401,8 @@ class TCPTransport(Transport):
             SocketAttribute.family: lambda: self._sock.family,
             SocketAttribute.local_address: lambda: self._local,
             SocketAttribute.local_port: lambda: self._local[1],
-            SocketAttribute.raw_socket: self._share,
+            SocketAttribute.raw_socket: lambda: self._sock,
             SocketAttribute.remote_address: lambda: self._remote,
             SocketAttribute.remote_port: lambda: self._remote[1],
         }
         return attributes
-
-    def _share(self) -> socket.socket:
-        self._ready.share()
-        return self._sock

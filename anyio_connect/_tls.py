@@ -800,6 +800,9 @@ class TLSTransport(Transport):
         self._tell_progress()
         await self._transport.abort()
 
+    def close_dropped(self) -> bool:
+        return self._transport.close_dropped()
+
     # --- watching and attributes
 
     @property

@@ -147,6 +147,14 @@ class Transport(ByteStream):
         """How many bytes the peer has not acknowledged; 0 where that cannot be known."""
         return 0
 
+    def close_dropped(self) -> bool:
+        """Close it, as whoever had it has dropped it; return whether it was open.
+
+        Called in any thread, and in no task: nobody waits for it any more. The peer sees what it
+        sees if the process ends. A stream that is not ours closes itself.
+        """
+        return False
+
     @abstractmethod
     async def abort(self) -> None:
         """Drop the connection now, so that the peer cannot take what it got for the whole.

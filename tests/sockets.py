@@ -34,6 +34,9 @@ class Made:
     def spent(self) -> SocketError | None:
         return None
 
+    def close_dropped(self) -> bool:
+        return self.transport.close_dropped()
+
     async def discard(self, *, aborted: bool = False) -> None:
         self.discarded = True
         await self.transport.abort()

@@ -10,7 +10,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from anyio_connect import ClosedError, PendingError, SocketError, SocketFuture
-from anyio_connect._future import T
+from anyio_connect._future import Outcome, T
 from errors import is_copy
 
 
@@ -18,7 +18,8 @@ class Driver:
     """Settles its future once it is told how; counts its runs."""
 
     def __init__(self) -> None:
-        self.future: SocketFuture[str] = SocketFuture(self)
+        self.outcome: Outcome[str] = Outcome()
+        self.future = self.outcome.future(self)
         self.go = anyio.Event()
         self.started = 0
         self.cancelled = 0
@@ -37,9 +38,9 @@ class Driver:
 
     def settle(self) -> None:
         if isinstance(self.result, SocketError):
-            self.future._reject(self.result)
+            self.outcome.reject(self.result)
         else:
-            self.future._resolve(self.result)
+            self.outcome.resolve(self.result)
 
 
 async def never() -> None:
@@ -47,15 +48,15 @@ async def never() -> None:
 
 
 def resolved(value: T) -> SocketFuture[T]:
-    future: SocketFuture[T] = SocketFuture(never)
-    future._resolve(value)
-    return future
+    outcome: Outcome[T] = Outcome()
+    outcome.resolve(value)
+    return outcome.future(never)
 
 
 def rejected(error: SocketError) -> SocketFuture[Any]:
-    future: SocketFuture[Any] = SocketFuture(never)
-    future._reject(error)
-    return future
+    outcome: Outcome[Any] = Outcome()
+    outcome.reject(error)
+    return outcome.future(never)
 
 
 async def turns(count: int = 5) -> None:
@@ -204,9 +205,10 @@ async def test_a_driver_that_returns_too_early_is_asked_again() -> None:
         runs += 1
         await checkpoint()
         if runs == 3:
-            future._resolve("result")
+            outcome.resolve("result")
 
-    future: SocketFuture[str] = SocketFuture(drive)
+    outcome: Outcome[str] = Outcome()
+    future = outcome.future(drive)
     assert await future == "result"
     assert runs == 3
 
@@ -221,9 +223,10 @@ async def test_another_exception_of_the_driver_settles_nothing() -> None:
         await checkpoint()
         if runs == 1:
             raise ZeroDivisionError
-        future._resolve("result")
+        outcome.resolve("result")
 
-    future: SocketFuture[str] = SocketFuture(drive)
+    outcome: Outcome[str] = Outcome()
+    future = outcome.future(drive)
     with pytest.raises(ZeroDivisionError):
         await future
     assert not future.done()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import select
 import socket as stdlib
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -17,10 +15,10 @@ import trio.testing
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
-from anyio_connect import BrokenError, ClosedError, Socket, connect
+from anyio_connect import ClosedError, Socket
 from anyio_connect._readiness import LoopReadiness, TaskReadiness, by_anyio, readiness
 from anyio_connect._tcp import TCPTransport
-from peers import Peer, listening
+from peers import Peer
 from sockets import arrived, connected, raw, use_up_the_turn
 
 #: The most calls that a task may make in a row, as seen by others, whose own call is only seen
@@ -255,67 +253,6 @@ async def test_more_than_was_asked_for_does_not_keep_the_loop_busy() -> None:
             loop = asyncio.get_running_loop()
             await checkpoint()
             assert not loop.remove_reader(raw(socket).fileno())
-
-
-async def collect() -> None:
-    gc.collect()
-    await checkpoint()
-    gc.collect()
-
-
-async def test_what_was_dropped_without_closing_it_is_collected() -> None:
-    """Also where it was left registered with the event loop."""
-    async with listening() as listener:
-        socket = connect(listener.address)
-        await socket.opened
-        peer = await listener.accept()
-        async with anyio.create_task_group() as group:
-            group.start_soon(peer.send, b"x")
-            assert await socket.receive() == b"x"
-        number = raw(socket).fileno()
-        del socket
-        with pytest.warns(ResourceWarning, match="unclosed"):
-            await collect()
-        assert await peer.receive_all() == b""
-        # The loop has forgotten it too: a newcomer gets the number.
-        async with connect(listener.address) as newcomer:
-            assert raw(newcomer).fileno() == number
-            peer = await listener.accept()
-            async with anyio.create_task_group() as group:
-                group.start_soon(peer.send, b"y")
-                assert await newcomer.receive() == b"y"
-
-
-@pytest.mark.parametrize("act", ["close", "abort"])
-async def test_a_call_that_closes_has_done_so_when_it_returns(act: str) -> None:
-    """Also where another task waits for the socket: its descriptor is closed, not marked."""
-    async with (
-        connected(receive_buffer=4096) as (socket, peer),
-        anyio.create_task_group() as group,
-    ):
-
-        async def receive() -> None:
-            with pytest.raises((ClosedError, BrokenError)):
-                await socket.receive()
-
-        sock = raw(socket)
-        group.start_soon(receive)
-        await anyio.wait_all_tasks_blocked()
-        with anyio.CancelScope() as scope:
-            if act == "close":
-                await socket.close()
-            else:
-                scope.cancel()
-                await socket.writable.abort()
-        assert sock.fileno() == -1
-        poll = select.poll()
-        poll.register(peer.sock, select.POLLIN)
-        assert poll.poll(5000)
-        if act == "close":
-            assert peer.sock.recv(1) == b""
-        else:
-            with pytest.raises(ConnectionResetError):
-                peer.sock.recv(1)
 
 
 @pytest.fixture

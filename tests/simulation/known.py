@@ -24,6 +24,16 @@ KNOWN: tuple[Known, ...] = ()
 
 #: Histories that showed a fault once. None may show any.
 MENDED: tuple[Plan, ...] = (
+    # Data that came in the same turn as a cancellation was taken.
+    Plan(
+        subjects=(Subject(),),
+        steps=(
+            Step(0, "receive", seconds=1.5),
+            Step(13, "cancel"),
+            Step(14, "receive", late=True),
+            Step(16, "p.send"),
+        ),
+    ),
     # A send that waited for the connection was not in flight yet.
     Plan(
         subjects=(Subject("starttls"),),

@@ -1,0 +1,240 @@
+"""Sockets that are dropped without closing them: freed at once, not by the garbage collector."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from anyio_connect import Connector, Socket, SocketError, connect, listen
+from peers import Listener, Peer, listening
+from sockets import raw
+from tls_peers import NAME, TLSPeer, client_context, server_context
+
+
+@pytest.fixture(autouse=True)
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@contextmanager
+def told_of(address: str) -> Iterator[None]:
+    """What runs in here drops a socket, and a warning says to where."""
+    with pytest.warns(ResourceWarning, match=f"^unclosed connection to {address}: ") as warned:
+        yield
+    assert len(warned) == 1
+
+
+def named(listener: Listener) -> str:
+    host, port = listener.address
+    return f"{host}:{port}"
+
+
+async def opened(listener: Listener, **options: Any) -> tuple[Socket, Peer]:
+    socket = connect(listener.address, **options)
+    await socket.opened
+    return socket, await listener.accept()
+
+
+async def ended(peer: Peer) -> bool:
+    with anyio.fail_after(10):
+        return await peer.receive_all() == b""
+
+
+async def test_a_dropped_socket_is_closed_and_warned_of() -> None:
+    async with listening() as listener:
+        socket, peer = await opened(listener)
+        with told_of(named(listener)):
+            del socket
+        assert await ended(peer)
+
+
+async def test_one_that_was_left_registered_with_the_event_loop() -> None:
+    async with listening() as listener:
+        socket, peer = await opened(listener)
+        async with anyio.create_task_group() as group:
+            group.start_soon(peer.send, b"x")
+            assert await socket.receive() == b"x"
+        number = raw(socket).fileno()
+        with told_of(named(listener)):
+            del socket
+        assert await ended(peer)
+        # The loop has forgotten it too: a newcomer gets the number.
+        async with connect(listener.address) as newcomer:
+            assert raw(newcomer).fileno() == number
+            peer = await listener.accept()
+            async with anyio.create_task_group() as group:
+                group.start_soon(peer.send, b"y")
+                assert await newcomer.receive() == b"y"
+
+
+async def test_one_that_was_dropped_as_soon_as_it_was_open() -> None:
+    async with listening() as listener:
+        with told_of(named(listener)):
+            info = await connect(listener.address).opened
+        assert info.remote_address == named(listener)
+        assert await ended(await listener.accept())
+
+
+async def test_its_slot_comes_back() -> None:
+    async with listening() as listener:
+        connector = Connector(max_connections=1)
+        for _ in range(3):
+            with told_of(named(listener)), anyio.fail_after(10):
+                await connector.connect(listener.address).opened
+
+
+async def test_one_that_was_used_and_failed_in_part() -> None:
+    """Errors that were raised keep nothing alive."""
+    async with listening() as listener:
+        socket, peer = await opened(listener, allow_half_open=True)
+        peer.fin()
+        with pytest.raises(anyio.EndOfStream):
+            await socket.receive()
+        await socket.send_eof()
+        await socket.closed
+        with pytest.raises(SocketError):
+            await socket.send(b"x")
+        del socket  # it was closed: nothing to warn of
+
+
+async def test_whoever_has_a_part_of_it_has_it_all() -> None:
+    async with listening() as listener:
+        for part in ("readable", "writable", "closed"):
+            socket, peer = await opened(listener)
+            kept = getattr(socket, part)
+            del socket
+            if part == "writable":
+                await kept.send(b"x")
+                assert await peer.receive() == b"x"
+            with told_of(named(listener)):
+                del kept
+            assert await ended(peer)
+
+
+async def test_a_future_that_has_settled_keeps_nothing() -> None:
+    async with listening() as listener:
+        socket, peer = await opened(listener)
+        future = socket.opened
+        with told_of(named(listener)):
+            del socket
+        assert future.result().remote_address == named(listener)
+        assert await ended(peer)
+
+
+async def test_one_over_tls() -> None:
+    async with listening() as listener, anyio.create_task_group() as group:
+        peers = []
+
+        async def serve() -> None:
+            peer = TLSPeer(await listener.accept(), server_context())
+            peers.append(peer)
+            await peer.shake()
+
+        group.start_soon(serve)
+        context = client_context()
+        socket = connect(listener.address, secure_transport="on", sni=NAME, ssl_context=context)
+        await socket.opened
+        await socket.send(b"x")
+        with told_of(named(listener)):
+            del socket
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_one_that_was_upgraded(when: str) -> None:
+    """Whichever of the two sockets is dropped last, with or without a handshake."""
+    async with listening() as listener:
+        context = client_context()
+        plain, peer = await opened(listener, secure_transport="starttls", ssl_context=context)
+        secure = plain.start_tls(expected_server_hostname=NAME)
+        if when == "after":
+            async with anyio.create_task_group() as group:
+                group.start_soon(TLSPeer(peer, server_context()).shake)
+                await secure.opened
+            del group
+        del plain
+        with told_of(named(listener)):
+            del secure
+
+
+async def test_one_that_was_never_open_is_nothing_to_warn_of() -> None:
+    async with listening() as listener:
+        socket = connect(listener.address)
+        del socket
+        plain = connect(listener.address, secure_transport="starttls")
+        secure = plain.start_tls()
+        del plain, secure
+
+
+async def test_one_that_is_watched_lives_as_long_as_that() -> None:
+    async with listening() as listener:
+        socket, peer = await opened(listener)
+        scope = anyio.CancelScope()
+
+        async def watch(future: Any) -> None:
+            with scope:
+                await future
+
+        with told_of(named(listener)):
+            async with anyio.create_task_group() as group:
+                group.start_soon(watch, socket.closed)
+                await anyio.wait_all_tasks_blocked()
+                del socket
+                with pytest.raises(BlockingIOError):
+                    peer.sock.recv(1)
+                scope.cancel()
+        assert await ended(peer)
+
+
+@pytest.mark.parametrize("registered", [False, True])
+async def test_one_that_is_dropped_in_another_thread(registered: bool) -> None:
+    async with listening() as listener:
+        socket, peer = await opened(listener)
+        if registered:
+            async with anyio.create_task_group() as group:
+                group.start_soon(peer.send, b"x")
+                assert await socket.receive() == b"x"
+        held = [socket]
+        del socket
+        with told_of(named(listener)):
+            await anyio.to_thread.run_sync(held.clear)
+        assert await ended(peer)
+
+
+async def test_one_that_a_listener_gave() -> None:
+    async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
+
+        async def drop(socket: Socket) -> None:
+            await socket.opened
+
+        group.start_soon(listener.serve, drop)
+        async with connect(listener.addresses[0]) as socket:
+            with pytest.warns(ResourceWarning, match=r"^unclosed connection to 127\.0\.0\.1:"):
+                await socket.closed
+        group.cancel_scope.cancel()
+
+
+def test_one_that_outlives_its_event_loop(anyio_backend: Any) -> None:
+    backend, options = anyio_backend
+    held: list[Socket] = []
+
+    async def make() -> str:
+        async with listening() as listener:
+            socket, peer = await opened(listener)
+            async with anyio.create_task_group() as group:
+                group.start_soon(peer.send, b"x")
+                assert await socket.receive() == b"x"
+            held.append(socket)
+            return named(listener)
+
+    name = anyio.run(make, backend=backend, backend_options=options)
+    with told_of(name):
+        held.clear()
