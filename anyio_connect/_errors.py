@@ -71,7 +71,7 @@ class ConnectError(SocketError, OSError):
 
 
 class ResolveError(ConnectError, socket.gaierror):
-    """The host name has no usable address."""
+    """The host name has no usable address, or cannot be looked up: all threads for that hang."""
 
     code: ClassVar[str] = "resolve_failed"
 
