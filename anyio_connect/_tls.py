@@ -200,7 +200,11 @@ async def start_tls(
     except _EngineError as exc:
         error = handshake_failed(where, name, exc.cause, engine)
     except Exception as exc:  # of the transport: AnyIO's errors, or what a foreign stream has
-        error = handshake_ended(where, exc, said)
+        why, said = await _last_words(transport, engine, incoming, said)
+        if why is None:
+            error = handshake_ended(where, exc, said)
+        else:
+            error = handshake_failed(where, name, why, engine)
     except BaseException:
         await transport.abort()
         raise
@@ -260,6 +264,28 @@ async def _shake(engine: ssl.SSLObject) -> bool:
         return shake() if type(engine) is ssl.SSLObject else await _threads.run(shake)
     except Exception as exc:
         raise _EngineError(exc) from None
+
+
+async def _last_words(
+    transport: Transport, engine: ssl.SSLObject | None, incoming: ssl.MemoryBIO, said: bytes
+) -> tuple[Exception | None, bytes]:
+    """What the engine makes of what was here when the transport broke: an alert says why.
+
+    And what the peer has said in all, or the beginning of that.
+    """
+    try:
+        for _ in range(_ROUNDS):
+            ciphertext = transport.receive_nowait(_READ)
+            if ciphertext is None or engine is None:
+                break
+            said = said or ciphertext
+            incoming.write(ciphertext)
+            await _shake(engine)
+    except _EngineError as exc:
+        return exc.cause, said
+    except Exception:  # of the transport, which has nothing more
+        return None, said
+    return None, said
 
 
 class TLSTransport(Transport):
@@ -752,7 +778,10 @@ class TLSTransport(Transport):
         if not self._end():
             return False
         with suppress(*_GONE):
-            self._flush_nowait()
+            if self._transport.immediate:
+                self._flush_nowait()
+            elif self._error is None:
+                await self._flush()
             if self._unsent and self._error is None:
                 # A peer that finds no room for what it sends may take nothing either.
                 self._transport.discard()

@@ -9,8 +9,8 @@ futures or of dialling.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import anyio
@@ -37,6 +37,9 @@ class Transport(ByteStream):
     #: A send was stopped part-way: the peer holds a piece of what was to be sent, and whatever
     #: were sent after it would be misread.
     torn: bool = False
+
+    #: Whether the calls that do not wait can do anything.
+    immediate: bool = True
 
     def may_go_on(self, amount: int) -> bool:
         """Whether a call that moves about ``amount`` bytes may be made without a checkpoint.
@@ -164,11 +167,32 @@ class Transport(ByteStream):
         """
 
 
+_ANYIOS = (
+    anyio.EndOfStream,
+    anyio.BrokenResourceError,
+    anyio.ClosedResourceError,
+    anyio.BusyResourceError,
+)
+
+
+@contextmanager
+def _as_anyios() -> Iterator[None]:
+    """Whatever a foreign stream raises is one of AnyIO's errors, with it as the cause."""
+    try:
+        yield
+    except _ANYIOS:
+        raise
+    except Exception as exc:
+        raise anyio.BrokenResourceError(str(exc)) from exc
+
+
 class ForeignTransport(Transport):
     """Any other ``ByteStream``: nothing without waiting, no watching, dropped by closing.
 
     How much of a cancelled send went out cannot be known here, so any counts as torn.
     """
+
+    immediate = False
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
@@ -185,7 +209,7 @@ class ForeignTransport(Transport):
         if self._stopped:
             raise anyio.ClosedResourceError
         try:
-            with anyio.CancelScope() as self._receiving:
+            with anyio.CancelScope() as self._receiving, _as_anyios():
                 return await self._stream.receive(max_bytes)
         finally:
             self._receiving = None
@@ -220,7 +244,7 @@ class ForeignTransport(Transport):
 
     async def _interruptibly(self, sending: Awaitable[None]) -> None:
         try:
-            with anyio.CancelScope() as self._sending:
+            with anyio.CancelScope() as self._sending, _as_anyios():
                 await sending
         finally:
             self._sending = None
@@ -232,7 +256,7 @@ class ForeignTransport(Transport):
 
     async def finish(self) -> bool:
         # This waits for as long as the stream does. One that has gone already is closed as well.
-        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+        with suppress(Exception):
             await self._stream.aclose()
         return True
 

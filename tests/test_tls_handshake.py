@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import select
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,6 +19,7 @@ import anyio.to_thread
 import pytest
 import trustme
 import truststore
+from anyio.abc import SocketAttribute
 from anyio.streams.tls import TLSAttribute
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -782,6 +784,25 @@ async def test_the_peer_ends_tls_in_the_handshake() -> None:
         "the peer ended TLS (close_notify) during the handshake, and does not say why"
     )
     assert isinstance(error.__cause__, ssl.SSLZeroReturnError)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [(alert(112), "does not serve the name that was asked for"), (b"no\r\n", NOT_TLS)],
+)
+async def test_what_the_peer_said_before_it_reset_the_connection_is_read_first(
+    said: bytes, message: str
+) -> None:
+    async with listening() as listener:
+        transport = dial(listener.address)
+        peer = await listener.accept()
+        await peer.send(said)
+        peer.rst()
+        poll = select.poll()
+        poll.register(transport.extra(SocketAttribute.raw_socket), 0)
+        assert poll.poll(5000)  # a hang-up: the reset is here
+        with pytest.raises(TLSError, match=message):
+            await start_tls(transport, where="x", server_hostname=NAME, context=client_context())
 
 
 async def test_the_peer_resets_the_connection_in_the_handshake() -> None:

@@ -17,13 +17,13 @@ from typing import Any
 
 import anyio
 import pytest
-from anyio.abc import SocketAttribute
+from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from OpenSSL import SSL
 
-from anyio_connect import BrokenError, ClosedError, Socket, _tls
+from anyio_connect import BrokenError, ClosedError, Socket, TLSError, _tls
 from anyio_connect._tls import TLSTransport, start_tls
 from anyio_connect._transport import ForeignTransport
 from peers import listening
@@ -1190,6 +1190,75 @@ async def test_over_a_foreign_stream(version: ssl.TLSVersion) -> None:
             await tls.send_eof()
             assert await receive_all(tls) == b"answer"
             await tls.aclose()
+
+
+@each_version
+async def test_close_over_a_foreign_stream(version: ssl.TLSVersion) -> None:
+    async with listening() as listener:
+        stream = await anyio.connect_tcp(*listener.address)
+        peer = TLSPeer(await listener.accept(), server_context(version))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(peer.shake)
+            tls = await start_tls(
+                ForeignTransport(stream), where="x", server_hostname=NAME, context=client_context()
+            )
+        socket = socket_over(tls)
+        await socket.opened
+        await socket.send(b"all of it")
+        await socket.close()
+        assert socket.closed.exception() is None
+        assert await peer.receive_all() == b"all of it"
+
+
+class Failing(ByteStream):
+    """A stream that fails in a way of its own."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        await checkpoint()
+        raise self.error
+
+    async def send(self, item: bytes) -> None:
+        await checkpoint()
+        raise self.error
+
+    async def send_eof(self) -> None:
+        raise self.error
+
+    async def aclose(self) -> None:
+        await checkpoint()
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyError("so"), OSError(5, "so")], ids=repr)
+@pytest.mark.parametrize("call", ["receive", "send", "send_eof"])
+async def test_whatever_a_foreign_stream_raises_breaks_the_connection(
+    call: str, error: Exception
+) -> None:
+    socket = socket_over(ForeignTransport(Failing(error)))
+    await socket.opened
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "receive": socket.receive,
+        "send": partial(socket.send, b"x"),
+        "send_eof": socket.send_eof,
+    }
+    with pytest.raises(BrokenError, match="so") as caught:
+        await calls[call]()
+    assert type(caught.value.__cause__) is type(error)
+    assert isinstance(await settle(socket.closed), BrokenError)
+
+
+async def test_whatever_a_foreign_stream_raises_fails_the_handshake() -> None:
+    with pytest.raises(TLSError, match="during the handshake") as caught:
+        await start_tls(
+            ForeignTransport(Failing(KeyError("so"))),
+            where="x",
+            server_hostname=NAME,
+            context=client_context(),
+        )
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 # --- other implementations
