@@ -35,7 +35,7 @@ from ._dial_errors import (
 )
 from ._errors import ConnectError, ConnectTimeoutError, LoopError
 from ._loops import leads_back
-from ._policy import UNRESTRICTED, AddressPolicy
+from ._policy import UNRESTRICTED, AddressPolicy, parts_of
 from ._tcp import TCPTransport, host_and_port
 from ._threads import NoThreadError, Threads
 from ._transport import ForeignTransport, Transport
@@ -43,6 +43,9 @@ from ._transport import ForeignTransport, Transport
 #: How many addresses of a name are judged and dialled at most, and so how many sockets one dial
 #: has at a time. Whoever answers for a name may name any number.
 MOST_ADDRESSES = 64
+
+#: How many policies of a chain judge an address before others get to run.
+_AT_A_TIME = 16
 
 #: RFC 8305 section 5, "Connection Attempt Delay", in seconds.
 HAPPY_EYEBALLS_DELAY = 0.25
@@ -78,12 +81,13 @@ class Endpoint(NamedTuple):
             return format_address(f"{host}%{zone}", port)
 
 
-def forbid(address: SocketAddress, policy: AddressPolicy) -> None:
-    """Refuse what is known to be forbidden before any I/O: a port, an IP address.
+async def forbid(address: SocketAddress, policy: AddressPolicy) -> None:
+    """Refuse what is known to be forbidden before any I/O: a port, an IP address. A checkpoint.
 
     :raises AddressNotAllowedError: it is forbidden
     :raises LoopError: it is a listener of this process
     """
+    await checkpoint()
     where = format_address(*address)
     try:
         why = policy.port_refusal(address.port)
@@ -92,7 +96,8 @@ def forbid(address: SocketAddress, policy: AddressPolicy) -> None:
     if why is not None:
         raise none_allowed(where, [forbidden(where, why)])
     found = _literal(address)
-    refused = [error for endpoint in found if (error := _vet(endpoint, policy))]
+    refused: list[ConnectError] = []
+    await _allowed(found, policy, refused)
     if refused:
         raise none_allowed(where, refused)
 
@@ -182,7 +187,7 @@ async def _allowed(
     for number, endpoint in enumerate(endpoints):
         if number:
             await checkpoint()
-        error = _vet(endpoint, policy)
+        error = await _vet(endpoint, policy)
         if error is None:
             allowed.append(endpoint)
         else:
@@ -248,10 +253,20 @@ def _endpoints(found: Any) -> list[Endpoint]:
     return list(dict.fromkeys(endpoints))
 
 
-def _vet(endpoint: Endpoint, policy: AddressPolicy) -> ConnectError | None:
-    """What forbids to dial ``endpoint``."""
-    if policy is UNRESTRICTED:
-        return None
+async def _vet(endpoint: Endpoint, policy: AddressPolicy) -> ConnectError | None:
+    """What forbids to dial ``endpoint``. A long chain of policies lets others run."""
+    parts = parts_of(policy)
+    if len(parts) <= _AT_A_TIME:
+        return _judge(endpoint, policy)
+    for number, part in enumerate(parts, 1):
+        if error := _judge(endpoint, part):
+            return error
+        if not number % _AT_A_TIME:
+            await checkpoint()
+    return None
+
+
+def _judge(endpoint: Endpoint, policy: AddressPolicy) -> ConnectError | None:
     try:  # it may be a subclass of the user's
         why = policy.refusal(*endpoint.sockaddr[:2])
         loops_refused = policy.loops_refused
@@ -268,7 +283,7 @@ def _vet(endpoint: Endpoint, policy: AddressPolicy) -> ConnectError | None:
     return None if why is None else forbidden(str(endpoint), why)
 
 
-def _recheck(
+async def _recheck(
     transport: Transport, endpoint: Endpoint, policy: AddressPolicy
 ) -> ConnectError | None:
     """What forbids the connection that was made, which the kernel knows best."""
@@ -280,7 +295,7 @@ def _recheck(
     if policy.loops_refused and remote == transport.extra(SocketAttribute.local_address, None):
         # A port that the kernel chose for us, and happened to be the one that was dialled.
         return loop(str(endpoint), "the socket was connected to itself")
-    error = _vet(Endpoint(endpoint.family, remote), policy)
+    error = await _vet(Endpoint(endpoint.family, remote), policy)
     if error is None or isinstance(error, LoopError):
         return error
     found = forbidden(str(endpoint), f"the connection leads to {error}")
@@ -335,7 +350,7 @@ async def _attempt(route: Route, progress: Progress) -> Transport | None:
     try:
         transport = await _connect(endpoint, route)
         try:
-            error = _recheck(transport, endpoint, route.policy)
+            error = await _recheck(transport, endpoint, route.policy)
         except BaseException:  # a stream of AnyIO's asks the kernel, which may know no more
             await transport.abort()
             raise

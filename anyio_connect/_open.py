@@ -7,7 +7,6 @@ from functools import partial
 from typing import NamedTuple
 
 import anyio
-from anyio.lowlevel import checkpoint
 
 from ._address import SocketAddress, format_address
 from ._connection import Connection, SocketInfo, info_of
@@ -91,8 +90,7 @@ class Dialled:
 
     async def open(self) -> tuple[Transport, SocketInfo]:
         if self._route.policy is not UNRESTRICTED:
-            await checkpoint()
-            forbid(self._target.address, self._route.policy)
+            await forbid(self._target.address, self._route.policy)
         slot = self._slot
         if slot is None:
             return await take(self._steps(), self._target)

@@ -306,11 +306,18 @@ def _distinct(policy: AddressPolicy) -> tuple[AddressPolicy, ...]:
     """Its ``also`` in a row, each policy once: however it was put together, it is the same."""
     parts: list[AddressPolicy] = []
     for other in policy.also:
-        parts += (replace(other, also=()), *other.also) if _is_plain(other) else (other,)
+        parts += parts_of(other)
     own = (UNRESTRICTED, replace(policy, also=()) if _is_plain(policy) else policy)
     # Whether two of a subclass are the same, nobody knows but they.
     distinct = {part if _is_plain(part) else id(part): part for part in parts}
     return tuple(part for part in distinct.values() if not (_is_plain(part) and part in own))
+
+
+def parts_of(policy: AddressPolicy) -> tuple[AddressPolicy, ...]:
+    """The policies that ``&`` made it of, each of which must allow an address."""
+    if policy.also and _is_plain(policy):
+        return (replace(policy, also=()), *policy.also)
+    return (policy,)
 
 
 def _is_plain(policy: AddressPolicy) -> bool:

@@ -909,3 +909,35 @@ async def test_when_all_lookups_hang_another_fails_at_once(
 
 def test_there_may_be_64_lookups_at_a_time() -> None:
     assert _dial._lookups.limit == 64
+
+
+async def test_others_run_while_a_chain_of_policies_judges(resolver: dict[str, Any]) -> None:
+    judged = 0
+    seen: list[int] = []
+
+    class Counting(AddressPolicy):
+        def refusal(self, address: object, port: int) -> str | None:
+            nonlocal judged
+            judged += 1
+            return None
+
+    async def look() -> None:
+        while True:
+            seen.append(judged)
+            await anyio.lowlevel.checkpoint()
+
+    chain = AddressPolicy(also=tuple(Counting() for _ in range(1000)))
+    async with listening() as listener, anyio.create_task_group() as group:
+        resolver["host.test"] = [listener.address]
+        group.start_soon(look)
+        async with Connector(chain).connect("host.test:1"):
+            pass
+        async with Connector(chain).connect(listener.address):
+            pass
+        denied = chain & AddressPolicy(deny=["127.0.0.1"])
+        with pytest.raises(AddressNotAllowedError, match="in deny"):
+            await Connector(denied).connect("host.test:1").opened
+        group.cancel_scope.cancel()
+    seen.append(judged)
+    assert judged == 6000  # by name, then twice by number before it is dialled, and when connected
+    assert max(later - earlier for earlier, later in pairwise(seen)) <= 3 * _dial._AT_A_TIME
