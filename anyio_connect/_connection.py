@@ -80,6 +80,9 @@ class Opener(Protocol):
         ``aborted``: the peer is to see a reset, if there is a connection already.
         """
 
+    async def gone(self) -> None:
+        """Wait until nothing is left of what :meth:`discard` let go of."""
+
     def close_dropped(self) -> bool:
         """It was dropped before it was opened: as :meth:`Transport.close_dropped`."""
         ...
@@ -606,14 +609,20 @@ class Connection:
                     await self._tell(Event.CLOSE)
                 else:
                     await self._change()  # another task is at it
-            if self._state.dial is Dial.FAILED and self._dialling is not None:
-                assert self._dial_over is not None
-                await self._dial_over.wait()  # its attempt is being torn down
+            await self.gone()
             await checkpoint()
         except BaseException:
             why = "close() was cancelled while a send was in flight, which was cut short"
             await self._tell(Event.FORCE, None if self.transport is None else BrokenError(why))
             raise
+
+    async def gone(self) -> None:
+        """Wait until nothing is left of an attempt to connect that was given up."""
+        if self._state.dial is Dial.FAILED:
+            if self._dialling is not None:
+                assert self._dial_over is not None
+                await self._dial_over.wait()
+            await self._opener.gone()
 
     async def _flush(self) -> None:
         """Wait for what is in flight, then close the transport."""

@@ -120,6 +120,8 @@ class Dialled:
     async def discard(self, *, aborted: bool = False) -> None:
         """Nothing is held before it is opened."""
 
+    async def gone(self) -> None: ...
+
     def close_dropped(self) -> bool:
         return False
 
@@ -138,6 +140,8 @@ class Accepted:
 
     async def discard(self, *, aborted: bool = False) -> None:
         await self._transport.abort()
+
+    async def gone(self) -> None: ...
 
     def close_dropped(self) -> bool:
         return self._transport.close_dropped()
@@ -175,6 +179,9 @@ class TakenOver:
 
     async def discard(self, *, aborted: bool = False) -> None:
         await self._plain.disown(aborted=aborted)
+
+    async def gone(self) -> None:
+        await self._plain.gone()
 
     def close_dropped(self) -> bool:
         return self._plain.close_dropped()

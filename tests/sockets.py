@@ -41,6 +41,8 @@ class Made:
         self.discarded = True
         await self.transport.abort()
 
+    async def gone(self) -> None: ...
+
 
 class Slow(Made):
     """An opener that makes the connection, and stops to make it, when the test says so."""
