@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import threading
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -23,6 +24,15 @@ _NOWHERE = frozenset(
 # Weak, so that a listener that was dropped without closing it is not remembered.
 _listening: WeakKeyDictionary[socket.socket, tuple[IPAddress, int]] = WeakKeyDictionary()
 _lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()  # another thread of the parent may have had it, and is no more
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 _BROADCAST = IPv4Address("255.255.255.255")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import signal
 import socket as stdlib
 import sys
 from collections.abc import Callable, Iterator
@@ -37,6 +39,7 @@ from anyio_connect import (
     ResolveError,
     Socket,
     _dial,
+    _loops,
     connect,
     listen,
 )
@@ -927,3 +930,20 @@ async def test_loops_are_nobodys_business_by_default() -> None:
             await socket.send(b"1")
             assert await socket.receive() == b"1"
         group.cancel_scope.cancel()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_can_tell_loops() -> None:
+    with stdlib.create_server(("127.0.0.1", 0)) as listener:
+        announce(listener)
+        try:
+            with _loops._lock:  # as another thread may have it just then
+                pid = os.fork()
+                if not pid:
+                    signal.alarm(30)  # which ends the child if it hangs
+                    os._exit(not leads_back(listener.getsockname()))
+            _, status = os.waitpid(pid, 0)
+            assert os.waitstatus_to_exitcode(status) == 0
+        finally:
+            withdraw(listener)
