@@ -14,6 +14,7 @@ turn of the loop costs more than a small send, and asyncio's own streams never g
 from __future__ import annotations
 
 import math
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -255,6 +256,19 @@ class TaskReadiness:
         self._sock.close()
 
 
+#: How many forks lie between this process and the one that imported the module.
+_forks = 0
+
+
+def _in_child() -> None:
+    global _forks  # noqa: PLW0603
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
 class _Budget:
     """What may still be done on an asyncio loop before somebody has to give way."""
 
@@ -277,6 +291,7 @@ class LoopReadiness:
         "_closed",
         "_deadline",
         "_fd",
+        "_forks",
         "_loop",
         "_reader",
         "_reading",
@@ -300,6 +315,7 @@ class LoopReadiness:
     ) -> None:
         self._sock = sock
         self._fd = sock.fileno()
+        self._forks = _forks
         self._loop = loop
         self._deadline = deadline
         self._stopped = False
@@ -361,7 +377,7 @@ class LoopReadiness:
             future.set_result(None)
 
     def _unregister(self) -> None:
-        if self._reader is not None and self._reader() is not None:
+        if self._is_registered():
             self._reader = None
             self._loop.remove_reader(self._fd)
 
@@ -407,7 +423,7 @@ class LoopReadiness:
         _wake(self._writing)
 
     def _unregister_writer(self) -> None:
-        if self._writer is not None and self._writer() is not None:
+        if self._is_live(self._writer):
             self._writer = None
             self._loop.remove_writer(self._fd)
 
@@ -455,7 +471,12 @@ class LoopReadiness:
         self._sock.close()
 
     def _is_registered(self) -> bool:
-        return self._reader is not None and self._reader() is not None
+        return self._is_live(self._reader)
+
+    def _is_live(self, registered: ref[_Registered] | None) -> bool:
+        # What the loop watches with is shared with the process that this one was forked from, and
+        # not ours to change.
+        return registered is not None and registered() is not None and self._forks == _forks
 
     def _in_own_loop(self) -> bool:
         import asyncio

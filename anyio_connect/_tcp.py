@@ -39,6 +39,33 @@ _LITTLE = 8192
 _LINGER_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
+#: Whether close() may do nothing, because another process has the same sockets.
+_has_forked = False
+
+
+def _on_fork() -> None:
+    global _has_forked  # noqa: PLW0603
+    _has_forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_parent=_on_fork, after_in_child=_on_fork)
+
+
+def disconnect(sock: socket.socket) -> None:
+    """Reset a connection, whoever else has the socket too: on Linux, where that can be done.
+
+    By connect() to no address, AF_UNSPEC (connect(2)), which Python's own does not do.
+    """
+    if sys.platform != "linux":
+        return
+    with suppress(ImportError, OSError, AttributeError):  # not every Python has it
+        import ctypes
+
+        nowhere = bytes(16)  # a struct sockaddr whose family is AF_UNSPEC, 0
+        ctypes.CDLL(None).connect(sock.fileno(), nowhere, len(nowhere))
+
+
 def host_and_port(sockaddr: tuple[Any, ...]) -> tuple[str, int]:
     """The first two parts of a socket address, with the zone that IPv6 has in its fourth."""
     host, port, *rest = sockaddr
@@ -244,16 +271,14 @@ class TCPTransport(Transport):
         if found is _Found.OVER:
             # Where the peer has only ended, the kernel goes on delivering after close().
             lost = self._error if self.unacknowledged() else None
+            self._shut_down()
             self._release()
             if lost is not None:
                 raise anyio.BrokenResourceError(str(lost)) from lost
             return True
-        if not self._talks and not self.unacknowledged():
-            self._release()  # close() sends our end
-            return True
-        if not self._ended:
-            self._shut_down()
-        if outstanding(self._sock):
+        at_once = not self._talks and not self.unacknowledged()
+        self._shut_down()
+        if not at_once and outstanding(self._sock):
             return False
         self._release()
         return True
@@ -274,6 +299,9 @@ class TCPTransport(Transport):
         return _Found.MORE
 
     def _shut_down(self) -> None:
+        # Not left to close(), which does nothing as long as a forked child has the socket too.
+        if self._ended:
+            return
         self._ended = True
         with suppress(OSError):  # it was reset: what is unacknowledged tells
             self._sock.shutdown(socket.SHUT_WR)
@@ -301,8 +329,7 @@ class TCPTransport(Transport):
     async def let_go(self) -> bool:
         if self._closed:
             return True
-        if not self._ended:
-            self._shut_down()
+        self._shut_down()
         if self.torn or self._discard() is _Found.MORE:
             await self.abort()
             return False
@@ -328,6 +355,8 @@ class TCPTransport(Transport):
             return
         with suppress(OSError):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            if _has_forked:
+                disconnect(self._sock)
         self._release()
 
     def close_dropped(self) -> bool:
