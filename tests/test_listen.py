@@ -19,6 +19,7 @@ from typing import Any
 
 import anyio
 import pytest
+import trio
 from anyio.abc import SocketAttribute
 from anyio.streams.buffered import BufferedByteStream
 from anyio.streams.tls import TLSListener, TLSStream
@@ -44,11 +45,12 @@ from anyio_connect import (
     listen,
 )
 from anyio_connect._address import format_address
+from anyio_connect._listen import _handle
 from anyio_connect._loops import announce, leads_back, withdraw
 from anyio_connect._tcp import TCPTransport
 from errors import is_copy
 from peers import has_ipv6
-from sockets import settle
+from sockets import connected, settle
 from tls_peers import client_context, server_context
 
 if sys.version_info < (3, 11):
@@ -506,6 +508,27 @@ async def test_a_client_that_fails_while_the_server_is_cancelled() -> None:
         async with connect(listener.addresses[0]):
             await waiting.wait()
             group.cancel_scope.cancel()
+
+
+async def test_what_is_cancelled_stays_cancelled_though_its_client_failed() -> None:
+    async def fail_when_cancelled() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise BrokenError("lost")
+
+    async def handler(_: Socket) -> None:
+        async with anyio.create_task_group() as own:
+            own.start_soon(fail_when_cancelled)
+            own.start_soon(anyio.sleep_forever)
+            await anyio.wait_all_tasks_blocked()
+            scope.cancel()
+
+    async with connected() as (socket, _):
+        with anyio.CancelScope() as scope:
+            await _handle(handler, socket, "test:1")
+        # On asyncio, the cancellation of a task group is no part of what it raises.
+        assert scope.cancelled_caught == trio.lowlevel.in_trio_run()
 
 
 # --- closing

@@ -320,6 +320,29 @@ async def test_a_destination_that_another_task_sends_to_takes_nothing() -> None:
         group.cancel_scope.cancel()
 
 
+async def test_a_source_that_failed_does_not_abort_what_another_task_sends_to() -> None:
+    async with (
+        connected() as (source, sender),
+        connected() as (sink, receiver),
+        anyio.create_task_group() as group,
+    ):
+        await hear_a_reset(source, sender)
+        group.start_soon(sink.send, bytes(BIG))
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(anyio.BusyResourceError):
+            await source.readable.pipe_to(sink)
+        assert len(await receiver.receive_exactly(BIG)) == BIG
+
+
+async def test_it_is_a_checkpoint_where_there_is_nothing_to_do() -> None:
+    async with connected() as (source, _), connected() as (sink, _):
+        await sink.send_eof()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await source.readable.pipe_to(sink, prevent_cancel=True)
+        assert scope.cancelled_caught
+
+
 # --- the source is over
 
 
@@ -341,7 +364,14 @@ async def cancel_and_end(source: Socket, _: Peer) -> None:
     await source.send_eof()
 
 
-each_close = pytest.mark.parametrize("act", [cancel, fin, fin_and_cancel, cancel_and_end])
+async def hear_and_cancel(source: Socket, sender: Peer) -> None:
+    await hear_the_end(source, sender)
+    await source.readable.aclose()
+
+
+each_close = pytest.mark.parametrize(
+    "act", [cancel, fin, fin_and_cancel, cancel_and_end, hear_and_cancel]
+)
 
 
 @each_close
@@ -358,8 +388,10 @@ async def test_a_source_that_was_closed_ends_the_destination(act: Act, when: str
             await act(source, sender)
         group.start_soon(piping)
         await anyio.wait_all_tasks_blocked()
-        if when == "meanwhile":
+        if when == "meanwhile" and act is not hear_and_cancel:  # the pipe hears it then
             await act(source, sender)
+        elif when == "meanwhile":
+            sender.fin()
         assert await piping.wait() is None
         assert await receiver.receive_all() == b"before"
         await receiver.send(b"only that half")
