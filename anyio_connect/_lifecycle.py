@@ -339,9 +339,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.RESET: _O.BROKEN,
             _E.RESET_UNREAD: _O.BROKEN,
             _E.ABORT: _O.BROKEN,
-            # It is cut short.
-            _E.FORCE: _O.TORN,
-            _E.LATE: _O.TORN,
+            _E.LATE: _O.TORN,  # it is cut short
             _E.DISOWN: (_O.BROKEN, _F.DROP),
             _E.ABANDON: (_O.BROKEN, _F.DROP),
         },
@@ -425,6 +423,13 @@ JOINT: tuple[Rule, ...] = (
         {"link": (_L.CLOSED,), "dial": (_D.IDLE,)},
         {"dial": _D.FAILED},
         (_F.REJECT_OPENED,),
+    ),
+    # close() was cancelled, and waits no more for what is in flight: that is cut short. (Behind
+    # start_tls() it is not: the TLS socket waits for it.)
+    Rule(
+        {"link": (_L.CLOSING,), "outbound": (_O.FLUSHING,)},
+        {"outbound": _O.TORN},
+        (),
     ),
     # close() after a send was cut short: a clean end would pass off the piece as the whole.
     Rule(

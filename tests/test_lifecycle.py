@@ -316,7 +316,8 @@ def shows(change: Change) -> bool:
 HARMLESS = {
     "rule 1: then outbound Outbound.BROKEN": "the rule for what a reset breaks makes that CLOSED",
     "rule 2: then outbound Outbound.BROKEN": "the same",
-    "rule 7: then outbound Outbound.BROKEN": "the rule after it makes that CLOSED too",
+    "rule 8: then outbound Outbound.BROKEN": "the rule after it makes that CLOSED too",
+    "outbound Outbound.FLUSHING Event.ABORT: -> Outbound.CLOSED": "which it makes of BROKEN",
 }
 
 

@@ -313,6 +313,21 @@ async def test_a_send_in_flight_goes_out_before_the_handshake() -> None:
         peer.close()
 
 
+async def test_a_cancelled_close_of_the_plain_socket_cuts_no_send_that_tls_waits_for() -> None:
+    async with plain() as (socket, peer, _), anyio.create_task_group() as group:
+        group.start_soon(socket.send, b"p" * BIG)
+        await anyio.wait_all_tasks_blocked()
+        secure = socket.start_tls()
+        group.start_soon(_fails, secure)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await socket.close()
+        assert scope.cancelled_caught
+        assert await peer.receive_exactly(BIG) == b"p" * BIG
+        assert (await peer.receive_exactly(1)) == b"\x16"  # a handshake record
+        peer.close()
+
+
 async def _fails(socket: Socket) -> None:
     with pytest.raises(SocketError):
         await socket.opened
