@@ -656,11 +656,13 @@ class Connection:
 
     async def _until_change(self, wait: Callable[[], Awaitable[None]]) -> None:
         """Wait for something of the transport, or for the state to move."""
+        scope = self._closing = anyio.CancelScope()
         try:
-            with suppress(anyio.ClosedResourceError), anyio.CancelScope() as self._closing:
+            with suppress(anyio.ClosedResourceError), scope:
                 await wait()
         finally:
-            self._closing = None
+            if self._closing is scope:  # or another task has begun to wait since
+                self._closing = None
 
     # --- watching
 
@@ -681,17 +683,19 @@ class Connection:
                 await self._judge_hangup(state, error)
                 if self._state is not state:
                     continue
-            with anyio.CancelScope() as self._watching:
-                if state.link is Link.OPEN:
-                    known = self._hung_up or state.inbound in (Inbound.EOF, Inbound.DISCARDED)
-                    error = await self._transport.wait_hangup(after_eof=known)
-                    self._hung_up = True
-                elif state.link is Link.LINGERING:
-                    with suppress(*_BROKEN, anyio.ClosedResourceError):  # which finishing shows
-                        await self._transport.wait_room()
-                else:
-                    await anyio.sleep_forever()  # until the state moves
-            self._watching = None
+            try:
+                with anyio.CancelScope() as self._watching:
+                    if state.link is Link.OPEN:
+                        known = self._hung_up or state.inbound in (Inbound.EOF, Inbound.DISCARDED)
+                        error = await self._transport.wait_hangup(after_eof=known)
+                        self._hung_up = True
+                    elif state.link is Link.LINGERING:
+                        with suppress(*_BROKEN, anyio.ClosedResourceError):  # finishing shows it
+                            await self._transport.wait_room()
+                    else:
+                        await anyio.sleep_forever()  # until the state moves
+            finally:
+                self._watching = None
             if self._state.link is Link.LINGERING:
                 await self._tell(Event.ROOM)
 
@@ -763,13 +767,19 @@ class Connection:
     # --- dropped
 
     def close_dropped(self) -> bool:
-        """Let go of the transport; return whether it was open. In any thread, in no task."""
+        """Let go of the transport; return whether it was open. In any thread, in no task.
+
+        Not if something is in flight: then it is what start_tls() returned that was dropped, and
+        the plain socket goes on sending. It lets go of the transport when it is dropped itself.
+        """
+        if self._state.outbound in _IN_FLIGHT:
+            return False
         transport = self.transport
         return self._opener.close_dropped() if transport is None else transport.close_dropped()
 
     def __del__(self) -> None:
-        # What start_tls() took over is the new connection's.
-        if not self.upgraded and self.close_dropped():
+        # What start_tls() returned keeps this one, and so has been dropped before it.
+        if self.close_dropped():
             warnings.warn(
                 f"unclosed connection to {self._name}: close it, or use it in 'async with'",
                 ResourceWarning,

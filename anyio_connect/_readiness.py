@@ -384,17 +384,18 @@ class LoopReadiness:
     async def writable(self) -> None:
         if self._closed:
             raise anyio.ClosedResourceError
-        self._writing = self._loop.create_future()
+        future = self._writing = self._loop.create_future()
         try:
             if self._writer is None:
                 self._writer = self._register(self._loop.add_writer, _on_writable)
             if self._writer() is None:
                 await self._wait_elsewhere(OUT)
             else:
-                await self._writing
+                await future
         finally:
-            self._writing = None
-            self._unregister_writer()
+            if self._writing is future:  # or another task waits since this one was cancelled
+                self._writing = None
+                self._unregister_writer()
         await self._raise_if_cancelled()
         if self._closed:
             raise anyio.ClosedResourceError
@@ -432,15 +433,18 @@ class LoopReadiness:
         if not CAN_WATCH:
             await anyio.sleep(_RETRY)
             return
+        scope = self._scopes[event] = anyio.CancelScope()
         try:
             with (
-                anyio.CancelScope() as self._scopes[event],
+                scope,
                 suppress(anyio.ClosedResourceError),
                 Watch(self._sock, event) as watch,
             ):
                 await watch.wait()
         finally:
-            del self._scopes[event]
+            # Another task may wait since this one was cancelled.
+            if self._scopes.get(event) is scope:
+                del self._scopes[event]
 
     def stop_reading(self) -> None:
         self._stopped = True

@@ -114,7 +114,7 @@ class Slots:
         began = anyio.current_time()
         with self.lock:
             holders = [*self.holders.values()]
-        self.sweep()
+        self.sweep()  # for whoever found the lock taken
         for number, weakly in enumerate(holders, 1):
             slot = weakly()
             if slot is not None and slot.loop() is loop:

@@ -647,6 +647,37 @@ async def held(
                 await socket.close()
 
 
+async def test_a_holder_whose_closed_was_awaited_for_a_while_is_looked_at() -> None:
+    async with held(1) as (connector, [(socket, peer)], listener):
+        async with anyio.create_task_group() as group:
+            group.start_soon(socket._connection.closed._wait)
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        peer.rst()
+        arrived(socket, select.POLLERR)
+        with anyio.fail_after(10):
+            async with connector.connect(listener.address):
+                assert isinstance(socket.closed.exception(), BrokenError)
+
+
+async def test_a_slot_that_is_returned_while_the_holders_are_listed_is_given_on() -> None:
+    """By the garbage collector or another thread, which find the lock taken."""
+
+    class Holders(dict[int, Any]):
+        def values(self) -> Any:
+            first.release()
+            return super().values()
+
+    pool = Slots(1)
+    first, second = Slot(pool), Slot(pool)
+    await first.acquire()
+    pool.holders = Holders(pool.holders)
+    with anyio.fail_after(10):
+        await second.acquire()
+    second.release()
+    assert pool.free == 1
+
+
 @pytest.mark.parametrize("how", ["reset", "end", "reset behind data"])
 async def test_who_queues_has_dead_holders_noticed(how: str) -> None:
     async with held(3) as (connector, pairs, listener):

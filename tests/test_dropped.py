@@ -16,6 +16,9 @@ from peers import Listener, Peer, listening
 from sockets import raw
 from tls_peers import NAME, TLSPeer, client_context, server_context
 
+#: More than both kernels' buffers hold.
+BIG = 16 * 1024 * 1024
+
 
 @pytest.fixture(autouse=True)
 def no_collector() -> Iterator[None]:
@@ -163,6 +166,20 @@ async def test_one_that_was_upgraded(when: str) -> None:
         del plain
         with told_of(named(listener)):
             del secure
+
+
+async def test_a_send_in_flight_does_not_hang_if_what_start_tls_returned_is_dropped() -> None:
+    async with listening(receive_buffer=4096) as listener:
+        plain, peer = await opened(listener, secure_transport="starttls")
+        async with anyio.create_task_group() as group:
+            group.start_soon(plain.send, b"x" * BIG)
+            await anyio.wait_all_tasks_blocked()
+            plain.start_tls()
+            assert await peer.receive_exactly(BIG) == b"x" * BIG
+        del group
+        with told_of(named(listener)):
+            del plain
+        assert await ended(peer)
 
 
 async def test_one_that_was_never_open_is_nothing_to_warn_of() -> None:

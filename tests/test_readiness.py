@@ -198,6 +198,28 @@ async def test_a_cancellation_comes_before_data_for_a_task_that_was_woken() -> N
 # --- waiting
 
 
+async def test_a_cancelled_task_takes_no_place_from_the_one_that_waits_for_room_since() -> None:
+    async with connected(receive_buffer=4096) as (socket, peer):
+        small_buffers(socket, peer)
+        ready = transport_of(socket)._ready
+        while transport_of(socket).send_nowait(b"x" * 65536):
+            pass
+        first = anyio.CancelScope()
+
+        async def wait_in_vain() -> None:
+            with first:
+                await ready.writable()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait_in_vain)
+            await anyio.wait_all_tasks_blocked()
+            first.cancel()
+            group.start_soon(peer.receive_all)
+            with anyio.fail_after(10):
+                await ready.writable()
+            await socket.close()
+
+
 async def test_what_arrived_for_a_task_that_was_cancelled_natively_goes_to_the_next() -> None:
     """``Task.cancel()`` may come between the arrival and the task, unlike AnyIO's own."""
     if trio.lowlevel.in_trio_run():
