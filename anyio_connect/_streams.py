@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import anyio
-from anyio.abc import ByteReceiveStream, ByteSendStream, ByteStream
+from anyio.abc import ByteReceiveStream, ByteSendStream
 from anyio.lowlevel import checkpoint
 
 from ._connection import Connection
@@ -264,7 +264,7 @@ async def _end(destination: ByteSendStream) -> None:
     if isinstance(destination, WritableStream) or not hasattr(destination, "receive"):
         await destination.aclose()
         return
-    two_way: ByteStream = destination  # type: ignore[assignment]  # by its looks
+    two_way: Any = destination
     try:
         await two_way.send_eof()
     except NotImplementedError as exc:
