@@ -74,6 +74,9 @@ class Opener(Protocol):
     def spent(self) -> SocketError | None:
         """Why it cannot be opened any more, after :meth:`open` was cancelled; None if it can."""
 
+    async def lost(self) -> SocketError | None:
+        """Why it cannot be opened any more, if that can be seen already. Waits for nothing."""
+
     async def discard(self, *, aborted: bool = False) -> None:
         """It will not be opened: let go of whatever is held for it. Waits for nothing.
 
@@ -726,6 +729,18 @@ class Connection:
             hung_up, error = await self._transport.hung_up()
             if hung_up and self._is_open():
                 await self._judge_hangup(self._state, error)
+        elif self._state.link is Link.OPEN and self._state.dial is Dial.IDLE:
+            lost = await self._opener.lost()
+            if lost is not None and self._state.dial is Dial.IDLE:
+                await self._tell(Event.DISOWN, lost)
+                await self._opener.discard()
+
+    async def lost(self) -> BrokenError | None:
+        """The reset of a connection that was given up to another, if there was one by now."""
+        if self.transport is None:
+            return None
+        _, error = await self.transport.hung_up()
+        return None if error is None else broken("waiting for the TLS handshake", error)
 
     def _is_open(self) -> bool:
         return self._state.link is Link.OPEN and self._state.dial is Dial.DONE

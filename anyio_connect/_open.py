@@ -117,6 +117,9 @@ class Dialled:
     def spent(self) -> SocketError | None:
         return None
 
+    async def lost(self) -> SocketError | None:
+        return None
+
     async def discard(self, *, aborted: bool = False) -> None:
         """Nothing is held before it is opened."""
 
@@ -136,6 +139,9 @@ class Accepted:
         return self._transport, info_of(self._transport)
 
     def spent(self) -> SocketError | None:
+        return None
+
+    async def lost(self) -> SocketError | None:
         return None
 
     async def discard(self, *, aborted: bool = False) -> None:
@@ -176,6 +182,9 @@ class TakenOver:
             f"the TLS handshake with {self._target} was cancelled part-way, "
             "and cannot be begun again on the same connection"
         )
+
+    async def lost(self) -> SocketError | None:
+        return await self._plain.lost()
 
     async def discard(self, *, aborted: bool = False) -> None:
         await self._plain.disown(aborted=aborted)

@@ -34,6 +34,9 @@ class Made:
     def spent(self) -> SocketError | None:
         return None
 
+    async def lost(self) -> SocketError | None:
+        return None
+
     def close_dropped(self) -> bool:
         return self.transport.close_dropped()
 

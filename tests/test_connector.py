@@ -747,6 +747,19 @@ async def test_start_tls_hands_on_who_is_looked_at() -> None:
                 assert isinstance(secure.closed.exception(), BrokenError)
 
 
+async def test_a_holder_that_waits_for_its_handshake_is_looked_at() -> None:
+    async with held(2, secure_transport="starttls") as (connector, pairs, listener):
+        secure, other = (plain.start_tls() for plain, _ in pairs)
+        pairs[0][1].rst()
+        arrived(pairs[0][0], select.POLLERR)
+        with anyio.fail_after(10):
+            async with connector.connect(listener.address):
+                for future in (secure.opened, secure.closed):
+                    assert isinstance(future.exception(), BrokenError)
+        assert not other.opened.done()
+        await other.close()
+
+
 async def test_one_look_serves_all_who_queue_up_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
