@@ -458,21 +458,31 @@ class LoopReadiness:
 
     def close(self) -> None:
         self._closed = True
+        if self._forget():
+            _clear(self._loop, self._fd)
         self.stop_reading()
-        self._unregister_writer()
         _wake(self._writing)
         if OUT in self._scopes:
             self._scopes[OUT].cancel()
         self._sock.close()
 
     def close_dropped(self) -> None:
-        if self._is_registered() and not self._in_own_loop():
-            with suppress(RuntimeError):  # the loop is closed, and has forgotten everything
-                self._loop.call_soon_threadsafe(_close_dropped, self._loop, self._fd, self._sock)
-                return
-        elif self._is_registered():
-            self._loop.remove_reader(self._fd)
+        if self._forget():
+            if not self._in_own_loop():
+                with suppress(RuntimeError):  # the loop is closed, and has forgotten everything
+                    self._loop.call_soon_threadsafe(
+                        _close_dropped, self._loop, self._fd, self._sock
+                    )
+                    return
+            else:
+                _clear(self._loop, self._fd)
         self._sock.close()
+
+    def _forget(self) -> bool:
+        """Whether the loop may have something under our number; from now on, it has not."""
+        was_registered = self._reader is not None or self._writer is not None
+        self._reader = self._writer = None
+        return was_registered and self._forks == _forks
 
     def _is_registered(self) -> bool:
         return self._is_live(self._reader)
@@ -495,8 +505,17 @@ class LoopReadiness:
             self.close_dropped()
 
 
-def _close_dropped(loop: asyncio.AbstractEventLoop, fd: int, sock: socket.socket) -> None:
+def _clear(loop: asyncio.AbstractEventLoop, fd: int) -> None:
+    """Leave nothing under a number that the next socket gets.
+
+    uvloop forgets whom to wake after an error, but keeps what it watched with, which is closed.
+    """
     loop.remove_reader(fd)
+    loop.remove_writer(fd)
+
+
+def _close_dropped(loop: asyncio.AbstractEventLoop, fd: int, sock: socket.socket) -> None:
+    _clear(loop, fd)
     sock.close()
 
 

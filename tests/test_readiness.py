@@ -15,10 +15,10 @@ import trio.testing
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
-from anyio_connect import ClosedError, Socket
+from anyio_connect import BrokenError, ClosedError, Socket, connect
 from anyio_connect._readiness import LoopReadiness, TaskReadiness, by_anyio, readiness
 from anyio_connect._tcp import TCPTransport
-from peers import Peer
+from peers import Peer, listening
 from sockets import arrived, connected, raw, use_up_the_turn
 
 #: The most calls that a task may make in a row, as seen by others, whose own call is only seen
@@ -327,3 +327,25 @@ async def test_a_loop_that_cannot_wait_for_sockets(monkeypatch: pytest.MonkeyPat
         orderly = isinstance(loop, asyncio.SelectorEventLoop)
         assert isinstance(ready, LoopReadiness) == (loop is not None and not orderly)
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+async def test_the_number_of_a_socket_that_was_reset_can_be_used_again(dropped: bool) -> None:
+    """uvloop stops to watch a socket that had an error, but keeps something under its number."""
+
+    async def receive(socket: Socket) -> None:
+        with pytest.raises(BrokenError):
+            await socket.receive()
+
+    async with listening() as listener:
+        for _ in range(3):
+            socket = connect(listener.address)
+            await socket.opened
+            peer = await listener.accept()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(receive, socket)
+                await anyio.wait_all_tasks_blocked()
+                peer.rst()
+            if dropped:
+                transport_of(socket)._ready.close_dropped()
+            await socket.close()
