@@ -148,10 +148,9 @@ async def test_failures_of_two_kinds_have_no_common_name(resolver: dict[str, Any
 async def test_a_timeout_tells_what_failed_before(resolver: dict[str, Any]) -> None:
     async with full() as silent:
         resolver["host.test"] = [refusing_address(), silent.address]
-        with pytest.raises(ConnectTimeoutError, match=r"within 0\.2 seconds.*refused") as caught:
-            await connect("host.test:1", connect_timeout=0.2).opened
-        assert len(caught.value.attempts) == 1
-        assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+        error = await too_late(Connector(), "refused")
+        assert len(error.attempts) == 1
+        assert isinstance(error.__cause__, ConnectionRefusedError)
 
 
 LOCAL = AddressPolicy(allow=["127.0.0.0/8"])
@@ -161,8 +160,8 @@ async def test_a_timeout_tells_what_the_policy_dropped(resolver: dict[str, Any])
     async with full() as silent:
         resolver["host.test"] = [("10.0.0.1", 80), silent.address]
         connector = Connector(LOCAL)
-        with pytest.raises(ConnectTimeoutError, match=r"not tried: 10\.0\.0\.1:80: .* forbids"):
-            await connector.connect("host.test:1", connect_timeout=0.5).opened
+        error = await too_late(connector, "not tried: 10.0.0.1:80: ")
+        assert "forbids" in str(error)
 
 
 async def test_so_does_a_local_host_of_the_other_family(resolver: dict[str, Any]) -> None:
@@ -581,6 +580,20 @@ PHASES = [
 ]
 
 
+async def too_late(connector: Connector, text: str, **options: Any) -> ConnectTimeoutError:
+    """Connect in a time that is too short; not so short, though, that ``text`` is not reached."""
+    for seconds in (0.05, 0.5, 5):
+        socket = connector.connect("host.test:1", connect_timeout=seconds, **options)
+        with pytest.raises(ConnectTimeoutError) as caught:
+            await socket.opened
+        assert f" within {seconds} seconds" in str(caught.value)
+        assert isinstance(socket.closed.exception(), ConnectTimeoutError)
+        if text in str(caught.value):
+            break
+    assert text in str(caught.value)
+    return caught.value
+
+
 @pytest.mark.parametrize("phase", PHASES)
 async def test_each_phase_has_a_time_limit_of_its_own_words(
     phase: str, resolver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -593,25 +606,20 @@ async def test_each_phase_has_a_time_limit_of_its_own_words(
             await holder.opened
         elif phase == "the name was not resolved":
             monkeypatch.setattr(_dial, "getaddrinfo", lambda *_: anyio.sleep_forever())
-        socket = connector.connect("host.test:1", secure_transport="on", connect_timeout=0.3)
-        with pytest.raises(ConnectTimeoutError, match=r"host\.test:1.* within 0\.3 s") as caught:
-            await socket.opened
+        error = await too_late(connector, phase, secure_transport="on")
         await holder.close()
-    assert phase in str(caught.value)
-    assert [phase] == [each for each in PHASES if each in str(caught.value)]
-    assert caught.value.errno == errno.ETIMEDOUT
-    assert isinstance(socket.closed.exception(), ConnectTimeoutError)
+    assert [phase] == [each for each in PHASES if each in str(error)]
+    assert "host.test:1" in str(error)
+    assert error.errno == errno.ETIMEDOUT
 
 
 async def test_a_timeout_names_those_that_never_answered(resolver: dict[str, Any]) -> None:
     async with full() as one, full() as two:
         resolver["host.test"] = [one.address, refusing_address(), two.address]
-        connector = Connector(happy_eyeballs_delay=0)
-        with pytest.raises(ConnectTimeoutError) as caught:
-            await connector.connect("host.test:1", connect_timeout=0.2).opened
         silent = ", ".join("{}:{}".format(*listener.address) for listener in (one, two))
-    assert f"no answer from {silent}; " in str(caught.value)
-    assert len(caught.value.attempts) == 1
+        connector = Connector(happy_eyeballs_delay=0)
+        error = await too_late(connector, f"no answer from {silent}; ")
+    assert len(error.attempts) == 1
 
 
 async def test_a_timeout_of_one_address_names_it_once() -> None:
@@ -626,8 +634,7 @@ async def test_a_timeout_counts_what_had_no_turn(resolver: dict[str, Any]) -> No
     async with full() as silent:
         resolver["host.test"] = [silent.address, ("127.0.0.2", 1), ("127.0.0.3", 1)]
         connector = Connector(happy_eyeballs_delay=3600)
-        with pytest.raises(ConnectTimeoutError, match="; 2 more addresses were left out"):
-            await connector.connect("host.test:1", connect_timeout=0.02).opened
+        await too_late(connector, "; 2 more addresses were left out")
 
 
 # --- many addresses
