@@ -729,6 +729,8 @@ class Connection:
             hung_up, error = await self._transport.hung_up()
             if hung_up and self._is_open():
                 await self._judge_hangup(self._state, error)
+        elif self._state.link is Link.LINGERING and self._watching is None:
+            await self._tell(Event.ROOM)
         elif self._state.link is Link.OPEN and self._state.dial is Dial.IDLE:
             lost = await self._opener.lost()
             if lost is not None and self._state.dial is Dial.IDLE:

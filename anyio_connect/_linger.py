@@ -56,8 +56,12 @@ if sys.platform == "linux":
 
         Zero where the system does not tell.
         """
-        # TIOCOUTQ is SIOCOUTQ: tcp(7).
-        return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        try:
+            # TIOCOUTQ is SIOCOUTQ: tcp(7).
+            found = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
+        except OSError:  # not every kernel that passes for Linux has it
+            return 0
+        return int.from_bytes(found, sys.byteorder)
 
 else:
 

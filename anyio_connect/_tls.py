@@ -187,28 +187,25 @@ async def start_tls(
     engine: ssl.SSLObject | None = None
     said = b""  # what the peer said first: the engine keeps what is too short for a record
     try:
-        engine = await _make_engine(context, alpn or (), incoming, outgoing, name)
-        while True:
-            finished = await _shake(engine)
-            if ciphertext := outgoing.read():
-                await transport.send(ciphertext)
-            if finished:
-                return TLSTransport(transport, engine, incoming, outgoing)
-            ciphertext = await transport.receive(_READ)
-            said = said or ciphertext
-            incoming.write(ciphertext)
-    except _EngineError as exc:
-        error = handshake_failed(where, name, exc.cause, engine)
-    except Exception as exc:  # of the transport: AnyIO's errors, or what a foreign stream has
-        why, said = await _last_words(transport, engine, incoming, said)
-        if why is None:
-            error = handshake_ended(where, exc, said)
-        else:
-            error = handshake_failed(where, name, why, engine)
-    except BaseException:
-        await transport.abort()
-        raise
-    try:
+        try:
+            engine = await _make_engine(context, alpn or (), incoming, outgoing, name)
+            while True:
+                finished = await _shake(engine)
+                if ciphertext := outgoing.read():
+                    await transport.send(ciphertext)
+                if finished:
+                    return TLSTransport(transport, engine, incoming, outgoing)
+                ciphertext = await transport.receive(_READ)
+                said = said or ciphertext
+                incoming.write(ciphertext)
+        except _EngineError as exc:
+            error = handshake_failed(where, name, exc.cause, engine)
+        except Exception as exc:  # of the transport: AnyIO's errors, or what a foreign stream has
+            why, said = await _last_words(transport, engine, incoming, said)
+            if why is None:
+                error = handshake_ended(where, exc, said)
+            else:
+                error = handshake_failed(where, name, why, engine)
         with suppress(*_GONE):  # the alert that says what is wrong
             transport.send_nowait(outgoing.read())
         with suppress(Exception):  # of a foreign stream, which is closed all the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import random
@@ -90,6 +91,21 @@ async def test_nothing_is_waited_for_where_nothing_is_left_to_arrive(
             await checkpoint()
         await socket.close()
         assert await peer.receive_all() == b""
+
+
+@linux_only
+async def test_a_kernel_that_does_not_tell_what_was_acknowledged_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ioctl(*_: object) -> bytes:
+        raise OSError(errno.ENOTTY, "not here")
+
+    async with connected() as (socket, peer):
+        await socket.send(b"hello")
+        monkeypatch.setattr("fcntl.ioctl", ioctl)
+        await socket.close()
+        assert socket.closed.result() is None
+        assert await peer.receive_all() == b"hello"
 
 
 @linux_only

@@ -39,6 +39,7 @@ from anyio_connect import (
     connect,
 )
 from anyio_connect._connection import Connection
+from anyio_connect._linger import outstanding
 from anyio_connect._slots import Slot, Slots
 from errors import is_copy
 from peers import Listener, Peer, has_ipv6, listening, refusing_address
@@ -658,6 +659,33 @@ async def test_a_holder_whose_closed_was_awaited_for_a_while_is_looked_at() -> N
         with anyio.fail_after(10):
             async with connector.connect(listener.address):
                 assert isinstance(socket.closed.exception(), BrokenError)
+
+
+async def test_a_holder_that_only_waits_for_the_peer_to_have_it_all_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TLS ended both directions, and what was sent last had not arrived by then."""
+    async with held(1, secure_transport="starttls", ssl_context=client_context(), sni=NAME) as (
+        connector,
+        [(plain, peer)],
+        listener,
+    ):
+        secure = plain.start_tls()
+        async with anyio.create_task_group() as group:
+            group.start_soon(waits, secure)
+            tls = TLSPeer(peer, server_context())
+            await tls.shake()
+        with monkeypatch.context() as patch:
+            patch.setattr("anyio_connect._tcp.outstanding", lambda _: 1)
+            await peer.send(tls.server.close_notify())
+            with pytest.raises(anyio.EndOfStream):
+                await secure.receive()
+            assert not secure.closed.done()
+        while outstanding(raw(secure)):
+            await anyio.lowlevel.checkpoint()
+        with anyio.fail_after(10):
+            async with connector.connect(listener.address):
+                assert secure.closed.result() is None
 
 
 async def test_a_slot_that_is_returned_while_the_holders_are_listed_is_given_on() -> None:

@@ -21,6 +21,7 @@ from anyio.streams.tls import TLSAttribute
 from typing_extensions import Self
 
 from anyio_connect import BrokenError, Connector, Socket, SocketError, TLSError, _tls, connect
+from anyio_connect._tls import start_tls
 from peers import Listener, listening
 from servers import serving
 from sockets import settle
@@ -29,6 +30,7 @@ from tls_peers import (
     TLS13,
     Server,
     TLSPeer,
+    Wire,
     authority,
     certificate,
     client_context,
@@ -202,6 +204,29 @@ async def test_a_connection_whose_context_is_slow_can_be_given_up(method: str) -
         assert socket.opened.exception() is not None
         assert socket.closed.done()
     slow.go_on.set()
+
+
+async def test_a_handshake_cancelled_over_the_peers_last_words_drops_the_connection() -> None:
+    class Reset(Wire):
+        async def receive(self, max_bytes: int = 65536) -> bytes:
+            self.arrive(b"last words")
+            raise anyio.BrokenResourceError
+
+    slow, wire = Slow(), Reset()
+
+    def wait_the_second_time() -> None:
+        if wire.asked:
+            slow()
+
+    async with anyio.create_task_group() as tasks:
+        context = slow_context(wait_the_second_time, "do_handshake")
+        tasks.start_soon(
+            partial(start_tls, wire, where="x", server_hostname=NAME, context=context)
+        )
+        await slow.has_begun()
+        tasks.cancel_scope.cancel()
+    slow.go_on.set()
+    assert wire.calls == ["abort"]
 
 
 async def test_the_standard_librarys_own_context_needs_no_thread(
