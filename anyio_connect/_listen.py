@@ -16,7 +16,7 @@ from anyio.lowlevel import checkpoint
 
 from ._address import SocketAddress, format_address, parse_address
 from ._dial import Endpoint, resolve
-from ._errors import SocketError, cannot_accept, cannot_listen, text_of
+from ._errors import ListenError, SocketError, cannot_accept, cannot_listen, text_of
 from ._loops import announce, withdraw
 from ._open import Accepted, Target
 from ._options import Options, check_count, parse_options
@@ -186,15 +186,31 @@ class Listener(abc.Listener[Socket]):
         :raises anyio.ClosedResourceError: the listener was closed, and the tasks in the group
             around this call have ended
         :raises anyio.BusyResourceError: another task serves already
-        :raises ListenError: no more connections can be accepted, for a reason that does not pass
+        :raises ListenError: no more connections can be accepted, for a reason that does not pass;
+            the tasks in the group around this call were cancelled
         """
+        failed: list[ListenError] = []  # raised at last, and not in the groups' exception groups
         with self._serving:
             async with AsyncExitStack() as stack:
                 if task_group is None:
-                    task_group = await stack.enter_async_context(anyio.create_task_group())
+                    group = await stack.enter_async_context(anyio.create_task_group())
+                else:
+                    group = task_group
                 async with anyio.create_task_group() as accepting:
+
+                    async def serve(sock: socket.socket) -> None:
+                        try:
+                            await self._serve(sock, handler, group)
+                        except ListenError as exc:
+                            failed.append(exc)
+                            accepting.cancel_scope.cancel()
+
                     for sock in self._sockets:
-                        accepting.start_soon(self._serve, sock, handler, task_group)
+                        accepting.start_soon(serve, sock)
+                if failed and task_group is None:
+                    group.cancel_scope.cancel()
+        if failed:
+            raise failed.pop()
         raise anyio.ClosedResourceError
 
     async def _serve(

@@ -247,17 +247,45 @@ async def test_closing_does_not_wait_for_the_next_try(monkeypatch: pytest.Monkey
 async def test_an_error_that_does_not_pass_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     listener = await listen_with(monkeypatch, OSError(errno.EINVAL, "for good"), lambda: True)
     async with listener:
-        with pytest.raises(Exception) as caught:
+        with pytest.raises(ListenError) as caught:  # and no exception group
             await listener.serve(echo)
-        raised: Any = caught.value
-        while not isinstance(raised, ListenError):
-            (raised,) = raised.exceptions
-        assert (
-            str(raised)
-            == f"cannot accept connections at {listener.addresses[0]} any more: for good"
-        )
-        assert raised.errno == errno.EINVAL
-        assert isinstance(raised.__cause__, OSError)
+        where = listener.addresses[0]
+        assert str(caught.value) == f"cannot accept connections at {where} any more: for good"
+        assert caught.value.errno == errno.EINVAL
+        assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own group", "given group"])
+async def test_an_error_that_does_not_pass_ends_the_handlers_of_its_own_group(
+    own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = False
+    listener = await listen_with(monkeypatch, OSError(errno.EINVAL, "for good"), lambda: broken)
+    serves, over = anyio.Event(), anyio.Event()
+
+    async def handler(socket: Socket) -> None:
+        async with socket:
+            serves.set()
+            await socket.receive()
+        over.set()
+
+    async def serve() -> None:
+        with pytest.raises(ListenError):
+            await listener.serve(handler, None if own else group)
+
+    async with listener, anyio.create_task_group() as group, anyio.create_task_group() as serving:
+        serving.start_soon(serve)
+        async with connect(listener.addresses[0]) as socket:
+            await serves.wait()
+            broken = True
+            async with connect(listener.addresses[0]):
+                if own:
+                    with pytest.raises((anyio.EndOfStream, BrokenError)):
+                        await socket.receive()
+                    assert not over.is_set()
+                else:
+                    await socket.send(b"goes on")
+                    await over.wait()
 
 
 async def listen_with(
