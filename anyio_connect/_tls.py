@@ -33,13 +33,13 @@ from ._transport import DEFAULT_MAX_BYTES, Transport
 _READ = 65536
 _MOST_READ = 4 * _READ
 
-#: How much ciphertext the engine gets at a time, in bytes: any record is in two such pieces. The
-#: engine works through all it has until it finds data, and the event loop stands still meanwhile.
-_PIECE = 17408
+#: How much ciphertext the engine gets at a time, in bytes: more than a record. The engine works
+#: through all it has until it finds data, and the event loop stands still meanwhile.
+_PIECE = 65536
 
 #: After how much ciphertext that was no data other tasks get to run, in bytes. (Each record of
 #: data has some twenty bytes of that; a peer can send KeyUpdates as fast as they are read.)
-_NO_DATA = 2 * _PIECE
+_NO_DATA = _PIECE
 
 #: How much data to encrypt before it is sent, in bytes. The engine would take any amount at
 #: once, and hold all of its ciphertext.
@@ -56,9 +56,7 @@ _MAX_WAITING = 2 * _WRITE
 _MAX_KEPT = 1 << 20
 
 #: How often receive_nowait() gives the engine more in search of data.
-_ROUNDS = 4
-
-_NOTHING = memoryview(b"")
+_ROUNDS = 2
 
 #: How many default contexts are kept. Each holds the system's authorities: a megabyte or so.
 _MAX_CONTEXTS = 16
@@ -310,7 +308,8 @@ class TLSTransport(Transport):
         self._engine = engine
         self._incoming = incoming
         self._outgoing = outgoing
-        self._held = _NOTHING  # ciphertext that the engine is to get next
+        self._held: bytes | memoryview = b""  # ciphertext that the engine is to get next
+        self._dry = False  # the engine wants more ciphertext than it has
         self._no_data = 0  # how much of what the engine got was no data, in bytes
         self._decrypted = bytearray()  # taken from the engine before anybody asked
         self._unsent = b""  # ciphertext that has to go out before any other
@@ -344,10 +343,14 @@ class TLSTransport(Transport):
         """
         data: bytes | None = None
         if self._has_some():
-            if not self._transport.may_go_on(min(max_bytes, _RECORD)):
+            if self._no_data >= _NO_DATA:
+                await self._let_others_run()
+            elif not self._transport.may_go_on(min(max_bytes, _RECORD)):
                 await checkpoint()
             if not self._stopped:
                 data = self._take(max_bytes)
+        else:
+            self._dry = True
         while data is None:
             if self._no_data >= _NO_DATA:
                 await self._let_others_run()
@@ -375,24 +378,24 @@ class TLSTransport(Transport):
 
     def _has_some(self) -> bool:
         """Whether there is something to take, or may be, without waiting for the peer."""
-        if self._decrypted or self._held or self._incoming.pending or self._over():
+        if self._decrypted or self._held or self._incoming.pending:
+            return True
+        if self._peer_ended or self._error is not None:
             return True
         try:
             return self._engine.pending() > 0
         except Exception:  # of an engine of another make: reading will tell
             return False
 
-    def _over(self) -> bool:
-        return self._peer_ended or self._error is not None
-
     async def _fetch(self, most: int) -> None:
         """Wait for ciphertext. One task at a time comes here."""
         self._reading = True
         try:
-            self._held = memoryview(await self._transport.receive(most))
+            self._hold(await self._transport.receive(most))
         finally:
             self._reading = False
-            self._tell_progress()
+            if self._progress is not None:
+                self._tell_progress()
 
     def _fetch_nowait(self) -> bool:
         """Get ciphertext that is here; return whether there is some."""
@@ -401,8 +404,13 @@ class TLSTransport(Transport):
                 ciphertext = self._transport.receive_nowait(_READ)
             except anyio.EndOfStream:
                 self._truncated()
-            self._held = _NOTHING if ciphertext is None else memoryview(ciphertext)
+            if ciphertext is not None:
+                self._hold(ciphertext)
         return len(self._held) > 0
+
+    def _hold(self, ciphertext: bytes) -> None:
+        """Keep it for the engine. Whatever takes of it, copies no more than that."""
+        self._held = ciphertext if len(ciphertext) <= _PIECE else memoryview(ciphertext)
 
     async def _wait_for_progress(self) -> None:
         """Wait until another task has read something, or reads no more."""
@@ -471,15 +479,18 @@ class TLSTransport(Transport):
 
     def _next(self, max_bytes: int) -> bytes | None:
         """The data of the next record; None if it is not here, or is not what comes next."""
-        data = self._decrypt(max_bytes)
-        pieces = 0
-        while data is None and self._held and pieces < 2:
-            self._incoming.write(self._held[:_PIECE])
-            self._no_data += min(len(self._held), _PIECE)
-            # An empty view would keep all that it is a view of.
-            self._held = self._held[_PIECE:] if len(self._held) > _PIECE else _NOTHING
+        held = self._held
+        if not held:
+            return self._decrypt(max_bytes)
+        data = None if self._dry else self._decrypt(max_bytes)
+        if data is None:
+            if len(held) <= _PIECE:
+                self._held = b""  # an empty view would keep all that it is a view of
+            else:
+                held, self._held = held[:_PIECE], held[_PIECE:]
+            self._incoming.write(held)
+            self._no_data += len(held)
             data = self._decrypt(max_bytes)
-            pieces += 1
         return data
 
     def _decrypt(self, max_bytes: int) -> bytes | None:
@@ -492,8 +503,9 @@ class TLSTransport(Transport):
             data = self._engine.read(min(max_bytes, _RECORD))
             self._peer_ended = not data
             self._no_data -= len(data)
+            self._dry = False
         except ssl.SSLWantReadError:
-            data = None
+            self._dry = True
         except ssl.SSLZeroReturnError:
             # How close_notify shows once we have sent ours; before, as b"".
             self._peer_ended = True
@@ -503,7 +515,8 @@ class TLSTransport(Transport):
         if self._outgoing.pending or self._unsent:
             with suppress(*_GONE):
                 self._flush_nowait()  # an answer, or the alert that says what is wrong
-        self._tell_progress()
+        if self._progress is not None:
+            self._tell_progress()
         if not data:
             self._check_session()
         if self._peer_ended:

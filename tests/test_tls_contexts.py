@@ -121,8 +121,9 @@ async def test_whatever_a_context_raises_in_the_handshake_is_a_tls_error(
     async with secured(context) as (socket, _):
         error = await fails(socket)
     assert isinstance(error, TLSError)
-    assert type(error.__cause__) is type(raised)
-    assert error.__cause__.args == raised.args
+    cause = error.__cause__
+    assert cause is not None
+    assert (type(cause), cause.args) == (type(raised), raised.args)
     assert (str(raised.args[-1]) if raised.args else type(raised).__name__) in str(error)
 
 
@@ -437,7 +438,7 @@ async def test_default_contexts_are_built_in_threads_of_our_own(
     monkeypatch.setattr(limiter, "total_tokens", 1)
     release = threading.Event()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(partial(anyio.to_thread.run_sync, release.wait))
+        tasks.start_soon(anyio.to_thread.run_sync, lambda: release.wait(30))
         await checkpoint()
         try:
             with anyio.fail_after(30):

@@ -1122,8 +1122,7 @@ async def test_unread_keeps_the_order_of_much_that_was_decrypted(version: ssl.TL
     assert tls.receive_nowait(1) == data[:1]
     # Decrypted by our end and not asked for yet, with more behind it.
     await tls.send_eof()
-    assert len(tls._decrypted) > 10_000
-    assert tls._held
+    assert len(tls._decrypted) > 60_000
     assert tls.unread()
     assert (data[:1] + await receive_all(tls) == data) is True  # no difference is to be shown
 
