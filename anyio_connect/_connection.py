@@ -21,7 +21,7 @@ from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if
 
 from ._address import format_address
 from ._copies import fresh
-from ._errors import BrokenError, ClosedError, SocketError, StartTLSError, broken
+from ._errors import BrokenError, ClosedError, SocketError, StartTLSError, broken, text_of
 from ._future import Outcome, SocketFuture
 from ._lifecycle import (
     Dial,
@@ -593,7 +593,7 @@ class Connection:
             raise fresh(self._broken())  # what this call waited to end has broken
 
     async def abort(self, reason: object) -> None:
-        why = f": {reason}" if reason is not None else ""
+        why = f": {text_of(reason)}" if reason is not None else ""
         error = BrokenError(f"the connection was aborted on our side{why}")
         if isinstance(reason, BaseException):
             error.__cause__ = fresh(reason)

@@ -53,8 +53,8 @@ class Connector:
     reset or ended gives its slot back, though nobody awaits its ``closed``. The wait counts as
     connecting (``connect_timeout``). Cancelling the task that makes the connection gives up
     the place, also where other tasks wait for the same socket: one of them then queues up
-    behind all others. The slot of a socket that was dropped unclosed comes back when that is
-    garbage-collected.
+    behind all others. The slot of a socket that was dropped unclosed comes back at once,
+    with a ResourceWarning.
 
     ``ssl_context``: for TLS, where the call or ``start_tls()`` brings none of its own.
 
@@ -83,8 +83,8 @@ class Connector:
     ended gives its slot back, though nobody awaits its ``closed``. The wait counts as
     connecting (``connect_timeout``). Cancelling the task that makes the connection gives up
     the place, also where other tasks wait for the same socket: one of them then queues up
-    behind all others. The slot of a socket that was dropped unclosed comes back when that is
-    garbage-collected."""
+    behind all others. The slot of a socket that was dropped unclosed comes back at once,
+    with a ResourceWarning."""
     ssl_context: ssl.SSLContext | None = None
     """For TLS, where the call or ``start_tls()`` brings none of its own."""
     happy_eyeballs_delay: float = HAPPY_EYEBALLS_DELAY

@@ -145,15 +145,22 @@ class BrokenError(SocketError, anyio.BrokenResourceError):
     code: ClassVar[str] = "broken"
 
 
-def text_of(exc: BaseException) -> str:
-    """What an exception says, at a length for messages, without Python's ``[Errno N]`` prefix."""
-    if isinstance(exc, OSError) and exc.strerror:
-        return shorten(str(exc.strerror))
+def text_of(value: object) -> str:
+    """What a value says, for messages: an exception without Python's ``[Errno N]`` prefix.
+
+    It is of a bounded length, and shows characters that control a terminal by their numbers.
+    """
+    if isinstance(value, OSError) and value.strerror:
+        value = value.strerror
     try:
-        text = str(exc)
+        text = shorten(str(value))
     except Exception:  # noqa: BLE001  # it may be foreign code
         text = ""
-    return shorten(text) or type(exc).__name__
+    return "".join(map(_shown, text)) or type(value).__name__
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 def bad_option(name: str, value: object, why: str) -> InvalidOptionError:

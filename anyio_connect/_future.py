@@ -148,7 +148,8 @@ class Outcome(Generic[T]):
         self.settled = True
         future = self._future() if self._future is not None else None
         if future is not None:
-            future._drive = _nothing  # no longer keeps the connection alive
+            # No longer keeps the connection alive. (Its setter would be public.)
+            future._drive = _nothing  # noqa: SLF001
         self._wake_all()
 
     def __str__(self) -> str:

@@ -141,7 +141,7 @@ class ReadableStream(ByteReceiveStream):
         """Receive the next chunk; return None as soon as the destination can be sent none."""
         if not isinstance(destination, WritableStream):
             return await self.receive()
-        target = destination._connection
+        target = _behind(destination)
         while True:
             while self._goes_before(target):
                 with anyio.CancelScope() as scope, target.cancelling_once_it_ends(scope):
@@ -238,6 +238,10 @@ class WritableStream(ByteSendStream):
         receives, in flight and later, raise :class:`BrokenError`, which ``reason`` is the cause
         of where it is an exception, and ``closed`` rejects with it. Does nothing where our
         side has ended or failed already. Done even when cancelled.
+
+        The reset goes out even if a forked child has the connection too, on Linux. On other
+        systems, and if the raw socket was copied by ``dup()``, it does when the last copy is
+        closed.
         """
         await self._connection.abort(reason)
 
@@ -247,12 +251,16 @@ class WritableStream(ByteSendStream):
         return attributes_of(self._connection)
 
 
+def _behind(stream: WritableStream) -> Connection:
+    return stream._connection  # noqa: SLF001  # a class of this module, whose users need no more
+
+
 async def _send(destination: ByteSendStream, data: bytes | None) -> None:
     """Send a chunk; None: raise what keeps the destination from being sent one."""
     if data is not None:
         await destination.send(data)
     elif isinstance(destination, WritableStream):
-        error = destination._connection.why_no_send()
+        error = _behind(destination).why_no_send()
         assert error is not None
         try:
             raise error

@@ -194,7 +194,7 @@ def _chain(engine: Any, which: str) -> Sequence[Mapping[str, Any]]:
     been there since Python 3.10, and are public, in another form, since 3.13.
     """
     try:
-        found = getattr(engine._sslobj, which)() or ()
+        found = getattr(engine._sslobj, which)() or ()  # noqa: SLF001
         return [certificate.get_info() for certificate in found]
     except Exception:  # of an engine of another make
         return ()

@@ -232,6 +232,33 @@ def test_a_copy_keeps_errno_attempts_and_notes(
     assert vars(same)["__notes__"] == vars(error)["__notes__"]
 
 
+@pytest.mark.parametrize(
+    "cls", [cls for cls in ERRORS if issubclass(cls, OSError)], ids=lambda cls: cls.__name__
+)
+@each_copy
+def test_a_copy_keeps_the_number(
+    cls: type[SocketError], duplicate: Callable[[Any], SocketError]
+) -> None:
+    error: Any = cls("message")
+    error.errno = errno.EADDRINUSE
+    assert duplicate(error).errno == errno.EADDRINUSE  # type: ignore[attr-defined]
+
+
+class DerivedError(BrokenError):
+    """What a user may derive: made from anything but its arguments."""
+
+    def __init__(self, *, peer: str) -> None:
+        super().__init__(f"lost {peer}")
+        self.peer = peer
+
+
+@each_copy
+def test_a_copy_of_a_derived_error(duplicate: Callable[[SocketError], SocketError]) -> None:
+    error: Any = duplicate(DerivedError(peer="one"))
+    assert type(error) is DerivedError
+    assert (str(error), error.peer) == ("lost one", "one")
+
+
 @each_connect_error
 def test_a_connect_error_made_by_hand_has_no_attempts(cls: type[ConnectError]) -> None:
     error = cls("message")

@@ -263,6 +263,113 @@ async def test_the_kernels_socket_can_be_waited_for_by_others() -> None:
                 await peer.send(b"three")
 
 
+def asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    return None if trio.lowlevel.in_trio_run() else asyncio.get_running_loop()
+
+
+async def test_looking_at_the_kernels_socket_costs_nothing_afterwards() -> None:
+    """It stays registered with the event loop, as any other."""
+    async with connected() as (socket, peer):
+        sock = socket.extra(SocketAttribute.raw_socket)
+        for _ in range(2):
+            async with anyio.create_task_group() as group:
+                group.start_soon(peer.send, b"x")
+                assert await socket.receive() == b"x"
+        assert sock is raw(socket)
+        ready = transport_of(socket)._ready
+        if isinstance(ready, LoopReadiness):
+            assert ready._is_registered()
+
+
+async def test_somebody_else_may_be_registered_while_a_task_receives() -> None:
+    """The loop then tells them alone. We notice that, wait by other means, and lose nothing."""
+    async with connected() as (socket, peer):
+        loop = asyncio_loop()
+        if loop is None:
+            return  # trio refuses a second one
+        number = socket.extra(SocketAttribute.raw_socket).fileno()
+        told = anyio.Event()
+        received: list[bytes] = []
+
+        async def receive() -> None:
+            received.append(await socket.receive())
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(receive)
+            await anyio.wait_all_tasks_blocked()
+            loop.add_reader(number, told.set)
+            await anyio.wait_all_tasks_blocked()
+            await peer.send(b"one")
+            with anyio.fail_after(10):
+                await told.wait()
+        assert received == [b"one"]
+        # Later receives leave them alone too.
+        async with anyio.create_task_group() as group:
+            group.start_soon(receive)
+            await anyio.wait_all_tasks_blocked()
+            await peer.send(b"two")
+        assert received == [b"one", b"two"]
+        assert loop.remove_reader(number) is not False  # uvloop does not say
+        async with anyio.create_task_group() as group:
+            group.start_soon(receive)
+            await anyio.wait_all_tasks_blocked()
+            await peer.send(b"three")
+        assert received[2:] == [b"three"]
+
+
+async def test_somebody_else_may_be_registered_while_a_task_sends() -> None:
+    async with connected(receive_buffer=4096) as (socket, peer):
+        loop = asyncio_loop()
+        if loop is None:
+            return
+        small_buffers(socket, peer)
+        number = raw(socket).fileno()
+        told = anyio.Event()
+        data = bytes(100_000)
+        async with anyio.create_task_group() as group:
+            group.start_soon(socket.send, data)
+            await anyio.wait_all_tasks_blocked()
+            loop.add_writer(number, told.set)
+            with anyio.fail_after(20):
+                assert await peer.receive_exactly(len(data)) == data
+        assert told.is_set()
+        assert loop.remove_writer(number) is not False  # uvloop does not say
+
+
+@pytest.mark.parametrize("how", ["close", "stop reading", "cancel"])
+async def test_a_task_that_waits_by_other_means_can_be_woken(how: str) -> None:
+    async with connected(half_open=True) as (socket, peer):
+        loop = asyncio_loop()
+        if loop is None:
+            return
+        number = raw(socket).fileno()
+        scope = anyio.CancelScope()
+
+        async def receive() -> None:
+            with scope:
+                if how == "cancel":
+                    await socket.receive()
+                else:
+                    with pytest.raises(ClosedError):
+                        await socket.receive()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(receive)
+            await anyio.wait_all_tasks_blocked()
+            loop.add_reader(number, int)
+            await anyio.wait_all_tasks_blocked()
+            assert loop.remove_reader(number) is not False  # uvloop does not say
+            if how == "close":
+                await socket.close()
+            elif how == "stop reading":
+                await socket.readable.aclose()
+            else:
+                scope.cancel()
+        if how != "close":
+            await socket.send(b"x")
+            assert await peer.receive() == b"x"
+
+
 async def test_more_than_was_asked_for_does_not_keep_the_loop_busy() -> None:
     async with connected() as (socket, peer):
         async with anyio.create_task_group() as group:

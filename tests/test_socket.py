@@ -1158,6 +1158,29 @@ def test_futures_and_streams_are_read_only() -> None:
 # --- pipe_to
 
 
+class Unspeakable:
+    def __str__(self) -> str:
+        raise LookupError
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("red \x1b[31m\r\n", r"red \x1b[31m\r\n"),
+        ("x" * 1000, "x...x"),
+        (Unspeakable(), "Unspeakable"),
+    ],
+    ids=["escapes", "long", "unspeakable"],
+)
+async def test_the_reason_of_an_abort_is_fit_for_a_log(reason: object, told: str) -> None:
+    async with connected() as (socket, _):
+        await socket.writable.abort(reason)
+        error = await settle(socket.closed)
+        assert told in str(error)
+        assert str(error).isprintable()
+        assert len(str(error)) < 200
+
+
 async def test_pipe_to_copies_and_ends() -> None:
     async with connected(half_open=True) as (source, sender), connected() as (sink, receiver):
         data = bytes(range(256)) * 40_000
