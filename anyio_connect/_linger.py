@@ -34,12 +34,17 @@ class Patience:
         self._until = anyio.current_time() + seconds
 
     async def wait(self, step: Callable[[], Awaitable[object]]) -> bool:
-        """Do a step; False: it is not done, and nothing has moved for all that time."""
+        """Do a step, or see that something has moved, which may be all that was waited for.
+
+        False: neither for all that time.
+        """
         while True:
             now, seen = anyio.current_time(), self._progress()
             if seen != self._seen:
+                # Nobody may have told: a process without descriptors to spare cannot watch.
                 self._seen = seen
                 self._until = now + self._seconds
+                return True
             if now >= self._until:
                 return False
             with anyio.move_on_after(min(self._until - now, self._seconds / _LOOKS)):
