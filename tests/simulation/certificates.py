@@ -25,21 +25,24 @@ _BEGIN, _END = datetime(2000, 1, 1, tzinfo=timezone.utc), datetime(2999, 1, 1, t
 
 
 @functools.cache
-def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A client's context and a server's."""
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext, ssl.SSLContext]:
+    """A client's context, a server's, and that of a server that knows no TLS 1.3."""
     authority, key = Ed25519PrivateKey.from_private_bytes(bytes(32)), _key(1)
     issuer = _name("simulated authority")
     root = _certificate(issuer, authority, issuer, authority, ca=True)
     leaf = _certificate(_name(NAMES[0]), key, issuer, authority, ca=False)
     client = ssl.create_default_context(cadata=root.public_bytes(Encoding.PEM).decode())
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server, old = (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) for _ in range(2))
     with tempfile.TemporaryDirectory() as folder:
         pem = Path(folder, "server.pem")
         secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         pem.write_bytes(secret + leaf.public_bytes(Encoding.PEM))
-        server.load_cert_chain(pem)
+        for context in (server, old):
+            context.load_cert_chain(pem)
     server.num_tickets = 0
-    return client, server
+    old.options |= ssl.OP_NO_TICKET  # whose length hangs on the time
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    return client, server, old
 
 
 def _key(number: int) -> Ed25519PrivateKey:

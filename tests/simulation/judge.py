@@ -160,6 +160,8 @@ def final(world: World) -> None:
         for sock in party.sockets:
             if not sock.opened.done() or not sock.closed.done():
                 world.fault("a future never settled", repr(sock))
+    if world.network.dropped:
+        world.fault("a socket was dropped without closing it")
     for call in world.calls:
         _was_answered(world, call)
     for party in world.parties:

@@ -92,6 +92,18 @@ MENDED: tuple[Plan, ...] = (
             Step(16, "p.send"),
         ),
     ),
+    # close() had nothing to watch with, and did not look whether the peer had everything.
+    Plan(
+        subjects=(Subject(),),
+        steps=(
+            Step(4, "send"),
+            Step(9, "opened", seconds=0.5),
+            Step(10, "starve"),
+            Step(11, "send"),
+            Step(12, "close", seconds=6.5),
+        ),
+        delays=(0.02, 0.02),
+    ),
     # pipe_to() looked at its destination only when it had a chunk for it.
     Plan(
         profile="pipe",

@@ -55,7 +55,8 @@ class Network:
         self.hosts: dict[tuple[str, int], Host] = {}
         self.unreachable: set[tuple[str, int]] = set()  # no way there: said at once
         self.ends: list[End] = []  # every end of every connection that ever was
-        self.free_descriptors: float = float("inf")  # before EMFILE
+        self.most_descriptors: float = float("inf")  #: that may be open at once: EMFILE
+        self.dropped = 0  #: sockets that nobody closed
         self._due: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
         self._things: dict[int, Pollable] = {}
@@ -86,7 +87,7 @@ class Network:
 
     def open(self, thing: Pollable) -> int:
         """Give it the lowest number that is free, as the kernel does: numbers are used again."""
-        if len(self._things) >= self.free_descriptors:
+        if len(self._things) >= self.most_descriptors:
             raise error(errno.EMFILE)
         fd = FIRST_FD
         while fd in self._things:

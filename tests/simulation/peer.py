@@ -11,6 +11,7 @@ from contextlib import suppress
 from .certificates import contexts
 from .messages import length
 from .network import Network
+from .plan import Plan
 from .tcp import End
 
 #: The first byte of a TLS handshake.
@@ -23,7 +24,7 @@ class Peer:
     What it keeps is kept twice: for plain text, and for what came over TLS.
     """
 
-    def __init__(self, network: Network, end: End, read_delay: float) -> None:
+    def __init__(self, network: Network, end: End, plan: Plan) -> None:
         self.network = network
         self.end = end
         self.reading = True
@@ -37,7 +38,8 @@ class Peer:
         #: An act of ours was cut short: some of `sent` may never have left.
         self.secured = False  # speaks TLS, or tries to
         self.shaken = False  # and its handshake is done
-        self._read_delay = read_delay
+        self._read_delay = plan.read_delay
+        self._context = contexts()[2 if plan.tls12 else 1]
         self._last_read = float("-inf")
         self._scheduled = False
         self._was_reset = False
@@ -162,8 +164,7 @@ class Peer:
                 return
             data = bytes(plain[at:])
             del plain[at:]
-            server = contexts()[1]
-            self._tls = server.wrap_bio(self._incoming, self._outgoing, server_side=True)
+            self._tls = self._context.wrap_bio(self._incoming, self._outgoing, server_side=True)
             self.secured = True
             self.network.note(self.end.name, "speaks TLS")
         self._incoming.write(data)

@@ -9,7 +9,9 @@ from typing import Literal, get_args
 Secure = Literal["off", "on", "starttls"]
 #: What a host does with a connection attempt. "lost": an error comes back (ICMP).
 Answer = Literal["serve", "refuse", "silent", "lost", "no way"]
-Profile = Literal["mixed", "streaming", "dialling", "race", "slots", "listen", "pipe", "rough"]
+Profile = Literal[
+    "mixed", "streaming", "dialling", "race", "slots", "listen", "pipe", "rough", "stuck"
+]
 
 #: The addresses of a name, in the order in which they are used.
 ADDRESSES = ("10.0.0.2", "fd00::2", "10.0.0.3", "fd00::3")
@@ -66,6 +68,7 @@ class Plan:
     #: Addresses that a policy forbids, by their place among ADDRESSES.
     forbidden: tuple[int, ...] = ()
     half_open: bool = False  #: of what the listener accepts
+    tls12: bool = False  #: peers speak no newer TLS
     buffers: tuple[int, int, int, int] = (65536,) * 4  #: ours to send, receive; the peer's
     delays: tuple[float, float] = (0.0, 0.0)  #: from us to the peer, and back
     jitter: float = 0.0
@@ -94,6 +97,8 @@ _WEIGHTS = {
     "closed": 4.0,
     "cancel": 6.0,
     "native": 2.0,
+    "starve": 0.3,
+    "feed": 0.5,
     "p.send": 12.0,
     "p.fin": 1.5,
     "p.reset": 0.8,
@@ -107,12 +112,13 @@ _ENDS = (
 )
 _PIPING = {"pipe": 3.0, "send": 0.0, "p.send": 16.0, "p.reset": 2.0, "cancel": 3.0}
 _ROUGH = {"p.reset": 5.0, "p.close": 3.0, "p.send": 16.0, "close": 3.0, "w.aclose": 0.5}
+_STUCK = {"p.stop": 9.0, "p.read": 2.0, "close": 4.0, "closed": 6.0, "receive": 8.0}
 
 
 def plan(seed: int) -> Plan:
     """The history of that seed."""
     rng = random.Random(seed)
-    profile: Profile = rng.choices(get_args(Profile), (16, 14, 16, 12, 10, 10, 12, 10))[0]
+    profile: Profile = rng.choices(get_args(Profile), (15, 12, 14, 12, 10, 10, 12, 9, 9))[0]
     subjects = _subjects(rng, profile)
     return Plan(
         seed,
@@ -122,6 +128,7 @@ def plan(seed: int) -> Plan:
         max_connections=rng.randint(1, 2) if profile == "slots" else None,
         forbidden=tuple(n for n in range(4) if profile == "race" and rng.random() < 0.15),
         half_open=rng.random() < 0.6,
+        tls12=rng.random() < 0.2,
         buffers=tuple(rng.choice((4096, 16384, 65536)) for _ in range(4)),  # type: ignore[arg-type]
         delays=(rng.choice((0, 0.0005, 0.02)), rng.choice((0, 0.0005, 0.02))),
         jitter=rng.choice((0, 0, 0.01)),
@@ -170,6 +177,8 @@ def _steps(
         weights.update(_PIPING)
     if profile == "rough":
         weights.update(_ROUGH)
+    if profile == "stuck":
+        weights.update(_STUCK)
     if profile == "listen":
         weights.update({"knock": 6.0, "l.close": 0.4})
     kinds = [*weights]
@@ -207,14 +216,15 @@ def _piped(rng: random.Random, who: int, kind: str) -> tuple[int, str]:
 def _step(rng: random.Random, number: int, kind: str, who: int) -> Step:
     flags = ("prevent_close", "prevent_abort", "prevent_cancel", "whole")
     turns, seconds = rng.choices(
-        ((0, 0.0), (1, 0.0), (3, 0.0), (0, 0.0005), (0, 0.004), (0, 1.5)), (50, 15, 10, 10, 10, 5)
+        ((0, 0.0), (1, 0.0), (3, 0.0), (0, 0.0005), (0, 0.004), (0, 1.5), (0, 6.0)),
+        (50, 15, 10, 10, 10, 4, 1),
     )[0]
     call = kind in CALLS and kind != "start_tls"
     return Step(
         number,
         kind,
         who,
-        size=rng.choice((8, 20, 1000, 9000, 150_000)),
+        size=rng.choice((8, 20, 1000, 9000, 150_000, 150_000)),
         most=rng.choice((1, 10, 1000, 65536)),
         back=rng.randint(1, 4),
         late=call and rng.random() < 0.05,

@@ -96,7 +96,7 @@ class _Server:
         _, wire = history.wires()
         server = End(network, f"server{len(network.ends)}", wire)
         party = history.world.parties[self._party]
-        peer = Peer(network, server, history.world.plan.read_delay)
+        peer = Peer(network, server, history.world.plan)
         peer.may_upgrade = party.subject.secure == "on" or party.upgraded
 
         def ready(end: End) -> None:
@@ -155,6 +155,7 @@ class _History:
                     await checkpoint()
                 if step.seconds:
                     await anyio.sleep(step.seconds)
+            network.most_descriptors = math.inf
             await anyio.sleep(_QUIET)
             judge.quiet(world)
             for party in world.parties:
@@ -236,7 +237,7 @@ class _History:
         _, wire = self.wires()
         client = End(network, f"client{len(network.ends)}", wire)
         client.local = ("10.0.0.9", network.port())
-        peer = Peer(network, client, world.plan.read_delay)
+        peer = Peer(network, client, world.plan)
         world.theirs[client.local[1]] = peer
         tcp.connect(network, client, _LISTENER)
 
@@ -246,6 +247,10 @@ class _History:
         world = self.world
         if step.kind in ("cancel", "native"):
             self._cancel(step)
+        elif step.kind == "starve":
+            world.network.most_descriptors = len(world.network.opened())
+        elif step.kind == "feed":
+            world.network.most_descriptors = math.inf
         elif step.kind == "knock":
             self._knock()
         elif step.kind == "l.close":

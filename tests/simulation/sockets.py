@@ -93,6 +93,7 @@ class Socket:
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= FIRST_FD:
+            self._network.dropped += 1
             self._network.note("a socket was dropped without closing it")
             self.close()
 
