@@ -76,6 +76,7 @@ class TrioStream(trio.abc.HalfCloseableStream):
                 await trio.lowlevel.wait_writable(raw(self.socket))
             finally:
                 self.waiting = False
+            await self.socket.send(b"")  # what woke it may have been our own end
 
     def check_not_waiting(self) -> None:
         if self.waiting:
