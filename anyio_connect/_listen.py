@@ -59,14 +59,15 @@ async def listen(
     address: str | SocketAddress | tuple[str, int],
     *,
     allow_half_open: bool | None = None,
+    close_timeout: float | None = None,
     backlog: int | None = None,
 ) -> Listener:
     """Listen at ``address``; each connection that is accepted becomes a :class:`Socket`.
 
     ``address`` is as for ``connect()``, and its port may be 0: one that is free. A name is
     listened to at all its addresses that this machine has. For every address of the machine,
-    write ``"0.0.0.0:80"`` or ``"[::]:80"``, each for its own family. ``allow_half_open`` is as for
-    ``connect()``.
+    write ``"0.0.0.0:80"`` or ``"[::]:80"``, each for its own family. ``allow_half_open`` and
+    ``close_timeout`` are as for ``connect()``, of each socket.
     ``backlog``: how many connections the kernel keeps until they are accepted, at most; 65536,
     or what the system allows, unless given.
 
@@ -82,7 +83,7 @@ async def listen(
     :raises ListenError: it cannot be listened there
     """
     where = parse_address(address, lowest_port=0)
-    options = parse_options({"allow_half_open": allow_half_open})
+    options = parse_options({"allow_half_open": allow_half_open, "close_timeout": close_timeout})
     if backlog is None:
         backlog = _BACKLOG
     check_count("backlog", backlog)
@@ -234,7 +235,7 @@ class Listener(abc.Listener[Socket]):
             return
         peer: Any = transport.extra(SocketAttribute.remote_address)
         target = Target(SocketAddress(*peer), self._options)
-        ours = Socket(Accepted(transport), target)
+        ours = Socket(Accepted(transport), target, None)
         try:
             # It waits for nothing, and a connection that was accepted goes to the handler.
             with anyio.CancelScope(shield=True):

@@ -43,7 +43,7 @@ class Socket(ByteStream):
     a mebibyte, counted over all sockets of the event loop.
     """
 
-    def __init__(self, opener: Opener, target: Target, slot: Slot | None = None) -> None:
+    def __init__(self, opener: Opener, target: Target, slot: Slot | None) -> None:
         options = target.options
         connection = Connection(
             opener,

@@ -72,7 +72,7 @@ def opened_by(
     opener: Made, *, half_open: bool = False, starttls: bool = False, close_timeout: float = 5
 ) -> Socket:
     options = Options("starttls" if starttls else "off", half_open, close_timeout=close_timeout)
-    return Socket(opener, Target(SocketAddress("test", 1), options))
+    return Socket(opener, Target(SocketAddress("test", 1), options), None)
 
 
 def dialled(listener: Listener) -> TCPTransport:

@@ -47,6 +47,7 @@ from anyio_connect import (
 from anyio_connect._address import format_address
 from anyio_connect._listen import _handle
 from anyio_connect._loops import announce, leads_back, withdraw
+from anyio_connect._options import Options
 from anyio_connect._tcp import TCPTransport
 from errors import is_copy
 from peers import has_ipv6
@@ -71,6 +72,27 @@ def port(listener: Listener) -> int:
 
 
 # --- serving
+
+
+@pytest.mark.parametrize("seconds", [None, 0.5])
+async def test_its_sockets_have_its_close_timeout(seconds: float | None) -> None:
+    seen: list[Any] = []
+    done = anyio.Event()
+
+    async def handler(socket: Socket) -> None:
+        async with socket:
+            seen.append(socket._target.options.close_timeout)
+        done.set()
+
+    async with (
+        await listen("127.0.0.1:0", close_timeout=seconds) as listener,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(listener.serve, handler)
+        async with connect(listener.addresses[0]):
+            await done.wait()
+        group.cancel_scope.cancel()
+    assert seen == [seconds or Options().close_timeout]
 
 
 @pytest.mark.parametrize("half_open", [False, True])
@@ -745,6 +767,7 @@ async def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InvalidAddressError):
             await listen(address)
     bad: list[dict[str, Any]] = [{"backlog": 0}, {"backlog": True}, {"allow_half_open": 1}]
+    bad += [{"close_timeout": 0}]
     for options in bad:
         with pytest.raises(InvalidOptionError, match=f"bad value for {next(iter(options))}"):
             await listen("127.0.0.1:0", **options)

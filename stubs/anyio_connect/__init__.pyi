@@ -154,7 +154,7 @@ class Socket(ByteStream):
     """A TCP connection, to be made or made. A ByteStream: it goes wherever AnyIO takes one."""
 
     # Sockets come from connect().
-    def __init__(self, opener: Never, target: Never) -> None: ...
+    def __init__(self, opener: Never, target: Never, slot: Never) -> None: ...
     @property
     def readable(self) -> ReadableStream:
         """What the peer sends."""
@@ -258,6 +258,7 @@ async def listen(
     address: str | SocketAddress | tuple[str, int],  # as for connect(); port 0 is a free one
     *,
     allow_half_open: bool | None = None,  # as for connect()
+    close_timeout: float | None = None,  # likewise
     backlog: int | None = None,  # connections that the kernel keeps until they are accepted
 ) -> Listener:
     """Listen there, for plain TCP."""
@@ -296,7 +297,7 @@ class SocketFuture(Generic[_T_co]):
     """A result to come, read-only. Any task may await it, any number of times."""
 
     # As socket.opened and socket.closed.
-    def __init__(self, drive: Callable[[], Awaitable[None]]) -> None: ...
+    def __init__(self, outcome: Never, drive: Never) -> None: ...
     def __await__(self) -> Generator[object, None, _T_co]:
         """The result, or the failure raised. Cancelled, it settles nothing for others."""
     def done(self) -> bool:

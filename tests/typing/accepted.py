@@ -404,7 +404,9 @@ async def listening(group: TaskGroup) -> None:
     listener = await listen("127.0.0.1:0", allow_half_open=True, backlog=5)
     assert_type(listener, Listener)
     assert_type(listener.addresses, list[str])
-    async with await listen(("::1", 0), allow_half_open=None, backlog=None) as other:
+    async with await listen(
+        ("::1", 0), allow_half_open=None, close_timeout=1, backlog=None
+    ) as other:
         assert_type(other, Listener)
         await other.serve(handler)
         await other.serve(handler, group)
