@@ -25,7 +25,7 @@ from weakref import ref
 import anyio
 from anyio.lowlevel import RunVar, checkpoint, checkpoint_if_cancelled, current_token
 
-from ._watch import CAN_WATCH, IN, OUT, Watch
+from ._watch import CAN_WATCH_ALL, IN, OUT, Watch
 
 if TYPE_CHECKING:  # which event loop there is, is decided when it runs
     import asyncio
@@ -430,7 +430,7 @@ class LoopReadiness:
 
     async def _wait_elsewhere(self, event: int) -> None:
         """Wait by other means than the event loop's, which somebody else has taken for theirs."""
-        if not CAN_WATCH:
+        if not CAN_WATCH_ALL:
             await anyio.sleep(_RETRY)
             return
         scope = self._scopes[event] = anyio.CancelScope()

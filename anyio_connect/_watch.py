@@ -85,7 +85,7 @@ elif sys.platform == "darwin" or sys.platform.startswith("freebsd"):
     CAN_WATCH = True
 
     class _Kqueue:
-        """Tells of ends and errors only: RDHUP, and what comes in any case."""
+        """Tells of the peer's end (RDHUP) and of errors (ERR) only."""
 
         def __init__(self) -> None:
             self._kqueue = select.kqueue()
@@ -113,9 +113,11 @@ elif sys.platform == "darwin" or sys.platform.startswith("freebsd"):
         def poll(self) -> list[tuple[int, int]]:
             found = []
             for event in self._kqueue.control(None, 256, 0):
-                if event.flags & select.KQ_EV_EOF:
-                    ended = RDHUP if event.filter == select.KQ_FILTER_READ else HUP
-                    found.append((event.ident, ERR if event.fflags else ended))
+                # Without an error, the end of the sending side is our own, and no news.
+                if event.flags & select.KQ_EV_EOF and event.fflags:
+                    found.append((event.ident, ERR))
+                elif event.flags & select.KQ_EV_EOF and event.filter == select.KQ_FILTER_READ:
+                    found.append((event.ident, RDHUP))
             return found
 
     _make_poller = _Kqueue
@@ -314,7 +316,8 @@ class _Watcher:
         self._unasked.clear()
         poller, self._poller = self._poller, None
         if poller is not None:
-            poller.close()  # which takes nothing out of it
+            with suppress(OSError):  # a kqueue is not inherited
+                poller.close()  # which takes nothing out of it
 
     # --- waiting
 

@@ -370,6 +370,30 @@ async def test_a_task_that_waits_by_other_means_can_be_woken(how: str) -> None:
             assert await peer.receive() == b"x"
 
 
+async def test_somebody_else_may_be_registered_where_no_data_can_be_watched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A kqueue is asked for ends and errors alone, and Windows has nothing of the kind."""
+    if asyncio_loop() is None:
+        return
+    monkeypatch.setattr("anyio_connect._readiness.CAN_WATCH_ALL", False)
+    got: list[bytes] = []
+
+    async def receive() -> None:
+        got.append(await socket.receive())
+
+    async with connected() as (socket, peer), anyio.create_task_group() as group:
+        group.start_soon(receive)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(readable, raw(socket))
+        await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(10):
+            await peer.send(b"data")
+            while not got:
+                await checkpoint()
+    assert got == [b"data"]
+
+
 async def test_more_than_was_asked_for_does_not_keep_the_loop_busy() -> None:
     async with connected() as (socket, peer):
         async with anyio.create_task_group() as group:
