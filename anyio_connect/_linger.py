@@ -13,6 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from ._watch import CAN_WATCH, IN, OUT, RDHUP, Watch
 
@@ -44,6 +45,7 @@ class Patience:
                 # Nobody may have told: a process without descriptors to spare cannot watch.
                 self._seen = seen
                 self._until = now + self._seconds
+                await checkpoint()  # it may move again and again, each time that it is looked at
                 return True
             if now >= self._until:
                 return False

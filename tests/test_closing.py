@@ -162,6 +162,30 @@ async def test_no_limit() -> None:
     assert await patience.wait(checkpoint)
 
 
+async def test_progress_that_never_stops_lets_others_run() -> None:
+    moves = 0
+    ran = anyio.Event()
+
+    def progress() -> int:
+        nonlocal moves
+        moves += 1
+        return moves
+
+    async def run() -> None:
+        ran.set()
+
+    patience = Patience(5.0, progress)
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        for _ in range(100):
+            assert await patience.wait(anyio.sleep_forever)
+        assert ran.is_set()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await patience.wait(anyio.sleep_forever)
+        assert scope.cancelled_caught
+
+
 async def test_a_blocked_send_is_given_up() -> None:
     outcome: list[BaseException] = []
     async with listening(receive_buffer=4096) as listener:
