@@ -300,15 +300,11 @@ class Connection:
 
     async def _linger(self) -> None:
         """Close the transport once the peer has everything, or takes no more."""
-        transport = self._transport
-        patience = Patience(self._close_timeout, transport.progress)
         event: Event = Event.SHUT
         error: BrokenError | None = None
         try:
-            while not await transport.finish():
-                if not await patience.wait(partial(self._until_change, transport.wait_room)):
-                    event, error = Event.LATE, self._gave_up("waiting for the peer")
-                    break
+            if not await self._finish_in_time():
+                event, error = Event.LATE, self._gave_up("waiting for the peer")
         except anyio.ClosedResourceError:
             pass  # another task was first
         except _BROKEN as exc:
@@ -317,6 +313,23 @@ class Connection:
             await self._tell(Event.FORCE)
             raise
         await self._tell(event, error)
+
+    async def _finish_in_time(self) -> bool:
+        """Close the transport; False: the time is up."""
+        transport = self._transport
+        if not transport.immediate:  # finish() may wait as well, and nothing tells of progress
+            with anyio.move_on_after(self._close_timeout):
+                while not await transport.finish():
+                    await self._until_change(transport.wait_room)
+                return True
+            return False
+        patience: Patience | None = None
+        while not await transport.finish():
+            if patience is None:
+                patience = Patience(self._close_timeout, transport.progress)
+            if not await patience.wait(partial(self._until_change, transport.wait_room)):
+                return False
+        return True
 
     async def _let_go(self) -> None:
         """Close the transport, and let the system deliver what is on its way."""

@@ -798,6 +798,10 @@ class TLSTransport(Transport):
                 return False
         return await self._transport.finish()
 
+    @property
+    def immediate(self) -> bool:  # type: ignore[override]  # of the one below
+        return self._transport.immediate
+
     async def wait_room(self) -> None:
         if self._ended or self._error is not None:
             await self._transport.wait_room()

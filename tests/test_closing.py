@@ -11,12 +11,14 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import ByteStream
 from anyio.lowlevel import checkpoint
 
 from anyio_connect import BrokenError, ClosedError, Socket, _linger, _watch, connect
 from anyio_connect._linger import Patience, outstanding
+from anyio_connect._transport import ForeignTransport
 from peers import Peer, listening
-from sockets import Slow, connected, dialled, opened_by, raw, settle
+from sockets import Made, Slow, connected, dialled, opened_by, raw, settle
 
 linux_only = pytest.mark.skipif(
     not hasattr(_linger, "fcntl"), reason="only Linux tells what the peer has acknowledged"
@@ -243,6 +245,29 @@ async def test_two_that_send_more_than_fits_do_not_wait_for_each_other() -> None
             await anyio.wait_all_tasks_blocked()
             await socket.close()
         assert socket.closed.result() is None
+
+
+class Endless(ByteStream):
+    """A stream of another make that is never done with closing."""
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    async def send(self, item: bytes) -> None: ...
+
+    async def send_eof(self) -> None: ...
+
+    async def aclose(self) -> None:
+        await anyio.sleep_forever()
+
+
+async def test_a_stream_of_another_make_that_is_never_done_with_closing_is_given_up() -> None:
+    socket = opened_by(Made(ForeignTransport(Endless())), close_timeout=SOON)
+    await socket.send(b"hello")
+    await socket.close()
+    with pytest.raises(BrokenError, match="gave up waiting for the peer"):
+        await socket.closed
 
 
 @linux_only
