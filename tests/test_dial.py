@@ -32,6 +32,7 @@ from anyio_connect import (
     Socket,
     SocketError,
     _dial,
+    _open,
     _threads,
     connect,
 )
@@ -948,3 +949,29 @@ async def test_others_run_while_a_chain_of_policies_judges(resolver: dict[str, A
     seen.append(judged)
     assert judged == 6000  # by name, then twice by number before it is dialled, and when connected
     assert max(later - earlier for earlier, later in pairwise(seen)) <= 3 * _dial._AT_A_TIME
+
+
+@pytest.mark.parametrize("step", ["dial", "start_tls"])
+async def test_whatever_a_step_raises_is_a_socket_error_and_drops_the_connection(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a foreign SSLContext may, or what comes to be a step one day."""
+
+    async def fail(*_: object, **__: object) -> Any:
+        await anyio.lowlevel.checkpoint()
+        raise ZeroDivisionError("by nobody knows whom")
+
+    connector = Connector(max_connections=1)
+    async with listening() as listener:
+        with monkeypatch.context() as patch:
+            patch.setattr(_open, step, fail)
+            socket = connector.connect(listener.address, secure_transport="on")
+            with pytest.raises(ConnectError, match="ZeroDivisionError: by nobody") as caught:
+                await socket.opened
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert isinstance(socket.closed.exception(), ConnectError)
+        if step == "start_tls":
+            with pytest.raises(ConnectionResetError):
+                await (await listener.accept()).receive()
+        async with connector.connect(listener.address):  # its slot came back
+            pass
