@@ -743,10 +743,13 @@ def test_the_loop_ends_with_sockets_open(
                 group.cancel_scope.cancel()
             kept.append(socket)
 
-    anyio.run(main, backend=backend, backend_options=options)
-    with pytest.warns(ResourceWarning, match="unclosed"):
+    def drop() -> None:
         kept.clear()
         gc.collect()  # asyncio's loops keep it in a cycle of their own
+
+    anyio.run(main, backend=backend, backend_options=options)
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        drop()
     if before is not None:
         assert not guards.leaked_fds(before)
 
