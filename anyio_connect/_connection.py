@@ -152,12 +152,12 @@ class Connection:
         # Scopes and events exist only while a task waits in or for them.
         self._dialling: anyio.CancelScope | None = None
         self._dial_over: anyio.Event | None = None
-        self._receive_waits: anyio.CancelScope | None = None  # for the connection
+        self._receive_waits: anyio.CancelScope | None = None  # a receive waits to be connected
         self._watching: anyio.CancelScope | None = None
         self._closing: anyio.CancelScope | None = None  # close() waits for the peer in it
         self._hung_up = False  # the watcher has seen a hang-up that lies behind unread data
         self._changed: anyio.Event | None = None
-        self._piped_here: tuple[anyio.CancelScope, ...] = ()  # of who waits for more to send
+        self._piped_here: tuple[anyio.CancelScope, ...] = ()  # of pipes that end here
 
     @property
     def opened(self) -> SocketFuture[SocketInfo]:
@@ -252,8 +252,8 @@ class Connection:
             elif Effect.ACLOSE in effects:
                 await self._linger()
         finally:
-            # Last, so that whoever it wakes finds the transport gone; and even where a foreign
-            # transport's closing was cancelled.
+            # Last, so that the tasks that it wakes find the transport gone. Also if the closing of
+            # a foreign transport was cancelled.
             self._settle_closed(effects, error)
 
     def _settle_opened(self, effects: tuple[Effect, ...], error: SocketError | None) -> None:
@@ -504,7 +504,7 @@ class Connection:
         """Wait for the connection, or raise whatever refuses a receive."""
         if verdict is Verdict.OPEN_FIRST:
             try:
-                # Which ends early where readable.aclose() or close() interrupts the receive.
+                # readable.aclose() and close() cancel this scope.
                 with anyio.CancelScope() as self._receive_waits:
                     await self._await_connection(Event.RECEIVE_DONE)
             finally:
@@ -560,7 +560,7 @@ class Connection:
             await self._tell(Event.SEND_TORN)
             raise
         else:
-            # Before any other task runs: what comes now, finds our side ended, as the peer does.
+            # Before any other task runs: each sees that our side has ended, as the peer does.
             await self._tell(Event.END_DONE)
             await cancel_shielded_checkpoint()
             return
@@ -576,7 +576,7 @@ class Connection:
     async def _lost_sending(self, error: BrokenError) -> None:
         if self._state.outbound not in _IN_FLIGHT:
             return  # another task closed or dropped the transport, and the state says so
-        # The peer may have said why before it hung up. Leave that to be read.
+        # The peer may have said why before it hung up: leave that for a receive.
         try:
             # A receive in flight will tell, and its bytes are not for us to take.
             unread = self._state.inbound is Inbound.RECEIVING or self._transport.unread()
@@ -588,7 +588,7 @@ class Connection:
                 await self._tell(Event.PEER_EOF)
 
     async def end_gracefully(self) -> None:
-        """End our side once nothing is in flight; no-op where it has ended in any way."""
+        """End our side once nothing is in flight; does nothing if it has ended in any way."""
         waited = False
         try:
             while (verdict := self._ask(Event.END_LAST)) is Verdict.WAIT:
@@ -734,7 +734,7 @@ class Connection:
             await self._tell(Event.RESET, lost)
 
     async def look(self) -> None:
-        """Notice an end or a reset that is here already, as whoever awaits ``closed`` would.
+        """Notice an end or a reset that is here already, as awaiting ``closed`` would.
 
         Waits for nothing. Unread data that lies before an end keeps that from being noticed.
         """

@@ -25,7 +25,7 @@ class SocketFuture(Generic[T_co]):
     a ``connect_timeout`` of its own and the last place in the queue of ``max_connections``. A
     failure that nobody awaits is silent.
 
-    Awaiting it is a checkpoint, even where it has settled already. Cancelling the wait settles
+    Awaiting it is a checkpoint, even if it has settled already. Cancelling the wait settles
     nothing for anybody else.
     """
 
@@ -83,7 +83,7 @@ class SocketFuture(Generic[T_co]):
 
 
 class Outcome(Generic[T]):
-    """What a future tells of. Who settles it keeps this, and users the :class:`SocketFuture`.
+    """The result of a future: the connection keeps this, and users the :class:`SocketFuture`.
 
     The future keeps whatever drives it alive, as long as it has not settled, and not the reverse:
     or a socket and its futures would only be freed by the garbage collector.

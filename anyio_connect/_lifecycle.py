@@ -46,7 +46,7 @@ class _Name(Enum):
 
 
 class Dial(_Name):
-    IDLE = auto()  #: nobody has asked for the connection, or who did was cancelled
+    IDLE = auto()  #: no task is making the connection: none has yet, or it was cancelled
     RUNNING = auto()  #: a task is making it
     DONE = auto()
     FAILED = auto()  #: it could not be made, or was given up before it was

@@ -17,7 +17,7 @@ from anyio.lowlevel import checkpoint
 
 from ._watch import CAN_WATCH, IN, OUT, RDHUP, Watch
 
-#: How often somebody who stands still is looked at, within the time that is allowed.
+#: How often to look for progress within the time that is allowed without any.
 _LOOKS = 4
 
 #: How long to wait before a look on systems where nothing can be watched, in seconds.
@@ -25,7 +25,7 @@ _PAUSE = 0.05
 
 
 class Patience:
-    """Waits for somebody for as long as there is progress."""
+    """Waits for the peer for as long as there is progress."""
 
     def __init__(self, seconds: float, progress: Callable[[], object]) -> None:
         """``progress`` tells a value that differs whenever something has moved."""
@@ -42,7 +42,7 @@ class Patience:
         while True:
             now, seen = anyio.current_time(), self._progress()
             if seen != self._seen:
-                # Nobody may have told: a process without descriptors to spare cannot watch.
+                # No step may have noticed: a process without descriptors to spare cannot watch.
                 self._seen = seen
                 self._until = now + self._seconds
                 await checkpoint()  # it may move again and again, each time that it is looked at

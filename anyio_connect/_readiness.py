@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # which event loop there is, is decided when it runs
 _BUDGET = 1 << 20
 _CALL = 1 << 16
 
-#: How often to look, in seconds, where there is no other way to wait for a socket.
+#: How often to look, in seconds, if there is no other way to wait for a socket.
 _RETRY = 0.01
 
 
@@ -50,7 +50,7 @@ class Readiness(Protocol):
     def waits_first(self) -> bool:
         """Whether :meth:`readable` can do without having tried to receive just before.
 
-        Where not, it is no checkpoint either.
+        If not, it is no checkpoint either.
         """
         ...
 
@@ -58,7 +58,7 @@ class Readiness(Protocol):
         """Whether a call that moves about ``amount`` bytes may be made at once.
 
         False: others are to run, or a cancellation is due. Then :meth:`enter` comes before the
-        call, and where there is :attr:`leave`, that comes after it if it need not wait.
+        call. If there is a :attr:`leave`, it comes after a call that did not have to wait.
         """
         ...
 
@@ -94,7 +94,7 @@ class Readiness(Protocol):
         """Take :meth:`stop_reading` back, once :meth:`readable` has returned."""
 
     def close_dropped(self) -> None:
-        """Close the socket, for which nobody waits any more. In any thread, in no task."""
+        """Close the socket, for which no task waits any more. In any thread, in no task."""
 
     def close(self) -> None:
         """Close the socket and wake whoever waits for it.
@@ -182,7 +182,7 @@ class TaskReadiness:
         *,
         closes_at_once: bool = False,
     ) -> None:
-        # closes_at_once: who was woken by notify_closing does not use the number any more.
+        # closes_at_once: a task that notify_closing() woke does not use the number any more.
         self._sock = sock
         self._closes_at_once = closes_at_once
         self._wait_readable = wait_readable
@@ -211,7 +211,7 @@ class TaskReadiness:
             pass
         finally:
             self._left()
-        # The cancellation may have come after the task was woken, and before it runs.
+        # The cancellation may have come between the task's wake-up and its turn.
         await self._raise_if_cancelled()
         if self._stopped:
             raise anyio.ClosedResourceError
@@ -223,7 +223,7 @@ class TaskReadiness:
         try:
             await self._wait_writable(self._sock)
         except self._closing_error:
-            pass  # stop_reading() wakes who waits for room as well: let it try again
+            pass  # stop_reading() wakes the task that waits for room as well: let it try again
         finally:
             self._left()
         await self._raise_if_cancelled()
@@ -270,7 +270,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Budget:
-    """What may still be done on an asyncio loop before somebody has to give way."""
+    """What may still be done on an asyncio loop before a task has to let others run."""
 
     __slots__ = ("left",)
 
@@ -321,16 +321,16 @@ class LoopReadiness:
         self._stopped = False
         self._closed = False
         # asyncio's own loop runs what was due before it looks at sockets, so that a cancellation
-        # that is due comes before any data. uvloop looks at sockets first. And it stops to watch
-        # one that had an error without saying so: where that has happened, receiving fails.
+        # that is due comes before any data. uvloop looks at sockets first. And after an error it
+        # silently stops watching a socket: then only receiving shows it.
         self.waits_first = orderly
-        # What the loop was given to keep for as long as the socket is registered. For reading it
-        # stays so while nobody waits. One that is dead: somebody else was registered in its place.
+        # What the loop keeps for as long as the socket is registered (for reading, also while no
+        # task waits). A dead reference: other code was registered in our place.
         self._reader: ref[_Registered] | None = None
         self._writer: ref[_Registered] | None = None
-        self._reading: asyncio.Future[None] | None = None  # whom _on_readable() has to wake
+        self._reading: asyncio.Future[None] | None = None  # what _on_readable() has to wake
         self._writing: asyncio.Future[None] | None = None
-        self._scopes: dict[int, anyio.CancelScope] = {}  # of who waits elsewhere
+        self._scopes: dict[int, anyio.CancelScope] = {}  # of tasks in _wait_elsewhere()
         self._attempt: Attempt | None = None
         try:
             self._budget = _budget.get()
@@ -371,7 +371,7 @@ class LoopReadiness:
     def on_readable(self) -> None:
         future = self._reading
         if future is None or self._attempt is None:
-            # More has come than anybody waits for: without this, it would be reported for ever.
+            # More has come than a task waits for: without this, it would be reported for ever.
             self._unregister()
         elif not future.done() and self._attempt():
             future.set_result(None)
@@ -410,16 +410,16 @@ class LoopReadiness:
     # --- registered with the event loop
 
     def _register(self, add: Callable[..., object], callback: _Callback) -> ref[_Registered]:
-        # Weakly, for the loop is to keep nobody alive that was dropped without closing it. But it
-        # keeps the kernel's socket, whose number would else be somebody else's too early.
+        # Weakly: the loop must not keep alive what was dropped without closing it. But it keeps
+        # the kernel's socket, or another socket could get its number too early.
         weakly: ref[LoopReadiness] = ref(self)
         registered = _Registered(self._sock)
         add(self._fd, callback, weakly, registered)
         return ref(registered, partial(_on_lost, weakly))
 
     def on_lost(self) -> None:
-        # Somebody who waits for the same socket, by the loop's means, was registered in our place,
-        # and we hear no more from the loop. Have who waits here try again, and wait elsewhere.
+        # Other code waits for the same socket by the loop's means, and was registered in our
+        # place. Have the tasks that wait here try again: they then wait elsewhere.
         _wake(self._reading)
         _wake(self._writing)
 
@@ -429,7 +429,7 @@ class LoopReadiness:
             self._loop.remove_writer(self._fd)
 
     async def _wait_elsewhere(self, event: int) -> None:
-        """Wait by other means than the event loop's, which somebody else has taken for theirs."""
+        """Wait by other means than the event loop's, which other code uses for this socket."""
         if not CAN_WATCH_ALL:
             await anyio.sleep(_RETRY)
             return
@@ -508,7 +508,7 @@ class LoopReadiness:
 def _clear(loop: asyncio.AbstractEventLoop, fd: int) -> None:
     """Leave nothing under a number that the next socket gets.
 
-    uvloop forgets whom to wake after an error, but keeps what it watched with, which is closed.
+    After an error, uvloop forgets the callback, but keeps the handle, which is closed.
     """
     loop.remove_reader(fd)
     loop.remove_writer(fd)

@@ -46,13 +46,13 @@ class _Looks:
 
 
 class Slots:
-    """How many connections may still be made, and who waits for one."""
+    """How many connections may still be made, and which sockets wait for their turn."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.free = limit
         self.queue: OrderedDict[Slot, None] = OrderedDict()  # empty while a slot is free
-        # By their id, for to hold a slot is no reason to be kept alive: a socket that was dropped
+        # Weakly, and by their id: a slot must not keep its socket alive. A socket that was dropped
         # gives its slot back.
         self.holders: dict[int, ref[Slot]] = {}
         self.returned: deque[Slot] = deque()  # what was let go of, and not yet taken back
@@ -63,8 +63,8 @@ class Slots:
     def sweep(self) -> None:
         """Take back what was returned, and give it to those who wait.
 
-        The garbage collector returns slots too, and may come at any moment, in the midst of
-        this as well. So this waits for no lock: whoever has it comes here when done.
+        The garbage collector returns slots too, and may run at any moment, also in the midst of
+        this. So this does not wait for the lock: its holder calls this after releasing it.
         """
         while self.returned and self.lock.acquire(blocking=False):
             try:
@@ -100,8 +100,8 @@ class Slots:
     async def look(self, granted: anyio.Event) -> None:
         """Have the holders in this event loop notice that their connections are over, if so.
 
-        Nobody else might, for a connection is watched only while somebody awaits its ``closed``.
-        One look serves all who were in the queue when it began.
+        Nothing else might: a connection is watched only while a task awaits its ``closed``. One
+        look serves all that were in the queue when it began.
         """
         loop = current_token().native_token
         looks = self.looks.setdefault(loop, _Looks())
@@ -114,7 +114,7 @@ class Slots:
         began = anyio.current_time()
         with self.lock:
             holders = [*self.holders.values()]
-        self.sweep()  # for whoever found the lock taken
+        self.sweep()  # of what was returned while the lock was taken
         for number, weakly in enumerate(holders, 1):
             slot = weakly()
             if slot is not None and slot.loop() is loop:
@@ -127,7 +127,7 @@ class Slots:
         looks.not_before = now + (now - began) * _SHARE
 
     def begin_anew(self) -> None:
-        """In a forked child, where nobody waits any more, and no other thread has the lock."""
+        """Begin anew in a forked child: no task waits, and no other thread has the lock."""
         self.lock = threading.Lock()
         for slot in self.queue:
             slot.has = _Has.NOTHING
@@ -184,7 +184,7 @@ class Slot:
             self.release()
 
     def release(self) -> None:
-        """Let go of the slot, or of the place in the queue; of neither, where there is none."""
+        """Let go of the slot, or of the place in the queue. Without either, do nothing."""
         self._dialling = False
         self.slots.returned.append(self)
         self.slots.sweep()

@@ -32,7 +32,7 @@ from ._watch import (
     unwatch,
 )
 
-#: Who last found less than this, in bytes, has most likely taken all there is for now.
+#: A receive that found less than this, in bytes, has most likely taken all there is for now.
 _LITTLE = 8192
 
 #: SO_LINGER on with a time of 0: close() discards and sends RST (RFC 9293 3.10.5).
@@ -53,7 +53,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def disconnect(sock: socket.socket) -> None:
-    """Reset a connection, whoever else has the socket too: on Linux, where that can be done.
+    """Reset a connection, even if another process has the socket too. Only Linux can do that.
 
     By connect() to no address, AF_UNSPEC (connect(2)), which Python's own does not do.
     """
@@ -99,8 +99,8 @@ class TCPTransport(Transport):
     ) -> None:
         """``remote`` and ``error`` are what is known of a connection that may be reset already.
 
-        ``remote``: whom it was made with; the kernel is asked first. ``error``: that of the
-        reset, where it was taken from the kernel, which tells it once.
+        ``remote``: the address that was connected to, in case the kernel does not tell the peer's.
+        ``error``: that of a reset, if it was taken from the kernel already, which tells it once.
         """
         self._sock = sock
         self._closed = False
@@ -156,8 +156,8 @@ class TCPTransport(Transport):
         return data
 
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
-        # Where the last receive left nothing, more has most likely not come yet. Waiting is a
-        # checkpoint, and costs no more than asking where it has.
+        # If the last receive left nothing, more has most likely not come yet. Waiting is a
+        # checkpoint, and costs no more than asking if more has come after all.
         if self._arrived or not (self._drained and self._ready.waits_first):
             if not self._ready.may_go_on(min(max_bytes, DEFAULT_MAX_BYTES)):
                 await checkpoint()
@@ -243,7 +243,7 @@ class TCPTransport(Transport):
             raise
 
     async def send_eof(self) -> None:
-        # Done even where the caller is cancelled: it never waits, and is no checkpoint.
+        # Done even if the caller is cancelled: it never waits, and is no checkpoint.
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as exc:
@@ -269,7 +269,7 @@ class TCPTransport(Transport):
         found = self._discard()
         self._talks = self._talks or found is not _Found.NOTHING
         if found is _Found.OVER:
-            # Where the peer has only ended, the kernel goes on delivering after close().
+            # If the peer has only ended, the kernel goes on delivering after close().
             lost = self._error if self.unacknowledged() else None
             self._shut_down()
             self._release()

@@ -65,7 +65,8 @@ class Threads:
     async def run(self, function: Callable[[], T]) -> T:
         """Return what ``function`` returns, or raise what it raises.
 
-        Cancelled, the call is abandoned at once: if it has begun it goes on, for nobody.
+        Cancelled, the call is abandoned at once: one that has begun goes on, and its result is
+        dropped.
 
         :raises NoThreadError: all threads hang, or the system starts no more of them
         """
@@ -110,7 +111,7 @@ class Threads:
             raise NoThreadError(f"all {self.limit} threads that {self._name} hang")
 
     def _leave(self, call: _Call[Any]) -> None:
-        """Nobody waits for ``call`` any more."""
+        """No task waits for ``call`` any more."""
         call.abandon()
         with self._lock:
             self._queue.pop(call, None)
@@ -137,7 +138,7 @@ class Threads:
 
 
 class _Call(Generic[T]):
-    """One call, what came of it, and whom to tell."""
+    """One call, what came of it, and how to wake the task that waits for it."""
 
     __slots__ = ("_error", "_function", "_value", "_wake", "began")
 

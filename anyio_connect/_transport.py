@@ -54,7 +54,7 @@ class Transport(ByteStream):
 
     @property
     def leave(self) -> Pause | None:
-        """Lets others run after a call, where there is it. Raises nothing."""
+        """What lets others run after a call, if there is such a thing. It raises nothing."""
         return None
 
     @property
@@ -93,7 +93,7 @@ class Transport(ByteStream):
     async def hung_up(self) -> tuple[bool, Exception | None]:
         """What :meth:`wait_hangup` would wait for, if it is here already: whether, and the error.
 
-        Where that cannot be known at once: not.
+        If that cannot be known at once: no.
         """
         return False, None
 
@@ -108,8 +108,8 @@ class Transport(ByteStream):
     async def finish(self) -> bool:
         """Go on closing, without waiting; return whether the transport is closed by now.
 
-        Our end goes out, and what comes in is thrown away. Where it is not closed, our end has
-        found no room yet, or the peer has not acknowledged everything: see :meth:`wait_room`.
+        Our end goes out, and what comes in is thrown away. It is not closed as long as there is
+        no room for our end, or the peer has not acknowledged everything: see :meth:`wait_room`.
 
         :raises anyio.BrokenResourceError: the connection was lost, and with it some of what was
             sent
@@ -122,7 +122,7 @@ class Transport(ByteStream):
     async def let_go(self) -> bool:
         """Close now, in the midst of :meth:`finish`, and leave the rest to the system.
 
-        Waits for nothing, and is done even where the caller is cancelled. False: something was
+        Waits for nothing, and is done even if the caller is cancelled. False: something was
         cut or left unread, so that the peer gets a reset.
         """
         await self.abort()
@@ -147,14 +147,14 @@ class Transport(ByteStream):
         return None
 
     def unacknowledged(self) -> int:
-        """How many bytes the peer has not acknowledged; 0 where that cannot be known."""
+        """How many bytes the peer has not acknowledged; 0 if that cannot be known."""
         return 0
 
     def close_dropped(self) -> bool:
         """Close it, as whoever had it has dropped it; return whether it was open.
 
-        Called in any thread, and in no task: nobody waits for it any more. The peer sees what it
-        sees if the process ends. A stream that is not ours closes itself.
+        Called in any thread, and in no task: no task waits for it any more. The peer sees what it
+        sees when the process ends. A stream that is not ours closes itself.
         """
         return False
 
@@ -162,7 +162,7 @@ class Transport(ByteStream):
     async def abort(self) -> None:
         """Drop the connection now, so that the peer cannot take what it got for the whole.
 
-        Waits for nothing, and is done even where the caller is cancelled. Whatever is in flight
+        Waits for nothing, and is done even if the caller is cancelled. Whatever is in flight
         raises ``ClosedResourceError``.
         """
 
@@ -198,7 +198,7 @@ class ForeignTransport(Transport):
         self._stream = stream
         self._stopped = False
         self._dropped = False
-        # Not every stream lets go of who is in it when it is closed.
+        # Not every stream wakes the tasks that wait in it when it is closed.
         self._receiving: anyio.CancelScope | None = None
         self._sending: anyio.CancelScope | None = None
 
@@ -255,7 +255,7 @@ class ForeignTransport(Transport):
         await self._stream.aclose()
 
     async def finish(self) -> bool:
-        # This waits for as long as the stream does. One that has gone already is closed as well.
+        # This waits for as long as the stream does. A stream that fails to close is gone too.
         with suppress(Exception):
             await self._stream.aclose()
         return True

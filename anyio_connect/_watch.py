@@ -229,10 +229,10 @@ def events_of(sock: socket.socket, events: int) -> int:
 
 
 def unwatch(sock: socket.socket) -> None:
-    """Stop to watch a socket that is about to be closed. Tasks that wait for it are woken.
+    """Stop watching a socket that is about to be closed. Tasks that wait for it are woken.
 
-    A closed socket would go on to be watched if a forked process had it still, under a number that
-    is somebody else's by then.
+    Otherwise, if a forked process still had the socket, it would go on to be watched, under a
+    number that another socket has by then.
     """
     watcher = _watcher.get(None)
     if watcher is not None:
@@ -240,7 +240,7 @@ def unwatch(sock: socket.socket) -> None:
 
 
 class _Watcher:
-    """The epoll or kqueue of an event loop, and who waits for it."""
+    """The epoll or kqueue of an event loop, and the watches that wait for it."""
 
     def __init__(self) -> None:
         self.led = False
@@ -279,7 +279,7 @@ class _Watcher:
         del self._watches[fd]
         self._unasked.discard(fd)
         if self._asked.pop(fd, None) is not None and self._poller is not None:
-            with suppress(OSError):  # somebody else has closed it
+            with suppress(OSError):  # other code has closed it
                 self._poller.remove(fd)
         self._close_if_idle()
 
@@ -300,7 +300,7 @@ class _Watcher:
             self._poller.set(fd, self._asked.get(fd), events)
         except OSError as exc:
             if exc.errno == errno.EBADF:
-                return  # somebody has closed the socket without telling us
+                return  # other code has closed the socket without telling us
             # No descriptor, or no memory: the leader will try again.
             self._unasked.add(fd)
             if self._leading is not None:
@@ -346,7 +346,7 @@ class _Watcher:
             self._close_if_idle()
 
     def hand_over(self) -> None:
-        """See to it that somebody leads, as long as anybody waits."""
+        """Have another waiting task lead, if there is one."""
         if not self.led and self._followers:
             next(iter(self._followers)).wake()
 
