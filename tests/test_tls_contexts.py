@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import ssl
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -21,6 +23,7 @@ from anyio.streams.tls import TLSAttribute
 from typing_extensions import Self
 
 from anyio_connect import BrokenError, Connector, Socket, SocketError, TLSError, _tls, connect
+from anyio_connect._threads import Threads
 from anyio_connect._tls import start_tls
 from peers import Listener, listening
 from servers import serving
@@ -236,6 +239,37 @@ async def test_the_standard_librarys_own_context_needs_no_thread(
     monkeypatch.setattr(_tls, "_threads", None)
     async with secured(client_context()) as (socket, _):
         await socket.opened
+
+
+async def test_where_no_thread_is_to_be_had_the_handshake_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_tls, "_threads", Threads("work on TLS contexts", 0))
+    async with secured(slow_context(lambda: None, "")) as (socket, _):
+        error = await fails(socket)
+    assert isinstance(error, TLSError)
+    assert str(error).endswith(": all 0 threads that work on TLS contexts hang")
+
+
+@pytest.mark.parametrize("method", ["wrap_bio", "do_handshake"])
+async def test_a_failed_handshake_keeps_no_context_alive(method: str) -> None:
+    def fail() -> None:
+        raise UnexpectedError
+
+    context = slow_context(fail, method)
+    watched = weakref.ref(context)
+    gc.collect()
+    gc.disable()
+    try:
+        async with secured(context) as (socket, _):
+            await fails(socket)
+        del context, socket, _
+        with anyio.move_on_after(5):
+            while watched() is not None:  # the thread may still be at its last line
+                await checkpoint()
+        assert watched() is None
+    finally:
+        gc.enable()
 
 
 # --- a context of another make: the session
