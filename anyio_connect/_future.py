@@ -25,8 +25,9 @@ class SocketFuture(Generic[T_co]):
     a ``connect_timeout`` of its own and the last place in the queue of ``max_connections``. A
     failure that nobody awaits is silent.
 
-    Awaiting it is a checkpoint, even if it has settled already. Cancelling the wait settles
-    nothing for anybody else.
+    Awaiting it is a checkpoint, even if it has settled already. A cancellation that is due
+    wins: it is raised even if the future settles in the same turn of the event loop, or has
+    settled before. Cancelling the wait settles nothing for anybody else.
     """
 
     __slots__ = ("__weakref__", "_drive", "_outcome")

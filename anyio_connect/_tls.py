@@ -553,7 +553,10 @@ class TLSTransport(Transport):
         """Raise what the peer said before the transport broke, or ``exc`` if it said nothing."""
         await self._read_last_words()
         self._check_session()
-        raise exc
+        try:
+            raise exc
+        finally:
+            del exc  # or it would keep this frame, and this frame it
 
     async def _read_last_words(self) -> None:
         """Decrypt all that is here, in search of an alert. Data is kept for the next receive.

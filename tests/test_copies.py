@@ -12,11 +12,13 @@ import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from types import FrameType
 from weakref import ref
 
 import anyio
 import anyio.lowlevel
 import pytest
+from anyio.lowlevel import checkpoint
 
 from anyio_connect import (
     BrokenError,
@@ -32,6 +34,7 @@ from anyio_connect._copies import fresh
 from errors import is_copy
 from peers import Peer, listening, refusing_address
 from sockets import arrived, connected
+from tls_peers import NAME, TLSPeer, client_context, server_context
 
 
 @contextmanager
@@ -54,6 +57,8 @@ def nothing_to_collect() -> Iterator[None]:
 
 
 def is_ours(thing: object) -> bool:
+    if isinstance(thing, FrameType):
+        return str(thing.f_globals["__name__"]).startswith("anyio_connect")
     return type(thing).__module__.partition(".")[0] == "anyio_connect"
 
 
@@ -459,3 +464,54 @@ async def test_a_failed_handshake_leaves_no_cycle() -> None:
             async with anyio.create_task_group() as group:
                 group.start_soon(answer)
                 await handshake()
+
+
+@pytest.mark.parametrize("how", ["reset", "no close_notify", "garbage"])
+@pytest.mark.parametrize("call", ["receive", "send", "closed"])
+async def test_a_broken_session_leaves_no_cycle(how: str, call: str) -> None:
+    async with listening() as listener, anyio.create_task_group() as group:
+        peers = []
+
+        async def serve() -> None:
+            peer = await listener.accept()
+            await TLSPeer(peer, server_context()).shake()
+            peers.append(peer)
+
+        group.start_soon(serve)
+        socket = connect(
+            listener.address, secure_transport="on", sni=NAME, ssl_context=client_context()
+        )
+        await socket.opened
+        with anyio.fail_after(10):
+            while not peers:
+                await checkpoint()
+
+        async def meet() -> ref[Request]:
+            request = Request()
+            try:
+                if call == "closed":
+                    with anyio.move_on_after(0.05):
+                        await socket.closed
+                elif call == "receive":
+                    await socket.receive()
+                else:
+                    while True:
+                        await socket.send(b"x")
+                        await checkpoint()
+            except SocketError:
+                pass
+            except anyio.EndOfStream:
+                pass
+            return ref(request)
+
+        if how == "garbage":
+            await peers[0].send(bytes(100))
+            arrived(socket)
+        if how == "reset":
+            peers[0].rst()
+        else:
+            peers[0].close()
+        with nothing_to_collect():
+            request = await meet()
+            assert request() is None
+        await socket.close()
