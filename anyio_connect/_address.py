@@ -44,7 +44,7 @@ def parse_address(address: str | tuple[str, int], *, lowest_port: int = 1) -> So
     * an IPv6 address without brackets, as RFC 5952 writes it, and its zone, if any, as given
       (RFC 4007 section 11).
 
-    ``lowest_port`` is 0 where a port may be left to the system to choose.
+    ``lowest_port`` is 0 if the port may be left to the system to choose.
 
     :raises InvalidAddressError: the address names no TCP endpoint; ``__cause__`` is what
         ``idna`` or ``ipaddress`` said about it, if they were asked

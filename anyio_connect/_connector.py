@@ -49,14 +49,14 @@ class Connector:
     ``max_connections``: how many connections there may be at once; None: any number. Further
     sockets stay pending, and get their turn in the order in which they were first needed, one
     whenever another's ``closed`` settles or its dial fails. ``start_tls()`` keeps the slot.
-    Who has to wait has the holders in the same event loop looked at, once: what the peer has
-    reset or ended gives its slot back, though nobody awaits its ``closed``. The wait counts as
-    connecting (``connect_timeout``). Cancelling the task that makes the connection gives up
-    the place, also where other tasks wait for the same socket: one of them then queues up
+    A socket that has to wait looks once at the holders in its event loop: a connection that the
+    peer has reset or ended gives its slot back, even if no task awaits its ``closed``. The wait
+    counts as connecting (``connect_timeout``). Cancelling the task that makes the connection gives
+    up the place, even if other tasks wait for the same socket: one of them then queues up
     behind all others. The slot of a socket that was dropped unclosed comes back at once,
     with a ResourceWarning.
 
-    ``ssl_context``: for TLS, where the call or ``start_tls()`` brings none of its own.
+    ``ssl_context``: for TLS, if the call or ``start_tls()`` brings none of its own.
 
     ``happy_eyeballs_delay``: how long to wait for one address before the next is tried as well, in
     seconds (RFC 8305 section 5). One that fails starts the next at once. ``math.inf``: the next is
@@ -65,7 +65,7 @@ class Connector:
     ``local_host``: the IP address of this machine to connect from. Addresses of the other family
     are then not dialled.
 
-    ``close_timeout``: how long ``close()`` may go on without any progress, in seconds, where the
+    ``close_timeout``: how long ``close()`` may go on without any progress, in seconds, if the
     call does not say; 5 unless given.
 
     :raises InvalidOptionError: a value is bad
@@ -78,15 +78,15 @@ class Connector:
     max_connections: int | None = None
     """How many connections there may be at once; None: any number. Further sockets stay
     pending, and get their turn in the order in which they were first needed, one whenever
-    another's ``closed`` settles or its dial fails. ``start_tls()`` keeps the slot. Who has to
-    wait has the holders in the same event loop looked at, once: what the peer has reset or
-    ended gives its slot back, though nobody awaits its ``closed``. The wait counts as
+    another's ``closed`` settles or its dial fails. ``start_tls()`` keeps the slot. A socket
+    that has to wait looks once at the holders in its event loop: a connection that the peer has
+    reset or ended gives its slot back, even if no task awaits its ``closed``. The wait counts as
     connecting (``connect_timeout``). Cancelling the task that makes the connection gives up
-    the place, also where other tasks wait for the same socket: one of them then queues up
+    the place, even if other tasks wait for the same socket: one of them then queues up
     behind all others. The slot of a socket that was dropped unclosed comes back at once,
     with a ResourceWarning."""
     ssl_context: ssl.SSLContext | None = None
-    """For TLS, where the call or ``start_tls()`` brings none of its own."""
+    """For TLS, if the call or ``start_tls()`` brings none of its own."""
     happy_eyeballs_delay: float = HAPPY_EYEBALLS_DELAY
     """How long to wait for one address before the next is tried as well, in seconds (RFC 8305
     section 5). One that fails starts the next at once. ``math.inf``: the next is tried only
@@ -95,7 +95,7 @@ class Connector:
     """The IP address of this machine to connect from. Addresses of the other family are then not
     dialled."""
     close_timeout: float = CLOSE_TIMEOUT
-    """How long ``close()`` may go on without any progress, in seconds, where the call does not
+    """How long ``close()`` may go on without any progress, in seconds, if the call does not
     say; 5 unless given."""
 
     def __init__(

@@ -1,7 +1,7 @@
 """Copies of errors: what is raised is never kept, and what is kept is never raised.
 
 A socket tells each of its users what went wrong, as often as they ask. If all got the same object,
-its traceback and notes would be those of everybody who met it, and the socket would keep their
+its traceback and notes would be those of all tasks that met it, and the socket would keep their
 frames alive, and through them their buffers and the socket itself. So an error is copied when it
 is stored and again each time it is handed out: :func:`fresh`.
 """
@@ -48,7 +48,7 @@ _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class was made at run time
 
 
 def fresh(error: E) -> E:
-    """A copy of ``error`` that keeps nobody's frames alive, with copies of its causes.
+    """A copy of ``error`` that keeps no frames alive, with copies of its causes.
 
     It has the class, the arguments, the attributes and the notes, and no traceback: that comes
     when it is raised. A cause keeps the traceback of foreign code (a policy, a resolver, whoever
@@ -149,7 +149,7 @@ def bare(cls: type[E], args: tuple[Any, ...]) -> E:
 
 
 def slots_of(error: BaseException) -> dict[str, object]:
-    """The attributes that are kept outside of ``__dict__``, as errno is, where they are set."""
+    """The attributes that are set and kept outside of ``__dict__``, as errno is."""
     new = bare(type(error), error.args)
     found: dict[str, object] = {}
     for base in type(error).__mro__:

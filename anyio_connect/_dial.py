@@ -150,7 +150,7 @@ async def dial(route: Route, progress: Progress) -> Transport:
     rest is left out.
 
     Each attempt that fails, and each address that is dropped, adds an error to ``progress``: it
-    is wanted even where a cancellation ends the dial. Cancelled, it leaves no socket behind.
+    is wanted even if a cancellation ends the dial. Cancelled, it leaves no socket behind.
 
     :raises AddressNotAllowedError: the policy allows none of the addresses
     :raises LoopError: they all lead back to this process

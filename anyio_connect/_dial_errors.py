@@ -26,7 +26,7 @@ _MOST_NAMED = 8
 #: elsewhere.
 _LONGEST_REASON = 500
 
-#: Ports whose server speaks HTTP: somebody who cannot connect there often wanted a client.
+#: Ports whose servers speak HTTP: a user who cannot connect there often wanted an HTTP client.
 _HTTP_PORTS = frozenset({80, 443})
 
 _KINDS: dict[int, tuple[type[ConnectError], str]] = {

@@ -118,8 +118,8 @@ class TLSError(ConnectError, ssl.SSLError):
 class CertificateError(TLSError, ssl.SSLCertVerificationError):
     """The peer's certificate was turned away: it expired, is for others, or is not trusted.
 
-    ``verify_code`` is OpenSSL's number for what is wrong (``X509_V_ERR_...``), 0 where somebody
-    else judged; ``verify_message`` is the judge's text.
+    ``verify_code`` is OpenSSL's number for what is wrong (``X509_V_ERR_...``), 0 if code
+    other than OpenSSL judged it; ``verify_message`` is the text that goes with it.
     """
 
     code: ClassVar[str] = "certificate_rejected"

@@ -49,7 +49,7 @@ _OF_ONE_CLIENT = (
     *(anyio.EndOfStream, anyio.IncompleteRead, anyio.DelimiterNotFound),
     *(anyio.BrokenResourceError, anyio.ClosedResourceError),
 )
-#: How long to wait where something is exhausted, in seconds.
+#: How long to wait if something is exhausted, in seconds.
 _PAUSE = 0.1
 _FREE_PORT_TRIES = 10
 _BACKLOG = 65536
@@ -227,10 +227,10 @@ class Listener(abc.Listener[Socket]):
         handler: Callable[[Socket], Any],
         group: TaskGroup,
     ) -> None:
-        """Start the handler, which is then the only one who has the connection."""
+        """Start the handler: from then on, nothing else has the connection."""
         try:
             transport = TCPTransport(connection, remote=remote)
-        except (OSError, ValueError):  # it has gone, and the system does not say who it was
+        except (OSError, ValueError):  # it has gone, and the system does not tell its address
             connection.close()
             return
         peer: Any = transport.extra(SocketAttribute.remote_address)
@@ -285,7 +285,7 @@ class Listener(abc.Listener[Socket]):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """AnyIO's ``SocketAttribute``: of the first address, where there are several."""
+        """AnyIO's ``SocketAttribute``: of the first address, if there are several."""
         first = next(iter(self._sockets))
 
         return {

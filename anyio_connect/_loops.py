@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from ._ranges import IPAddress, hidden, wrapped
 
-#: What connecting a socket fails with where there is no way to the address, or none but to
+#: What connecting a socket fails with if there is no way to the address, or none but to
 #: several hosts at once: then it is not this machine's. (EINVAL: a link without its zone.)
 _NOWHERE = frozenset(
     {

@@ -83,7 +83,7 @@ class Options(NamedTuple):
     ssl_context: ssl.SSLContext | None = None
     connect_timeout: float = math.inf
     close_timeout: float = CLOSE_TIMEOUT
-    #: Of ``start_tls()``: whom the certificate must be for, in place of the address's host.
+    #: Of ``start_tls()``: the name that the certificate must be for, not the address's host.
     server_hostname: str | None = None
 
 

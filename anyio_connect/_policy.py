@@ -308,7 +308,7 @@ def _distinct(policy: AddressPolicy) -> tuple[AddressPolicy, ...]:
     for other in policy.also:
         parts += parts_of(other)
     own = (UNRESTRICTED, replace(policy, also=()) if _is_plain(policy) else policy)
-    # Whether two of a subclass are the same, nobody knows but they.
+    # Whether two of a subclass are the same, only the subclass knows.
     distinct = {part if _is_plain(part) else id(part): part for part in parts}
     return tuple(part for part in distinct.values() if not (_is_plain(part) and part in own))
 

@@ -72,8 +72,8 @@ class Socket(ByteStream):
     def opened(self) -> SocketFuture[SocketInfo]:
         """Settles when the connection is made, with what is known of it, or cannot be.
 
-        Fails with the :class:`ConnectError` that says why, or with :class:`ClosedError` where
-        the socket was closed before.
+        Fails with the :class:`ConnectError` that says why, or with :class:`ClosedError` if the
+        socket was closed before.
         """
         return self._connection.opened
 
@@ -83,10 +83,11 @@ class Socket(ByteStream):
 
         Resolves after ``close()``, when both directions have ended, and when ``start_tls()``
         has taken the connection over. Fails with what ``opened`` failed with, or with
-        :class:`BrokenError` where the connection was reset, lost or aborted. Awaiting it
+        :class:`BrokenError` if the connection was reset, lost or aborted. Awaiting it
         watches for the peer's hang-up, without taking any data. That is the end of its TCP: a
-        TLS close_notify by itself is noticed by who receives. Where ours finds no room when both
-        directions end, it is sent by who awaits this, or by ``close()``, as soon as there is some.
+        TLS close_notify by itself is noticed by receiving. If both directions have ended, but
+        there was no room for our close_notify, awaiting this sends it as soon as there is some;
+        so does ``close()``.
         """
         return self._connection.closed
 
@@ -112,19 +113,19 @@ class Socket(ByteStream):
         For protocols that upgrade in mid-connection, once the peer has agreed to it. This
         socket's ``upgraded`` turns True, its ``closed`` resolves and its streams raise
         :class:`ClosedError`. The new socket makes the TLS handshake when it is first needed,
-        within ``connect_timeout`` anew where one was given; a send still in flight here goes
-        out before it. What the peer sent in the clear and nobody read goes to the handshake,
+        within ``connect_timeout`` anew if one was given; a send still in flight here goes
+        out before it. What the peer sent in the clear and was not read goes to the handshake,
         which fails: it can never be read as if it had come over TLS. Read the peer's go-ahead
         and nothing else: bytes that a buffer of yours read ahead are yours to check.
 
-        ``expected_server_hostname``: whom the certificate must be for, in place of the host
-        name connected to; as ``sni`` it is brought into its normal form. ``ssl_context`` and
+        ``expected_server_hostname``: the name that the certificate must be for, in place of the
+        host name connected to; as ``sni`` it is brought into its normal form. ``ssl_context`` and
         ``alpn``: in place of those of ``connect()``. None means "not given" for each.
 
         A handshake that fails drops the connection, and both futures of the new socket fail: with
-        :class:`TLSError`, or with :class:`ConnectTimeoutError` where ``connect_timeout`` ran out,
+        :class:`TLSError`, or with :class:`ConnectTimeoutError` if ``connect_timeout`` ran out,
         the wait for that send included.
-        Where a send in flight here was cut short or met a broken connection, there is no
+        If a send in flight here was cut short or met a broken connection, there is no
         handshake, and they fail with :class:`BrokenError`. A handshake that is cancelled part-way
         cannot be made again: it drops the connection as well, and both fail with
         :class:`TLSError`. Source: the WinterTC draft, ``startTls()``.
@@ -155,7 +156,7 @@ class Socket(ByteStream):
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         """Receive at least one and at most ``max_bytes`` bytes, as soon as there are any.
 
-        This is :meth:`ReadableStream.receive`. Makes the connection first, where nobody has yet.
+        This is :meth:`ReadableStream.receive`. Makes the connection first, if no task has yet.
         Cancelling it loses no data.
 
         :raises TypeError: ``max_bytes`` is not an int
@@ -172,7 +173,7 @@ class Socket(ByteStream):
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         """Send all of ``item``; return when the kernel has taken it.
 
-        This is :meth:`WritableStream.send`. Makes the connection first, where nobody has yet.
+        This is :meth:`WritableStream.send`. Makes the connection first, if no task has yet.
         Cancelled before anything has gone out, it has done nothing. After that our side is broken:
         later sends raise :class:`BrokenError`, and reading goes on.
 
@@ -202,13 +203,13 @@ class Socket(ByteStream):
 
         Receives in flight raise :class:`ClosedError` at once. A send in flight is finished
         first, for as long as this call is not cancelled. Then the peer gets our end and
-        ``closed`` resolves; unread data is thrown away. Where a send was cut short, the peer
-        gets a reset instead. Before the connection is made there is none to make any more:
-        ``opened`` fails with :class:`ClosedError`, and ``closed`` resolves. But a send that waits
-        for the connection is in flight as well: then the connection is made and the send finished.
+        ``closed`` resolves; unread data is thrown away. If a send was cut short, the peer
+        gets a reset instead. A connection that was not made yet is not made any more: ``opened``
+        fails with :class:`ClosedError`, and ``closed`` resolves. But a send that waits for the
+        connection is in flight as well: then the connection is made and the send finished.
 
         Over TLS our end is close_notify and then that of TCP; the peer's close_notify is not
-        waited for. Where anything that was sent is still on its way, this returns when the peer's
+        waited for. If anything that was sent is still on its way, this returns when the peer's
         kernel has acknowledged it all, or the peer has ended, and throws away what the peer says
         until then: a close before that could turn into a reset, which takes away what has not
         arrived (RFC 1122 4.2.2.13). Only Linux tells what was acknowledged; elsewhere this does
@@ -233,7 +234,7 @@ class Socket(ByteStream):
         try:
             await self._connection.opened
         except BaseException:
-            # Another task may have made the connection: without this, nobody would close it.
+            # Another task may have made the connection: without this, nothing would close it.
             await self._connection.close()
             raise
         return self

@@ -38,7 +38,7 @@ class ReadableStream(ByteReceiveStream):
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         """Receive at least one and at most ``max_bytes`` bytes, as soon as there are any.
 
-        Makes the connection first, where nobody has yet. Cancelling it loses no data.
+        Makes the connection first, if no task has yet. Cancelling it loses no data.
 
         :raises TypeError: ``max_bytes`` is not an int
         :raises ValueError: ``max_bytes`` is less than 1
@@ -86,9 +86,9 @@ class ReadableStream(ByteReceiveStream):
           to close it by force;
         - the destination fails or is closed by another task: this stream is closed, unless
           ``prevent_cancel``, and the error is raised. A :class:`WritableStream` that is over is
-          noticed at once, and nothing more is received. Any other destination shows it when the
-          next chunk is sent, which is lost; and so does a reset that no call has met before, nor
-          anybody who awaits ``closed``;
+          noticed at once, and nothing more is received. With any other destination, it is noticed
+          when the next chunk is sent, which is lost; and so is a reset that no call has met yet,
+          if no task awaits ``closed``;
         - the call is cancelled: the destination is aborted and this stream closed (as by an
           ``AbortSignal``), unless prevented; a chunk that was received but not sent is lost.
 
@@ -189,11 +189,11 @@ class WritableStream(ByteSendStream):
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         """Send all of ``item``; return when the kernel has taken it.
 
-        Makes the connection first, where nobody has yet. Sending nothing is a checkpoint.
+        Makes the connection first, if no task has yet. Sending nothing is a checkpoint.
         Cancelled after a part has gone out, it leaves this half broken: the peer holds a
         piece that nothing may follow, later sends raise :class:`BrokenError`, and reading goes
         on. Cancelled before, it has done nothing. Over TLS it is encryption that cannot be taken
-        back: cancelled after that, it leaves this half broken even where nothing has gone out.
+        back: cancelled after that, it leaves this half broken even if nothing has gone out.
 
         :raises TypeError: ``item`` is not bytes-like; nothing was sent
         :raises anyio.BusyResourceError: another task is sending
@@ -223,7 +223,7 @@ class WritableStream(ByteSendStream):
 
         Like :meth:`send_eof`, but does nothing where our side has ended or failed already. From
         the call on nothing else can be sent: its end follows the send in flight at once.
-        Where a send was cut short there is no graceful end: the connection is dropped, as by
+        If a send was cut short, there is no graceful end: the connection is dropped, as by
         :meth:`abort`, and so it is when this call is cancelled while it waits.
 
         :raises ConnectError: the connection could not be made
@@ -235,9 +235,9 @@ class WritableStream(ByteSendStream):
         """Drop the connection now, so that the peer cannot take what it got for the whole.
 
         TCP can only abort both directions at once: it sends RST (RFC 9293 3.10.5). Sends and
-        receives, in flight and later, raise :class:`BrokenError`, which ``reason`` is the cause
-        of where it is an exception, and ``closed`` rejects with it. Does nothing where our
-        side has ended or failed already. Done even when cancelled.
+        receives, in flight and later, raise :class:`BrokenError`, and ``closed`` rejects with it;
+        its cause is ``reason``, if that is an exception. Does nothing if our side has ended or
+        failed already. Done even when cancelled.
 
         The reset goes out even if a forked child has the connection too, on Linux. On other
         systems, and if the raw socket was copied by ``dup()``, it does when the last copy is

@@ -321,7 +321,7 @@ class TLSTransport(Transport):
         self._reading_to_send = False  # and it is one that sends
         self._negotiating = False  # a task that sends waits for the engine to let it
         self._progress: anyio.Event | None = None  # set when such a task may look again
-        self._stopped = False  # nobody receives any more
+        self._stopped = False  # nothing is to be received any more
         self._aborted = False
 
     # --- receiving
@@ -692,7 +692,7 @@ class TLSTransport(Transport):
                     await self._transport.send(rest)
                     self._unsent = self._unsent[len(rest) :]
         finally:
-            # Where it was not cut, the same ciphertext can still go out.
+            # If it was not cut, the same ciphertext can still go out.
             self.torn = self.torn or self._transport.torn
             self._flushing = False
 
@@ -727,7 +727,7 @@ class TLSTransport(Transport):
                 await self._negotiate()
                 self._check_sending()
             self._check_session()
-            # Where there is room, or nobody any more, done even if the caller is cancelled.
+            # If there is room, or the peer is gone, this is done even if the caller is cancelled.
             self._flush_nowait()
             await self._flush()
         except BaseException as exc:
@@ -739,7 +739,7 @@ class TLSTransport(Transport):
     def _end(self) -> bool:
         """Write close_notify (RFC 8446 6.1), once.
 
-        False: the engine is in mid-renegotiation, where it cannot be written.
+        False: the engine is in mid-renegotiation, during which it cannot be written.
         """
         if self._ended:
             return True

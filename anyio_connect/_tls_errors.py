@@ -34,7 +34,7 @@ _NOT_DECRYPTED = (
     "the peer could not decrypt what it got from us: something in between changed it, "
     "or one of the two sides has a bug"
 )
-#: What an error advises, for who can say it in other terms.
+#: What an error advises; the command line says the same in its own terms.
 TO_TRUST_IT = "pass an ssl_context that trusts it"
 _TO_CHANGE_IT = "if you cannot have that changed, an ssl_context can allow it: "
 _TO_TAKE_WEAK_KEYS = "set_ciphers('DEFAULT:@SECLEVEL=1')"
