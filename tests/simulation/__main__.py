@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     replay.add_argument("--code", action="store_true", help="print the plan as Python, only")
     hunt = commands.add_parser("hunt", help="find the faults of broken.py")
     hunt.add_argument("numbers", type=int, nargs="*", help="only these")
-    hunt.add_argument("--seconds", type=float, default=60.0, help="how long each may take")
+    hunt.add_argument("--seconds", type=float, default=60.0, help="of processor time, for each")
     given = parser.parse_args(arguments)
     logging.getLogger("anyio_connect").addHandler(logging.NullHandler())  # the story is enough
     if given.command == "run":

@@ -40,12 +40,11 @@ class Broken:
 
 BROKEN: tuple[Broken, ...] = (
     Broken(
-        "a socket that had more than was asked for is not watched any more",
+        "the peer's end ends our side though a send is in flight",
         "a",
-        "_readiness",
-        "reported for ever.\n            self._unregister()\n",
-        "reported for ever.\n            self._loop.remove_reader(self._fd)\n",
-        ("asyncio", "uvloop"),
+        "_lifecycle",
+        '"outbound": (_O.OPEN, _O.DUE),',
+        '"outbound": (_O.OPEN, _O.SENDING, _O.DUE),',
     ),
     Broken(
         "the rest of a long send begins one byte late, once in a while",

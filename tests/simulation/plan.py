@@ -111,7 +111,14 @@ _ENDS = (
     *("p.fin", "p.reset", "p.close"),
 )
 _PIPING = {"pipe": 3.0, "send": 0.0, "p.send": 16.0, "p.reset": 2.0, "cancel": 3.0}
-_ROUGH = {"p.reset": 5.0, "p.close": 3.0, "p.send": 16.0, "close": 3.0, "w.aclose": 0.5}
+_ROUGH = {
+    "receive": 6.0,
+    "p.reset": 5.0,
+    "p.close": 3.0,
+    "p.send": 16.0,
+    "close": 3.0,
+    "w.aclose": 0.5,
+}
 _STUCK = {"p.stop": 9.0, "p.read": 2.0, "close": 4.0, "closed": 6.0, "receive": 8.0}
 
 
@@ -206,6 +213,8 @@ def _piped(rng: random.Random, who: int, kind: str) -> tuple[int, str]:
         return 0, kind
     if kind == "receive":
         return 1, kind
+    if kind == "p.reset":
+        return 0, kind
     if kind == "send":
         return 0, kind
     if kind == "p.send":
