@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError, replace
 from enum import Enum
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,15 +187,64 @@ class Change(NamedTuple):
 
     name: str
     make: Callable[[pytest.MonkeyPatch], None]
-    #: Where it may show.
+    #: Where it may show: in this event, in this value of this facet; or where a rule is asked.
+    event: Event | None = None
     facet: str | None = None
     value: Enum | None = None
-    event: Event | None = None
+    rule: int | None = None
+    instead: tuple[_lifecycle.Rule, ...] = ()
 
-    def may_show(self, state: State, event: Event) -> bool:
-        return (self.event is None or event is self.event) and (
-            self.facet is None or getattr(state, self.facet) is self.value
-        )
+    def may_show(self) -> list[tuple[State, Event]]:
+        if self.rule is None:
+            return pairs_by_event()[self.event, self.facet, self.value]
+        return [
+            pair
+            for state, fitting, pairs in asked_of_rules()
+            if self.rule_shows(self.rule, state, fitting)
+            for pair in pairs
+        ]
+
+    def rule_shows(self, number: int, state: State, fitting: list[int]) -> bool:
+        """Whether the first rule that fits does something else now."""
+        if fitting and fitting[0] < number:
+            return False
+        rules = [rule for rule in self.instead if _lifecycle._fits(state, rule.when)]
+        rules += [JOINT[i] for i in fitting if i != number]
+        now = (rules[0].then, rules[0].effects) if rules else None
+        return now != ((JOINT[fitting[0]].then, JOINT[fitting[0]].effects) if fitting else None)
+
+
+@cache
+def pairs_by_event() -> dict[tuple[object, ...], list[tuple[State, Event]]]:
+    """The pairs for each event, also for each value of each facet."""
+    found: dict[tuple[object, ...], list[tuple[State, Event]]] = {}
+    for state, event in PAIRS:
+        keys = [(event, None, None), *((event, facet, getattr(state, facet)) for facet in TABLES)]
+        for key in keys:
+            found.setdefault(key, []).append((state, event))
+    return found
+
+
+@cache
+def asked_of_rules() -> list[tuple[State, list[int], list[tuple[State, Event]]]]:
+    """Each state for which a rule is looked for, those that fit, and the pairs that lead to it."""
+    found: dict[object, tuple[State, list[int], list[tuple[State, Event]]]] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for pair in PAIRS:
+
+            def keep(state: State, pair: tuple[State, Event] = pair, **moved: Any) -> State:
+                after = replace(state, **moved)
+                key = (*facets(after), after.half_open, after.starttls)
+                if key not in found:
+                    rules = enumerate(JOINT)
+                    fitting = [i for i, rule in rules if _lifecycle._fits(after, rule.when)]
+                    found[key] = (after, fitting, [])
+                found[key][2].append(pair)
+                return after
+
+            patch.setattr(_lifecycle, "replace", keep)
+            _lifecycle._step(*pair)
+    return [*found.values()]
 
 
 def other(member: Enum) -> Iterator[Enum]:
@@ -225,7 +275,7 @@ def changed_entries() -> Iterator[Change]:
                         else:
                             patch.setitem(entries, event, replacement)
 
-                    yield Change(f"{facet} {value} {event}: {what}", change, facet, value, event)
+                    yield Change(f"{facet} {value} {event}: {what}", change, event, facet, value)
 
 
 def changed_conditions(when: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -267,7 +317,7 @@ def changed_rules() -> Iterator[Change]:
             ) -> None:
                 patch.setattr(_lifecycle, "JOINT", rules)
 
-            yield Change(f"rule {number}: {what}", change)
+            yield Change(f"rule {number}: {what}", change, rule=number, instead=instead)
 
 
 def changed_refusals() -> Iterator[Change]:
@@ -298,17 +348,17 @@ def shows(change: Change) -> bool:
             raise RecursionError
         return replace(state, **moved)
 
+    pairs = change.may_show()
     with pytest.MonkeyPatch.context() as patch:
         change.make(patch)
         patch.setattr(_lifecycle, "replace", replace_unless_for_ever)
-        for state, event in PAIRS:
-            if change.may_show(state, event):
-                left = 20
-                try:
-                    if _lifecycle._step(state, event) != step(state, event):
-                        return True
-                except (RecursionError, KeyError):
+        for state, event in pairs:
+            left = 20
+            try:
+                if _lifecycle._step(state, event) != step(state, event):
                     return True
+            except (RecursionError, KeyError):
+                return True
     return False
 
 
