@@ -802,7 +802,7 @@ class TLSTransport(Transport):
         return await self._transport.finish()
 
     @property
-    def immediate(self) -> bool:  # type: ignore[override]  # of the one below
+    def immediate(self) -> bool:
         return self._transport.immediate
 
     async def wait_room(self) -> None:

@@ -38,8 +38,10 @@ class Transport(ByteStream):
     #: were sent after it would be misread.
     torn: bool = False
 
-    #: Whether the calls that do not wait can do anything.
-    immediate: bool = True
+    @property
+    def immediate(self) -> bool:
+        """Whether the calls that do not wait can do anything."""
+        return True
 
     def may_go_on(self, amount: int) -> bool:
         """Whether a call that moves about ``amount`` bytes may be made without a checkpoint.
@@ -192,8 +194,6 @@ class ForeignTransport(Transport):
     How much of a cancelled send went out cannot be known here, so any counts as torn.
     """
 
-    immediate = False
-
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
         self._stopped = False
@@ -201,6 +201,10 @@ class ForeignTransport(Transport):
         # Not every stream wakes the tasks that wait in it when it is closed.
         self._receiving: anyio.CancelScope | None = None
         self._sending: anyio.CancelScope | None = None
+
+    @property
+    def immediate(self) -> bool:
+        return False
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         return None
