@@ -291,7 +291,7 @@ def test_the_shrinker_keeps_the_fault_and_drops_the_rest(monkeypatch: pytest.Mon
     kept = {"seed": history.seed, "profile": history.profile, "subjects": shorter.subjects}
     assert shorter == Plan(steps=shorter.steps, **kept)  # type: ignore[arg-type]
     assert set(shorter.steps) <= {Step(s.number, s.kind, s.who) for s in history.steps}
-    assert eval(code(shorter), vars(simulation.plan)) == shorter
+    assert eval(code(shorter), {**vars(simulation.plan)}) == shorter
 
 
 def test_the_shrinker_refuses_a_history_without_the_fault() -> None:

@@ -104,9 +104,9 @@ class Pair:
 class Simulated(Pair):
     def __init__(self) -> None:
         self.network = network = Network(0)
-        sockets.Setting.network = network
+        sockets.setting.network = network
         wire = Wire(delay=0.001, sndbuf=1 << 20, rcvbuf=1 << 20)
-        sockets.Setting.wires = staticmethod(lambda: (wire, wire))
+        sockets.setting.wires = lambda: (wire, wire)
         listener, client = sockets.Socket(), sockets.Socket()
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)

@@ -25,7 +25,7 @@ from anyio_connect import _dial, _listen
 
 from .network import FIRST_FD, Network, error
 from .polling import Epoll
-from .sockets import Setting, Socket
+from .sockets import Socket, setting
 from .tcp import Wire
 
 PACKAGE = anyio_connect.__name__
@@ -48,7 +48,7 @@ def _ioctl(fd: Any, request: int, arg: Any = 0, mutate_flag: bool = True) -> Any
     number = fd if isinstance(fd, int) else fd.fileno()
     if number < FIRST_FD:
         return fcntl.ioctl(fd, request, arg, mutate_flag)
-    thing = Setting.network.thing(number)
+    thing = setting.network.thing(number)
     end = thing.end if isinstance(thing, Socket) else None
     if end is None or request not in (termios.TIOCOUTQ, termios.FIONREAD):
         raise error(22)
@@ -63,7 +63,7 @@ def _ioctl(fd: Any, request: int, arg: Any = 0, mutate_flag: bool = True) -> Any
 def _overlays() -> Mapping[ModuleType, ModuleType]:
     return {
         socket: _Overlay(socket, socket=Socket),
-        select: _Overlay(select, epoll=lambda *_: Epoll(Setting.network)),
+        select: _Overlay(select, epoll=lambda *_: Epoll(setting.network)),
         fcntl: _Overlay(fcntl, ioctl=_ioctl),
     }
 
@@ -97,8 +97,7 @@ def simulated(
             for family, ip in names[address.hostname]
         ]
 
-    Setting.network = network
-    Setting.wires = staticmethod(wires)
+    setting.network, setting.wires = network, wires
     try:
         for name, module in [*sys.modules.items()]:
             if name.partition(".")[0] != PACKAGE:

@@ -69,7 +69,12 @@ class Plan:
     forbidden: tuple[int, ...] = ()
     half_open: bool = False  #: of what the listener accepts
     tls12: bool = False  #: peers speak no newer TLS
-    buffers: tuple[int, int, int, int] = (65536,) * 4  #: ours to send, receive; the peer's
+    buffers: tuple[int, int, int, int] = (
+        65536,
+        65536,
+        65536,
+        65536,
+    )  #: ours to send, receive; the peer's
     delays: tuple[float, float] = (0.0, 0.0)  #: from us to the peer, and back
     jitter: float = 0.0
     mss: int = 16384
@@ -136,7 +141,7 @@ def plan(seed: int) -> Plan:
         forbidden=tuple(n for n in range(4) if profile == "race" and rng.random() < 0.15),
         half_open=rng.random() < 0.6,
         tls12=rng.random() < 0.2,
-        buffers=tuple(rng.choice((4096, 16384, 65536)) for _ in range(4)),  # type: ignore[arg-type]
+        buffers=(_buffer(rng), _buffer(rng), _buffer(rng), _buffer(rng)),
         delays=(rng.choice((0, 0.0005, 0.02)), rng.choice((0, 0.0005, 0.02))),
         jitter=rng.choice((0, 0, 0.01)),
         mss=rng.choice((100, 1460, 16384)),
@@ -146,6 +151,10 @@ def plan(seed: int) -> Plan:
         resolving=rng.choice((0, 0.001, 0.2)),
         drain=rng.random() < 0.5,
     )
+
+
+def _buffer(rng: random.Random) -> int:
+    return rng.choice((4096, 16384, 65536))
 
 
 def _subjects(rng: random.Random, profile: Profile) -> tuple[Subject, ...]:

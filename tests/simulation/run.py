@@ -361,11 +361,12 @@ class _History:
         if asynchronous:
             call.task = asyncio.current_task()
         try:
-            with anyio.CancelScope() as call.scope:
+            with anyio.CancelScope() as scope:
+                call.scope = scope
                 if call.step.late or call.cancelled_at is not None:
-                    call.scope.cancel()
+                    scope.cancel()
                 elif call.step.deadline is not None:
-                    call.scope.deadline = anyio.current_time() + call.step.deadline
+                    scope.deadline = anyio.current_time() + call.step.deadline
                 call.begun = world.tick()
                 note("begin", call.kind, call.number)
                 try:

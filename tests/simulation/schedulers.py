@@ -147,7 +147,8 @@ class _Wakeup:
 def _trio_beneath(network: Network, seed: int) -> Iterator[None]:
     """For the next run of trio: it waits in the network, and its order comes of the seed."""
     internals: Any = trio._core._run
-    pair: Any = trio._core._wakeup_socketpair.WakeupSocketpair
+    core: Any = trio._core
+    pair = core._wakeup_socketpair.WakeupSocketpair
     manager = internals.TheIOManager
 
     def make() -> Any:

@@ -23,7 +23,11 @@ class Setting:
 
     network: Network
     #: Makes the wires of a new connection: ours, and the other side's.
-    wires: Callable[[], tuple[Wire, Wire]] = staticmethod(lambda: (Wire(), Wire()))
+    wires: Callable[[], tuple[Wire, Wire]]
+
+
+#: The one that is in force.
+setting = Setting()
 
 
 class Socket:
@@ -43,7 +47,7 @@ class Socket:
         self.watchers: list[Epoll] = []
         self.end: End | None = None  # once connect() was called
         self.options: dict[tuple[int, int], Any] = {}
-        self._network = Setting.network
+        self._network = setting.network
         self._backlog: Backlog | None = None
         self._local: tuple[str, int] = ("::" if family == socket.AF_INET6 else "0.0.0.0", 0)
         self._fd = self._network.open(self)
@@ -120,7 +124,7 @@ class Socket:
             return
         if (host, port) in self._network.unreachable:
             raise error(errno.ENETUNREACH)
-        wire, _ = Setting.wires()
+        wire, _ = setting.wires()
         end = End(self._network, f"client{len(self._network.ends)}", wire)
         local, bound = self._local
         end.local = (local if int(bound) else "10.0.0.1", bound or self._network.port())
@@ -215,7 +219,7 @@ class Backlog:
     def syn(self, client: End) -> None:
         if len(self.queue) > self._most:
             return  # dropped; the client would try again, and time is short here
-        _, wire = Setting.wires()
+        _, wire = setting.wires()
         server = End(self._network, f"server{len(self._network.ends)}", wire)
         accept(self._network, client, server, self._ready)
 
