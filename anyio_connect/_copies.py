@@ -50,12 +50,12 @@ _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class was made at run time
 def fresh(error: E) -> E:
     """A copy of ``error`` that keeps no frames alive, with copies of its causes.
 
-    It has the class, the arguments, the attributes and the notes, and no traceback: that comes
-    when it is raised. A cause keeps the traceback of foreign code (a policy, a resolver, whoever
-    gave the reason to abort), without the frames themselves: file, line and name. A context is
-    kept if foreign code met it; what a caller was handling is the caller's.
+    It has the class, the arguments, the attributes and the notes. Of the tracebacks, those of our
+    own code are dropped; those of foreign code (a policy, a resolver, whoever gave the reason to
+    abort) are kept, without the frames themselves: file, line and name. A context is kept if
+    foreign code met it; what a caller was handling is the caller's.
     """
-    copy: E = _Copier().copy(error, 0).with_traceback(None)
+    copy: E = _Copier().copy(error, 0)
     return copy
 
 

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from types import FrameType
+from typing import Any
 from weakref import ref
 
 import anyio
@@ -21,9 +22,12 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from anyio_connect import (
+    AddressNotAllowedError,
+    AddressPolicy,
     BrokenError,
     ClosedError,
     ConnectError,
+    Connector,
     RefusedError,
     Socket,
     SocketError,
@@ -253,7 +257,6 @@ def test_the_kernels_traceback_is_dropped() -> None:
             stdlib.create_connection(sock.getsockname())
         except OSError as exc:
             error = exc
-    assert fresh(error).__traceback__ is None
     wrapped = ConnectError("why")
     wrapped.__cause__ = error
     copy = fresh(wrapped).__cause__
@@ -262,6 +265,29 @@ def test_the_kernels_traceback_is_dropped() -> None:
     assert copy is not None
     names = [entry.name for entry in traceback.extract_tb(copy.__traceback__)]
     assert names[0] == "test_the_kernels_traceback_is_dropped"
+
+
+class Buggy(AddressPolicy):
+    def refusal(self, address: Any, port: int) -> str | None:
+        raise LookupError(address)
+
+
+async def test_the_traceback_of_a_policy_is_kept() -> None:
+    async def call() -> tuple[SocketError, ref[Request]]:
+        request = Request()
+        socket = Connector(policy=Buggy()).connect(refusing_address())
+        with pytest.raises(AddressNotAllowedError):
+            await socket.opened
+        error = socket.closed.exception()
+        assert error is not None
+        return error, ref(request)
+
+    error, request = await call()
+    assert isinstance(error.__cause__, LookupError)
+    entries = traceback.extract_tb(error.__cause__.__traceback__)
+    assert [(entry.name, entry.filename) for entry in entries] == [("refusal", __file__)]
+    assert error.__traceback__ is None
+    assert request() is None
 
 
 # --- of a socket
