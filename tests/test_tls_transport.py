@@ -17,6 +17,7 @@ from typing import Any
 
 import anyio
 import pytest
+import trio
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 from hypothesis import given, settings
@@ -783,7 +784,9 @@ async def test_key_updates_keep_the_event_loop_no_longer_than_others_do(
             received += await tls.receive(max_bytes)
         tasks.cancel_scope.cancel()
     assert received == between * 12 + b"end"
-    assert 0 < counting.most <= 2 * 65536
+    # In trio's random order, two turns may come between two counts.
+    turns = 2 if trio.lowlevel.in_trio_run() else 1
+    assert 0 < counting.most <= turns * 2 * 65536
 
 
 async def test_a_flood_without_data_lets_others_run() -> None:
