@@ -79,6 +79,8 @@ def _has_a_reason(world: World, call: Call) -> None:
         return
     if sock is not party.last:
         return
+    if call.kind == "pipe" and not world.parties[1].last.opened.done():
+        return  # to send, or to end its destination, it waits for the connection of that
     link = world.link(party)
     if link is None:
         world.fault(f"{call.kind} waits though there is no connection")
@@ -116,8 +118,6 @@ def _dial_has_a_reason(world: World, call: Call) -> None:
 def _pipe_has_a_reason(world: World, call: Call, source: End) -> None:
     into = world.parties[1]
     link = world.link(into)
-    if not into.last.opened.done():
-        return
     if link is None or link[0].released or into.last.closed.done():
         world.fault("pipe_to() goes on though its destination is over")
         return
