@@ -1038,9 +1038,12 @@ async def soak() -> None:
     chance = random.Random(0)
     await use(chance, 300)  # what is made once, and kept, is made here
     descriptors = guards.open_fds() if guards.CAN_LIST_FDS else None
-    before, memory = objects(), resident()
-    await use(chance, SOAK)
-    grown, more = objects() - before, resident() - memory
+    for _ in range(3):  # what leaks does so each time, what is met for the first time does not
+        before, memory = objects(), resident()
+        await use(chance, SOAK)
+        grown, more = objects() - before, resident() - memory
+        if grown < 50 and more < 4 << 20:
+            break
     assert grown < 50, f"{grown} objects are left of {SOAK} sockets"
     assert more < 4 << 20, f"{more} bytes of memory are left of {SOAK} sockets"
     # What the garbage collector does not know shows here, once all kinds of it were met.
