@@ -15,12 +15,12 @@ from collections.abc import Awaitable, Callable
 import anyio
 from anyio.lowlevel import checkpoint
 
-from ._watch import CAN_WATCH, IN, OUT, RDHUP, Watch
+from ._watch import CAN_WATCH_ALL, IN, OUT, RDHUP, Watch
 
 #: How often to look for progress within the time that is allowed without any.
 _LOOKS = 4
 
-#: How long to wait before a look on systems where nothing can be watched, in seconds.
+#: How long to wait before a look on systems where data cannot be watched, in seconds.
 _PAUSE = 0.05
 
 
@@ -83,7 +83,7 @@ async def wait_arrival(sock: socket.socket, *, delivered: bool) -> None:
     The last is what no event loop can wait for: to it, a socket whose sending side was shut down
     always has room. A watch is told when our end is acknowledged.
     """
-    if not CAN_WATCH:
+    if not CAN_WATCH_ALL:
         await anyio.sleep(_PAUSE)
         return
     with Watch(sock, IN | OUT | RDHUP) as watch:

@@ -369,10 +369,31 @@ async def test_no_descriptor_to_watch_with(monkeypatch: pytest.MonkeyPatch) -> N
 
 async def test_on_other_systems_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anyio_connect._tcp.outstanding", lambda _: 0)
-    monkeypatch.setattr(_linger, "CAN_WATCH", False)
+    monkeypatch.setattr(_linger, "CAN_WATCH_ALL", False)
     async with connected() as (socket, peer):
         await socket.send(b"all of it")
         await peer.send(b"unread")
         await socket.close()
         assert socket.closed.result() is None
         assert await peer.receive_all() == b"all of it"
+
+
+async def test_on_other_systems_a_peer_that_takes_nothing_while_it_talks_is_heard_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No event tells there that more has come; without a time limit, nothing else would."""
+    monkeypatch.setattr("anyio_connect._tcp.outstanding", lambda _: 0)
+    monkeypatch.setattr(_linger, "CAN_WATCH_ALL", False)
+    data = bytes(BIG // 8)
+    async with listening(receive_buffer=4096) as listener:
+        socket = connect(listener.address, close_timeout=math.inf)
+        await socket.opened
+        peer = await listener.accept()
+        async with anyio.create_task_group() as group:
+            group.start_soon(socket.send, data)
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(socket.close)
+            with anyio.fail_after(30):
+                await peer.send(bytes(BIG // 2))
+                assert await peer.receive_all() == data
+        assert socket.closed.result() is None
