@@ -104,6 +104,7 @@ class TCPTransport(Transport):
         """
         self._sock = sock
         self._closed = False
+        self._stopped = False  # nobody is to receive any more
         self._ended = False  # our end has gone out
         self._over = False  # nothing can come any more
         self._talks = False  # the peer says something while we close
@@ -161,6 +162,8 @@ class TCPTransport(Transport):
         if self._arrived or not (self._drained and self._ready.waits_first):
             if not self._ready.may_go_on(min(max_bytes, DEFAULT_MAX_BYTES)):
                 await checkpoint()
+                if self._stopped:  # close() may have thrown some of it away meanwhile
+                    raise anyio.ClosedResourceError
             data = self.receive_nowait(max_bytes)
             if data is not None:
                 return data
@@ -187,9 +190,11 @@ class TCPTransport(Transport):
         return True
 
     def stop_receiving(self) -> None:
+        self._stopped = True
         self._ready.stop_reading()
 
     def resume_receiving(self) -> None:
+        self._stopped = False
         self._ready.resume_reading()
 
     def unread(self) -> bool:

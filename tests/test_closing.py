@@ -16,9 +16,20 @@ from anyio.lowlevel import checkpoint
 
 from anyio_connect import BrokenError, ClosedError, Socket, _linger, _watch, connect
 from anyio_connect._linger import Patience, outstanding
+from anyio_connect._tcp import TCPTransport
 from anyio_connect._transport import ForeignTransport
 from peers import Peer, listening
-from sockets import Made, Slow, connected, dialled, opened_by, raw, settle
+from sockets import (
+    Made,
+    Slow,
+    arrived,
+    connected,
+    dialled,
+    opened_by,
+    raw,
+    settle,
+    use_up_the_turn,
+)
 
 linux_only = pytest.mark.skipif(
     not hasattr(_linger, "fcntl"), reason="only Linux tells what the peer has acknowledged"
@@ -268,6 +279,27 @@ async def test_a_stream_of_another_make_that_is_never_done_with_closing_is_given
     await socket.close()
     with pytest.raises(BrokenError, match="gave up waiting for the peer"):
         await socket.closed
+
+
+async def test_a_receive_that_close_overtakes_gets_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not what comes behind that which close() has thrown away."""
+    async with connected() as (socket, peer):
+        transport = socket._connection.transport
+        assert isinstance(transport, TCPTransport)
+
+        async def others_run() -> None:
+            transport.stop_receiving()
+            await checkpoint()
+
+        monkeypatch.setattr("anyio_connect._tcp.checkpoint", others_run)
+        await peer.send(b"behind what was thrown away")
+        arrived(socket)
+        transport._drained = False  # so that it tries before it waits
+        use_up_the_turn(socket)
+        with pytest.raises(anyio.ClosedResourceError):
+            await transport.receive(10)
 
 
 @linux_only
