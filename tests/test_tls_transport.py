@@ -448,7 +448,7 @@ async def test_a_bare_end_is_read_before_a_reset_is_told() -> None:
 async def test_last_words_without_end_let_others_run() -> None:
     """What the kernel still holds may be megabytes of what is no data."""
     tls, wire, _, forger = forged()
-    wire.arrive(*(forger.key_update(answer=False) * 1 for _ in range(12_000)))
+    wire.arrive(*(forger.key_update(answer=False) * 1 for _ in range(24_000)))
     wire.arrive(forger.alert(2, 116), ends=anyio.EndOfStream())
     turns = 0
 
@@ -463,7 +463,7 @@ async def test_last_words_without_end_let_others_run() -> None:
         await checkpoint()
         await tls._read_last_words()
         tasks.cancel_scope.cancel()
-    assert turns >= 4
+    assert turns >= 4  # about eight; trio's order takes or gives one
     with pytest.raises(anyio.BrokenResourceError, match=WANTED):
         await tls.receive()
 
