@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import sys
@@ -40,6 +41,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "default")
 
 
 # --- event loops
+
+
+# In its debug mode, asyncio logs each callback that takes more than a tenth of a second, as any may
+# on a busy machine. Tests look in the log for what the package says.
+logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
 def uvloop_loop() -> asyncio.AbstractEventLoop:

@@ -33,7 +33,7 @@ else:
 
     import simulation.plan
     from simulation.broken import BROKEN, Broken
-    from simulation.hunt import hunt
+    from simulation.hunt import hunt, without_coverage
     from simulation.kernel import Act, Real, Simulated, differences
     from simulation.known import KNOWN, MENDED, Known, unknown
     from simulation.network import Network
@@ -242,7 +242,7 @@ def simulate(folder: Path, *arguments: str) -> str:
         capture_output=True,
         text=True,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**without_coverage(), "PYTHONPATH": os.pathsep.join(paths)},
     )
     assert done.returncode == 1, done.stdout + done.stderr
     return done.stdout
