@@ -43,8 +43,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "default")
 # --- event loops
 
 
-# In its debug mode, asyncio logs each callback that takes more than a tenth of a second, as any may
-# on a busy machine. Tests look in the log for what the package says.
+# In its debug mode, asyncio logs each callback that takes more than a tenth of a second, which any
+# may on a busy machine. Tests look in the log for what the package says.
 logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
