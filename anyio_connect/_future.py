@@ -93,7 +93,7 @@ class Outcome(Generic[T]):
     __slots__ = ("_driven", "_error", "_future", "_value", "_wake", "settled")
 
     def __init__(self) -> None:
-        self.settled = False
+        self.settled: bool = False
         self._driven = False
         self._error: SocketError | None = None
         self._value: T  # once it has settled without a failure

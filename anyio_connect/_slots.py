@@ -49,14 +49,15 @@ class Slots:
     """How many connections may still be made, and which sockets wait for their turn."""
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.free = limit
+        self.limit: int = limit
+        self.free: int = limit
         self.queue: OrderedDict[Slot, None] = OrderedDict()  # empty while a slot is free
         # Weakly, and by their id: a slot must not keep its socket alive. A socket that was dropped
         # gives its slot back.
         self.holders: dict[int, ref[Slot]] = {}
         self.returned: deque[Slot] = deque()  # what was let go of, and not yet taken back
-        self.lock = threading.Lock()  # for free, queue, holders, and what each Slot has
+        # For free, queue, holders, and what each Slot has.
+        self.lock: threading.Lock = threading.Lock()
         self.looks: WeakKeyDictionary[object, _Looks] = WeakKeyDictionary()  # by event loop
         _all.add(self)
 
@@ -140,7 +141,7 @@ class Slot:
 
     def __init__(self, slots: Slots) -> None:
         self.slots = slots
-        self.has = _Has.NOTHING
+        self.has: _Has = _Has.NOTHING
         self.wake: Callable[[], None]
         self.loop: Callable[[], object]  # in which it was acquired, if that still exists
         self.look: Callable[[], Look | None] = lambda: None
