@@ -384,6 +384,8 @@ def _piped(world: World) -> None:
         world.fault("a pipe whose source broke ended cleanly")
     if got == sent or any(c.party is into and c.kind in enders for c in world.calls):
         return
+    if not half_open(world, into) and (peer.fin_wanted or peer.closed):
+        return  # the peer of the destination has ended, and that ends our side of it too
     clean = peer.ended[into.tls(into.last)] == "eof"
     broke = pipe.how != "ok" and not pipe.step.flags and _later(world.closing_began, pipe.over)
     if clean and broke:
