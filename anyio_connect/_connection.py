@@ -248,9 +248,9 @@ class Connection:
             elif Effect.LET_GO in effects:
                 await self._let_go()
             elif Effect.FINISH in effects:
-                await self._finish()
+                await self._shut(patiently=False)
             elif Effect.ACLOSE in effects:
-                await self._linger()
+                await self._shut(patiently=True)
         finally:
             # Last, so that the tasks that it wakes find the transport gone. Also if the closing of
             # a foreign transport was cancelled.
@@ -283,28 +283,13 @@ class Connection:
         else:
             await transport.abort()
 
-    async def _finish(self) -> None:
-        """Close the transport as far as that needs no waiting."""
+    async def _shut(self, *, patiently: bool) -> None:
+        """Close the transport as far as needs no waiting, or wait until the peer has it all."""
         event, error = Event.SHUT, None
         try:
-            if not await self._transport.finish():
-                event = Event.CROWDED
-        except anyio.ClosedResourceError:
-            pass  # another task was first
-        except _BROKEN as exc:
-            event, error = Event.RESET, broken("closing", exc)
-        except BaseException:  # a foreign stream's closing may wait, and be cancelled
-            await self._tell(Event.FORCE)
-            raise
-        await self._tell(event, error)
-
-    async def _linger(self) -> None:
-        """Close the transport once the peer has everything, or takes no more."""
-        event: Event = Event.SHUT
-        error: BrokenError | None = None
-        try:
-            if not await self._finish_in_time():
-                event, error = Event.LATE, self._gave_up("waiting for the peer")
+            finish = self._finish_in_time if patiently else self._transport.finish
+            if not await finish():
+                event = Event.LATE if patiently else Event.CROWDED
         except anyio.ClosedResourceError:
             pass  # another task was first
         except _BROKEN as exc:
@@ -312,6 +297,8 @@ class Connection:
         except BaseException:
             await self._tell(Event.FORCE)
             raise
+        if event is Event.LATE:
+            error = self._gave_up("waiting for the peer")
         await self._tell(event, error)
 
     async def _finish_in_time(self) -> bool:
