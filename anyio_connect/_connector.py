@@ -1,6 +1,7 @@
 """``Connector``: where sockets may go, how they get there, how many; and ``connect()``."""
 
 # No `from __future__ import annotations`: users may ask for a dataclass's type hints.
+import math
 import ssl
 import sys
 from contextlib import suppress
@@ -68,6 +69,10 @@ class Connector:
     ``close_timeout``: how long ``close()`` may go on without any progress, in seconds, if the
     call does not say; 5 unless given.
 
+    ``connect_timeout``: how long connecting may take in all, in seconds, if the call does not
+    say; ``math.inf`` (the default) is no limit. A call that says ``math.inf`` has none, whatever
+    stands here.
+
     :raises InvalidOptionError: a value is bad
     """
 
@@ -97,6 +102,9 @@ class Connector:
     close_timeout: float = CLOSE_TIMEOUT
     """How long ``close()`` may go on without any progress, in seconds, if the call does not
     say; 5 unless given."""
+    connect_timeout: float = math.inf
+    """How long connecting may take in all, in seconds, if the call does not say; ``math.inf``
+    (the default) is no limit. A call that says ``math.inf`` has none, whatever stands here."""
 
     def __init__(
         self,
@@ -106,6 +114,7 @@ class Connector:
         happy_eyeballs_delay: float | None = None,
         local_host: str | None = None,
         close_timeout: float | None = None,
+        connect_timeout: float | None = None,
     ) -> None:
         # Written out because an argument may be None where the attribute never is.
         given = locals()
@@ -120,7 +129,11 @@ class Connector:
         _check(self)
         slots = None if self.max_connections is None else Slots(self.max_connections)
         route = Route(self.policy, self.happy_eyeballs_delay, self.local_host)
-        defaults = Options(ssl_context=self.ssl_context, close_timeout=self.close_timeout)
+        defaults = Options(
+            ssl_context=self.ssl_context,
+            connect_timeout=self.connect_timeout,
+            close_timeout=self.close_timeout,
+        )
         object.__setattr__(self, "_slots", slots)
         object.__setattr__(self, "_route", route)
         object.__setattr__(self, "_defaults", defaults)
@@ -196,6 +209,7 @@ def _check(connector: Connector) -> None:
     if host is not None and not (isinstance(host, str) and _is_ip(host)):
         raise bad_option("local_host", host, "must be an IP address of this machine")
     check_timeout("close_timeout", connector.close_timeout)
+    check_timeout("connect_timeout", connector.connect_timeout)
 
 
 def _is_duration(value: object) -> bool:

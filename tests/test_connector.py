@@ -84,6 +84,9 @@ async def turns(count: int = 10) -> None:
         ({"local_host": "localhost"}, "must be an IP address"),
         ({"local_host": "127.1"}, "must be an IP address"),
         ({"local_host": 2130706433}, "must be an IP address"),
+        ({"close_timeout": 0}, "seconds greater than 0"),
+        ({"connect_timeout": "5"}, "seconds greater than 0"),
+        ({"connect_timeout": float("nan")}, "seconds greater than 0"),
     ],
 )
 def test_a_bad_value_is_an_error_at_once(values: dict[str, Any], why: str) -> None:
@@ -148,6 +151,37 @@ def test_the_ssl_context_is_the_default_of_its_sockets() -> None:
     assert used() is None
     with pytest.raises(InvalidOptionError, match="alpn has no effect with an ssl_context"):
         used(secure_transport="on", alpn=["h2"])
+
+
+@pytest.mark.parametrize("name", ["connect_timeout", "close_timeout"])
+def test_a_time_limit_is_the_default_of_its_sockets(name: str) -> None:
+    values: dict[str, Any] = {name: 7}
+    connector = Connector(**values)
+
+    def used(**options: Any) -> object:
+        return getattr(connector.connect("h:1", **options)._target.options, name)
+
+    assert used() == used(**{name: None}) == 7
+    assert used(**{name: 3}) == 3
+    assert used(**{name: math.inf}) == math.inf
+    none: dict[str, Any] = {name: math.inf}
+    assert getattr(Connector(**none).connect("h:1")._target.options, name) == math.inf
+
+
+async def test_its_connect_timeout_ends_a_dial() -> None:
+    async with crowd(1) as (_, address):
+        connector = Connector(connect_timeout=0.05, max_connections=1)
+        async with connector.connect(address) as first:
+            without = connector.connect(address, connect_timeout=math.inf)
+            async with anyio.create_task_group() as group:
+                group.start_soon(waits, without)
+                await turns()
+                with pytest.raises(ConnectTimeoutError, match=r"within 0\.05 seconds"):
+                    await connector.connect(address).opened  # which came later
+                assert not without.opened.done()
+                await first.close()
+            assert without.opened.exception() is None
+            await without.close()
 
 
 # --- the policy

@@ -97,6 +97,7 @@ class Connector:
     happy_eyeballs_delay: float = 0.25  # seconds, until the next address is tried as well
     local_host: str | None = None  # the IP address to connect from
     close_timeout: float = 5.0  # seconds of close() without any progress
+    connect_timeout: float = ...  # math.inf: no limit
     def __init__(  # None: the default
         self,
         policy: AddressPolicy | None = None,
@@ -105,6 +106,7 @@ class Connector:
         happy_eyeballs_delay: float | None = None,
         local_host: str | None = None,
         close_timeout: float | None = None,
+        connect_timeout: float | None = None,
     ) -> None: ...
     def __post_init__(self) -> None: ...
     def connect(

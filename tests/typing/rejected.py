@@ -173,6 +173,7 @@ def errors(error: SocketError, failed: ConnectError) -> None:
 def connectors(connector: Connector) -> None:
     Connector("WORKERS")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Connector(max_connections="6")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Connector(connect_timeout="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Connector(timeout=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     connector.policy = WORKERS  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     connector.connect("h:1", secureTransport="on")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
