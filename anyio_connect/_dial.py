@@ -73,12 +73,17 @@ class Endpoint(NamedTuple):
     family: int
     sockaddr: tuple[Any, ...]
 
-    def __str__(self) -> str:
+    @property
+    def ip(self) -> str:
+        """The IP address, with its zone if it has one."""
         try:
-            return format_address(*host_and_port(self.sockaddr))
+            return host_and_port(self.sockaddr)[0]
         except OSError:  # a zone of a number that no interface has
-            host, port, _, zone = self.sockaddr
-            return format_address(f"{host}%{zone}", port)
+            host, _, _, zone = self.sockaddr
+            return f"{host}%{zone}"
+
+    def __str__(self) -> str:
+        return format_address(self.ip, self.sockaddr[1])
 
 
 async def forbid(address: SocketAddress, policy: AddressPolicy) -> None:
@@ -156,6 +161,22 @@ async def dial(route: Route, progress: Progress) -> Transport:
     :raises LoopError: they all lead back to this process
     :raises ConnectError: the name has no address, or no address could be connected to
     """
+    await find(route, progress)
+    transport = await _race(route, progress)
+    if transport is None:
+        raise progress.failure()
+    return transport
+
+
+async def find(route: Route, progress: Progress) -> list[Endpoint]:
+    """Resolve the address of ``progress``, and return what may be dialled, in that order.
+
+    It is also what ``progress`` has yet to try.
+
+    :raises AddressNotAllowedError: the policy allows none of the addresses
+    :raises LoopError: they all lead back to this process
+    :raises ConnectError: the name has no address, or none that ``local_host`` can reach
+    """
     await checkpoint_if_cancelled()
     found = await resolve(progress.address)
     progress.resolved = True
@@ -171,10 +192,7 @@ async def dial(route: Route, progress: Progress) -> Transport:
         if not endpoints:
             raise no_family(str(progress), route.local_host, progress.refused)
     progress.untried = _interleave(endpoints)
-    transport = await _race(route, progress)
-    if transport is None:
-        raise progress.failure()
-    return transport
+    return [*progress.untried]
 
 
 async def _allowed(
