@@ -6,6 +6,7 @@ import ssl
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from ipaddress import ip_address
 
 from anyio.abc import TaskGroup
@@ -13,7 +14,7 @@ from anyio.abc import TaskGroup
 from ._address import SocketAddress, parse_address
 from ._dial import HAPPY_EYEBALLS_DELAY, Route
 from ._errors import SocketError, bad_option
-from ._open import Dialled, Target
+from ._open import Dialled, Straight, Target
 from ._options import (
     CLOSE_TIMEOUT,
     Options,
@@ -135,7 +136,7 @@ class Connector:
             close_timeout=self.close_timeout,
         )
         object.__setattr__(self, "_slots", slots)
-        object.__setattr__(self, "_route", route)
+        object.__setattr__(self, "_way", partial(Straight, route))
         object.__setattr__(self, "_defaults", defaults)
 
     def connect(
@@ -155,7 +156,7 @@ class Connector:
         target = Target(parse_address(address), parse_options(options, vars(self)["_defaults"]))
         slots: Slots | None = vars(self)["_slots"]
         slot = None if slots is None else Slot(slots)
-        socket = Socket(Dialled(target, vars(self)["_route"], slot), target, slot)
+        socket = Socket(Dialled(target, self.policy, vars(self)["_way"], slot), target, slot)
         if task_group is not None:
             task_group.start_soon(_open_now, socket, name=f"connect {target}")
         return socket

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import anyio
 
@@ -14,7 +15,7 @@ from ._dial import Progress, Route, dial, forbid
 from ._dial_errors import no_slot, not_flushed, opening_failed
 from ._errors import SocketError, TLSError
 from ._options import Options
-from ._policy import UNRESTRICTED
+from ._policy import UNRESTRICTED, AddressPolicy
 from ._slots import Slot
 from ._tls import start_tls
 from ._tls_errors import handshake_timed_out
@@ -53,10 +54,49 @@ class Step(NamedTuple):
     too_late: Callable[[float], SocketError]
 
 
-async def take(steps: Iterable[Step], target: Target) -> tuple[Transport, SocketInfo]:
+class Way(Protocol):
+    """How a connection to one address comes about, before TLS: made anew for each time."""
+
+    async def connect(self) -> Transport:
+        """Make it. Cancelled, it leaves nothing behind.
+
+        :raises SocketError: it cannot be made
+        """
+        ...
+
+    def too_late(self, seconds: float) -> SocketError:
+        """The error for when ``connect_timeout``, in seconds, runs out in the midst of it."""
+        ...
+
+    def describe(self, transport: Transport) -> SocketInfo:
+        """What is known of the connection, over which there may be TLS by now."""
+        ...
+
+
+class Straight:
+    """The way without anything in between: the address is dialled."""
+
+    def __init__(self, route: Route, address: SocketAddress) -> None:
+        self._route = route
+        self._progress = Progress(address)
+
+    async def connect(self) -> Transport:
+        return await dial(self._route, self._progress)
+
+    def too_late(self, seconds: float) -> SocketError:
+        return self._progress.too_late(seconds)
+
+    def describe(self, transport: Transport) -> SocketInfo:
+        return info_of(transport)
+
+
+async def take(
+    steps: Iterable[Step], target: Target, describe: Callable[[Transport], SocketInfo]
+) -> tuple[Transport, SocketInfo]:
     """Take the steps one after the other, within ``connect_timeout``.
 
     A step that fails or is cancelled leaves nothing behind; it may have dropped the transport.
+    ``describe`` is asked at the end.
 
     :raises SocketError: a step failed, or came too late; nothing else but what is no Exception
     """
@@ -69,7 +109,7 @@ async def take(steps: Iterable[Step], target: Target) -> tuple[Transport, Socket
                 too_late = step.too_late
                 transport = await step.take(transport)
             assert transport is not None
-            return transport, info_of(transport)
+            return transport, describe(transport)
     except SocketError:
         raise
     except Exception as exc:
@@ -83,19 +123,28 @@ async def take(steps: Iterable[Step], target: Target) -> tuple[Transport, Socket
 class Dialled:
     """A new connection: what ``connect()`` gives a socket."""
 
-    def __init__(self, target: Target, route: Route, slot: Slot | None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        policy: AddressPolicy,
+        way: Callable[[SocketAddress], Way],
+        slot: Slot | None,
+    ) -> None:
         self._target = target
-        self._route = route
+        self._policy = policy
+        self._way = way
         self._slot = slot
 
     async def open(self) -> tuple[Transport, SocketInfo]:
-        if self._route.policy is not UNRESTRICTED:
-            await forbid(self._target.address, self._route.policy)
-        slot = self._slot
+        target, slot = self._target, self._slot
+        if self._policy is not UNRESTRICTED:
+            await forbid(target.address, self._policy)
+        way = self._way(target.address)
         if slot is None:
-            return await take(self._steps(), self._target)
+            return await take(self._steps(way), target, way.describe)
+        steps = [self._slot_first(slot), *self._steps(way)]
         try:
-            made = await take([self._slot_first(slot), *self._steps()], self._target)
+            made = await take(steps, target, way.describe)
         except BaseException:
             slot.release()
             raise
@@ -108,9 +157,9 @@ class Dialled:
 
         return Step(acquire, lambda seconds: no_slot(str(self._target), seconds, slot.slots.limit))
 
-    def _steps(self) -> Iterator[Step]:
-        target, progress = self._target, Progress(self._target.address)
-        yield Step(lambda _: dial(self._route, progress), progress.too_late)
+    def _steps(self, way: Way) -> Iterator[Step]:
+        target = self._target
+        yield Step(lambda _: way.connect(), way.too_late)
         if target.options.secure_transport == "on":
             yield Step(target.secure, partial(handshake_timed_out, str(target)))
 
@@ -162,8 +211,12 @@ class TakenOver:
         self._begun = False
 
     async def open(self) -> tuple[Transport, SocketInfo]:
-        await self._plain.opened  # which has a time limit of its own
-        return await take(self._steps(), self._target)
+        plain = await self._plain.opened  # which has a time limit of its own
+
+        def describe(transport: Transport) -> SocketInfo:
+            return replace(plain, alpn=transport.alpn)
+
+        return await take(self._steps(), self._target, describe)
 
     def _steps(self) -> Iterator[Step]:
         target = str(self._target)
