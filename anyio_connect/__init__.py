@@ -4,6 +4,7 @@ from ._address import SocketAddress as SocketAddress
 from ._connection import SocketInfo as SocketInfo
 from ._connector import Connector as Connector
 from ._connector import connect as connect
+from ._dialer import Dialer as Dialer
 from ._errors import AddressNotAllowedError as AddressNotAllowedError
 from ._errors import BrokenError as BrokenError
 from ._errors import CertificateError as CertificateError
@@ -42,6 +43,7 @@ __all__ = (
     "ConnectError",
     "ConnectTimeoutError",
     "Connector",
+    "Dialer",
     "InvalidAddressError",
     "InvalidOptionError",
     "ListenError",

@@ -4,16 +4,20 @@
 import math
 import ssl
 import sys
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
+from inspect import isawaitable
 from ipaddress import ip_address
+from typing import Any
 
-from anyio.abc import TaskGroup
+from anyio.abc import ByteStream, TaskGroup
 
 from ._address import SocketAddress, parse_address
 from ._dial import HAPPY_EYEBALLS_DELAY, Route
-from ._errors import SocketError, bad_option
+from ._dialer import Dialer
+from ._errors import InvalidOptionError, SocketError, bad_option, quote
 from ._open import Dialled, Straight, Target
 from ._options import (
     CLOSE_TIMEOUT,
@@ -24,7 +28,7 @@ from ._options import (
     check_timeout,
     parse_options,
 )
-from ._policy import UNRESTRICTED, AddressPolicy
+from ._policy import UNRESTRICTED, AddressPolicy, judges_addresses
 from ._slots import Slot, Slots
 from ._socket import Socket
 
@@ -74,6 +78,11 @@ class Connector:
     say; ``math.inf`` (the default) is no limit. A call that says ``math.inf`` has none, whatever
     stands here.
 
+    ``dialer``: what makes the connections, in place of the system: see :class:`Dialer`. If
+    ``policy`` judges addresses, it is given those of a name that are allowed, raced as others are.
+    Otherwise it is given the name. TLS, ``start_tls()``, ``connect_timeout`` and
+    ``max_connections`` work as ever.
+
     :raises InvalidOptionError: a value is bad
     """
 
@@ -106,6 +115,11 @@ class Connector:
     connect_timeout: float = math.inf
     """How long connecting may take in all, in seconds, if the call does not say; ``math.inf``
     (the default) is no limit. A call that says ``math.inf`` has none, whatever stands here."""
+    dialer: Dialer | None = None
+    """What makes the connections, in place of the system: see :class:`Dialer`. If ``policy``
+    judges addresses, it is given those of a name that are allowed, raced as others are. Otherwise
+    it is given the name. TLS, ``start_tls()``, ``connect_timeout`` and ``max_connections`` work as
+    ever."""
 
     def __init__(
         self,
@@ -116,6 +130,7 @@ class Connector:
         local_host: str | None = None,
         close_timeout: float | None = None,
         connect_timeout: float | None = None,
+        dialer: Dialer | None = None,
     ) -> None:
         # Written out because an argument may be None where the attribute never is.
         given = locals()
@@ -129,7 +144,8 @@ class Connector:
                 object.__setattr__(self, field.name, field.default)
         _check(self)
         slots = None if self.max_connections is None else Slots(self.max_connections)
-        route = Route(self.policy, self.happy_eyeballs_delay, self.local_host)
+        dialer = None if self.dialer is None else _Opened(self.dialer)
+        route = Route(self.policy, self.happy_eyeballs_delay, self.local_host, dialer)
         defaults = Options(
             ssl_context=self.ssl_context,
             connect_timeout=self.connect_timeout,
@@ -211,6 +227,27 @@ def _check(connector: Connector) -> None:
         raise bad_option("local_host", host, "must be an IP address of this machine")
     check_timeout("close_timeout", connector.close_timeout)
     check_timeout("connect_timeout", connector.connect_timeout)
+    if connector.dialer is not None:
+        _check_dialer(connector)
+
+
+def _check_dialer(connector: Connector) -> None:
+    dialer: object = connector.dialer
+    if not callable(dialer):
+        why = "must be an async function that takes a SocketAddress and returns a ByteStream"
+        raise bad_option("dialer", dialer, why)
+    if connector.local_host is not None:
+        raise _no_effect("local_host", connector.local_host, "which connects from where it likes")
+    delay = connector.happy_eyeballs_delay
+    if delay != HAPPY_EYEBALLS_DELAY and not judges_addresses(connector.policy):
+        why = "which is given the name, unless the policy judges addresses"
+        raise _no_effect("happy_eyeballs_delay", delay, why)
+
+
+def _no_effect(name: str, value: object, why: str) -> InvalidOptionError:
+    return InvalidOptionError(
+        f"{name}={quote(value)} has no effect with a dialer, {why}: leave it out"
+    )
 
 
 def _is_duration(value: object) -> bool:
@@ -228,6 +265,29 @@ def _is_ip(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+class _Opened:
+    """A dialer, whose sockets are connected once it returns them."""
+
+    def __init__(self, dialer: Dialer) -> None:
+        self._dialer = dialer
+
+    def __call__(self, address: SocketAddress, /) -> Awaitable[ByteStream]:
+        dialling: Any = self._dialer(address)
+        # What cannot be awaited is refused by whoever awaits this.
+        return _opened(dialling) if isawaitable(dialling) else dialling
+
+
+async def _opened(dialling: Awaitable[ByteStream]) -> ByteStream:
+    stream = await dialling
+    if isinstance(stream, Socket):  # which is pending at first
+        try:
+            await stream.opened
+        except BaseException:
+            await stream.close()
+            raise
+    return stream
 
 
 _DEFAULT = Connector()

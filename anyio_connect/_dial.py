@@ -21,6 +21,7 @@ from ._dial_errors import (
     cannot_bind,
     dial_failed,
     dial_timed_out,
+    dialer_failed,
     forbidden,
     loop,
     needs_zone,
@@ -32,10 +33,12 @@ from ._dial_errors import (
     not_resolved,
     perhaps_loop,
     resolve_failed,
+    system_error,
 )
-from ._errors import ConnectError, ConnectTimeoutError, LoopError
+from ._dialer import Dialer, reach
+from ._errors import ConnectError, ConnectTimeoutError, LoopError, SocketError
 from ._loops import leads_back
-from ._policy import UNRESTRICTED, AddressPolicy, parts_of
+from ._policy import UNRESTRICTED, AddressPolicy, judges_addresses, parts_of
 from ._tcp import TCPTransport, host_and_port
 from ._threads import NoThreadError, Threads
 from ._transport import ForeignTransport, Transport
@@ -65,6 +68,7 @@ class Route(NamedTuple):
     policy: AddressPolicy = UNRESTRICTED
     happy_eyeballs_delay: float = HAPPY_EYEBALLS_DELAY
     local_host: str | None = None
+    dialer: Dialer | None = None
 
 
 class Endpoint(NamedTuple):
@@ -118,6 +122,7 @@ class Progress:
         self.untried: list[Endpoint] = []  # what may be dialled, in order, and is not yet
         self.silent: list[Endpoint] = []  # what is being dialled
         self.attempts: list[ConnectError] = []  # that failed, in order
+        self.told: SocketError | None = None  # what the last of them failed with, if by a dialer
 
     def __str__(self) -> str:
         return format_address(*self.address)
@@ -126,9 +131,11 @@ class Progress:
         self.silent.remove(endpoint)
         self.attempts.append(error)
 
-    def failure(self) -> ConnectError:
+    def failure(self) -> SocketError:
         """The error for a dial all of whose attempts failed."""
         attempts = tuple(self.attempts)
+        if self.told is not None and len(attempts) == 1:
+            return fresh(self.told)
         return dial_failed(str(self), self.address.port, attempts, self.refused, self.left_out)
 
     def too_late(self, seconds: float) -> ConnectTimeoutError:
@@ -160,8 +167,15 @@ async def dial(route: Route, progress: Progress) -> Transport:
     :raises AddressNotAllowedError: the policy allows none of the addresses
     :raises LoopError: they all lead back to this process
     :raises ConnectError: the name has no address, or no address could be connected to
+    :raises SocketError: what a dialer raised for the only address
     """
-    await find(route, progress)
+    if route.dialer is not None and not judges_addresses(route.policy):
+        await checkpoint_if_cancelled()
+        # What leads there may know names that nobody knows here.
+        progress.resolved = True
+        progress.untried = [Endpoint(socket.AF_UNSPEC, progress.address)]
+    else:
+        await find(route, progress)
     transport = await _race(route, progress)
     if transport is None:
         raise progress.failure()
@@ -365,6 +379,8 @@ async def _attempt(route: Route, progress: Progress) -> Transport | None:
     """Try the next address."""
     endpoint = progress.untried.pop(0)
     progress.silent.append(endpoint)
+    if route.dialer is not None:
+        return await _have_dialled(route.dialer, endpoint, progress)
     try:
         transport = await _connect(endpoint, route)
         try:
@@ -384,6 +400,23 @@ async def _attempt(route: Route, progress: Progress) -> Transport | None:
         await transport.abort()
         return None
     return transport
+
+
+async def _have_dialled(
+    dialer: Dialer, endpoint: Endpoint, progress: Progress
+) -> Transport | None:
+    """Have a dialer try an address. Where its stream leads is not judged again: it was told."""
+    address = SocketAddress(*host_and_port(endpoint.sockaddr))
+    try:
+        return await reach(dialer, address)
+    except SocketError as exc:
+        progress.told = error = fresh(exc)
+        if not isinstance(error, ConnectError):
+            error = dialer_failed(str(endpoint), exc)
+    except Exception as exc:  # noqa: BLE001  # it is foreign code
+        error = dialer_failed(str(endpoint), exc)
+    progress.failed(endpoint, error)
+    return None
 
 
 def _lacks_zone(endpoint: Endpoint) -> bool:
@@ -415,19 +448,11 @@ async def _connect(endpoint: Endpoint, route: Route) -> Transport:
         try:
             stream = await anyio.connect_tcp(host, port, local_host=route.local_host)
         except OSError as exc:
-            raise fresh(_kernels(exc)) from None
+            raise fresh(system_error(exc)) from None
         return ForeignTransport(stream)
     except BaseException:
         sock.close()
         raise
-
-
-def _kernels(exc: OSError) -> OSError:
-    """The kernel's error behind "All connection attempts failed", which has no number."""
-    cause: Any = exc.__cause__
-    while hasattr(cause, "exceptions"):  # a group of one for each address, of which there is one
-        cause = cause.exceptions[0]
-    return cause if isinstance(cause, OSError) else exc
 
 
 def _bind(sock: socket.socket, local_host: str, endpoint: Endpoint) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from ._copies import fresh
 from ._errors import (
@@ -98,6 +99,60 @@ def perhaps_loop(what: str, exc: OSError) -> AddressNotAllowedError:
     error = forbidden(what, why)
     error.__cause__ = fresh(exc)
     return error
+
+
+def dialer_failed(where: str, exc: Exception) -> ConnectError:
+    """The error for one attempt of a dialer to reach the address ``where``."""
+    known = system_error(exc) if isinstance(exc, OSError) else None
+    number = None if known is None else known.errno
+    if isinstance(known, socket.gaierror):
+        error: ConnectError = ResolveError(f"{where}: the name has no address: {text_of(known)}")
+    elif number in _KINDS:
+        error = attempt_failed(where, OSError(number, ""))
+    elif isinstance(known, ConnectionRefusedError):  # raised by hand, without the number
+        number = errno.ECONNREFUSED
+        error = attempt_failed(where, OSError(number, ""))
+    elif isinstance(known, TimeoutError):
+        number = errno.ETIMEDOUT
+        error = ConnectTimeoutError(f"{where}: no answer within the time limit of the dialer")
+    else:
+        why = f"the Connector's dialer raised {type(exc).__name__}: {text_of(exc)}"
+        error = ConnectError(f"{where}: {why}")
+    _caused(error, exc)
+    error.errno = number
+    return error
+
+
+def system_error(exc: OSError) -> OSError:
+    """The system's error behind ``exc``, if AnyIO raised that.
+
+    Its ``connect_tcp()`` tells what went wrong only by the cause of an error that has no number:
+    by one error, or by a group of one for each address, which may be of several kinds.
+    """
+    if exc.errno is not None or exc.__cause__ is None:
+        return exc
+    causes = [*_leaves(exc.__cause__)]
+    first = causes[0]
+    kinds = {(type(cause), getattr(cause, "errno", None)) for cause in causes}
+    return first if len(kinds) == 1 and isinstance(first, OSError) else exc
+
+
+def _leaves(error: Any) -> Iterator[BaseException]:
+    """The errors in a group of groups, or the error itself."""
+    if hasattr(error, "exceptions"):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
+
+
+def not_a_stream(where: str, returned: object, instead: str) -> ConnectError:
+    """The error for a dialer that returned something else."""
+    kind = type(returned).__name__
+    return ConnectError(
+        f"cannot connect to {where}: the Connector's dialer returned {kind}, which is no "
+        f"stream: {instead}"
+    )
 
 
 # --- a name
@@ -273,8 +328,8 @@ def _listed(things: Sequence[object], prefix: str = "", *, separator: str = "; "
     return f"{text} and {more} more" if more > 0 else text
 
 
-def _caused(error: ConnectError, exc: Exception | None) -> ConnectError:
-    error.errno = _errno(exc)
+def _caused(error: ConnectError, exc: Exception | None, number: int | None = None) -> ConnectError:
+    error.errno = _errno(exc) if number is None else number
     error.__cause__ = None if exc is None else fresh(exc)
     return error
 

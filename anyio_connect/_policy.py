@@ -320,6 +320,18 @@ def parts_of(policy: AddressPolicy) -> tuple[AddressPolicy, ...]:
     return (policy,)
 
 
+def judges_addresses(policy: AddressPolicy) -> bool:
+    """Whether it may refuse any address; if not, it judges ports alone, or nothing."""
+    return any(
+        not _is_plain(part)
+        or part.allow is not None
+        or part.deny != ()
+        or part.public_only
+        or part.refuse_loops
+        for part in parts_of(policy)
+    )
+
+
 def _is_plain(policy: AddressPolicy) -> bool:
     """Whether it is known what it does: a subclass may do otherwise."""
     return type(policy) is AddressPolicy

@@ -276,7 +276,7 @@ LAYERS = [
     {"_errors", "_linger", "_readiness"},
     {"_address", "_future", "_loops", "_policy", "_slots"},
     {"_options", "_tls_errors", "_transport", "_dial_errors"},
-    {"_tcp", "_tls"},
+    {"_dialer", "_tcp", "_tls"},
     {"_connection", "_dial"},
     {"_open", "_streams"},
     {"_socket"},

@@ -21,10 +21,12 @@ from anyio.abc import ByteSendStream, ByteStream, TaskGroup
 from anyio.lowlevel import checkpoint
 
 from anyio_connect import (
+    AddressPolicy,
     BrokenError,
     ClosedError,
     Connector,
     Socket,
+    SocketAddress,
     SocketError,
     TLSError,
     connect,
@@ -760,6 +762,44 @@ async def close_once(holder: Socket, slots: Slots) -> None:
     while not slots.queue:
         await checkpoint()
     await holder.close()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("judged", [False, True], ids=["name", "address"])
+async def test_a_dialer_cancelled_at_every_checkpoint(judged: bool, moment: Moment) -> None:
+    """However far it came, no stream is left, and the next call dials anew."""
+    number, shielded = -1, 3
+    policy = AddressPolicy(refuse_loops=judged)
+    while True:
+        number += 1
+        streams: list[TwoWays] = []
+
+        async def dial(address: SocketAddress, made: list[TwoWays] = streams) -> ByteStream:
+            await checkpoint()
+            stream = TwoWays()
+            made.append(stream)
+            with anyio.CancelScope(shield=True):
+                for _ in range(shielded):
+                    await checkpoint()
+            return stream
+
+        connector = Connector(policy, max_connections=1, dialer=dial)
+        socket = connector.connect("192.0.2.1:1")
+        with anyio.CancelScope() as scope:
+            await CancelAt(number, moment, scope, wait_for(socket))
+            await checkpoint()
+        given_up = streams[:]
+        with anyio.fail_after(5):
+            await socket.opened  # it had to dial anew, unless the connection was made
+        if given_up != streams:
+            assert all(stream.ended == "by force" for stream in given_up)
+        assert [stream.ended for stream in streams[-1:]] == ["not"]
+        await socket.close()
+        assert [stream.ended for stream in streams[-1:]] == ["gracefully"]
+        if not scope.cancel_called:
+            break
+    assert given_up == streams
+    assert number > shielded + 1
 
 
 # --- listening

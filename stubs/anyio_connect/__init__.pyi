@@ -8,11 +8,21 @@ docstrings in the package say at length.
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
+from typing import (
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+)
 
 import anyio
 from anyio import abc
@@ -34,6 +44,7 @@ __all__ = (
     "ConnectError",
     "ConnectTimeoutError",
     "Connector",
+    "Dialer",
     "InvalidAddressError",
     "InvalidOptionError",
     "ListenError",
@@ -98,6 +109,7 @@ class Connector:
     local_host: str | None = None  # the IP address to connect from
     close_timeout: float = 5.0  # seconds of close() without any progress
     connect_timeout: float = ...  # math.inf: no limit
+    dialer: Dialer | None = None  # makes the connections, in place of the system
     def __init__(  # None: the default
         self,
         policy: AddressPolicy | None = None,
@@ -107,6 +119,7 @@ class Connector:
         local_host: str | None = None,
         close_timeout: float | None = None,
         connect_timeout: float | None = None,
+        dialer: Dialer | None = None,
     ) -> None: ...
     def __post_init__(self) -> None: ...
     def connect(
@@ -121,6 +134,15 @@ class Connector:
         """The same object, and the same slots."""
     def __deepcopy__(self, memo: object) -> Self:
         """The same object, and the same slots."""
+
+class Dialer(Protocol):
+    """Another way there: an async function that connects and returns any ByteStream."""
+
+    def __call__(self, address: SocketAddress, /) -> Awaitable[ByteStream]:
+        """The address is one that the policy allows; or the name, if it judges no addresses.
+
+        SocketError is told as it is, OSError as the system's, anything else as ConnectError.
+        """
 
 _Network: TypeAlias = str | IPv4Network | IPv6Network | IPv4Address | IPv6Address
 _Port: TypeAlias = int | range | tuple[int, int]  # a pair is the first and the last

@@ -24,6 +24,7 @@ from anyio.abc import (
     ByteSendStream,
     ByteStream,
     SocketAttribute,
+    SocketStream,
     TaskGroup,
 )
 from anyio.streams.buffered import BufferedByteReceiveStream, BufferedByteStream
@@ -42,6 +43,7 @@ from anyio_connect import (
     ConnectError,
     Connector,
     ConnectTimeoutError,
+    Dialer,
     InvalidAddressError,
     InvalidOptionError,
     Listener,
@@ -382,6 +384,23 @@ def connectors(context: ssl.SSLContext, group: TaskGroup, given: SocketOptions) 
     assert_type(connector.policy, AddressPolicy)
     assert_type(connector.max_connections, int | None)
     assert_type(replace(connector, max_connections=1), Connector)
+
+
+class Bastion:
+    async def dial(self, address: SocketAddress) -> ByteStream:
+        return connect("bastion.example:22")
+
+    async def __call__(self, address: tuple[str, int], limit: float = 5) -> SocketStream:
+        with anyio.fail_after(limit):
+            return await anyio.connect_tcp(*address)
+
+
+def dialers(given: Dialer) -> None:
+    Connector(dialer=given)
+    Connector(dialer=Bastion().dial)
+    Connector(WORKERS, dialer=Bastion())
+    Connector(dialer=lambda address: anyio.connect_tcp(address.hostname, address.port))
+    assert_type(Connector(dialer=None).dialer, Dialer | None)
 
 
 def policies(network: IPv4Network | IPv6Network, address: IPv4Address | IPv6Address) -> None:

@@ -175,6 +175,9 @@ def connectors(connector: Connector) -> None:
     Connector(max_connections="6")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Connector(connect_timeout="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Connector(timeout=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Connector(dialer=connector.connect)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Connector(dialer=listen)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Connector(dialer="ssh")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     connector.policy = WORKERS  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     connector.connect("h:1", secureTransport="on")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
