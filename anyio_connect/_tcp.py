@@ -8,9 +8,9 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 from anyio.abc import SocketAttribute
@@ -72,6 +72,12 @@ def host_and_port(sockaddr: tuple[Any, ...]) -> tuple[str, int]:
     if len(rest) == 2 and rest[1] and "%" not in host:
         host = f"{host}%{socket.if_indextoname(rest[1])}"
     return host, port
+
+
+class _Watching(Protocol):
+    """What :class:`Watch` is to the task that waits."""
+
+    async def wait(self) -> int: ...
 
 
 class _Found(Enum):
@@ -283,7 +289,7 @@ class TCPTransport(Transport):
             return True
         at_once = not self._talks and not self.unacknowledged()
         self._shut_down()
-        if not at_once and outstanding(self._sock):
+        if not at_once and self._outstanding():
             return False
         self._release()
         return True
@@ -317,14 +323,14 @@ class TCPTransport(Transport):
         if not self._ended:
             await self._wait_room()
         else:
-            await wait_arrival(self._sock, delivered=True)
+            await self._wait_arrival(delivered=True)
 
     async def _wait_room(self) -> None:
         """Wait for room, or for more to throw away: the peer may take nothing before that."""
-        if self._over or not CAN_WATCH_ALL:
+        if self._over or not self._can_watch_all:
             await self._ready.writable()
         else:
-            with Watch(self._sock, IN | OUT | RDHUP) as watch:
+            with self._watch(IN | OUT | RDHUP) as watch:
                 await watch.wait()
 
     def discard(self) -> bool:
@@ -344,15 +350,15 @@ class TCPTransport(Transport):
     async def wait_arrival(self) -> None:
         if self._closed:
             raise anyio.ClosedResourceError
-        await wait_arrival(self._sock, delivered=False)
+        await self._wait_arrival(delivered=False)
 
     def progress(self) -> object:
-        return self._closed or (self._waits, outstanding(self._sock))
+        return self._closed or (self._waits, self._outstanding())
 
     def unacknowledged(self) -> int:
         if self._closed:
             return 0
-        count = outstanding(self._sock)
+        count = self._outstanding()
         return max(0, count - 1) if self._ended else count
 
     async def abort(self) -> None:
@@ -374,7 +380,7 @@ class TCPTransport(Transport):
     def _release(self) -> None:
         self._closed = True
         self._arrived = b""
-        unwatch(self._sock)
+        self._unwatch()
         self._ready.close()
 
     # --- errors
@@ -400,14 +406,14 @@ class TCPTransport(Transport):
     # --- watching
 
     async def hung_up(self) -> tuple[bool, Exception | None]:
-        events = 0 if self._closed else events_of(self._sock, RDHUP)
+        events = 0 if self._closed else self._events(RDHUP)
         return bool(events), self._hangup_error() if events & ERR else self._error
 
     async def wait_hangup(self, *, after_eof: bool) -> OSError | None:
         # No event loop offers RDHUP, and reading to find out would take data from whoever reads.
-        if CAN_WATCH and not self._closed:
+        if self._can_watch and not self._closed:
             wanted = 0 if after_eof else RDHUP
-            with suppress(anyio.ClosedResourceError), Watch(self._sock, wanted) as watch:
+            with suppress(anyio.ClosedResourceError), self._watch(wanted) as watch:
                 while True:
                     events = await watch.wait()
                     if events & ERR:
@@ -426,6 +432,31 @@ class TCPTransport(Transport):
         error = OSError(code, os.strerror(code))
         self._note(error)
         return error
+
+    # --- what the kernel tells besides. A network in memory tells it in its own way.
+
+    @property
+    def _can_watch(self) -> bool:
+        return CAN_WATCH
+
+    @property
+    def _can_watch_all(self) -> bool:
+        return CAN_WATCH_ALL
+
+    def _outstanding(self) -> int:
+        return outstanding(self._sock)
+
+    async def _wait_arrival(self, *, delivered: bool) -> None:
+        await wait_arrival(self._sock, delivered=delivered)
+
+    def _events(self, events: int) -> int:
+        return events_of(self._sock, events)
+
+    def _watch(self, events: int) -> AbstractContextManager[_Watching]:
+        return Watch(self._sock, events)
+
+    def _unwatch(self) -> None:
+        unwatch(self._sock)
 
     # --- attributes
 
