@@ -11,6 +11,7 @@ from ._errors import CertificateError as CertificateError
 from ._errors import ClosedError as ClosedError
 from ._errors import ConnectError as ConnectError
 from ._errors import ConnectTimeoutError as ConnectTimeoutError
+from ._errors import DetachError as DetachError
 from ._errors import InvalidAddressError as InvalidAddressError
 from ._errors import InvalidOptionError as InvalidOptionError
 from ._errors import ListenError as ListenError
@@ -43,6 +44,7 @@ __all__ = (
     "ConnectError",
     "ConnectTimeoutError",
     "Connector",
+    "DetachError",
     "Dialer",
     "InvalidAddressError",
     "InvalidOptionError",

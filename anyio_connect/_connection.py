@@ -7,6 +7,7 @@ from its own I/O (was it closed meanwhile? broken? ended?) it learns by asking a
 
 from __future__ import annotations
 
+import socket
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +22,15 @@ from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if
 
 from ._address import format_address
 from ._copies import fresh
-from ._errors import BrokenError, ClosedError, SocketError, StartTLSError, broken, text_of
+from ._errors import (
+    BrokenError,
+    ClosedError,
+    DetachError,
+    SocketError,
+    StartTLSError,
+    broken,
+    text_of,
+)
 from ._future import Outcome, SocketFuture
 from ._lifecycle import (
     Dial,
@@ -36,8 +45,9 @@ from ._lifecycle import (
     step,
 )
 from ._linger import Patience
+from ._raw import moved
 from ._slots import Slot
-from ._transport import Transport
+from ._transport import NoSocketError, Transport
 
 
 @dataclass(frozen=True)
@@ -368,6 +378,8 @@ class Connection:
             return error
         if self._state.link is Link.UPGRADED:
             return ClosedError("start_tls() was called: use the socket that it returned")
+        if self._state.link is Link.DETACHED:
+            return ClosedError("detach() was called: use the socket that it returned")
         return ClosedError(_CLOSED[doing])
 
     # --- piping
@@ -781,6 +793,43 @@ class Connection:
         """Let go of a connection that was given up to another, which does not want it."""
         await self._tell(Event.ABANDON if aborted else Event.DISOWN)
 
+    # --- detaching
+
+    @property
+    def held(self) -> int:
+        """How many bytes were taken from the system, and have yet to be received."""
+        transport = self.transport
+        return 0 if transport is None else transport.held
+
+    def detach(self) -> socket.socket:
+        """Give the system's socket away, and with it the slot."""
+        verdict = step(self._state, Event.DETACH).verdict
+        if verdict is Verdict.FAILED or verdict is Verdict.BROKEN:
+            raise self._refusal(verdict, "detach")
+        if verdict is not Verdict.PROCEED:
+            assert verdict is not None
+            raise DetachError(_WHY_NO_DETACH[verdict])
+        if self.held:
+            raise DetachError(
+                f"detach() was called while {self.held} bytes that the peer sent are held here, "
+                "and not yet received: receive them first"
+            )
+        error: SocketError
+        try:
+            sock = self._transport.detach()
+        except NoSocketError as exc:
+            error = DetachError(f"the connection to {self._name} cannot be detached: {exc}")
+        except _BROKEN as exc:
+            error = broken("detaching", exc)
+        else:
+            slot, self._slot = self._slot, None
+            self._settle_closed(self._tell_nowait(Event.DETACH), None)
+            return sock if slot is None else moved(sock, slot)
+        try:
+            raise error
+        finally:
+            del error  # or it would keep this frame, and this frame it
+
     # --- dropped
 
     def close_dropped(self) -> bool:
@@ -820,6 +869,20 @@ _WHY_NO_UPGRADE = {
     Verdict.RECEIVE_IN_FLIGHT: "start_tls() was called while a receive is in flight: what that "
     "receives could be the peer's TLS handshake, so finish or cancel it first",
     Verdict.ENDED: "start_tls() needs both directions, and one of them has ended",
+}
+
+
+_WHY_NO_DETACH = {
+    Verdict.PENDING: "detach() was called before the connection was made: await socket.opened",
+    Verdict.UPGRADED_ALREADY: "detach() was called after start_tls(), which has taken the "
+    "connection over: it is TLS by now, or will be",
+    Verdict.DETACHED_ALREADY: "detach() has been called on this socket already: "
+    "use the socket that it returned",
+    Verdict.CLOSED: "detach() was called on a closed socket",
+    Verdict.RECEIVE_IN_FLIGHT: "detach() was called while a receive is in flight: "
+    "finish or cancel it first",
+    Verdict.SEND_IN_FLIGHT: "detach() was called while a send, or the end of our side, is in "
+    "flight: wait for it first",
 }
 
 

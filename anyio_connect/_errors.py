@@ -133,6 +133,12 @@ class StartTLSError(SocketError, RuntimeError):
     code: ClassVar[str] = "start_tls"
 
 
+class DetachError(SocketError, RuntimeError):
+    """There is no socket to give away: by ``detach()``, or on the way of ``connect_socket()``."""
+
+    code: ClassVar[str] = "detach"
+
+
 class ClosedError(SocketError, anyio.ClosedResourceError):
     """The socket, or this half of it, was closed on our side."""
 

@@ -19,8 +19,8 @@ nothing to say). Then the ``JOINT`` rules run, in order, until none fits: they a
 places where one facet depends on another, and so where half-open is decided.
 
 A step has two outputs besides the next state. The *verdict* answers an event that asks for
-leave (``RECEIVE``, ``SEND``, ``END``, ``END_LAST``, ``ABORT``, ``UPGRADE``). The *effects* are
-what must now be done, by the task that reported the event.
+leave (``RECEIVE``, ``SEND``, ``END``, ``END_LAST``, ``ABORT``, ``UPGRADE``, ``DETACH``). The
+*effects* are what must now be done, by the task that reported the event.
 
 A call is in flight from the moment it has leave, also while it still waits for the connection to
 be made: whatever comes after it treats it like one that is under way.
@@ -60,6 +60,7 @@ class Link(_Name):
     CLOSED = auto()
     RESET = auto()  #: broken; unread data may be left to take
     UPGRADED = auto()  #: start_tls() took the connection over
+    DETACHED = auto()  #: detach() gave the kernel's socket away
 
 
 class Inbound(_Name):
@@ -118,6 +119,7 @@ class Event(_Name):
     UPGRADE = auto()  #: may I? start_tls()
     DISOWN = auto()  #: the TLS socket that start_tls() returned will never take over
     ABANDON = auto()  #: nor will it, because it was aborted
+    DETACH = auto()  #: may I? detach()
 
 
 class Verdict(_Name):
@@ -130,10 +132,13 @@ class Verdict(_Name):
     CLOSED = auto()
     BROKEN = auto()
     FAILED = auto()  #: raise what `opened` was rejected with
-    # why start_tls() is refused
+    # why start_tls() or detach() is refused
     NOT_STARTTLS = auto()
+    PENDING = auto()
     UPGRADED_ALREADY = auto()
+    DETACHED_ALREADY = auto()
     RECEIVE_IN_FLIGHT = auto()
+    SEND_IN_FLIGHT = auto()
     ENDED = auto()
 
 
@@ -200,6 +205,8 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.CLOSE: _L.FLUSHING,
             # `closed` resolves: this socket's part is over. The TLS socket has its own.
             _E.UPGRADE: (_L.UPGRADED, _F.RESOLVE_CLOSED),
+            # So it does here: whoever has the kernel's socket now closes that.
+            _E.DETACH: (_L.DETACHED, _F.RESOLVE_CLOSED),
         },
         _L.FLUSHING: {
             # What close() promised to flush is lost.
@@ -233,6 +240,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.ABORT: _I.BROKEN,
             _E.CLOSE: _I.CLOSED,
             _E.UPGRADE: _I.CLOSED,
+            _E.DETACH: _I.CLOSED,
         },
         _I.RECEIVING: {
             _E.RECEIVE: (_I.RECEIVING, _V.BUSY),
@@ -248,17 +256,20 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.CANCEL: _I.DISCARDED,
             _E.RESET_UNREAD: (_I.EOF, _F.DROP),
             _E.CLOSE: _I.CLOSED,
+            _E.DETACH: _I.CLOSED,
         },
         _I.CANCELLED: {
             _E.RECEIVE: (_I.CANCELLED, _V.CLOSED),
             _E.PEER_EOF: _I.DISCARDED,
             _E.RESET_UNREAD: (_I.CANCELLED, _F.DROP),
             _E.CLOSE: _I.CLOSED,
+            _E.DETACH: _I.CLOSED,
         },
         _I.DISCARDED: {
             _E.RECEIVE: (_I.DISCARDED, _V.CLOSED),
             _E.RESET_UNREAD: (_I.DISCARDED, _F.DROP),
             _E.CLOSE: _I.CLOSED,
+            _E.DETACH: _I.CLOSED,
         },
         _I.BROKEN: {
             _E.RECEIVE: (_I.BROKEN, _V.BROKEN),
@@ -277,6 +288,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.ABORT: _O.BROKEN,
             _E.CLOSE: _O.CLOSED,
             _E.UPGRADE: _O.CLOSED,
+            _E.DETACH: _O.CLOSED,
         },
         _O.SENDING: {
             _E.SEND: (_O.SENDING, _V.BUSY),
@@ -327,6 +339,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.END: (_O.ENDED, _V.NOTHING_TO_DO),
             _E.END_LAST: (_O.ENDED, _V.NOTHING_TO_DO),
             _E.CLOSE: _O.CLOSED,
+            _E.DETACH: _O.CLOSED,
         },
         _O.FLUSHING: {
             _E.SEND: (_O.FLUSHING, _V.CLOSED),
@@ -498,12 +511,24 @@ REFUSALS: dict[Event, tuple[tuple[dict[str, tuple[object, ...]], Verdict], ...]]
     _E.UPGRADE: (
         ({"starttls": (False,)}, _V.NOT_STARTTLS),
         ({"link": (_L.UPGRADED,)}, _V.UPGRADED_ALREADY),
+        ({"link": (_L.DETACHED,)}, _V.DETACHED_ALREADY),
         ({"dial": (_D.FAILED,)}, _V.FAILED),
         ({"link": (_L.RESET,)}, _V.BROKEN),
         ({"link": (_L.FLUSHING, _L.CLOSING, _L.LINGERING, _L.CLOSED)}, _V.CLOSED),
         ({"inbound": (_I.RECEIVING,)}, _V.RECEIVE_IN_FLIGHT),
         ({"inbound": (_I.EOF, _I.CANCELLED, _I.DISCARDED)}, _V.ENDED),
         ({"outbound": (_O.LAST, _O.DUE, _O.ENDING, _O.ENDED)}, _V.ENDED),
+        ({"outbound": (_O.TORN,)}, _V.BROKEN),
+    ),
+    _E.DETACH: (
+        ({"link": (_L.UPGRADED,)}, _V.UPGRADED_ALREADY),
+        ({"link": (_L.DETACHED,)}, _V.DETACHED_ALREADY),
+        ({"dial": (_D.FAILED,)}, _V.FAILED),
+        ({"link": (_L.RESET,)}, _V.BROKEN),
+        ({"link": (_L.FLUSHING, _L.CLOSING, _L.LINGERING, _L.CLOSED)}, _V.CLOSED),
+        ({"dial": (_D.IDLE, _D.RUNNING)}, _V.PENDING),
+        ({"inbound": (_I.RECEIVING,)}, _V.RECEIVE_IN_FLIGHT),
+        ({"outbound": (_O.SENDING, _O.LAST, _O.DUE, _O.ENDING)}, _V.SEND_IN_FLIGHT),
         ({"outbound": (_O.TORN,)}, _V.BROKEN),
     ),
 }

@@ -93,6 +93,12 @@ class Readiness(Protocol):
     def resume_reading(self) -> None:
         """Take :meth:`stop_reading` back, once :meth:`readable` has returned."""
 
+    def detach(self) -> None:
+        """Let go of the socket, which is another's from now on. No task waits for it.
+
+        Also once the event loop has ended.
+        """
+
     def close_dropped(self) -> None:
         """Close the socket, for which no task waits any more. In any thread, in no task."""
 
@@ -251,6 +257,11 @@ class TaskReadiness:
         self._notify_closing(self._sock)
         if self._closes_at_once or not self._waiting:
             self._sock.close()
+
+    def detach(self) -> None:
+        self._closed = self._stopped = True
+        with suppress(RuntimeError):  # the event loop has ended
+            self._notify_closing(self._sock)  # which takes it out of the selector
 
     def close_dropped(self) -> None:
         self._sock.close()
@@ -465,6 +476,11 @@ class LoopReadiness:
         if OUT in self._scopes:
             self._scopes[OUT].cancel()
         self._sock.close()
+
+    def detach(self) -> None:
+        self._closed = self._stopped = True
+        if self._forget() and not self._loop.is_closed():
+            _clear(self._loop, self._fd)
 
     def close_dropped(self) -> None:
         if self._forget():

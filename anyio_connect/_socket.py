@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket as stdlib
 import ssl
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -152,6 +153,32 @@ class Socket(ByteStream):
         target = self._target._replace(options=options)
         slot = self._connection.upgrade()
         return Socket(TakenOver(self._connection, target), target, slot)
+
+    def detach(self) -> stdlib.socket:
+        """Return the kernel's socket, for a library that takes one; this object is over.
+
+        The socket is connected and non-blocking, and nobody else has it: it is the caller's to
+        close. No event loop watches it any more. What the peer sent and was not received is
+        received from it. This object's ``closed`` resolves, its streams raise
+        :class:`ClosedError`, and its ``close()`` does nothing. A half that has ended stays so.
+
+        With ``max_connections`` it is of a subclass of ``socket.socket`` that gives the slot back
+        when it is closed, when its ``detach()`` is called, or when it is collected. That is
+        early where another object goes on with the connection: ``SSLContext.wrap_socket()``
+        calls ``detach()``; what ``dup()`` returns has no slot. A library that takes no subclass,
+        such as trio's ``from_stdlib_socket()``, needs ``socket.socket(fileno=sock.detach())``.
+        (asyncio's ``open_connection(sock=..., ssl=...)`` and AnyIO's ``TLSStream`` keep it.)
+
+        For TLS from the first byte, hand over a plain connection and let that library make the
+        handshake: :meth:`Connector.connect_socket` makes one.
+
+        :raises DetachError: the connection was not made yet; the socket was closed, detached or
+            upgraded; a call is in flight; bytes were read ahead and not yet received; or there is
+            no socket to be had: over TLS, or over a stream of another kind. Nothing has changed.
+        :raises ConnectError: the connection could not be made
+        :raises BrokenError: the connection was lost, or a send was cut short
+        """
+        return self._connection.detach()
 
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         """Receive at least one and at most ``max_bytes`` bytes, as soon as there are any.

@@ -18,6 +18,7 @@ from anyio.lowlevel import checkpoint
 
 from ._copies import fresh
 from ._linger import outstanding, wait_arrival
+from ._raw import moved
 from ._readiness import Pause, Readiness, readiness
 from ._transport import DEFAULT_MAX_BYTES, DISCARD_READS, Transport
 from ._watch import (
@@ -369,6 +370,19 @@ class TCPTransport(Transport):
             if _has_forked:
                 disconnect(self._sock)
         self._release()
+
+    @property
+    def held(self) -> int:
+        return len(self._arrived)
+
+    def detach(self) -> socket.socket:
+        if self._error is not None:
+            raise self._failed(self._error) from self._error
+        with suppress(RuntimeError):  # no event loop runs any more, and nothing is watched
+            unwatch(self._sock)
+        self._ready.detach()
+        self._closed = True
+        return moved(self._sock)
 
     def close_dropped(self) -> bool:
         if self._closed:

@@ -10,6 +10,7 @@ everything is decrypted first, with no await in between.
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import threading
 from collections import OrderedDict
@@ -25,7 +26,7 @@ from ._copies import fresh
 from ._readiness import Pause
 from ._threads import Threads
 from ._tls_errors import check_count, explain, handshake_ended, handshake_failed
-from ._transport import DEFAULT_MAX_BYTES, Transport
+from ._transport import DEFAULT_MAX_BYTES, NoSocketError, Transport
 
 #: How much ciphertext to ask the transport for at a time, in bytes: a few records, and more only
 #: if the caller wants more. What is here undecrypted is never more than that, and nothing is
@@ -845,6 +846,9 @@ class TLSTransport(Transport):
         self._aborted = True
         self._tell_progress()
         await self._transport.abort()
+
+    def detach(self) -> socket.socket:
+        raise NoSocketError("TLS is spoken on it, whose keys are not the system's")
 
     def close_dropped(self) -> bool:
         return self._transport.close_dropped()

@@ -8,6 +8,7 @@ futures or of dialling.
 
 from __future__ import annotations
 
+import socket
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +26,10 @@ DEFAULT_MAX_BYTES = 65536
 #: How much is thrown away at a time, in reads of DEFAULT_MAX_BYTES: more than any default receive
 #: buffer holds; a bound, so that a peer that never stops does not keep the event loop.
 DISCARD_READS = 128
+
+
+class NoSocketError(Exception):
+    """A transport has no socket to give away: its message says why."""
 
 
 class Transport(ByteStream):
@@ -151,6 +156,20 @@ class Transport(ByteStream):
     def unacknowledged(self) -> int:
         """How many bytes the peer has not acknowledged; 0 if that cannot be known."""
         return 0
+
+    @property
+    def held(self) -> int:
+        """How many bytes were taken from the system, and have yet to be received."""
+        return 0
+
+    def detach(self) -> socket.socket:
+        """Give the system's socket away, and be closed. Nothing is in flight, nothing is held.
+
+        :raises NoSocketError: there is none, or more than one; nothing has changed
+        :raises anyio.BrokenResourceError: the connection was reset, of which the system has told
+            already; nothing has changed
+        """
+        raise NoSocketError("it is no socket of the system's, but another stream")
 
     def close_dropped(self) -> bool:
         """Close it, as whoever had it has dropped it; return whether it was open.
@@ -281,6 +300,10 @@ class ForeignTransport(Transport):
     async def wait_hangup(self, *, after_eof: bool) -> Exception | None:
         await anyio.sleep_forever()
         raise AssertionError("unreachable")
+
+    def detach(self) -> socket.socket:
+        kind = type(self._stream).__name__
+        raise NoSocketError(f"it is no socket of the system's, but a {kind}")
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

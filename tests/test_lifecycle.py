@@ -35,7 +35,7 @@ from anyio_connect._lifecycle import (
 
 #: Events that ask for leave to receive, to send or to end.
 CALLS = {Event.RECEIVE, Event.SEND, Event.END, Event.END_LAST}
-ASKING = {*CALLS, Event.ABORT, Event.UPGRADE}
+ASKING = {*CALLS, Event.ABORT, Event.UPGRADE, Event.DETACH}
 IN_FLIGHT = (Outbound.SENDING, Outbound.LAST, Outbound.ENDING, Outbound.FLUSHING)
 STARTS = [initial(half_open=h, starttls=s) for h in (False, True) for s in (False, True)]
 
@@ -445,7 +445,7 @@ def test_a_refusal_changes_nothing() -> None:
             {Effect.RESOLVE_OPENED, Effect.REJECT_OPENED},
         ),
         (
-            lambda s: s.link in (Link.CLOSED, Link.RESET, Link.UPGRADED),
+            lambda s: s.link in (Link.CLOSED, Link.RESET, Link.UPGRADED, Link.DETACHED),
             {Effect.RESOLVE_CLOSED, Effect.REJECT_CLOSED},
         ),
     ],
@@ -461,7 +461,7 @@ def test_a_future_settles_exactly_once(settled: Any, effects: set[Effect]) -> No
 def test_the_end_is_final() -> None:
     for state, event in PAIRS:
         after = step(state, event).state
-        if state.link in (Link.CLOSED, Link.UPGRADED):
+        if state.link in (Link.CLOSED, Link.UPGRADED, Link.DETACHED):
             assert after.link is state.link
         if state.link is Link.RESET:
             assert after.link is Link.RESET
@@ -958,6 +958,22 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
     ),
 }
 
+for name, before in {
+    "detach": OPEN,
+    "detach once we have ended": [*OPEN, Event.END, Event.END_DONE],
+    "detach once the peer has ended": [*OPEN, Event.RECEIVE, Event.PEER_EOF],
+    "detach once we have stopped reading": [*OPEN, Event.CANCEL],
+    "detach once that is so and the peer has ended": [*OPEN, Event.CANCEL, Event.PEER_EOF],
+}.items():
+    SCENARIOS[name] = (
+        True,
+        [*before, Event.DETACH],
+        Link.DETACHED,
+        Inbound.CLOSED,
+        Outbound.CLOSED,
+        {Effect.RESOLVE_CLOSED},
+    )
+
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_scenario(name: str) -> None:
@@ -993,6 +1009,43 @@ def test_upgrade_refused(verdict: Verdict) -> None:
 def test_upgrade_needs_starttls() -> None:
     state = initial(half_open=True, starttls=False)
     assert step(state, Event.UPGRADE).verdict is Verdict.NOT_STARTTLS
+
+
+# what happened before -> why detach() is refused
+NOT_DETACHED: list[tuple[Verdict, list[Event]]] = [
+    (Verdict.UPGRADED_ALREADY, [*OPEN, Event.UPGRADE]),
+    (Verdict.UPGRADED_ALREADY, [Event.UPGRADE]),
+    (Verdict.DETACHED_ALREADY, [*OPEN, Event.DETACH]),
+    (Verdict.FAILED, [Event.DIAL, Event.DIAL_FAILED]),
+    (Verdict.PENDING, []),
+    (Verdict.PENDING, [Event.SEND]),
+    (Verdict.PENDING, [Event.DIAL]),
+    (Verdict.BROKEN, [*OPEN, Event.SEND, Event.SEND_TORN]),
+    (Verdict.BROKEN, [*OPEN, Event.RESET_UNREAD]),
+    (Verdict.CLOSED, [*OPEN, Event.CLOSE]),
+    (Verdict.CLOSED, [*OPEN, Event.CANCEL, Event.END, Event.END_DONE]),
+    (Verdict.RECEIVE_IN_FLIGHT, [*OPEN, Event.RECEIVE]),
+    (Verdict.SEND_IN_FLIGHT, [*OPEN, Event.SEND]),
+    (Verdict.SEND_IN_FLIGHT, [*OPEN, Event.END]),
+    (Verdict.SEND_IN_FLIGHT, [*OPEN, Event.SEND, Event.END_LAST]),
+    (Verdict.SEND_IN_FLIGHT, [*OPEN, Event.SEND, Event.END_LAST, Event.SEND_DONE]),
+]
+
+
+@pytest.mark.parametrize(("verdict", "events"), NOT_DETACHED)
+def test_detach_refused(verdict: Verdict, events: list[Event]) -> None:
+    state = initial(half_open=True, starttls=True)
+    for event in events:
+        state = step(state, event).state
+    assert step(state, Event.DETACH).verdict is verdict
+
+
+def test_what_was_detached_does_nothing_any_more() -> None:
+    for state, event in REAL:
+        if state.link is Link.DETACHED:
+            after, verdict, effects = step(state, event)
+            assert (after, effects) == (state, ()), (state, event)
+            assert verdict not in (Verdict.PROCEED, Verdict.OPEN_FIRST), (state, event)
 
 
 if __name__ == "__main__":

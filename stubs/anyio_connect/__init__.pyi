@@ -44,6 +44,7 @@ __all__ = (
     "ConnectError",
     "ConnectTimeoutError",
     "Connector",
+    "DetachError",
     "Dialer",
     "InvalidAddressError",
     "InvalidOptionError",
@@ -207,6 +208,11 @@ class Socket(ByteStream):
         """Return a pending socket that puts TLS on this connection; this one is over.
 
         A handshake that fails or is cancelled drops the connection.
+        """
+    def detach(self) -> socket.socket:
+        """Return the kernel's socket, non-blocking, for other code; this one is over.
+
+        DetachError over TLS, before it is open, with a call in flight or bytes read ahead.
         """
     async def close(self) -> None:
         """Close both directions; any task may, at any time, any number of times.
@@ -407,6 +413,11 @@ class StartTLSError(SocketError, RuntimeError):
     """start_tls() cannot work here. The socket is as it was."""
 
     code: ClassVar[str] = "start_tls"
+
+class DetachError(SocketError, RuntimeError):
+    """There is no socket to give away. The Socket is as it was."""
+
+    code: ClassVar[str] = "detach"
 
 class ClosedError(SocketError, anyio.ClosedResourceError):
     """The socket, or this half of it, was closed on our side."""

@@ -43,6 +43,7 @@ from anyio_connect import (
     ConnectError,
     Connector,
     ConnectTimeoutError,
+    DetachError,
     Dialer,
     InvalidAddressError,
     InvalidOptionError,
@@ -141,6 +142,7 @@ async def attributes(socket: Socket) -> None:
     assert_type(socket.closed, SocketFuture[None])
     assert_type(socket.upgraded, bool)
     assert_type(socket.start_tls(), Socket)
+    assert_type(socket.detach(), stdlib.socket)
     assert_type(socket.start_tls(expected_server_hostname="h", alpn=["smtp"]), Socket)
     assert_type(socket.start_tls(ssl_context=ssl.create_default_context()), Socket)
     assert_type(socket.secure_transport, Mode)
@@ -332,11 +334,12 @@ def caught_as_before() -> None:
         PendingError,
         RefusedError,
         ResolveError,
+        DetachError,
         StartTLSError,
     ]
     as_os_errors: list[type[OSError]] = [ConnectError, ConnectTimeoutError]
     as_value_errors: list[type[ValueError]] = [InvalidAddressError, InvalidOptionError]
-    as_runtime_errors: list[type[RuntimeError]] = [PendingError, StartTLSError]
+    as_runtime_errors: list[type[RuntimeError]] = [DetachError, PendingError, StartTLSError]
     as_refused: type[ConnectionRefusedError] = RefusedError
     as_timeout: type[TimeoutError] = ConnectTimeoutError
     as_unverified: type[ssl.SSLCertVerificationError] = CertificateError

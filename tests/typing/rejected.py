@@ -89,6 +89,8 @@ def read_only(socket: Socket, other: Socket) -> None:
     socket.readable = other.readable  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     socket.writable = other.writable  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     socket.start_tls("host")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    socket.detach("fd")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    fd: int = socket.detach()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     socket.upgraded = True  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     socket.secure_transport = "on"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
