@@ -18,12 +18,14 @@ from ._address import SocketAddress, parse_address
 from ._dial import HAPPY_EYEBALLS_DELAY, Route
 from ._dialer import Dialer
 from ._errors import InvalidOptionError, SocketError, bad_option, quote
+from ._keepalive import KEEP_ALIVE
 from ._open import Dialled, Straight, Target
 from ._options import (
     CLOSE_TIMEOUT,
     Options,
     SocketOptions,
     check_count,
+    check_keep_alive,
     check_ssl_context,
     check_timeout,
     parse_options,
@@ -78,6 +80,9 @@ class Connector:
     say; ``math.inf`` (the default) is no limit. A call that says ``math.inf`` has none, whatever
     stands here.
 
+    ``keep_alive``: how many seconds of silence there may be until the kernel asks for the peer,
+    if the call does not say; 60 unless given. ``math.inf`` switches it off, here or in a call.
+
     ``dialer``: what makes the connections, in place of the system: see :class:`Dialer`. If
     ``policy`` judges addresses, it is given those of a name that are allowed, raced as others are.
     Otherwise it is given the name. TLS, ``start_tls()``, ``connect_timeout`` and
@@ -115,6 +120,9 @@ class Connector:
     connect_timeout: float = math.inf
     """How long connecting may take in all, in seconds, if the call does not say; ``math.inf``
     (the default) is no limit. A call that says ``math.inf`` has none, whatever stands here."""
+    keep_alive: float = KEEP_ALIVE
+    """How many seconds of silence there may be until the kernel asks for the peer, if the call
+    does not say; 60 unless given. ``math.inf`` switches it off, here or in a call."""
     dialer: Dialer | None = None
     """What makes the connections, in place of the system: see :class:`Dialer`. If ``policy``
     judges addresses, it is given those of a name that are allowed, raced as others are. Otherwise
@@ -130,6 +138,7 @@ class Connector:
         local_host: str | None = None,
         close_timeout: float | None = None,
         connect_timeout: float | None = None,
+        keep_alive: float | None = None,
         dialer: Dialer | None = None,
     ) -> None:
         # Written out because an argument may be None where the attribute never is.
@@ -145,11 +154,12 @@ class Connector:
         _check(self)
         slots = None if self.max_connections is None else Slots(self.max_connections)
         dialer = None if self.dialer is None else _Opened(self.dialer)
-        route = Route(self.policy, self.happy_eyeballs_delay, self.local_host, dialer)
+        route = Route(self.policy, self.happy_eyeballs_delay, self.local_host, dialer=dialer)
         defaults = Options(
             ssl_context=self.ssl_context,
             connect_timeout=self.connect_timeout,
             close_timeout=self.close_timeout,
+            keep_alive=self.keep_alive,
         )
         object.__setattr__(self, "_slots", slots)
         object.__setattr__(self, "_way", partial(Straight, route))
@@ -227,6 +237,7 @@ def _check(connector: Connector) -> None:
         raise bad_option("local_host", host, "must be an IP address of this machine")
     check_timeout("close_timeout", connector.close_timeout)
     check_timeout("connect_timeout", connector.connect_timeout)
+    check_keep_alive("keep_alive", connector.keep_alive)
     if connector.dialer is not None:
         _check_dialer(connector)
 

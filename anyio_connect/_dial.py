@@ -37,6 +37,7 @@ from ._dial_errors import (
 )
 from ._dialer import Dialer, reach
 from ._errors import ConnectError, ConnectTimeoutError, LoopError, SocketError
+from ._keepalive import KEEP_ALIVE, keep_alive
 from ._loops import leads_back
 from ._policy import UNRESTRICTED, AddressPolicy, judges_addresses, parts_of
 from ._tcp import TCPTransport, host_and_port
@@ -68,6 +69,8 @@ class Route(NamedTuple):
     policy: AddressPolicy = UNRESTRICTED
     happy_eyeballs_delay: float = HAPPY_EYEBALLS_DELAY
     local_host: str | None = None
+    #: Of the socket that is dialled: see _keepalive.
+    keep_alive: float = KEEP_ALIVE
     dialer: Dialer | None = None
 
 
@@ -428,6 +431,7 @@ async def _connect(endpoint: Endpoint, route: Route) -> Transport:
     sock = socket.socket(endpoint.family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
+        limit = keep_alive(sock, route.keep_alive)
         if route.local_host is not None:
             _bind(sock, route.local_host, endpoint)
         error = None
@@ -440,7 +444,7 @@ async def _connect(endpoint: Endpoint, route: Route) -> Transport:
                 error = OSError(code, os.strerror(code))
                 if code not in _RESET:
                     raise fresh(error) from None  # a frame that has its own error is a cycle
-        return TCPTransport(sock, remote=endpoint.sockaddr, error=error)
+        return TCPTransport(sock, remote=endpoint.sockaddr, error=error, limit=limit)
     except NotImplementedError:
         # No waiting for sockets on this platform's event loop: AnyIO's own stream it is.
         sock.close()
@@ -449,6 +453,7 @@ async def _connect(endpoint: Endpoint, route: Route) -> Transport:
             stream = await anyio.connect_tcp(host, port, local_host=route.local_host)
         except OSError as exc:
             raise fresh(system_error(exc)) from None
+        keep_alive(stream.extra(SocketAttribute.raw_socket), route.keep_alive)
         return ForeignTransport(stream)
     except BaseException:
         sock.close()

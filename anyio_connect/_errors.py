@@ -205,6 +205,8 @@ def broken(doing: str, exc: BaseException) -> BrokenError:
         cause = exc.__cause__
         if str(exc) != str(cause):  # TLS knows better than its cause
             why = str(exc)
+    if isinstance(cause, OSError) and cause.errno == errno.ETIMEDOUT:
+        why = why or f"the peer has stopped answering, as the kernel found: {text_of(cause)}"
     error = BrokenError(f"the connection broke while {doing}: {why or text_of(cause)}")
     error.__cause__ = fresh(cause)
     return error

@@ -17,6 +17,7 @@ from anyio.lowlevel import checkpoint
 from ._address import SocketAddress, format_address, parse_address
 from ._dial import Endpoint, resolve
 from ._errors import ListenError, SocketError, cannot_accept, cannot_listen, text_of
+from ._keepalive import keep_alive as set_keep_alive
 from ._loops import announce, withdraw
 from ._open import Accepted, Target
 from ._options import Options, check_count, parse_options
@@ -60,14 +61,15 @@ async def listen(
     *,
     allow_half_open: bool | None = None,
     close_timeout: float | None = None,
+    keep_alive: float | None = None,
     backlog: int | None = None,
 ) -> Listener:
     """Listen at ``address``; each connection that is accepted becomes a :class:`Socket`.
 
     ``address`` is as for ``connect()``, and its port may be 0: one that is free. A name is
     listened to at all its addresses that this machine has. For every address of the machine,
-    write ``"0.0.0.0:80"`` or ``"[::]:80"``, each for its own family. ``allow_half_open`` and
-    ``close_timeout`` are as for ``connect()``, of each socket.
+    write ``"0.0.0.0:80"`` or ``"[::]:80"``, each for its own family. ``allow_half_open``,
+    ``close_timeout`` and ``keep_alive`` are as for ``connect()``, of each socket.
     ``backlog``: how many connections the kernel keeps until they are accepted, at most; 65536,
     or what the system allows, unless given.
 
@@ -83,7 +85,13 @@ async def listen(
     :raises ListenError: it cannot be listened there
     """
     where = parse_address(address, lowest_port=0)
-    options = parse_options({"allow_half_open": allow_half_open, "close_timeout": close_timeout})
+    options = parse_options(
+        {
+            "allow_half_open": allow_half_open,
+            "close_timeout": close_timeout,
+            "keep_alive": keep_alive,
+        }
+    )
     if backlog is None:
         backlog = _BACKLOG
     check_count("backlog", backlog)
@@ -229,7 +237,8 @@ class Listener(abc.Listener[Socket]):
     ) -> None:
         """Start the handler: from then on, nothing else has the connection."""
         try:
-            transport = TCPTransport(connection, remote=remote)
+            limit = set_keep_alive(connection, self._options.keep_alive)
+            transport = TCPTransport(connection, remote=remote, limit=limit)
         except (OSError, ValueError):  # it has gone, and the system does not tell its address
             connection.close()
             return

@@ -76,9 +76,9 @@ class Way(Protocol):
 class Straight:
     """The way without anything in between: the address is dialled."""
 
-    def __init__(self, route: Route, address: SocketAddress) -> None:
-        self._route = route
-        self._progress = Progress(address)
+    def __init__(self, route: Route, target: Target) -> None:
+        self._route = route._replace(keep_alive=target.options.keep_alive)
+        self._progress = Progress(target.address)
 
     async def connect(self) -> Transport:
         return await dial(self._route, self._progress)
@@ -127,7 +127,7 @@ class Dialled:
         self,
         target: Target,
         policy: AddressPolicy,
-        way: Callable[[SocketAddress], Way],
+        way: Callable[[Target], Way],
         slot: Slot | None,
     ) -> None:
         self._target = target
@@ -139,7 +139,7 @@ class Dialled:
         target, slot = self._target, self._slot
         if self._policy is not UNRESTRICTED:
             await forbid(target.address, self._policy)
-        way = self._way(target.address)
+        way = self._way(target)
         if slot is None:
             return await take(self._steps(way), target, way.describe)
         steps = [self._slot_first(slot), *self._steps(way)]

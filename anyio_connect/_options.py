@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 from ._address import HostError, normal_host
 from ._errors import InvalidOptionError, bad_option, quote
+from ._keepalive import KEEP_ALIVE, LONGEST
 
 SecureTransport = Literal["off", "on", "starttls"]
 
@@ -42,6 +43,15 @@ class SocketOptions(TypedDict, total=False):
     ``close_timeout``: how long ``close()`` may go on without any progress, in seconds; 5 unless
     given. It begins anew whenever the peer acknowledges more of what was sent. When it is over,
     ``close()`` returns and ``closed`` fails with :class:`BrokenError`. ``math.inf`` is no limit.
+
+    ``keep_alive``: how many seconds of silence there may be until the kernel asks whether the
+    peer is still there: whole seconds from 1 to 32767; 60 unless given. It asks 4 times, 15
+    seconds apart. If nothing comes back, the connection is lost: calls raise
+    :class:`BrokenError`, and ``closed`` fails with it, caused by the kernel's ETIMEDOUT as a rule.
+    So it is on Linux if what was sent is not acknowledged in all that time, which is 120 seconds
+    (TCP_USER_TIMEOUT), in place of some 15 minutes. But a peer that answers may leave unread what
+    it has no room for as long as it likes. ``math.inf``: the kernel does not ask, and a peer that
+    vanishes in silence may never be noticed (RFC 9293 3.8.4).
     """
 
     secure_transport: SecureTransport | None
@@ -67,6 +77,15 @@ class SocketOptions(TypedDict, total=False):
     """How long ``close()`` may go on without any progress, in seconds; 5 unless given. It begins
     anew whenever the peer acknowledges more of what was sent. When it is over, ``close()`` returns
     and ``closed`` fails with :class:`BrokenError`. ``math.inf`` is no limit."""
+    keep_alive: float | None
+    """How many seconds of silence there may be until the kernel asks whether the peer is still
+    there: whole seconds from 1 to 32767; 60 unless given. It asks 4 times, 15 seconds apart. If
+    nothing comes back, the connection is lost: calls raise :class:`BrokenError`, and ``closed``
+    fails with it, caused by the kernel's ETIMEDOUT as a rule. So it is on Linux if what was sent
+    is not acknowledged in all that time, which is 120 seconds (TCP_USER_TIMEOUT), in place of some
+    15 minutes. But a peer that answers may leave unread what it has no room for as long as it
+    likes. ``math.inf``: the kernel does not ask, and a peer that vanishes in silence may never be
+    noticed (RFC 9293 3.8.4)."""
 
 
 #: How long ``close()`` may go on without any progress unless told otherwise, in seconds.
@@ -83,6 +102,7 @@ class Options(NamedTuple):
     ssl_context: ssl.SSLContext | None = None
     connect_timeout: float = math.inf
     close_timeout: float = CLOSE_TIMEOUT
+    keep_alive: float = KEEP_ALIVE
     #: Of ``start_tls()``: the name that the certificate must be for, not the address's host.
     server_hostname: str | None = None
 
@@ -230,6 +250,17 @@ def check_timeout(name: str, value: object) -> float:
     raise bad_option(name, value, "must be a number of seconds greater than 0")
 
 
+def check_keep_alive(name: str, value: object) -> float:
+    """Whole seconds that every system takes; ``math.inf`` switches it off."""
+    if not isinstance(value, bool) and isinstance(value, (int, float)):
+        if value == math.inf:
+            return math.inf
+        if 1 <= value <= LONGEST and value == int(value):
+            return float(value)
+    why = f"must be whole seconds from 1 to {LONGEST}, or math.inf to switch it off"
+    raise bad_option(name, value, why)
+
+
 #: How the value of each option is checked, and brought into the form that Options has it in.
 _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "secure_transport": _check_secure_transport,
@@ -239,6 +270,7 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "ssl_context": check_ssl_context,
     "connect_timeout": check_timeout,
     "close_timeout": check_timeout,
+    "keep_alive": check_keep_alive,
 }
 
 

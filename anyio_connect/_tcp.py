@@ -17,6 +17,7 @@ from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
 from ._copies import fresh
+from ._keepalive import all_sent, limit_of, set_limit
 from ._linger import outstanding, wait_arrival
 from ._raw import moved
 from ._readiness import Pause, Readiness, readiness
@@ -103,11 +104,13 @@ class TCPTransport(Transport):
         *,
         remote: tuple[Any, ...] | None = None,
         error: OSError | None = None,
+        limit: int = 0,
     ) -> None:
         """``remote`` and ``error`` are what is known of a connection that may be reset already.
 
         ``remote``: the address that was connected to, in case the kernel does not tell the peer's.
         ``error``: that of a reset, if it was taken from the kernel already, which tells it once.
+        ``limit``: the TCP_USER_TIMEOUT that keepalive was given, in milliseconds; 0: none.
         """
         self._sock = sock
         self._closed = False
@@ -121,6 +124,8 @@ class TCPTransport(Transport):
         self._arrived = b""  # what it was given, and has yet to return
         self._drained = True  # the last receive took all there was, or so it seems
         self._error: OSError | None = None  # a reset; the kernel tells of it only once
+        self._limit = limit
+        self._limited = limit > 0  # it is in force
         if error is not None:
             self._note(error)
         # Read now: the names are wanted after close too, and getpeername() fails after a reset.
@@ -174,6 +179,8 @@ class TCPTransport(Transport):
             data = self.receive_nowait(max_bytes)
             if data is not None:
                 return data
+        if self._limit and not self._limited:
+            self._limit_again()
         self._wanted = max_bytes
         while True:
             await self._ready.readable(self._fetch)
@@ -222,11 +229,31 @@ class TCPTransport(Transport):
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         try:
-            return self._sock.send(data)
+            sent = self._sock.send(data)
         except BlockingIOError:
-            return 0
+            sent = 0
         except OSError as exc:
             raise self._failed(exc) from exc
+        if self._limited:
+            self._limit_no_more()
+        return sent
+
+    def _limit_no_more(self) -> None:
+        """Have the kernel wait for a peer that has no room, for as long as that answers."""
+        if not all_sent(self._sock):
+            self._limited = False
+            if limit_of(self._sock) == self._limit:
+                set_limit(self._sock, 0)
+            else:
+                self._limit = 0  # somebody has set another one, which is not ours to change
+
+    def _limit_again(self) -> None:
+        """Do so no more: it has sent all, and the peer is to acknowledge it."""
+        if all_sent(self._sock):
+            if limit_of(self._sock) == 0:
+                self._limited = set_limit(self._sock, self._limit)
+            else:
+                self._limit = 0
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         if type(item) is not bytes:
@@ -261,6 +288,8 @@ class TCPTransport(Transport):
         except OSError as exc:
             raise self._failed(exc) from exc
         self._ended = True
+        if self._limited:
+            self._limit_no_more()
 
     # --- ending
 
@@ -317,6 +346,8 @@ class TCPTransport(Transport):
         self._ended = True
         with suppress(OSError):  # it was reset: what is unacknowledged tells
             self._sock.shutdown(socket.SHUT_WR)
+            if self._limited:
+                self._limit_no_more()
 
     async def wait_room(self) -> None:
         if self._closed:

@@ -117,6 +117,7 @@ def test_alpn_is_copied() -> None:
 
 
 TIMEOUT = "must be a number of seconds greater than 0"
+SILENCE = "must be whole seconds from 1 to 32767, or math.inf to switch it off"
 NAME = "must be a host name or an IP address"
 MODE = "must be 'off', 'on' or 'starttls'"
 ALPN = "must be a list of protocol names, such as ['h2', 'http/1.1']"
@@ -140,6 +141,7 @@ BAD_VALUES: list[tuple[str, list[object], str]] = [
     ("connect_timeout", [0, -1, 0.0, -0.5, -math.inf, math.nan], TIMEOUT),
     ("connect_timeout", ["5", True, False, [5], 5j], TIMEOUT),
     ("close_timeout", [0, -1, math.nan, "5", True], TIMEOUT),
+    ("keep_alive", [0, -1, 0.5, 60.5, 32768, 10**400, math.nan, -math.inf, "60", True], SILENCE),
 ]
 
 
@@ -240,6 +242,7 @@ GOOD = {
     "ssl_context": st.just(CONTEXT),
     "connect_timeout": st.floats(min_value=0, exclude_min=True) | st.integers(min_value=1),
     "close_timeout": st.floats(min_value=0, exclude_min=True) | st.integers(min_value=1),
+    "keep_alive": st.integers(1, 32767) | st.integers(1, 32767).map(float) | st.just(math.inf),
 }
 GOOD = {name: good | st.none() for name, good in GOOD.items()}
 OPTIONS = st.fixed_dictionaries(
@@ -250,6 +253,7 @@ OPTIONS = st.fixed_dictionaries(
 @given(OPTIONS | st.dictionaries(st.text(max_size=20) | st.sampled_from(NAMES), ANYTHING))
 @example({"connect_timeout": 10**400})  # more than a float can hold
 @example({"connect_timeout": -(10**5000)})  # more digits than repr() writes
+@example({"keep_alive": 10**400})
 @example({"secure_transport": 10**5000})
 @example(tls(alpn=[10**5000]))
 @example({"sni": 10**5000})
@@ -267,6 +271,7 @@ def test_anything_gives_options_or_an_invalid_option_error(options: dict[str, An
     assert isinstance(parsed.allow_half_open, bool)
     assert type(parsed.connect_timeout) is float
     assert parsed.connect_timeout > 0
+    assert parsed.keep_alive == math.inf or parsed.keep_alive in range(1, 32768)
     if parsed.secure_transport == "off":
         assert (parsed.sni, parsed.alpn, parsed.ssl_context) == (None, None, None)
     if parsed.alpn is not None:
@@ -283,6 +288,7 @@ def test_good_values_are_taken_as_they_are(options: dict[str, Any]) -> None:
         options.pop("alpn", None)
     parsed = parse_options(options)
     as_taken = {"alpn": tuple, "connect_timeout": float, "close_timeout": float}
+    as_taken["keep_alive"] = float
     for name, value in options.items():
         if value is None:
             assert getattr(parsed, name) == getattr(Options(), name)

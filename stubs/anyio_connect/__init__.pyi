@@ -96,6 +96,9 @@ class SocketOptions(TypedDict, total=False):
         float | None  # seconds for a slot, names, TCP and TLS together; math.inf: no limit
     )
     close_timeout: float | None  # seconds of close() without any progress; 5 unless given
+    keep_alive: (
+        float | None  # seconds of silence until the kernel asks for the peer; 60 unless given
+    )
 
 # --- Connector: where sockets may go, how, and how many
 
@@ -110,6 +113,7 @@ class Connector:
     local_host: str | None = None  # the IP address to connect from
     close_timeout: float = 5.0  # seconds of close() without any progress
     connect_timeout: float = ...  # math.inf: no limit
+    keep_alive: float = 60.0  # seconds of silence until the kernel asks; math.inf: never
     dialer: Dialer | None = None  # makes the connections, in place of the system
     def __init__(  # None: the default
         self,
@@ -120,6 +124,7 @@ class Connector:
         local_host: str | None = None,
         close_timeout: float | None = None,
         connect_timeout: float | None = None,
+        keep_alive: float | None = None,
         dialer: Dialer | None = None,
     ) -> None: ...
     def __post_init__(self) -> None: ...
@@ -289,6 +294,7 @@ async def listen(
     *,
     allow_half_open: bool | None = None,  # as for connect()
     close_timeout: float | None = None,  # likewise
+    keep_alive: float | None = None,  # likewise
     backlog: int | None = None,  # connections that the kernel keeps until they are accepted
 ) -> Listener:
     """Listen there, for plain TCP."""

@@ -30,6 +30,8 @@ from .tcp import Wire
 
 PACKAGE = anyio_connect.__name__
 
+_SIOCOUTQNSD = 0x894B  # linux/sockios.h
+
 
 class _Overlay(ModuleType):
     """A module with some names of its own, and all others of the real one."""
@@ -44,15 +46,17 @@ class _Overlay(ModuleType):
 
 
 def _ioctl(fd: Any, request: int, arg: Any = 0, mutate_flag: bool = True) -> Any:
-    """``fcntl.ioctl()``: how much was not acknowledged (SIOCOUTQ), or not received yet."""
+    """``fcntl.ioctl()``: how much was not acknowledged (SIOCOUTQ), sent, or received yet."""
     number = fd if isinstance(fd, int) else fd.fileno()
     if number < FIRST_FD:
         return fcntl.ioctl(fd, request, arg, mutate_flag)
     thing = setting.network.thing(number)
     end = thing.end if isinstance(thing, Socket) else None
-    if end is None or request not in (termios.TIOCOUTQ, termios.FIONREAD):
+    if end is None or request not in (termios.TIOCOUTQ, termios.FIONREAD, _SIOCOUTQNSD):
         raise error(22)
-    count = end.unacknowledged if request == termios.TIOCOUTQ else len(end.rx)
+    count = len(end.rx)
+    if request != termios.FIONREAD:
+        count = end.unacknowledged if request == termios.TIOCOUTQ else end.unsent
     packed = struct.pack("i", count)
     if isinstance(arg, (bytearray, memoryview)) or hasattr(arg, "tobytes"):
         memoryview(arg).cast("B")[: len(packed)] = packed

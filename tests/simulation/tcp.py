@@ -199,6 +199,11 @@ class End:
         return self._used() + (self._fin_wanted and not self._fin_acknowledged)
 
     @property
+    def unsent(self) -> int:
+        """SIOCOUTQNSD: bytes that were not even sent; our FIN counts as one."""
+        return len(self._out) + (self._fin_wanted and not self._fin_sent)
+
+    @property
     def writable(self) -> bool:
         return bool(self.flags() & OUT)
 

@@ -115,6 +115,8 @@ def options_made_elsewhere(group: TaskGroup) -> None:
     some["sni"] = None
     assert_type(some["connect_timeout"], float | None)
     assert_type(some["close_timeout"], float | None)
+    some["keep_alive"] = 30
+    assert_type(some["keep_alive"], float | None)
     assert_type(some.get("sni"), str | None)
     assert_type(connect("h:1", **none), Socket)
     assert_type(connect("h:1", **some), Socket)
@@ -369,6 +371,7 @@ async def handling(socket: Socket) -> str:
 def connectors(context: ssl.SSLContext, group: TaskGroup, given: SocketOptions) -> None:
     connector = Connector()
     Connector(WORKERS)
+    assert_type(Connector(keep_alive=math.inf).keep_alive, float)
     Connector(
         policy=WORKERS,
         max_connections=6,
@@ -428,7 +431,7 @@ async def listening(group: TaskGroup) -> None:
     assert_type(listener, Listener)
     assert_type(listener.addresses, list[str])
     async with await listen(
-        ("::1", 0), allow_half_open=None, close_timeout=1, backlog=None
+        ("::1", 0), allow_half_open=None, close_timeout=1, keep_alive=30, backlog=None
     ) as other:
         assert_type(other, Listener)
         await other.serve(handler)

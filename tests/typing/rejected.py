@@ -59,6 +59,7 @@ def options(socket: Socket, several: dict[str, bool]) -> None:
     connect("h:1", alpn=[b"h2"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     connect("h:1", ssl_context=True)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     connect("h:1", connect_timeout="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect("h:1", keep_alive="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     connect("h:1", task_group=socket)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     connect("h:1", {"allow_half_open": True})  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
     connect("h:1", **several)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -175,6 +176,7 @@ def errors(error: SocketError, failed: ConnectError) -> None:
 def connectors(connector: Connector) -> None:
     Connector("WORKERS")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Connector(max_connections="6")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Connector(keep_alive="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Connector(connect_timeout="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Connector(timeout=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Connector(dialer=connector.connect)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -196,5 +198,6 @@ def policies(policy: AddressPolicy) -> None:
 
 async def listening() -> None:
     listen("h:0").addresses  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    await listen("h:0", keep_alive="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await listen("h:0", secure_transport="on")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await (await listen("h:0")).serve(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,100 @@
+"""Keepalive: the kernel finds out that a peer has vanished, and says so.
+
+A peer that lost its power or its network says nothing, and a connection on which nothing is sent
+would last for ever. So the kernel asks for the peer after some silence (RFC 9293 3.8.4). While
+something is unacknowledged it does not ask, as sending it again does the same; but by itself it
+goes on with that for some fifteen minutes, which is what TCP_USER_TIMEOUT is for (RFC 5482).
+
+Yet Linux also counts that limit for data that the peer has no room for, however often the peer
+answers that it is there (tcp(7)), which RFC 1122 4.2.2.17 forbids. A peer may stop reading for as
+long as it likes. So the limit is in force only while the kernel has sent all that it holds.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import sys
+from contextlib import suppress
+
+#: How many seconds of silence come before the first question unless told otherwise.
+KEEP_ALIVE = 60.0
+
+#: The longest silence that Linux takes, in seconds (MAX_TCP_KEEPIDLE).
+LONGEST = 32767
+
+#: How far apart questions are, in seconds, and how many of them are asked.
+_INTERVAL = 15
+_QUESTIONS = 4
+
+
+def keep_alive(sock: socket.socket, silence: float) -> int:
+    """Have the kernel ask for the peer after so many seconds of silence; ``math.inf``: never.
+
+    As far as the system can. Returns the TCP_USER_TIMEOUT that was set, in milliseconds, or 0.
+    """
+    if silence == math.inf:
+        return 0
+    seconds = int(silence)
+    # macOS has another name for the first.
+    idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (
+            (idle, seconds),
+            (getattr(socket, "TCP_KEEPINTVL", None), _INTERVAL),
+            (getattr(socket, "TCP_KEEPCNT", None), _QUESTIONS),
+        ):
+            if option is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        # With it, Linux gives up by the time that has passed, and not by how often it asked.
+        limit = _limit(seconds)
+        if set_limit(sock, limit):
+            return limit
+    return 0
+
+
+def _limit(silence: int) -> int:
+    """How long it takes in all until the kernel gives up, in milliseconds."""
+    return (silence + _INTERVAL * _QUESTIONS) * 1000
+
+
+if sys.platform == "linux":
+    import fcntl
+
+    #: linux/sockios.h; Python has no name for it.
+    _SIOCOUTQNSD = 0x894B
+
+    def set_limit(sock: socket.socket, limit: int) -> bool:
+        """Set TCP_USER_TIMEOUT, in milliseconds; 0 is none. Return whether it can be set."""
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
+        except OSError:
+            return False
+        return True
+
+    def limit_of(sock: socket.socket) -> int:
+        """What TCP_USER_TIMEOUT is, in milliseconds."""
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+
+    def all_sent(sock: socket.socket) -> bool:
+        """Whether the kernel has sent all that it was given, acknowledged or not."""
+        try:
+            found = fcntl.ioctl(sock, _SIOCOUTQNSD, bytes(4))
+        except (OSError, ValueError):  # not every kernel that passes for Linux has it; or closed
+            return False
+        return not int.from_bytes(found, sys.byteorder)
+
+else:
+
+    def set_limit(sock: socket.socket, limit: int) -> bool:
+        """Set TCP_USER_TIMEOUT: not here."""
+        return False
+
+    def limit_of(sock: socket.socket) -> int:
+        """What TCP_USER_TIMEOUT is: nothing here."""
+        return 0
+
+    def all_sent(sock: socket.socket) -> bool:
+        """Whether the kernel has sent all that it was given: not known here."""
+        return False

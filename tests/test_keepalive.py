@@ -1,0 +1,325 @@
+"""keep_alive: what the kernel is told, and that a peer which vanished is noticed."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import math
+import socket as stdlib
+import struct
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import anyio
+import pytest
+from anyio.abc import SocketAttribute
+
+from anyio_connect import (
+    BrokenError,
+    Connector,
+    Socket,
+    SocketAddress,
+    _dial,
+    _keepalive,
+    connect,
+    listen,
+)
+from anyio_connect._keepalive import limit_of
+from anyio_connect._tcp import TCPTransport
+from anyio_connect._transport import ForeignTransport
+from peers import Listener, Peer, listening
+from sockets import raw
+from tls_peers import NAME, TLSPeer, client_context, server_context
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems have other options")
+
+TCP_OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+
+
+def told(sock: Any) -> tuple[int, ...]:
+    """What the kernel was told of keepalive: whether, and the values of TCP_OPTIONS."""
+    on = sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_KEEPALIVE)
+    found = (sock.getsockopt(stdlib.IPPROTO_TCP, getattr(stdlib, name)) for name in TCP_OPTIONS)
+    return on, *found
+
+
+def off() -> tuple[int, ...]:
+    with stdlib.socket() as sock:
+        return told(sock)
+
+
+DEFAULT = (1, 60, 15, 4, 120_000)
+
+
+# --- what the kernel is told
+
+
+@linux
+@pytest.mark.parametrize(
+    ("of_connector", "of_call", "expected"),
+    [
+        (None, None, DEFAULT),
+        (None, 1, (1, 1, 15, 4, 61_000)),
+        (None, 32767.0, (1, 32767, 15, 4, 32_827_000)),
+        (None, math.inf, None),
+        (30, None, (1, 30, 15, 4, 90_000)),
+        (30, 7, (1, 7, 15, 4, 67_000)),
+        (30, math.inf, None),
+        (math.inf, None, None),
+        (math.inf, 7, (1, 7, 15, 4, 67_000)),
+    ],
+)
+async def test_the_kernel_is_told_before_it_connects(
+    of_connector: float | None,
+    of_call: float | None,
+    expected: tuple[int, ...] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before: list[tuple[int, ...]] = []
+
+    class Looking(stdlib.socket):
+        def connect(self, address: Any, /) -> None:
+            before.append(told(self))
+            super().connect(address)
+
+    async with listening() as listener:
+        monkeypatch.setattr("anyio_connect._dial.socket.socket", Looking)
+        connector = Connector(keep_alive=of_connector)
+        async with connector.connect(listener.address, keep_alive=of_call) as socket:
+            after = told(raw(socket))
+    assert before == [after] == [expected or off()]
+
+
+@linux
+@pytest.mark.parametrize(("seconds", "expected"), [(None, DEFAULT), (5, None), (math.inf, None)])
+async def test_it_is_told_of_what_was_accepted(
+    seconds: float | None, expected: tuple[int, ...] | None
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    done = anyio.Event()
+
+    async def handler(socket: Socket) -> None:
+        async with socket:
+            seen.append(told(raw(socket)))
+        done.set()
+
+    async with (
+        await listen("127.0.0.1:0", keep_alive=seconds) as listener,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(listener.serve, handler)
+        async with connect(listener.addresses[0]):
+            await done.wait()
+        group.cancel_scope.cancel()
+    if seconds == 5:
+        expected = (1, 5, 15, 4, 65_000)
+    assert seen == [expected or off()]
+
+
+@linux
+async def test_it_is_told_of_a_stream_of_anyios(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no event loop can wait for a socket."""
+
+    async def wait(_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("anyio.wait_writable", wait)
+    async with listening() as listener:
+        route = _dial.Route(keep_alive=5)
+        transport = await _dial.dial(route, _dial.Progress(_address(listener)))
+        assert isinstance(transport, ForeignTransport)
+        assert told(transport.extra(SocketAttribute.raw_socket)) == (1, 5, 15, 4, 65_000)
+        await transport.aclose()
+
+
+def _address(listener: Listener) -> Any:
+    return SocketAddress(*listener.address)
+
+
+@pytest.mark.parametrize("refused", ["SO_KEEPALIVE", "TCP_KEEPIDLE", "TCP_USER_TIMEOUT"])
+async def test_a_system_that_refuses_does_without(
+    refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = getattr(stdlib, refused, None)
+
+    class Poor(stdlib.socket):
+        def setsockopt(self, *args: Any) -> None:
+            if args[1] == number:
+                raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+            super().setsockopt(*args)
+
+    async with listening() as listener:
+        monkeypatch.setattr("anyio_connect._dial.socket.socket", Poor)
+        async with connect(listener.address) as socket:
+            await socket.send(b"hello")
+            assert await (await listener.accept()).receive() == b"hello"
+
+
+# --- a peer that vanished
+
+#: Classic BPF: BPF_RET | BPF_K with a length of 0, which is to drop the packet.
+_DROP = struct.pack("=HBBI", 0x06, 0, 0, 0)
+_SO_ATTACH_FILTER = 26
+
+
+def vanish(peer: Peer) -> None:
+    """From now on, the peer's kernel throws away all that comes in, and says nothing."""
+    program = ctypes.create_string_buffer(_DROP)
+    peer.sock.setsockopt(
+        stdlib.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program))
+    )
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that asks every second, and gives up what it waits for after half a one."""
+    monkeypatch.setattr(_keepalive, "_INTERVAL", 1)
+    monkeypatch.setattr(_keepalive, "_limit", lambda _: LIMIT)
+
+
+LIMIT = 500
+
+
+def check_vanished(error: Exception | None) -> None:
+    assert isinstance(error, BrokenError)
+    assert str(error).endswith(
+        ": the peer has stopped answering, as the kernel found: Connection timed out"
+    )
+    assert isinstance(error.__cause__, TimeoutError)
+    assert error.__cause__.errno == errno.ETIMEDOUT
+
+
+@linux
+@pytest.mark.usefixtures("impatient")
+async def test_a_peer_that_vanished_is_noticed() -> None:
+    async def meets(listener: Listener, sends: bytes, receives: bool) -> None:
+        socket = connect(listener.address, keep_alive=1)
+        if sends:
+            await socket.send(sends)
+        if receives:
+            with pytest.raises(BrokenError) as caught:
+                await socket.receive()
+            check_vanished(caught.value)
+        with pytest.raises(BrokenError) as caught:
+            await socket.closed
+        check_vanished(caught.value)
+
+    async with listening() as listener:
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as group:
+                for sends in (b"", b"is anybody there?"):
+                    for receives in (False, True):
+                        group.start_soon(meets, listener, sends, receives)
+                        vanish(await listener.accept())
+
+
+@linux
+@pytest.mark.usefixtures("impatient")
+async def test_it_is_noticed_over_tls() -> None:
+    async with listening() as listener:
+        socket = connect(
+            listener.address,
+            keep_alive=1,
+            secure_transport="on",
+            sni=NAME,
+            ssl_context=client_context(),
+        )
+        async with anyio.create_task_group() as group:
+            group.start_soon(socket._connection.opened._wait)
+            peer = await listener.accept()
+            await TLSPeer(peer, server_context()).shake()
+        vanish(peer)
+        with anyio.fail_after(30):
+            await socket.send(b"is anybody there?")
+            with pytest.raises(BrokenError) as caught:
+                await socket.receive()
+        check_vanished(caught.value)
+
+
+# --- a peer that is there, and only does not read
+
+
+@linux
+@pytest.mark.usefixtures("impatient")
+async def test_a_peer_may_leave_unread_what_it_has_no_room_for() -> None:
+    """For longer than the limit, whatever we do meanwhile. Only time can show that."""
+    acts: list[Callable[[Socket], Coroutine[Any, Any, Any]]] = [
+        Socket.receive,
+        lambda socket: socket.closed._wait(),
+        lambda socket: socket.send(b"more"),
+        Socket.send_eof,
+        Socket.close,
+    ]
+
+    async with listening(receive_buffer=4096) as listener:
+        pairs: list[tuple[Socket, Peer, int]] = []
+        for _ in acts:
+            socket = connect(listener.address, keep_alive=1, close_timeout=math.inf)
+            await socket.opened
+            peer = await listener.accept()
+            assert limit_of(raw(socket)) == LIMIT
+            pairs.append((socket, peer, _fill(socket)))
+        async with anyio.create_task_group() as group:
+            for act, (socket, _, _) in zip(acts, pairs, strict=True):
+                group.start_soon(act, socket)
+            await anyio.sleep(4 * LIMIT / 1000)
+            for socket, peer, count in pairs:
+                assert not socket.closed.done()
+                with anyio.fail_after(30):
+                    await peer.receive_exactly(count)
+            group.cancel_scope.cancel()
+        for socket, _, _ in pairs:
+            await socket.close()
+
+
+def _fill(socket: Socket) -> int:
+    """Send until neither kernel has room; return how much that was."""
+    transport = socket._connection.transport
+    assert isinstance(transport, TCPTransport)
+    sent = 0
+    while count := transport.send_nowait(bytes(65536)):
+        sent += count
+    return sent
+
+
+@linux
+async def test_the_limit_is_in_force_while_all_is_sent() -> None:
+    async with listening(receive_buffer=4096) as listener, connect(listener.address) as socket:
+        peer = await listener.accept()
+
+        async def while_receiving() -> int:
+            async with anyio.create_task_group() as group:
+                group.start_soon(socket.receive)
+                await anyio.wait_all_tasks_blocked()
+                limit = limit_of(raw(socket))
+                await peer.send(b"x")
+            return limit
+
+        await socket.send(b"hello")
+        assert limit_of(raw(socket)) == 120_000
+        count = _fill(socket)
+        assert limit_of(raw(socket)) == 0
+        assert await while_receiving() == 0
+        await peer.receive_exactly(5 + count)
+        assert await while_receiving() == 120_000
+        # What somebody else sets is left alone.
+        raw(socket).setsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_USER_TIMEOUT, 7000)
+        count = _fill(socket)
+        assert await while_receiving() == limit_of(raw(socket)) == 7000
+        await peer.receive_exactly(count)
+        assert await while_receiving() == limit_of(raw(socket)) == 7000
+
+
+@linux
+async def test_a_limit_that_is_set_while_ours_is_not_in_force_stays() -> None:
+    async with listening(receive_buffer=4096) as listener, connect(listener.address) as socket:
+        peer = await listener.accept()
+        count = _fill(socket)
+        raw(socket).setsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_USER_TIMEOUT, 7000)
+        await peer.receive_exactly(count)
+        async with anyio.create_task_group() as group:
+            group.start_soon(socket.receive)
+            await anyio.wait_all_tasks_blocked()
+            assert limit_of(raw(socket)) == 7000
+            await peer.send(b"x")
