@@ -53,12 +53,12 @@ class Peer:
                 await anyio.wait_readable(self.sock)
 
     async def receive_exactly(self, count: int) -> bytes:
-        data = b""
+        data = bytearray()
         while len(data) < count:
-            chunk = await self.receive(count - len(data))
+            chunk = await self.receive(min(count - len(data), 65536))
             assert chunk, f"the end came after {len(data)} of {count} bytes"
             data += chunk
-        return data
+        return bytes(data)
 
     async def receive_all(self) -> bytes:
         """Everything up to a clean end; a reset raises ConnectionResetError."""

@@ -30,6 +30,7 @@ from sockets import (
     settle,
     use_up_the_turn,
 )
+from turns import all_blocked
 
 linux_only = pytest.mark.skipif(
     not hasattr(_linger, "fcntl"), reason="only Linux tells what the peer has acknowledged"
@@ -89,7 +90,7 @@ async def test_what_is_said_after_our_close_is_no_reset_before_the_end() -> None
         data = await filled(socket, peer)
         async with anyio.create_task_group() as group:
             group.start_soon(socket.close)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             for _ in range(3):
                 await peer.send(b"late")
                 await checkpoint()
@@ -219,7 +220,7 @@ async def test_a_blocked_send_is_given_up() -> None:
 
         async with anyio.create_task_group() as group:
             group.start_soon(send)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await socket.close()
         assert len(outcome) == 1
         with pytest.raises(BrokenError, match="gave up a send in flight"):
@@ -240,7 +241,7 @@ async def test_a_send_that_waits_for_the_connection_is_given_up() -> None:
 
         async with anyio.create_task_group() as group:
             group.start_soon(send)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await socket.close()
         assert opener.discarded
         assert isinstance(socket.opened.exception(), ClosedError)
@@ -259,7 +260,7 @@ async def test_two_that_send_more_than_fits_do_not_wait_for_each_other() -> None
         async with anyio.create_task_group() as group:
             group.start_soon(talk_then_read)
             group.start_soon(socket.send, bytes(BIG // 8))
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await socket.close()
         assert socket.closed.result() is None
 
@@ -315,7 +316,7 @@ async def test_a_reset_that_takes_what_was_sent_is_told() -> None:
         await filled(socket, peer)
         async with anyio.create_task_group() as group:
             group.start_soon(socket.close)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             peer.rst()
         with pytest.raises(BrokenError, match="while closing") as caught:
             await socket.closed
@@ -330,7 +331,7 @@ async def test_a_cancelled_close_leaves_the_rest_to_the_kernel() -> None:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(socket.close)
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 scope.cancel()
         assert socket.closed.result() is None
         assert raw(socket).fileno() == -1
@@ -346,7 +347,7 @@ async def test_each_of_several_closes_returns_when_it_is_closed() -> None:
             for _ in range(3):
                 group.start_soon(socket.close)
             group.start_soon(settle, socket.closed)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert not socket.closed.done()
             assert await peer.receive_all() == data
         assert socket.closed.result() is None
@@ -365,7 +366,7 @@ async def test_one_close_cancelled_ends_the_others() -> None:
 
         async with anyio.create_task_group() as group:
             group.start_soon(close)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             with anyio.CancelScope() as scope:
                 scope.cancel()
                 await socket.close()
@@ -382,7 +383,7 @@ async def test_without_reading_it_is_over_when_what_was_sent_has_arrived() -> No
         await socket.readable.aclose()
         async with anyio.create_task_group() as group:
             group.start_soon(socket.send_eof)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert not socket.closed.done()
             await peer.send(b"talks on")
             assert await peer.receive_all() == data
@@ -430,7 +431,7 @@ async def test_on_other_systems_a_peer_that_takes_nothing_while_it_talks_is_hear
         peer = await listener.accept()
         async with anyio.create_task_group() as group:
             group.start_soon(socket.send, data)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             group.start_soon(socket.close)
             with anyio.fail_after(30):
                 await peer.send(bytes(BIG // 2))

@@ -45,6 +45,7 @@ from errors import is_copy
 from peers import Listener, Peer, has_ipv6, listening, refusing_address
 from sockets import arrived, raw, settle
 from tls_peers import NAME, TLSPeer, client_context, server_context
+from turns import all_blocked
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 
@@ -686,7 +687,7 @@ async def test_a_holder_whose_closed_was_awaited_for_a_while_is_looked_at() -> N
     async with held(1) as (connector, [(socket, peer)], listener):
         async with anyio.create_task_group() as group:
             group.start_soon(socket._connection.closed._wait)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             group.cancel_scope.cancel()
         peer.rst()
         arrived(socket, select.POLLERR)

@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here"),
+]
 linux_only = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux resets what a forked child has too"
 )

@@ -12,6 +12,7 @@ from anyio.lowlevel import checkpoint
 from anyio_connect import ClosedError, PendingError, SocketError, SocketFuture
 from anyio_connect._future import Outcome, T
 from errors import is_copy
+from turns import all_blocked
 
 
 class Driver:
@@ -159,7 +160,7 @@ async def test_one_task_drives_and_all_get_the_result() -> None:
         for _ in range(5):
             group.start_soon(keep, outcomes, driver.future)
         with anyio.fail_after(5):
-            await anyio.wait_all_tasks_blocked()  # so nobody waits by asking over and over
+            await all_blocked()  # so nobody waits by asking over and over
         assert (driver.started, outcomes) == (1, [])
         driver.go.set()
     assert outcomes == ["result"] * 5

@@ -14,6 +14,7 @@ import pytest
 from anyio_connect import BrokenError, ClosedError, RefusedError, Socket, SocketError
 from peers import Peer, listening
 from sockets import Slow, arrived, connected, dialled, opened_by, settle
+from turns import all_blocked
 
 BIG = 64 * 1024 * 1024
 
@@ -30,7 +31,7 @@ async def unmade() -> AsyncIterator[tuple[Socket, Peer, Slow]]:
         socket = opened_by(opener)
         async with anyio.create_task_group() as group:
             group.start_soon(settled, socket)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             try:
                 yield socket, await listener.accept(), opener
             finally:
@@ -64,9 +65,9 @@ async def test_an_end_goes_out_behind_the_send_that_it_found_waiting() -> None:
     calls = Calls()
     async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
         group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         group.start_soon(calls.make, "end", socket.writable.aclose)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         # Its turn is the next: nothing gets in between.
         with pytest.raises(ClosedError, match="our side of this socket has ended"):
             await socket.send(b"too late")
@@ -81,10 +82,10 @@ async def test_two_tasks_end_behind_a_send() -> None:
     calls = Calls()
     async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
         group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         group.start_soon(calls.make, "end", socket.writable.aclose)
         group.start_soon(calls.make, "again", socket.writable.aclose)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         opener.go_on.set()
         assert await peer.receive_all() == b"HELLO"
     assert calls.outcomes == {"send": None, "end": None, "again": None}
@@ -95,7 +96,7 @@ async def test_a_second_call_finds_the_first_in_flight() -> None:
     async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
         group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
         group.start_soon(calls.make, "receive", socket.receive)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         for call in (lambda: socket.send(b"x"), socket.send_eof, socket.receive):
             with pytest.raises(anyio.BusyResourceError):
                 await call()
@@ -114,12 +115,12 @@ async def test_a_call_that_is_given_up_gives_up_its_turn() -> None:
             ("receive", socket.receive),
         ):
             group.start_soon(calls.make, name, call)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             calls.scopes[name].cancel()
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
         group.start_soon(calls.make, "receive again", socket.receive)
         group.start_soon(calls.make, "send again", lambda: socket.send(b"HELLO"))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         opener.go_on.set()
         assert await peer.receive() == b"HELLO"
         await peer.send(b"WORLD")
@@ -130,9 +131,9 @@ async def test_an_end_that_is_cancelled_before_the_connection_is_made_aborts() -
     calls = Calls()
     async with unmade() as (socket, _, _), anyio.create_task_group() as group:
         group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         group.start_soon(calls.make, "end", socket.writable.aclose)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         calls.scopes["end"].cancel()
         assert isinstance(await settle(socket.closed), BrokenError)
     assert calls.outcomes == {"send": BrokenError}
@@ -142,9 +143,9 @@ async def test_readable_aclose_wakes_a_receive_that_waits_for_the_connection() -
     calls = Calls()
     async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
         group.start_soon(calls.make, "receive", socket.receive)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         await socket.readable.aclose()
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert calls.outcomes == {"receive": ClosedError}
         opener.go_on.set()
         await socket.send(b"still open for writing")
@@ -159,7 +160,7 @@ async def test_readable_aclose_wakes_the_receive_that_makes_the_connection() -> 
         socket = opened_by(opener)
         async with anyio.create_task_group() as group:
             group.start_soon(calls.make, "receive", socket.receive)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await socket.readable.aclose()
         assert calls.outcomes == {"receive": ClosedError}
         assert not socket.opened.done()
@@ -173,9 +174,9 @@ async def test_close_finishes_a_send_that_waits_for_the_connection() -> None:
     async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
         group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
         group.start_soon(calls.make, "receive", socket.receive)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         group.start_soon(calls.make, "close", socket.close)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert calls.outcomes == {"receive": ClosedError}
         opener.go_on.set()
         assert await peer.receive_all() == b"HELLO"
@@ -188,12 +189,12 @@ async def test_close_makes_no_connection_for_a_send_that_is_given_up(cancelled: 
     calls = Calls()
     async with unmade() as (socket, _, opener), anyio.create_task_group() as group:
         group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         group.start_soon(calls.make, "close", socket.close)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert not calls.outcomes
         calls.scopes[cancelled].cancel()
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert opener.discarded
         assert isinstance(socket.opened.exception(), ClosedError)
         assert socket.closed.result() is None
@@ -206,9 +207,9 @@ async def test_a_dial_that_fails_as_close_waits_for_a_send() -> None:
     calls = Calls()
     async with unmade() as (socket, _, opener), anyio.create_task_group() as group:
         group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         group.start_soon(calls.make, "close", socket.close)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         opener.error = RefusedError("no way there")
         opener.go_on.set()
     assert calls.outcomes == {"send": RefusedError, "close": None}
@@ -272,9 +273,9 @@ async def test_the_end_that_could_not_be_made_is_no_success() -> None:
     async with connected(receive_buffer=4096) as (socket, peer):
         async with anyio.create_task_group() as group:
             group.start_soon(calls.make, "send", lambda: socket.send(bytes(BIG)))
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             group.start_soon(calls.make, "aclose", socket.writable.aclose)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             peer.rst()
         assert calls.outcomes == {"send": BrokenError, "aclose": BrokenError}
         await socket.writable.aclose()  # it has failed already, and was told

@@ -53,6 +53,7 @@ from errors import is_copy
 from peers import has_ipv6
 from sockets import connected, settle
 from tls_peers import client_context, server_context
+from turns import all_blocked
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -262,7 +263,7 @@ async def test_closing_does_not_wait_for_the_next_try(monkeypatch: pytest.Monkey
     with anyio.fail_after(5):
         async with listener, anyio.create_task_group() as group:
             group.start_soon(serve_until_closed, listener, echo)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await listener.aclose()
 
 
@@ -571,7 +572,7 @@ async def test_what_is_cancelled_stays_cancelled_though_its_client_failed() -> N
         async with anyio.create_task_group() as own:
             own.start_soon(fail_when_cancelled)
             own.start_soon(anyio.sleep_forever)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             scope.cancel()
 
     async with connected() as (socket, _):
@@ -589,7 +590,7 @@ async def test_when_it_is_closed_the_port_is_free() -> None:
     async with anyio.create_task_group() as group:
         listener = await listen("127.0.0.1:0")
         group.start_soon(serve_until_closed, listener, echo)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         (sock,) = listener._sockets
         where = sock.getsockname()
         await listener.aclose()
@@ -613,7 +614,7 @@ async def test_a_newcomer_may_have_the_number_of_a_closed_listener() -> None:
         async with anyio.create_task_group() as group:
             listener = await listen("127.0.0.1:0")
             group.start_soon(serve_until_closed, listener, echo)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             (sock,) = listener._sockets
             number = sock.fileno()
             with anyio.CancelScope() as scope:
@@ -626,7 +627,7 @@ async def test_a_newcomer_may_have_the_number_of_a_closed_listener() -> None:
             with newcomer:
                 async with anyio.create_task_group() as waiting:
                     waiting.start_soon(wait_readable, newcomer)
-                    await anyio.wait_all_tasks_blocked()
+                    await all_blocked()
                     theirs.send(b"x")
                 assert newcomer.recv(1) == b"x"
 

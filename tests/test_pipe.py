@@ -19,6 +19,7 @@ from anyio_connect._transport import ForeignTransport
 from peers import Peer, listening, refusing_address
 from sockets import Slow, arrived, connected, opened_by, settle, socket_pair
 from tls_peers import NAME, client_context, server_context
+from turns import all_blocked
 
 BIG = 64 * 1024 * 1024
 
@@ -143,7 +144,7 @@ async def test_a_destination_that_ends_is_noticed_while_the_source_is_idle(
         group.start_soon(piping)
         await sender.send(b"before")
         assert await receiver.receive() == b"before"
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         await act(sink, receiver)
         assert isinstance(await piping.wait(), error)
         await sender.send(b"after")
@@ -161,7 +162,7 @@ async def test_what_comes_in_the_turn_of_the_end_is_left_to_be_received(
     ):
         piping = Piping(source, sink.writable, prevent_cancel=True)
         group.start_soon(piping)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         await act(sink, receiver)
         sender.sock.send(b"no turn of the loop in between")
         assert isinstance(await piping.wait(), error)
@@ -184,7 +185,7 @@ async def test_what_arrives_together_with_the_end_is_sent_or_left(first: str) ->
         piping = Piping(source, sink, prevent_cancel=True)
         group.start_soon(piping)
         group.start_soon(hear)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         if first == "data":
             sender.sock.send(b"precious")
         receiver.fin()
@@ -207,9 +208,9 @@ async def test_closing_the_destination_lets_the_chunk_on_its_way_arrive() -> Non
         group.start_soon(piping)
         group.start_soon(sender.send, bytes(BIG))
         while sink._connection.state.outbound is not Outbound.SENDING:
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
         group.start_soon(sink.close)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert not piping.over.is_set()
         got = await receiver.receive_all()
         assert got
@@ -223,7 +224,7 @@ async def test_a_destination_that_cannot_be_connected() -> None:
         sink = connect(refusing_address())
         piping = Piping(source, sink, prevent_cancel=True)
         group.start_soon(piping)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         with pytest.raises(RefusedError):
             await sink.opened
         assert isinstance(await piping.wait(), RefusedError)
@@ -237,7 +238,7 @@ async def test_a_destination_whose_end_waits_for_the_connection_is_over() -> Non
         sink = opened_by(opener)
         piping = Piping(source, sink, prevent_cancel=True)
         group.start_soon(piping)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         group.start_soon(sink.send_eof)
         assert isinstance(await piping.wait(), ClosedError)
         assert sink._connection.state.outbound is Outbound.ENDING
@@ -257,7 +258,7 @@ async def test_two_pipes_into_one_destination_both_notice_its_end() -> None:
         pipes = [Piping(source, sink) for source in (one, other)]
         for piping in pipes:
             group.start_soon(piping)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         await sink.send_eof()
         for piping in pipes:
             assert isinstance(await piping.wait(), ClosedError)
@@ -294,7 +295,7 @@ async def test_the_end_of_a_chain_is_noticed_link_by_link() -> None:
             pipes = [Piping(first, one), Piping(other, last)]
             for piping in pipes:
                 group.start_soon(piping)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await last.close()
             assert isinstance(await pipes[1].wait(), ClosedError)
             await other.close()
@@ -313,7 +314,7 @@ async def test_a_destination_that_another_task_sends_to_takes_nothing() -> None:
         await sender.send(b"whole")
         arrived(source)
         group.start_soon(sink.send, bytes(BIG))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         with pytest.raises(anyio.BusyResourceError):
             await source.readable.pipe_to(sink)
         assert await source.receive() == b"whole"
@@ -328,7 +329,7 @@ async def test_a_source_that_failed_does_not_abort_what_another_task_sends_to() 
     ):
         await hear_a_reset(source, sender)
         group.start_soon(sink.send, bytes(BIG))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         with pytest.raises(anyio.BusyResourceError):
             await source.readable.pipe_to(sink)
         assert len(await receiver.receive_exactly(BIG)) == BIG
@@ -387,7 +388,7 @@ async def test_a_source_that_was_closed_ends_the_destination(act: Act, when: str
         if when == "before":
             await act(source, sender)
         group.start_soon(piping)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         if when == "meanwhile" and act is not hear_and_cancel:  # the pipe hears it then
             await act(source, sender)
         elif when == "meanwhile":
@@ -431,7 +432,7 @@ async def test_a_source_whose_socket_was_closed_is_cut_off(when: str) -> None:
         if when == "before":
             await source.close()
         group.start_soon(piping)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         if when == "meanwhile":
             await source.close()
         assert isinstance(await piping.wait(), ClosedError)
@@ -514,7 +515,7 @@ async def test_an_idle_echo_notices_its_end(
         piping = Piping(socket, socket)
         async with anyio.create_task_group() as group:
             group.start_soon(piping)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             if act is hear_a_reset:
                 peer.rst()
             else:
@@ -687,7 +688,7 @@ async def test_a_stream_that_raises_when_closed_does_not_swallow_the_cancellatio
         sink = Refusing(ZeroDivisionError(), closing=LookupError())
         async with anyio.create_task_group() as group:
             group.start_soon(source.readable.pipe_to, sink)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             group.cancel_scope.cancel()
         assert sink.closed
         assert source._connection.state.inbound is Inbound.CANCELLED
@@ -704,7 +705,6 @@ async def test_a_pipe_keeps_nothing_alive() -> None:
 
     async with connected() as (source, _), connected() as (sink, _):
         await sink.send_eof()
-        gc.collect()
         gc.disable()
         try:
 

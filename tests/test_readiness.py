@@ -20,6 +20,7 @@ from anyio_connect._readiness import LoopReadiness, TaskReadiness, by_anyio, rea
 from anyio_connect._tcp import TCPTransport
 from peers import Peer, listening
 from sockets import arrived, connected, raw, use_up_the_turn
+from turns import all_blocked
 
 #: The most calls that a task may make in a row, as seen by others, whose own call is only seen
 #: when it is done.
@@ -131,7 +132,7 @@ async def once_waited(socket: Socket, peer: Peer) -> None:
     """On asyncio it stays registered with the event loop from then on."""
     async with anyio.create_task_group() as group:
         group.start_soon(socket.receive)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         await peer.send(b"first")
 
 
@@ -184,7 +185,7 @@ async def test_a_cancellation_comes_before_data_for_a_task_that_was_woken() -> N
         async with anyio.create_task_group() as group:
             group.start_soon(receive)
             group.start_soon(cancel)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             hint.sock.send(b"x")
             peer.sock.send(b"data")
             arrived(socket)
@@ -212,7 +213,7 @@ async def test_a_cancelled_task_takes_no_place_from_the_one_that_waits_for_room_
 
         async with anyio.create_task_group() as group:
             group.start_soon(wait_in_vain)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             first.cancel()
             group.start_soon(peer.receive_all)
             with anyio.fail_after(10):
@@ -227,7 +228,7 @@ async def test_what_arrived_for_a_task_that_was_cancelled_natively_goes_to_the_n
     async with connected() as (socket, peer):
         transport = transport_of(socket)
         task = asyncio.ensure_future(socket.receive(4))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         await peer.send(b"precious")
         while not transport._arrived:
             await checkpoint()
@@ -254,12 +255,12 @@ async def test_the_kernels_socket_can_be_waited_for_by_others() -> None:
         for _ in range(2):
             async with anyio.create_task_group() as group:
                 group.start_soon(readable, shared)
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 await peer.send(b"two")
             assert await socket.receive() == b"two"
             async with anyio.create_task_group() as group:
                 group.start_soon(socket.receive)
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 await peer.send(b"three")
 
 
@@ -296,9 +297,9 @@ async def test_somebody_else_may_be_registered_while_a_task_receives() -> None:
 
         async with anyio.create_task_group() as group:
             group.start_soon(receive)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             loop.add_reader(number, told.set)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await peer.send(b"one")
             with anyio.fail_after(10):
                 await told.wait()
@@ -306,13 +307,13 @@ async def test_somebody_else_may_be_registered_while_a_task_receives() -> None:
         # Later receives leave them alone too.
         async with anyio.create_task_group() as group:
             group.start_soon(receive)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await peer.send(b"two")
         assert received == [b"one", b"two"]
         assert loop.remove_reader(number) is not False  # uvloop does not say
         async with anyio.create_task_group() as group:
             group.start_soon(receive)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await peer.send(b"three")
         assert received[2:] == [b"three"]
 
@@ -328,7 +329,7 @@ async def test_somebody_else_may_be_registered_while_a_task_sends() -> None:
         data = bytes(100_000)
         async with anyio.create_task_group() as group:
             group.start_soon(socket.send, data)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             loop.add_writer(number, told.set)
             with anyio.fail_after(20):
                 assert await peer.receive_exactly(len(data)) == data
@@ -355,9 +356,9 @@ async def test_a_task_that_waits_by_other_means_can_be_woken(how: str) -> None:
 
         async with anyio.create_task_group() as group:
             group.start_soon(receive)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             loop.add_reader(number, int)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert loop.remove_reader(number) is not False  # uvloop does not say
             if how == "close":
                 await socket.close()
@@ -384,9 +385,9 @@ async def test_somebody_else_may_be_registered_where_no_data_can_be_watched(
 
     async with connected() as (socket, peer), anyio.create_task_group() as group:
         group.start_soon(receive)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         group.start_soon(readable, raw(socket))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         with anyio.fail_after(10):
             await peer.send(b"data")
             while not got:
@@ -398,10 +399,10 @@ async def test_more_than_was_asked_for_does_not_keep_the_loop_busy() -> None:
     async with connected() as (socket, peer):
         async with anyio.create_task_group() as group:
             group.start_soon(socket.receive, 1)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await peer.send(b"more than one")
         # It would never come to rest if the loop reported again and again what nobody asks for.
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         if not trio.lowlevel.in_trio_run():
             loop = asyncio.get_running_loop()
             await checkpoint()
@@ -442,7 +443,7 @@ async def test_who_stops_reading_does_not_disturb_who_sends() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(receive)
             group.start_soon(socket.send, data)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await socket.readable.aclose()
             assert await peer.receive_exactly(len(data)) == data
 
@@ -475,7 +476,7 @@ async def test_the_number_of_a_socket_that_was_reset_can_be_used_again(dropped: 
             peer = await listener.accept()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(receive, socket)
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 peer.rst()
             if dropped:
                 transport_of(socket)._ready.close_dropped()

@@ -92,6 +92,7 @@ def test_the_first_block_prints_what_it_says(
     assert data == "b'hello'"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str, address: str) -> None:
     ran = subprocess.run(
@@ -105,6 +106,7 @@ def test_command(command: str, address: str) -> None:
     assert ran.stderr == b""
 
 
+@pytest.mark.slow
 def test_the_demo_runs() -> None:
     """What the demo command does once everything is installed."""
     subprocess.run(

@@ -30,6 +30,7 @@ from errors import is_copy
 from peers import Peer, has_ipv6, listening, refusing_address
 from sockets import Slow, arrived, connected, opened_by, raw, settle, socket_pair
 from tls_peers import dial
+from turns import all_blocked
 
 #: More than both kernels' buffers hold: a send of it waits for the peer to read.
 BIG = 64 * 1024 * 1024
@@ -182,11 +183,11 @@ async def test_a_cancelled_driver_hands_over_to_the_next_waiter() -> None:
 
             async with anyio.create_task_group() as group:
                 group.start_soon(drive)
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 group.start_soon(wait)
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 driver.cancel()
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 assert outcome == ["cancelled"]
                 assert not socket.opened.done()
                 with anyio.fail_after(30):
@@ -355,7 +356,7 @@ async def test_peer_ends_while_a_send_is_in_flight() -> None:
         outcome: list[BaseException | None] = []
         async with anyio.create_task_group() as group:
             group.start_soon(blocked_send, socket, outcome)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             peer.fin()
             with anyio.fail_after(5), pytest.raises(anyio.EndOfStream):
                 await socket.receive()  # at once: the send does not hold it up
@@ -407,7 +408,7 @@ async def test_closed_notices_an_end_without_reading() -> None:
                     await socket.closed
 
             group.start_soon(watch)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             peer.fin()
         assert await peer.receive_all() == b""
         with pytest.raises(anyio.EndOfStream):
@@ -425,10 +426,10 @@ async def test_closed_waits_until_buffered_data_is_read() -> None:
                 await socket.closed
 
             group.start_soon(watch)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             for byte in (b"a", b"b"):
                 assert await socket.receive(1) == byte
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 assert not socket.closed.done()
             assert await socket.receive() == b"c"
             with anyio.fail_after(5):
@@ -445,7 +446,7 @@ async def test_closed_takes_no_data() -> None:
                 await socket.closed
 
             group.start_soon(watch)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             for number in range(20):
                 await peer.send(b"%d" % number)
                 assert await socket.receive() == b"%d" % number
@@ -462,10 +463,10 @@ async def test_closed_in_half_open_mode_needs_both_ends() -> None:
             await socket.closed
 
         group.start_soon(watch)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         peer.fin()
         arrived(socket, select.POLLRDHUP)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert not socket.closed.done()
         await socket.send(b"x")
         assert not socket.closed.done()
@@ -485,7 +486,7 @@ async def test_a_reset_after_the_end_in_half_open_mode_is_noticed() -> None:
                 assert isinstance(await settle(socket.closed), BrokenError)
 
             group.start_soon(watch)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             peer.rst()
         with pytest.raises(BrokenError):
             await socket.send(b"x")
@@ -503,11 +504,11 @@ async def test_a_cancelled_watcher_hands_over() -> None:
 
         async with anyio.create_task_group() as group:
             group.start_soon(watch, first)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             group.start_soon(watch, anyio.CancelScope())
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             first.cancel()
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             peer.fin()
             with anyio.fail_after(5):
                 await socket.closed
@@ -527,7 +528,7 @@ async def test_reset_while_receiving() -> None:
                 assert isinstance(caught.value, anyio.BrokenResourceError)
 
             group.start_soon(receive)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             peer.rst()
         error = await settle(socket.closed)
         assert isinstance(error, BrokenError)
@@ -546,7 +547,7 @@ async def test_reset_while_sending() -> None:
         outcome: list[BaseException | None] = []
         async with anyio.create_task_group() as group:
             group.start_soon(blocked_send, socket, outcome)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             peer.rst()
         assert isinstance(outcome[0], BrokenError)
         assert is_copy(await settle(socket.closed), outcome[0])
@@ -563,7 +564,7 @@ async def test_reset_while_watching() -> None:
             assert isinstance(error.__cause__, ConnectionResetError)
 
         group.start_soon(watch)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         peer.rst()
 
 
@@ -617,7 +618,7 @@ async def test_closed_notices_an_end_that_nobody_wants_to_read() -> None:
 
         await socket.readable.aclose()
         group.start_soon(watch)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         peer.fin()
 
 
@@ -629,7 +630,7 @@ async def test_closed_notices_a_reset_where_nobody_wants_to_read() -> None:
 
         await socket.readable.aclose()
         group.start_soon(watch)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         peer.rst()
 
 
@@ -677,9 +678,9 @@ async def test_close_wakes_a_receive_and_lets_a_send_finish() -> None:
 
             group.start_soon(blocked_send, socket, outcome)
             group.start_soon(receive)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             group.start_soon(socket.close)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert len(outcome) == 1  # the receive, at once
             assert not socket.closed.done()
             with pytest.raises(ClosedError):
@@ -696,7 +697,7 @@ async def test_cancelled_close_is_forced() -> None:
         outcome: list[BaseException | None] = []
         async with anyio.create_task_group() as group:
             group.start_soon(blocked_send, socket, outcome)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             with anyio.CancelScope() as scope:
                 scope.cancel()
                 await socket.close()
@@ -723,10 +724,10 @@ async def test_two_tasks_close() -> None:
         outcome: list[BaseException | None] = []
         async with anyio.create_task_group() as group:
             group.start_soon(blocked_send, socket, outcome)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             group.start_soon(socket.close)
             group.start_soon(socket.close)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert not socket.closed.done()
             await peer.receive_all()
         assert outcome == [None]
@@ -769,7 +770,7 @@ async def test_close_during_the_dial_stops_it() -> None:
 
             async with anyio.create_task_group() as group:
                 group.start_soon(open_)
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 with anyio.fail_after(5):
                     await socket.close()
                 assert socket.closed.result() is None
@@ -792,9 +793,9 @@ async def test_close_during_the_dial_returns_when_nothing_is_left_of_it() -> Non
 
         async with anyio.create_task_group() as group:
             group.start_soon(open_)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             group.start_soon(close)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert not closed
             opener.stop.set()
         assert closed
@@ -808,7 +809,7 @@ async def test_close_while_another_task_watches() -> None:
             await socket.closed
 
         group.start_soon(watch)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         await socket.close()
 
 
@@ -817,9 +818,9 @@ async def test_reset_while_close_flushes() -> None:
         outcome: list[BaseException | None] = []
         async with anyio.create_task_group() as group:
             group.start_soon(blocked_send, socket, outcome)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             group.start_soon(socket.close)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             peer.rst()
         assert isinstance(outcome[0], BrokenError)  # which was there before close()
         assert isinstance(await settle(socket.closed), BrokenError)
@@ -860,7 +861,7 @@ async def test_readable_aclose() -> None:
                     await socket.receive()
 
             group.start_soon(receive)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await socket.readable.aclose()
         await socket.readable.aclose()
         with pytest.raises(ClosedError, match="cannot receive"):
@@ -877,9 +878,9 @@ async def test_writable_aclose_waits_for_a_send() -> None:
         outcome: list[BaseException | None] = []
         async with anyio.create_task_group() as group:
             group.start_soon(blocked_send, socket, outcome)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             group.start_soon(socket.writable.aclose)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert len(await peer.receive_all()) == BIG
         assert outcome == [None]
         await peer.send(b"reading goes on")
@@ -893,9 +894,9 @@ async def test_writable_aclose_waits_for_a_send_that_has_to_connect_first() -> N
         outcome: list[BaseException | None] = []
         async with anyio.create_task_group() as group:
             group.start_soon(blocked_send, socket, outcome)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             group.start_soon(socket.writable.aclose)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             opener.go_on.set()
             peer = await listener.accept()
             assert len(await peer.receive_all()) == BIG
@@ -908,7 +909,7 @@ async def test_cancelled_writable_aclose_drops_a_send() -> None:
         outcome: list[BaseException | None] = []
         async with anyio.create_task_group() as group:
             group.start_soon(blocked_send, socket, outcome)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await anyio.aclose_forcefully(socket.writable)
         assert isinstance(outcome[0], BrokenError)
         with pytest.raises(ConnectionResetError):
@@ -934,7 +935,7 @@ async def test_abort(reason: object) -> None:
                     await socket.receive()
 
             group.start_soon(receive)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await socket.writable.abort(reason)
         with pytest.raises(ConnectionResetError):
             await peer.receive_all()
@@ -979,7 +980,7 @@ async def test_a_send_cancelled_part_way_breaks_the_writable_only() -> None:
             async with anyio.create_task_group() as group:
 
                 async def cancel() -> None:
-                    await anyio.wait_all_tasks_blocked()
+                    await all_blocked()
                     scope.cancel()
 
                 group.start_soon(cancel)
@@ -1004,7 +1005,7 @@ async def test_peer_ends_after_a_torn_send() -> None:
             async with anyio.create_task_group() as group:
 
                 async def cancel() -> None:
-                    await anyio.wait_all_tasks_blocked()
+                    await all_blocked()
                     scope.cancel()
 
                 group.start_soon(cancel)
@@ -1032,7 +1033,7 @@ async def test_a_cancelled_receive_loses_nothing() -> None:
             async with anyio.create_task_group() as group:
 
                 async def cancel() -> None:
-                    await anyio.wait_all_tasks_blocked()
+                    await all_blocked()
                     await peer.send(b"data")
                     arrived(socket)
                     scope.cancel()
@@ -1052,7 +1053,7 @@ async def test_busy() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(blocked_send, socket, outcome)
             group.start_soon(socket.receive)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             with pytest.raises(anyio.BusyResourceError, match="receiving from"):
                 await socket.receive()
             with pytest.raises(anyio.BusyResourceError, match="sending to"):
@@ -1241,7 +1242,7 @@ async def test_cancelled_pipe_to_ends_both() -> None:
             async with anyio.create_task_group() as group:
 
                 async def cancel() -> None:
-                    await anyio.wait_all_tasks_blocked()
+                    await all_blocked()
                     scope.cancel()
 
                 group.start_soon(cancel)
@@ -1323,7 +1324,7 @@ async def test_pipe_to_leaves_alone_what_another_task_uses() -> None:
     async with connected() as (source, sender), connected() as (sink, receiver):
         async with anyio.create_task_group() as group:
             group.start_soon(source.receive)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             with pytest.raises(anyio.BusyResourceError):
                 await source.readable.pipe_to(sink.writable)
             await sender.send(b"x")
@@ -1348,7 +1349,7 @@ async def test_a_descriptor_is_free_only_when_nobody_waits_for_it(direction: str
             group.start_soon(receive)
         else:
             group.start_soon(blocked_send, socket, outcome)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         number = raw(socket).fileno()
 
         go = anyio.Event()
@@ -1372,9 +1373,9 @@ async def test_a_descriptor_is_free_only_when_nobody_waits_for_it(direction: str
         with theirs:
             group.start_soon(drop)
             group.start_soon(newcomer)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             go.set()
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert number >= 0
             theirs.send(b"x")
 

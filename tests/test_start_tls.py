@@ -29,6 +29,7 @@ from anyio_connect import (
 from errors import is_copy
 from peers import Listener, Peer, listening, refusing_address
 from sockets import Slow, arrived, dialled, opened_by, raw, settle
+from turns import all_blocked
 
 BIG = 64 * 1024 * 1024
 AUTHORITY = trustme.CA()
@@ -242,7 +243,7 @@ def test_needs_starttls(mode: Any) -> None:
 async def test_refused_while_a_receive_is_in_flight() -> None:
     async with plain() as (socket, peer, _), anyio.create_task_group() as group:
         group.start_soon(socket.receive)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         with pytest.raises(StartTLSError, match="receive is in flight"):
             socket.start_tls()
         await peer.send(b"x")
@@ -254,7 +255,7 @@ async def test_refused_while_a_receive_waits_for_the_connection() -> None:
         opener.stop.set()
         socket = opened_by(opener, starttls=True)
         group.start_soon(receive_nothing, socket)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         with pytest.raises(StartTLSError, match="while a receive is in flight"):
             socket.start_tls()
         assert not socket.upgraded
@@ -304,10 +305,10 @@ async def test_refused_when_broken_or_never_made() -> None:
 async def test_a_send_in_flight_goes_out_before_the_handshake() -> None:
     async with plain() as (socket, peer, _), anyio.create_task_group() as group:
         group.start_soon(socket.send, b"p" * BIG)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         secure = socket.start_tls()
         group.start_soon(_fails, secure)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert await peer.receive_exactly(BIG) == b"p" * BIG
         assert (await peer.receive_exactly(1)) == b"\x16"  # a handshake record
         peer.close()
@@ -316,7 +317,7 @@ async def test_a_send_in_flight_goes_out_before_the_handshake() -> None:
 async def test_a_cancelled_close_of_the_plain_socket_cuts_no_send_that_tls_waits_for() -> None:
     async with plain() as (socket, peer, _), anyio.create_task_group() as group:
         group.start_soon(socket.send, b"p" * BIG)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         secure = socket.start_tls()
         group.start_soon(_fails, secure)
         with anyio.CancelScope() as scope:
@@ -338,7 +339,7 @@ async def test_a_send_that_waits_for_the_connection_goes_out_before_the_handshak
         opener = Slow(dialled(listener))
         socket = opened_by(opener, starttls=True)
         group.start_soon(socket.send, b"HELLO")
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         secure = socket.start_tls()
         group.start_soon(handshake_fails, secure)
         opener.go_on.set()
@@ -358,7 +359,7 @@ async def test_close_of_the_plain_socket_waits_for_no_dial() -> None:
         opener.stop.set()
         socket = opened_by(opener, starttls=True)
         group.start_soon(fails_to_open, socket)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         secure = socket.start_tls()
         assert socket.closed.result() is None
         await socket.close()
@@ -389,7 +390,7 @@ async def test_what_came_in_the_clear_is_never_read(when: str) -> None:
 
             group.start_soon(receive)
             if when == "later":
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 await peer.send(injected)
         error = secure.opened.exception()
         assert isinstance(error, TLSError)
@@ -462,7 +463,7 @@ async def test_a_flush_that_takes_too_long_fails_like_a_handshake() -> None:
                     await socket.send(bytes(10_000_000))
 
             group.start_soon(send)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             secure = socket.start_tls()
             with pytest.raises(ConnectTimeoutError, match="sent before did not go out within"):
                 await secure.opened
@@ -483,7 +484,7 @@ async def test_a_cancelled_handshake_gives_its_slot_back() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(socket.start_tls().send, b"hello")
             assert (await peer.receive_exactly(1)) == b"\x16"
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             group.cancel_scope.cancel()
         with pytest.raises(ConnectionResetError):
             await peer.receive_all()
@@ -498,7 +499,7 @@ async def test_a_handshake_cancelled_part_way_settles_both_futures() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(secure.opened._wait)
             assert (await peer.receive_exactly(1)) == b"\x16"
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             group.cancel_scope.cancel()
         # It cannot be made again: the connection is gone, and was the only one there is.
         for future in (secure.opened, secure.closed):
@@ -556,7 +557,7 @@ async def test_who_awaits_closed_is_told_of_the_upgrade_while_the_dial_goes_on()
         opener.stop.set()
         socket = opened_by(opener, starttls=True)
         group.start_soon(fails_to_open, socket)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         over = anyio.Event()
 
         async def watch() -> None:
@@ -564,7 +565,7 @@ async def test_who_awaits_closed_is_told_of_the_upgrade_while_the_dial_goes_on()
             over.set()
 
         group.start_soon(watch)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         secure = socket.start_tls()
         await over.wait()
         await secure.close()
@@ -575,7 +576,7 @@ async def test_closed_during_the_handshake() -> None:
         secure = socket.start_tls()
         group.start_soon(_fails, secure)
         await peer.receive_exactly(1)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         await secure.close()
         assert secure.closed.result() is None
         with pytest.raises(ConnectionResetError):
@@ -591,15 +592,15 @@ async def test_closed_while_its_dial_is_cancelled() -> None:
                 await socket.send(bytes(BIG))
 
         group.start_soon(send)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         secure = socket.start_tls()
         async with anyio.create_task_group() as dial:
             dial.start_soon(secure.opened._wait)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             dial.cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
                 await secure.close()
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert raw(socket).fileno() == -1
 
 
@@ -621,7 +622,7 @@ async def test_aborted_as_the_handshake_goes_on() -> None:
             group.start_soon(wait)
             group.start_soon(abort)
             await peer.receive_exactly(1)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             theirs.send(b"x")  # both in the same turn of the event loop
             peer.sock.send(b"\x16\x03\x03\x00")
             with anyio.fail_after(5), pytest.raises(SocketError):
@@ -639,10 +640,10 @@ async def test_a_send_that_is_cut_short_leaves_nothing_to_upgrade() -> None:
 
         async with anyio.create_task_group() as sending:
             sending.start_soon(socket.send, bytes(BIG))
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             secure = socket.start_tls()
             group.start_soon(note, secure.opened)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             sending.cancel_scope.cancel()
         await note(secure.closed)
     assert len(errors) == 2
@@ -658,10 +659,10 @@ async def test_a_send_that_breaks_says_so_to_both() -> None:
             errors.append(caught.value)
 
         group.start_soon(note, lambda: socket.send(bytes(BIG)))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         secure = socket.start_tls()
         group.start_soon(note, secure.opened._wait)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         peer.rst()
         with pytest.raises(BrokenError):
             await secure.closed

@@ -414,7 +414,7 @@ PIECES = sorted(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=settings().max_examples * 3)
 @given(
     name=st.sampled_from(sorted(PRELUDES)),
     pieces=st.lists(st.sampled_from(PIECES) | st.binary(max_size=8)),

@@ -15,19 +15,16 @@ from typing import Any, TypeAlias
 import anyio
 import pytest
 from anyio.abc import ByteStream
-from anyio.lowlevel import checkpoint
 
 from anyio_connect import Socket
 from sockets import socket_pair
 from tls_peers import TLS12, TLS13, tls_socket_pair
+from turns import all_blocked
 
 Call: TypeAlias = Callable[[], Coroutine[Any, Any, Any]]
 
 #: More than the kernel holds between two sockets.
 MORE_THAN_FITS = bytes(1 << 24)
-
-#: Turns of the event loop, more than any call needs to come to where it waits.
-TURNS = 12
 
 
 @pytest.fixture(
@@ -58,12 +55,6 @@ async def both(one: Call, other: Call) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(one)
         group.start_soon(other)
-
-
-async def get_going() -> None:
-    """Let every other task come to where it waits."""
-    for _ in range(TURNS):
-        await checkpoint()
 
 
 def raising(expected: type[BaseException], call: Callable[..., Any], *args: object) -> Call:
@@ -152,13 +143,13 @@ async def test_every_call_is_a_checkpoint(connected: Pair, flipped: bool) -> Non
 async def test_two_at_once(connected: Pair, flipped: bool) -> None:
     async with connected(flipped=flipped) as (s, r), anyio.create_task_group() as group:
         group.start_soon(raising(anyio.ClosedResourceError, r.receive))
-        await get_going()
+        await all_blocked()
         with pytest.raises(anyio.BusyResourceError):
             await r.receive()
         await r.aclose()
     async with connected(flipped=flipped) as (s, r), anyio.create_task_group() as group:
         group.start_soon(s.send, MORE_THAN_FITS)
-        await get_going()
+        await all_blocked()
         for call in (partial(s.send, b"x"), s.send_eof):
             with pytest.raises(anyio.BusyResourceError):
                 await call()
@@ -226,11 +217,11 @@ async def test_a_cancelled_close_closes(connected: Pair, flipped: bool) -> None:
 async def test_closing_wakes_who_waits(connected: Pair, flipped: bool) -> None:
     async with connected(flipped=flipped) as (s, r), anyio.create_task_group() as group:
         group.start_soon(raising(anyio.ClosedResourceError, r.receive))
-        await get_going()
+        await all_blocked()
         await anyio.aclose_forcefully(r)
     async with connected(flipped=flipped) as (s, r), anyio.create_task_group() as group:
         group.start_soon(raising(anyio.ClosedResourceError, s.send, MORE_THAN_FITS))
-        await get_going()
+        await all_blocked()
         await anyio.aclose_forcefully(s)
 
 
@@ -242,7 +233,7 @@ async def test_a_cancelled_call_leaves_a_stream_that_works(connected: Pair, flip
             await s.send(b"never")
         async with anyio.create_task_group() as group:
             group.start_soon(r.receive)
-            await get_going()
+            await all_blocked()
             group.cancel_scope.cancel()
         await s.send(b"data")
         assert await r.receive() == b"data"

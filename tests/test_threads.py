@@ -290,6 +290,7 @@ def test_a_forked_child_has_all_its_threads() -> None:
         assert os.waitstatus_to_exitcode(status) == 0
 
 
+@pytest.mark.slow
 def test_the_end_of_the_process_waits_for_no_lookup() -> None:
     program = """if True:
         import socket, threading, anyio

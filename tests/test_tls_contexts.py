@@ -258,7 +258,6 @@ async def test_a_failed_handshake_keeps_no_context_alive(method: str) -> None:
 
     context = slow_context(fail, method)
     watched = weakref.ref(context)
-    gc.collect()
     gc.disable()
     try:
         async with secured(context) as (socket, _):
@@ -417,6 +416,7 @@ async def test_a_context_from_before_the_injection_is_still_one(injected: None) 
         await socket.opened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_truststore_injected_before_anything_else(backend: str, trusted: str) -> None:
     program = """if True:
@@ -481,6 +481,7 @@ async def test_default_contexts_are_built_in_threads_of_our_own(
             release.set()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 def test_a_fork_while_a_default_context_is_built_leaves_no_lock() -> None:
     program = """if True:

@@ -48,6 +48,7 @@ from tls_peers import (
     over_tcp,
     server_context,
 )
+from turns import all_blocked
 
 each_version = pytest.mark.parametrize("version", [TLS12, TLS13], ids=["1.2", "1.3"])
 
@@ -211,7 +212,7 @@ async def test_a_default_context_is_built_once_for_all_who_want_it_at_the_same_t
     async with anyio.create_task_group() as tasks:
         for _ in range(callers):
             tasks.start_soon(want)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         everybody_waits.set()
     assert len(built) == 1
     assert got == built * callers
@@ -836,7 +837,7 @@ async def test_a_cancelled_handshake_drops_the_connection(waits_for: str) -> Non
 
         await _tls._contexts.get(())  # or a thread would build it meanwhile
         tasks.start_soon(shake)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert wire.sent
         assert wire.calls == []
         tasks.cancel_scope.cancel()

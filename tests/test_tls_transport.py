@@ -46,6 +46,7 @@ from tls_peers import (
     server_context,
     shaken,
 )
+from turns import all_blocked
 
 each_version = pytest.mark.parametrize("version", [TLS12, TLS13], ids=["1.2", "1.3"])
 
@@ -53,17 +54,12 @@ each_version = pytest.mark.parametrize("version", [TLS12, TLS13], ids=["1.2", "1
 #: and a record more.
 BOUND = 2 * 65536
 
-#: Turns of the event loop, more than any call needs to come to where it waits.
-TURNS = 12
-
 
 async def cancelled(call: Callable[..., Coroutine[Any, Any, object]], *args: object) -> None:
     """Start a call, let it get as far as it can, and cancel it there."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(call, *args)
-        # Over a wire nothing takes longer; wait_all_tasks_blocked() would sleep, many times.
-        for _ in range(TURNS):
-            await checkpoint()
+        await all_blocked()
         tasks.cancel_scope.cancel()
 
 
@@ -88,7 +84,7 @@ async def receive_all(tls: TLSTransport, max_bytes: int = 65536) -> bytes:
 
 
 # All is drawn before the test begins: what Hypothesis stops an example with would stop the loop.
-@settings(max_examples=60)
+@settings(max_examples=settings().max_examples * 6 // 10)
 @given(
     version=st.sampled_from([TLS12, TLS13]),
     messages=st.lists(st.binary(min_size=1, max_size=300), max_size=6),
@@ -391,7 +387,7 @@ async def refused_by_alert(*, data: bytes = b"") -> AsyncIterator[Socket]:
             said = b"".join(forger.encrypt(data[n : n + 16384]) for n in range(0, size, 16384))
             await peer.peer.send(said + forger.alert(2, 116))
             while len(raw.recv(1 << 20, stdlib.MSG_PEEK)) < len(said) + 24:
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
             peer.peer.rst()
             poll = select.poll()
             poll.register(raw, select.POLLRDHUP)
@@ -445,6 +441,7 @@ async def test_a_bare_end_is_read_before_a_reset_is_told() -> None:
             await socket.closed
 
 
+@pytest.mark.slow
 async def test_last_words_without_end_let_others_run() -> None:
     """What the kernel still holds may be megabytes of what is no data."""
     tls, wire, _, forger = forged()
@@ -632,7 +629,7 @@ async def test_the_answer_to_a_key_update_waits_behind_what_is_being_sent() -> N
     data = bytes(range(256)) * 2000
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(tls.send, data)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         for n in range(10):
             wire.arrive(forger.key_update(answer=n % 2 == 0) + forger.encrypt(b"%d" % n))
             # The sender is stuck, but the receiver is not.
@@ -702,9 +699,9 @@ async def test_a_send_cancelled_while_an_answer_is_cut_tears_it() -> None:
     assert tls.receive_nowait(1) is None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(tls.send, b"never")
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         wire.make_room(10)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         tasks.cancel_scope.cancel()
     assert tls.torn
     wire.make_room()
@@ -716,7 +713,7 @@ async def test_a_peer_that_wants_answers_and_reads_none_is_given_up() -> None:
     tls, wire, _, forger = forged()
     wire.make_room(0)
     most = 0
-    for _ in range(200):
+    for _ in range(100):  # twice as many answers as may wait
         wire.arrive(b"".join(forger.key_update(answer=True) for _ in range(100)))
         wire.arrive(forger.encrypt(b"x"))
         with suppress(anyio.BrokenResourceError):
@@ -979,7 +976,7 @@ async def test_aclose_waits_for_room_and_not_for_the_peer(version: ssl.TLSVersio
     wire.make_room(3)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(tls.aclose)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert wire.calls == []
         wire.make_room()
     assert wire.calls == ["aclose"]
@@ -1019,7 +1016,7 @@ async def test_finish_never_waits(version: ssl.TLSVersion, room: int) -> None:
         assert len(sent) == room
         async with anyio.create_task_group() as group:
             group.start_soon(tls.wait_room)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             wire.make_room()
         assert await tls.finish()
         sent += wire.take()
@@ -1045,7 +1042,7 @@ async def test_close_while_a_send_is_stuck(version: ssl.TLSVersion) -> None:
         wire.make_room(10)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(tls.send, bytes(100))
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await close(tls)
             assert wire.calls == ["abort"]
             assert len(wire.sent) == 10
@@ -1149,7 +1146,7 @@ async def test_unread_while_a_receive_waits(version: ssl.TLSVersion, clean: bool
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             poll = select.poll()
             poll.register(tls.extra(SocketAttribute.raw_socket), select.POLLRDHUP)
             blocking = peer.peer.sock
@@ -1444,7 +1441,7 @@ async def test_a_renegotiation_with_a_task_for_each_direction(first: str) -> Non
         async with anyio.create_task_group() as tasks:
             for call in (send, read) if first == "send" else (read, send):
                 tasks.start_soon(call)
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
             await receives(peer, b"two\n", b"answer")
         assert received == [b"answer"]
 
@@ -1485,7 +1482,7 @@ async def test_a_receive_that_is_stopped_in_mid_renegotiation_lets_the_send_read
 
         for call in (read, partial(tls.send, b"two")):
             tasks.start_soon(call)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
         tls.stop_receiving()
         await receives(peer, b"two")
         await read()
@@ -1502,7 +1499,7 @@ async def test_a_receive_that_waits_for_a_send_that_reads_can_be_stopped() -> No
         stopped = anyio.Event()
         for call in (partial(tls.send, b"two"), read):
             tasks.start_soon(call)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
         tls.stop_receiving()
         await stopped.wait()
         await receives(peer, b"two")
@@ -1517,9 +1514,9 @@ async def test_a_send_that_reads_keeps_no_more_than_it_must(
         tasks.start_soon(tls.send, b"two")
         await peer.send(bytes(1000))
         while not tls._decrypted:
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
         await peer.send(bytes(500))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert len(tls._decrypted) == 1000
         tasks.start_soon(receives, peer, b"two")
         assert await tls.receive() == bytes(1000)  # and the send reads the rest
@@ -1601,7 +1598,7 @@ async def test_close_in_mid_renegotiation_with_a_receive_and_a_send_in_flight() 
 
             for call in (read, partial(socket.send, b"two"), socket.close):
                 tasks.start_soon(call)
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
             await receives(peer, b"two")
             assert await peer.receive() == b""
             peer.peer.close()
@@ -1641,7 +1638,7 @@ async def test_our_end_finds_room_behind_a_peer_that_has_none_itself() -> None:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(talk_then_read)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             while not await tls.finish():
                 await tls.wait_room()
 
@@ -1655,7 +1652,7 @@ async def test_an_abort_ends_a_wait_in_mid_renegotiation() -> None:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(send)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await tls.abort()
 
 
@@ -1688,9 +1685,9 @@ async def test_who_awaits_closed_ends_our_side_when_there_is_room(version: ssl.T
             with anyio.CancelScope() as scope:  # which changes nothing
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(settle, socket.closed)
-                    await anyio.wait_all_tasks_blocked()
+                    await all_blocked()
                     wire.make_room(room)
-                    await anyio.wait_all_tasks_blocked()
+                    await all_blocked()
                     scope.cancel()
             assert socket.closed.done() == (room == 1000)
         assert server.decrypt(wire.take()) == b"all of it"
@@ -1705,7 +1702,7 @@ async def test_close_ends_our_side_when_there_is_room(version: ssl.TLSVersion) -
             tasks.start_soon(settle, socket.closed)
             for _ in range(2):
                 tasks.start_soon(socket.close)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert not socket.closed.done()
             wire.make_room()
         assert server.decrypt(wire.take()) == b"all of it"
@@ -1733,7 +1730,7 @@ async def test_a_reset_ends_the_wait_for_room(
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(settle, socket.closed)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             monkeypatch.setattr(wire, "send_nowait", reset)
             wire.make_room()
         assert socket.closed.done()

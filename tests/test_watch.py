@@ -23,6 +23,7 @@ from anyio_connect import _watch as watching
 from anyio_connect._watch import CAN_WATCH, ERR, IN, OUT, RDHUP, Watch, unwatch
 from peers import Peer, listening
 from sockets import arrived, connected
+from turns import all_blocked
 
 pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="there is nothing to watch with here")
 epoll_only = pytest.mark.skipif(not hasattr(select, "epoll"), reason="kqueue tells of ends only")
@@ -62,7 +63,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def settled() -> None:
     with anyio.fail_after(10):
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
 
 
 # --- one watch
@@ -217,7 +218,7 @@ async def test_a_closed_socket_cannot_be_watched() -> None:
 
 @pytest.mark.skipif(not guards.CAN_LIST_FDS, reason="descriptors cannot be listed here")
 async def test_any_number_of_sockets_cost_one_descriptor() -> None:
-    async with many(300) as pairs, anyio.create_task_group() as group:
+    async with many(100) as pairs, anyio.create_task_group() as group:
         before = guards.open_fds()
         for socket, _ in pairs:
             group.start_soon(partial(wait_closed, socket))
@@ -242,7 +243,7 @@ def watchers() -> list[Any]:
 @pytest.mark.parametrize("seed", range(3))
 async def test_who_leads_may_be_cancelled_at_any_time(seed: int) -> None:
     chance = random.Random(seed)
-    async with many(300) as pairs, anyio.create_task_group() as group:
+    async with many(90) as pairs, anyio.create_task_group() as group:
         scopes: dict[Socket, anyio.CancelScope] = {}
 
         async def watch(socket: Socket) -> None:
@@ -252,7 +253,7 @@ async def test_who_leads_may_be_cancelled_at_any_time(seed: int) -> None:
         for socket, _ in pairs:
             group.start_soon(watch, socket)
         await settled()
-        cancelled = chance.sample(pairs, 100)
+        cancelled = chance.sample(pairs, 30)
         ended = [one for one in pairs if one not in cancelled]
         chance.shuffle(ended)
         acts: list[Callable[[], None]] = [scopes[socket].cancel for socket, _ in cancelled]

@@ -1,0 +1,32 @@
+"""Letting other tasks run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import trio
+import trio.testing
+from anyio.lowlevel import checkpoint
+
+
+async def all_blocked() -> None:
+    """Wait until every other task waits for something, as ``anyio.wait_all_tasks_blocked()``.
+
+    On asyncio, that sleeps for a tenth of a second if a task has yet to run, which most have when
+    a test asks. It says nothing of the kernel, which may still be delivering.
+    """
+    if trio.lowlevel.in_trio_run():
+        await trio.testing.wait_all_tasks_blocked()
+        return
+    quiet = 0
+    while quiet < 2:  # in between, what is ready by now is polled for, and callbacks run
+        await checkpoint()
+        this = asyncio.current_task()
+        blocked = all(_is_blocked(task) for task in asyncio.all_tasks() if task is not this)
+        quiet = quiet + 1 if blocked else 0
+
+
+def _is_blocked(task: Any) -> bool:
+    waits_for = task._fut_waiter
+    return waits_for is not None and not waits_for.done()
