@@ -48,6 +48,8 @@ TESTS = Path(__file__).parent
 SEED = os.environ.get("SIMULATION_SEED")
 #: How many random histories to run on each scheduler. `nox -s simulate` runs many more.
 COUNT = int(os.environ.get("SIMULATION_COUNT", "100"))
+#: How long to look for a shorter history that fails as well, in seconds.
+SHRINK = float(os.environ.get("SIMULATION_SHRINK", "20"))
 #: Of the faults put in by hand, those that show at once.
 QUICKLY_FOUND = (4, 8)
 
@@ -60,7 +62,7 @@ def test_random_histories(scheduler: str) -> None:
     for seed in range(first, first + COUNT):
         world = execute(plan(seed), scheduler)
         if found := unknown(world.faults):
-            shorter = shrink(plan(seed), scheduler, found[0], seconds=20)
+            shorter = shrink(plan(seed), scheduler, found[0], seconds=SHRINK)
             pytest.fail(
                 f"{found}; to see it again:\n{command(scheduler, seed)}\n"
                 + story(shorter, execute(shorter, scheduler)),
@@ -212,6 +214,20 @@ def test_a_history_in_which_nothing_is_wrong_has_no_fault() -> None:
             world = execute(history, scheduler)
             assert not world.faults
             assert {call.how for call in world.calls} <= {"ok", "EndOfStream"}
+
+
+@on_each_scheduler
+def test_a_task_that_never_waits_is_stopped(
+    scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def spin(*_: object) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr("simulation.run._MOST_WORK", 0.1)
+    monkeypatch.setattr(anyio_connect.Socket, "send", spin)
+    history = Plan(subjects=(Subject(),), steps=(Step(0, "send", turns=3), Step(1, "receive")))
+    assert execute(history, scheduler).faults[0] == "a task never waits"
 
 
 # --- what fails is told

@@ -7,10 +7,13 @@ import errno
 import gc
 import math
 import random
+import signal
 import socket
 import sys
+import threading
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -36,6 +39,8 @@ _QUIET = 50.0
 _PATIENCE = 1000.0
 #: How far apart the moments are at which a server answers, in seconds.
 _TICK = 0.005
+#: How much processor time a history may take, in seconds. Most take a few thousandths.
+_MOST_WORK = 10.0
 
 
 def execute(plan: Plan, scheduler: str) -> World:
@@ -48,7 +53,8 @@ def execute(plan: Plan, scheduler: str) -> World:
     try:
         with simulated(network, history.wires, history.names, plan.resolving):
             try:
-                run_on(scheduler, network, history.main, plan.seed)
+                with _no_spinning(history.world):
+                    run_on(scheduler, network, history.main, plan.seed)
             except Deadlock as exc:
                 history.world.fault("deadlock", str(exc))
             except BaseException as exc:
@@ -60,6 +66,26 @@ def execute(plan: Plan, scheduler: str) -> World:
         if collecting:
             gc.enable()
     return history.world
+
+
+@contextmanager
+def _no_spinning(world: World) -> Iterator[None]:
+    """Stop a history in which a task runs on and on, and lets no other run."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no signal arrives
+        return
+
+    def stop(*_: object) -> None:
+        world.fault("a task never waits", "".join(traceback.format_stack(limit=8)))
+        raise Deadlock("a task never waits")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_WORK, 1.0)  # and again if it is caught
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _family(address: str) -> tuple[int, str]:
