@@ -275,7 +275,7 @@ def test_a_connect_error_made_by_hand_has_no_attempts(cls: type[ConnectError]) -
 #: module of its own layer: so there are no cycles, and each can be read without those above it.
 LAYERS = [
     {"_copies", "_keepalive", "_lifecycle", "_ranges", "_threads", "_watch"},
-    {"_errors", "_linger", "_readiness"},
+    {"_errors", "_linger", "_memory_tcp", "_readiness"},
     {"_address", "_future", "_loops", "_policy", "_slots"},
     {"_options", "_tls_errors", "_raw", "_transport", "_dial_errors"},
     {"_dialer", "_tcp", "_tls"},

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import heapq
-import os
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
+
+from anyio_connect._memory_tcp import Host, error
 
 if TYPE_CHECKING:
     from .polling import Epoll
@@ -15,11 +16,6 @@ if TYPE_CHECKING:
 
 #: Simulated descriptors begin here, so that none is mistaken for a real one.
 FIRST_FD = 1_000_000
-
-
-def error(code: int) -> OSError:
-    """The kernel's error of that number. OSError chooses the subclass."""
-    return OSError(code, os.strerror(code))
 
 
 class Deadlock(BaseException):  # no `except Exception` may take it for something else
@@ -37,14 +33,6 @@ class Pollable(Protocol):
         ...
 
 
-class Host(Protocol):
-    """What answers at an address."""
-
-    def syn(self, client: End) -> None:
-        """A client knocks; its connection attempt has arrived here."""
-        ...
-
-
 class Network:
     """All that a history happens in. Nothing in it depends on real time, addresses or hashes."""
 
@@ -52,7 +40,7 @@ class Network:
         self.random = random.Random(seed)
         self.now = 0.0
         self.log: list[tuple[object, ...]] = []
-        self.hosts: dict[tuple[str, int], Host] = {}
+        self.hosts: dict[tuple[str, int], Host[End]] = {}
         self.unreachable: set[tuple[str, int]] = set()  # no way there: said at once
         self.ends: list[End] = []  # every end of every connection that ever was
         self.most_descriptors: float = float("inf")  #: that may be open at once: EMFILE

@@ -22,8 +22,9 @@ import anyio
 
 import anyio_connect
 from anyio_connect import _dial, _listen
+from anyio_connect._memory_tcp import error
 
-from .network import FIRST_FD, Network, error
+from .network import FIRST_FD, Network
 from .polling import Epoll
 from .sockets import Socket, setting
 from .tcp import Wire

@@ -8,7 +8,9 @@ from typing import Protocol
 
 from typing_extensions import Self
 
-from .network import FIRST_FD, Deadlock, Network, Pollable, error
+from anyio_connect._memory_tcp import error
+
+from .network import FIRST_FD, Deadlock, Network, Pollable
 
 _ALWAYS = select.EPOLLERR | select.EPOLLHUP
 _FLAGS = select.EPOLLET | select.EPOLLONESHOT

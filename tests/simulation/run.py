@@ -21,8 +21,9 @@ from anyio.lowlevel import checkpoint
 
 import anyio_connect
 from anyio_connect import AddressPolicy, Connector, Listener, Socket, SocketError, SocketFuture
+from anyio_connect._memory_tcp import accept, connect
 
-from . import judge, tcp
+from . import judge
 from .certificates import NAMES, contexts
 from .messages import SMALLEST, message
 from .network import Deadlock, Network
@@ -133,7 +134,7 @@ class _Server:
 
         port = client.local[1]
         history.world.ours[port], history.world.theirs[port] = client, peer
-        tcp.accept(network, client, server, ready)
+        accept(client, server, ready)
 
 
 class _History:
@@ -148,21 +149,20 @@ class _History:
         plan = self.world.plan
         ours = Wire(
             plan.delays[0],
+            plan.buffers[0],
+            plan.buffers[1],
             plan.jitter,
             plan.mss,
             plan.ack_delay,
             plan.short,
-            plan.buffers[0],
-            plan.buffers[1],
         )
         theirs = Wire(
             plan.delays[1],
+            plan.buffers[2],
+            plan.buffers[3],
             plan.jitter,
             plan.mss,
             plan.ack_delay,
-            0.0,
-            plan.buffers[2],
-            plan.buffers[3],
         )
         return ours, theirs
 
@@ -253,7 +253,9 @@ class _History:
         port = int(remote.rpartition(":")[2])
         peer = world.theirs[port]
         party.peers.append(peer)
-        party.accepted = peer.end.peer
+        accepted = peer.end.peer
+        assert isinstance(accepted, End)
+        party.accepted = accepted
         world.network.note("accepted", number)
         world.parties.append(party)
 
@@ -265,7 +267,7 @@ class _History:
         client.local = ("10.0.0.9", network.port())
         peer = Peer(network, client, world.plan)
         world.theirs[client.local[1]] = peer
-        tcp.connect(network, client, _LISTENER)
+        connect(network.hosts, client, _LISTENER)
 
     # --- steps
 

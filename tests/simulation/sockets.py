@@ -11,9 +11,12 @@ from typing import Any
 
 from typing_extensions import Self
 
-from .network import FIRST_FD, Network, error
+from anyio_connect._memory_tcp import accept, connect, error
+from anyio_connect._watch import HUP, IN, OUT
+
+from .network import FIRST_FD, Network
 from .polling import Epoll
-from .tcp import HUP, IN, OUT, End, Wire, accept, connect
+from .tcp import End, Wire
 
 Address = tuple[Any, ...]
 
@@ -130,7 +133,7 @@ class Socket:
         end.local = (local if int(bound) else "10.0.0.1", bound or self._network.port())
         end.dialling = True
         self._hold(end)
-        connect(self._network, end, (host, port))
+        connect(self._network.hosts, end, (host, port))
         raise BlockingIOError(errno.EINPROGRESS, "Operation now in progress")
 
     def listen(self, backlog: int = 128) -> None:
@@ -221,7 +224,7 @@ class Backlog:
             return  # dropped; the client would try again, and time is short here
         _, wire = setting.wires()
         server = End(self._network, f"server{len(self._network.ends)}", wire)
-        accept(self._network, client, server, self._ready)
+        accept(client, server, self._ready)
 
     def _ready(self, server: End) -> None:
         if self._network.hosts.get(self._address) is not self:

@@ -1,0 +1,394 @@
+"""The two ends of a TCP connection in memory, as Linux behaves (net/ipv4/tcp*.c).
+
+Exact is what a program can see: what ``recv()`` returns after a reset, which error is told once,
+when ``close()`` turns into a reset, what an end that nobody holds any more answers to data, which
+flags ``poll()`` shows, and what is not acknowledged. Windows and delays are simulated, loss of
+packets and congestion are not.
+
+Nothing here waits: things happen at their time, when :class:`Timeline` says that it has come. The
+users of ``testing`` have it under their sockets, and the project's own simulation adds what is
+random about networks. It is checked against the kernel there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from ._watch import ERR, HUP, IN, OUT, RDHUP
+
+E = TypeVar("E", bound="End")
+E_contra = TypeVar("E_contra", bound="End", contravariant=True)
+
+#: A wake-up about the state as such, which passes every filter.
+STATE = 0
+
+
+def error(code: int) -> OSError:
+    """The kernel's error of that number. OSError chooses the subclass."""
+    return OSError(code, os.strerror(code))
+
+
+class Timeline(Protocol):
+    """What happens when."""
+
+    @property
+    def now(self) -> float:
+        """The time, in seconds."""
+        ...
+
+    def at(self, when: float, what: Callable[..., None], *args: object) -> None:
+        """Call ``what`` at that time. What is due at once is called in the order of the calls."""
+        ...
+
+
+class Host(Protocol[E_contra]):
+    """What answers at an address."""
+
+    def syn(self, client: E_contra) -> None:
+        """A client knocks; its connection attempt has arrived here."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What a connection goes over, seen from one of its ends."""
+
+    delay: float = 0.001  #: from here to the other end, in seconds
+    sndbuf: int = 65536
+    rcvbuf: int = 65536
+
+
+class End:
+    """One end of a connection, with or without a descriptor.
+
+    ``changed`` is called whenever something may be observed anew, with the poll flags that it is
+    about, or ``STATE``.
+    """
+
+    def __init__(self, network: Timeline, wire: Wire) -> None:
+        self.network = network
+        self.wire = wire
+        self.local: tuple[str, int] = ("", 0)
+        self.remote: tuple[str, int] = ("", 0)
+        self.changed: Callable[[int], None] = lambda key: None
+        self.peer: End | None = None  # once the connection is made
+        self.connecting = True
+        self.dead = False  # TCP_CLOSE
+        self.error = 0  # sk_err: told once
+        self.released = False  # close() was called
+        self.rx = bytearray()  # arrived, not yet received
+        self._linger0 = False
+        # Sending: what was accepted waits for room at the peer, then flies, then is kept until it
+        # is acknowledged.
+        self.waiting = bytearray()
+        self.flying = 0
+        self.kept = 0
+        self._last_arrival = 0.0  # at the other end: TCP delivers in order
+        self._fin_wanted = self._fin_sent = self._fin_acknowledged = False
+        self._starved = False  # somebody found no room (SOCK_NOSPACE)
+        # Receiving
+        self._fin_received = False  # SOCK_DONE
+        self._receive_shut = False
+        self._send_shut = False
+
+    # --- making the connection
+
+    def establish(self, peer: End) -> None:
+        self.peer = peer
+        self.connecting = False
+        self._last_arrival = max(self._last_arrival, self.network.now)
+        self.changed(STATE)
+
+    def refuse(self, code: int) -> None:
+        """The attempt has failed."""
+        if self.connecting and not self.released:
+            self.connecting = False
+            self.error = code
+            self._die()
+
+    # --- what a program calls
+
+    def receive(self, most: int, *, peek: bool = False) -> bytes:
+        if self.rx:
+            data = bytes(self.rx[:most])
+            if not peek:
+                del self.rx[:most]
+                if self.peer is not None and self.peer.waiting:
+                    self.send_over(self.network.now + self.wire.delay, self.peer.pump)
+            return data
+        if self._fin_received:
+            return b""
+        if self.error:
+            raise error(self._take_error())
+        if self._receive_shut:
+            return b""
+        if self.dead:
+            raise error(errno.ENOTCONN)
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    def send(self, data: bytes | bytearray | memoryview) -> int:
+        if self.connecting and not self.dead:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        if self.error:
+            raise error(self._take_error())
+        if self._send_shut:
+            raise error(errno.EPIPE)
+        size = memoryview(data).nbytes
+        if not size:
+            return 0
+        room = self.wire.sndbuf - self._used()
+        if room <= 0:
+            self._starved = True
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        count = self._taken(min(room, size))
+        if count < size:
+            self._starved = True
+        self.waiting += memoryview(data).cast("B")[:count]
+        self.pump()
+        return count
+
+    def shutdown(self, how: int) -> None:
+        if self.dead or self.connecting:
+            raise error(errno.ENOTCONN)
+        if how != socket.SHUT_WR:
+            self._receive_shut = True
+        if how != socket.SHUT_RD:
+            self._send_shut = True
+            self._end()
+        self.changed(STATE)
+
+    def linger0(self) -> None:
+        """Close with a reset (SO_LINGER with a time of 0)."""
+        self._linger0 = True
+
+    def disconnect(self) -> None:
+        """Reset at once, and keep the descriptor (connect() to AF_UNSPEC)."""
+        if not self.dead:
+            self._reset("disconnected")
+
+    def close(self) -> None:
+        if self.released:
+            return
+        self.released = True
+        if self.connecting or self.dead:
+            self.dead = True
+        elif self.rx:
+            self._reset("closed with unread data")
+        elif self._linger0:
+            self._reset("closed with SO_LINGER 0")
+        else:
+            self._receive_shut = self._send_shut = True
+            self._end()
+        self.rx.clear()
+        self.changed = lambda key: None
+
+    def flags(self) -> int:
+        mask = 0
+        if self.dead or (self._receive_shut and self._send_shut):
+            mask |= HUP
+        if self._receive_shut:
+            mask |= IN | RDHUP
+        if not self.connecting or self.dead:
+            if self.rx:
+                mask |= IN
+            if self._send_shut or self._used() * 3 <= self.wire.sndbuf * 2:
+                mask |= OUT
+            else:
+                self._starved = True
+        if self.error:
+            mask |= ERR
+        return mask
+
+    def take_error(self) -> int:
+        """SO_ERROR."""
+        return self._take_error()
+
+    @property
+    def unacknowledged(self) -> int:
+        """SIOCOUTQ: bytes that the peer's kernel has not acknowledged; our FIN counts as one."""
+        return self._used() + (self._fin_wanted and not self._fin_acknowledged)
+
+    @property
+    def writable(self) -> bool:
+        return bool(self.flags() & OUT)
+
+    @property
+    def readable(self) -> bool:
+        return bool(self.flags() & IN)
+
+    # --- what a network is like, which a class derived from this may say
+
+    def _taken(self, count: int) -> int:
+        """How much of what there is room for a send takes, of ``count`` bytes."""
+        return count
+
+    def _segment(self, size: int) -> int:
+        """How much of what is to be sent goes together, of ``size`` bytes."""
+        return size
+
+    def _lag(self) -> float:
+        """How long what is sent now takes to the other end, in seconds."""
+        return self.wire.delay
+
+    def _lag_of_acknowledgement(self) -> float:
+        """How long an acknowledgement takes, which may be held back."""
+        return self.wire.delay
+
+    def send_over(self, when: float, what: Callable[..., None], *args: object) -> None:
+        """Have something happen once it has come to the other end, which is at that time."""
+        self.network.at(when, what, *args)
+
+    def _note(self, *what: object) -> None:
+        """Something has happened here: for a log."""
+
+    # --- the wire
+
+    def _used(self) -> int:
+        return len(self.waiting) + self.flying + self.kept
+
+    def _take_error(self) -> int:
+        code, self.error = self.error, 0
+        return code
+
+    def _dispatch(self, what: Callable[..., None], *args: object) -> None:
+        """Have it arrive at the other end; nothing arrives before what was sent earlier."""
+        self._last_arrival = max(self._last_arrival, self.network.now + self._lag())
+        self.send_over(self._last_arrival, what, *args)
+
+    def pump(self) -> None:
+        """Put on the wire what there is room for in the peer's window."""
+        peer = self.peer
+        if self.dead or peer is None:
+            return
+        while self.waiting:
+            window = peer.wire.rcvbuf - len(peer.rx) - self.flying
+            if window <= 0:
+                return
+            size = min(window, self._segment(len(self.waiting)))
+            data = bytes(self.waiting[:size])
+            del self.waiting[:size]
+            self.flying += size
+            self._dispatch(peer.arrive, data)
+        if self._fin_wanted and not self._fin_sent:
+            self._fin_sent = True
+            self._dispatch(peer.arrive_fin)
+
+    def _end(self) -> None:
+        if not self._fin_wanted:
+            self._fin_wanted = True
+            self.pump()
+
+    def arrive(self, data: bytes) -> None:
+        peer = self.peer
+        assert peer is not None
+        peer.flying -= len(data)
+        peer.kept += len(data)
+        if self.dead or self.released or (self._receive_shut and self._fin_wanted):
+            # A program that will not read it: RFC 1122 4.2.2.13.
+            if not peer.dead:
+                self._note("answers data with a reset", len(data))
+                if not self.dead:
+                    self.waiting.clear()
+                    self._die()
+                self._dispatch(peer.arrive_reset)
+            return
+        self._note("gets", len(data))
+        self.rx += data
+        self._acknowledge(len(data))
+        self.changed(IN)
+
+    def _acknowledge(self, size: int) -> None:
+        peer = self.peer
+        assert peer is not None
+        self.send_over(self.network.now + self._lag_of_acknowledgement(), peer.acknowledged, size)
+
+    def acknowledged(self, size: int) -> None:
+        self.kept -= size
+        if self.dead:
+            return
+        self.pump()
+        if self._starved and self._used() * 3 <= self.wire.sndbuf * 2:
+            self._starved = False
+            self.changed(OUT)
+
+    def arrive_fin(self) -> None:
+        if self.dead or self.peer is None:
+            return
+        self._note("gets FIN")
+        self._fin_received = self._receive_shut = True
+        self.send_over(self.network.now + self.wire.delay, self.peer.acknowledge_fin)
+        if self._fin_acknowledged:
+            self._die()  # TIME_WAIT
+        else:
+            self.changed(STATE)
+
+    def acknowledge_fin(self) -> None:
+        if self.dead:
+            return
+        self._fin_acknowledged = True
+        if self._fin_received:
+            self._die()  # it was LAST_ACK or CLOSING
+        else:
+            self.changed(STATE)
+
+    def _reset(self, why: str) -> None:
+        self.waiting.clear()
+        self._die()
+        self._note("sends a reset:", why)
+        if self.peer is not None:
+            self._dispatch(self.peer.arrive_reset)
+
+    def arrive_reset(self) -> None:
+        if self.dead:
+            return
+        self._note("gets a reset")
+        # In CLOSE_WAIT it is EPIPE: the peer had ended, and will not take what we have left.
+        in_close_wait = self._fin_received and not self._fin_wanted
+        self.error = errno.EPIPE if in_close_wait else errno.ECONNRESET
+        self._die()
+
+    def _die(self) -> None:
+        self.dead = self._receive_shut = self._send_shut = True
+        if self.error:
+            self.changed(ERR)
+        self.changed(STATE)
+
+
+def connect(hosts: Mapping[tuple[str, int], Host[E]], client: E, address: tuple[str, int]) -> None:
+    """Send the first packet of an attempt; what becomes of it is up to who is there."""
+    client.remote = address
+    network, delay = client.network, client.wire.delay
+
+    def arrive() -> None:
+        host = hosts.get(address)
+        if host is not None:
+            host.syn(client)
+        else:
+            client.send_over(network.now + delay, client.refuse, errno.ECONNREFUSED)
+
+    client.send_over(network.now + delay, arrive)
+
+
+def accept(client: End, server: E, ready: Callable[[E], None]) -> None:
+    """Answer an attempt: the client has the connection one way later, the server two."""
+    network = client.network
+
+    def at_client() -> None:
+        if client.released or client.dead:
+            server.released = server.dead = True
+            return
+        server.peer = client  # the client's first packets find it, whatever the server knows
+        client.establish(server)
+        client.send_over(network.now + client.wire.delay, at_server)
+
+    def at_server() -> None:
+        server.establish(client)
+        ready(server)
+
+    server.local, server.remote = client.remote, client.local
+    server.send_over(network.now + server.wire.delay, at_client)
