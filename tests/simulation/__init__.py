@@ -12,7 +12,7 @@ few milliseconds; a fault is told as the command that replays it::
 The modules, each with one job, from the bottom up (an arrow of imports goes upwards only):
 
 ``network``       virtual time, descriptors, who listens where, and the log
-``tcp``           the two ends of a connection (the package's, of ``testing``), with chance and a log
+``tcp``           the package's two ends of a connection, with chance and a log
 ``polling``       ``select.epoll``, and the one that drives time while a loop waits in it
 ``sockets``       ``socket.socket`` as far as the package uses it
 ``schedulers``    asyncio, asyncio in uvloop's order, and trio, with the network beneath them

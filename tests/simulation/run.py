@@ -253,9 +253,7 @@ class _History:
         port = int(remote.rpartition(":")[2])
         peer = world.theirs[port]
         party.peers.append(peer)
-        accepted = peer.end.peer
-        assert isinstance(accepted, End)
-        party.accepted = accepted
+        party.accepted = peer.end.partner
         world.network.note("accepted", number)
         world.parties.append(party)
 

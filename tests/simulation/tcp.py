@@ -33,6 +33,12 @@ class End(_memory_tcp.End):
         network.ends.append(self)
 
     @property
+    def partner(self) -> End | None:
+        """The peer, as it is here."""
+        assert self.peer is None or isinstance(self.peer, End)
+        return self.peer
+
+    @property
     def unsent(self) -> int:
         """SIOCOUTQNSD: bytes that were not even sent; our FIN counts as one."""
         return len(self.waiting) + (self._fin_wanted and not self._fin_sent)
@@ -51,9 +57,8 @@ class End(_memory_tcp.End):
         return self.wire.delay + (self.network.random.random() * jitter if jitter else 0.0)
 
     def _lag_of_acknowledgement(self) -> float:
-        peer = self.peer
-        assert isinstance(peer, End)
-        late = peer.wire.ack_delay
+        assert self.partner is not None
+        late = self.partner.wire.ack_delay
         return self.wire.delay + (self.network.random.random() * late if late else 0.0)
 
     def _note(self, *what: object) -> None:
