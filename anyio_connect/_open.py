@@ -42,6 +42,7 @@ class Target(NamedTuple):
             or self.address.hostname,
             alpn=self.options.alpn,
             context=self.options.ssl_context,
+            require_close_notify=self.options.require_close_notify,
         )
 
 

@@ -52,6 +52,12 @@ class SocketOptions(TypedDict, total=False):
     (TCP_USER_TIMEOUT), in place of some 15 minutes. But a peer that answers may leave unread what
     it has no room for as long as it likes. ``math.inf``: the kernel does not ask, and a peer that
     vanishes in silence may never be noticed (RFC 9293 3.8.4).
+
+    ``require_close_notify``: what an end of the connection without TLS close_notify means. True
+    (the default): it is a :class:`BrokenError`, as somebody in between may have cut off what the
+    peer had yet to say (RFC 8446 section 6.1). False: it is the peer's end, as without TLS, for
+    servers that leave close_notify out; the protocol has to tell by other means that nothing is
+    missing. An end in the middle of a TLS record is an error all the same.
     """
 
     secure_transport: SecureTransport | None
@@ -86,6 +92,12 @@ class SocketOptions(TypedDict, total=False):
     15 minutes. But a peer that answers may leave unread what it has no room for as long as it
     likes. ``math.inf``: the kernel does not ask, and a peer that vanishes in silence may never be
     noticed (RFC 9293 3.8.4)."""
+    require_close_notify: bool | None
+    """What an end of the connection without TLS close_notify means. True (the default): it is a
+    :class:`BrokenError`, as somebody in between may have cut off what the peer had yet to say (RFC
+    8446 section 6.1). False: it is the peer's end, as without TLS, for servers that leave
+    close_notify out; the protocol has to tell by other means that nothing is missing. An end in
+    the middle of a TLS record is an error all the same."""
 
 
 #: How long ``close()`` may go on without any progress unless told otherwise, in seconds.
@@ -103,13 +115,14 @@ class Options(NamedTuple):
     connect_timeout: float = math.inf
     close_timeout: float = CLOSE_TIMEOUT
     keep_alive: float = KEEP_ALIVE
+    require_close_notify: bool = True
     #: Of ``start_tls()``: the name that the certificate must be for, not the address's host.
     server_hostname: str | None = None
 
 
 _NAMES = tuple(SocketOptions.__annotations__)
 _DEFAULTS = Options()
-_TLS_ONLY = ("sni", "alpn", "ssl_context")
+_TLS_ONLY = ("sni", "alpn", "ssl_context", "require_close_notify")
 _SECURE_TRANSPORTS = ("off", "on", "starttls")
 
 
@@ -271,6 +284,7 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "connect_timeout": check_timeout,
     "close_timeout": check_timeout,
     "keep_alive": check_keep_alive,
+    "require_close_notify": _check_flag,
 }
 
 

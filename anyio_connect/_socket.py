@@ -121,7 +121,8 @@ class Socket(ByteStream):
 
         ``expected_server_hostname``: the name that the certificate must be for, in place of the
         host name connected to; as ``sni`` it is brought into its normal form. ``ssl_context`` and
-        ``alpn``: in place of those of ``connect()``. None means "not given" for each.
+        ``alpn``: in place of those of ``connect()``. None means "not given" for each. All other
+        options are those of ``connect()``.
 
         A handshake that fails drops the connection, and both futures of the new socket fail: with
         :class:`TLSError`, or with :class:`ConnectTimeoutError` if ``connect_timeout`` ran out,

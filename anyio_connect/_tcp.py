@@ -241,11 +241,14 @@ class TCPTransport(Transport):
     def _limit_no_more(self) -> None:
         """Have the kernel wait for a peer that has no room, for as long as that answers."""
         if not all_sent(self._sock):
-            self._limited = False
-            if limit_of(self._sock) == self._limit:
-                set_limit(self._sock, 0)
-            else:
-                self._limit = 0  # somebody has set another one, which is not ours to change
+            self._lift_limit()
+
+    def _lift_limit(self) -> None:
+        self._limited = False
+        if limit_of(self._sock) == self._limit:
+            set_limit(self._sock, 0)
+        else:
+            self._limit = 0  # somebody has set another one, which is not ours to change
 
     def _limit_again(self) -> None:
         """Do so no more: it has sent all, and the peer is to acknowledge it."""
@@ -412,6 +415,8 @@ class TCPTransport(Transport):
         with suppress(RuntimeError):  # no event loop runs any more, and nothing is watched
             unwatch(self._sock)
         self._ready.detach()
+        if self._limited:  # nobody will look after it
+            self._lift_limit()
         self._closed = True
         return moved(self._sock)
 

@@ -49,6 +49,9 @@ _WRITE = 65536
 #: What a record holds at most, in bytes (RFC 8446 section 5.1), so no read returns more.
 _RECORD = 16384
 
+#: How long the head of a record is, in bytes.
+_HEAD = 5
+
 #: How much ciphertext may wait to be sent, in bytes: twice what a send makes at a time. There
 #: is more only if a peer asks for answers and reads none.
 _MAX_WAITING = 2 * _WRITE
@@ -155,6 +158,38 @@ def _load_for_certain(context: ssl.SSLContext) -> None:
 # --- the handshake
 
 
+class Records:
+    """Where the records of a stream of ciphertext end (RFC 8446 section 5.1), without its keys.
+
+    A record has a head of five bytes, of which the last two tell the length of what follows.
+    """
+
+    __slots__ = ("_head", "_left")
+
+    def __init__(self) -> None:
+        self._head = b""  # of the next record, as far as it is here
+        self._left = 0  # of the body that it has announced, in bytes
+
+    @property
+    def whole(self) -> bool:
+        """Whether what came so far ends where a record ends."""
+        return not self._left and not self._head
+
+    def follow(self, ciphertext: bytes) -> None:
+        at = 0
+        while at < len(ciphertext):
+            if self._left:
+                step = min(self._left, len(ciphertext) - at)
+                self._left -= step
+            else:
+                step = _HEAD - len(self._head)
+                self._head += ciphertext[at : at + step]
+                if len(self._head) == _HEAD:
+                    self._left = int.from_bytes(self._head[-2:], "big")
+                    self._head = b""
+            at += step
+
+
 class _EngineError(Exception):
     """An engine or a context raised ``cause``, whatever that is."""
 
@@ -170,13 +205,15 @@ async def start_tls(
     server_hostname: str,
     alpn: tuple[str, ...] | None = None,
     context: ssl.SSLContext | None = None,
+    require_close_notify: bool = True,
 ) -> TLSTransport:
     """Make the client's handshake with ``where`` and return the encrypted transport.
 
     ``server_hostname`` is what the certificate must be for, and is sent as SNI if it is a
     name. ``alpn`` is for the default context; one's own, which is never changed, has its own.
     What a context or engine of another make may do slowly is done in a thread. If the handshake
-    fails or is cancelled, the transport is closed.
+    fails or is cancelled, the transport is closed. ``require_close_notify``: see
+    :class:`TLSTransport`.
 
     :raises TLSError: the handshake failed, for whatever reason
     """
@@ -185,6 +222,7 @@ async def start_tls(
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     engine: ssl.SSLObject | None = None
     said = b""  # what the peer said first: the engine keeps what is too short for a record
+    records = None if require_close_notify else Records()
     try:
         try:
             engine = await _make_engine(context, alpn or (), incoming, outgoing, name)
@@ -193,8 +231,10 @@ async def start_tls(
                 if ciphertext := outgoing.read():
                     await transport.send(ciphertext)
                 if finished:
-                    return TLSTransport(transport, engine, incoming, outgoing)
+                    return TLSTransport(transport, engine, incoming, outgoing, records)
                 ciphertext = await transport.receive(_READ)
+                if records is not None:
+                    records.follow(ciphertext)
                 said = said or ciphertext
                 incoming.write(ciphertext)
         except _EngineError as exc:
@@ -294,8 +334,9 @@ class TLSTransport(Transport):
     receive is in flight, which does that anyway; data that comes is kept for the next receive.
 
     Errors stay: after ``EndOfStream`` (the peer's close_notify) or ``BrokenResourceError`` every
-    receive raises the same. An end of the transport without close_notify is the latter. When the
-    transport breaks, what the peer had said by then is looked at first: an alert says why.
+    receive raises the same. An end of the transport without close_notify is the latter, unless the
+    records that came were followed, and it comes where one of them ends. When the transport
+    breaks, what the peer had said by then is looked at first: an alert says why.
     """
 
     def __init__(
@@ -304,7 +345,10 @@ class TLSTransport(Transport):
         engine: ssl.SSLObject,
         incoming: ssl.MemoryBIO,
         outgoing: ssl.MemoryBIO,
+        records: Records | None = None,
     ) -> None:
+        """``records``: of all that came so far; None: the peer's close_notify is required."""
+        self._records = records
         self._transport = transport
         self._engine = engine
         self._incoming = incoming
@@ -372,7 +416,7 @@ class TLSTransport(Transport):
                     if data is not None:
                         break
                     if isinstance(exc, anyio.EndOfStream):
-                        self._truncated()
+                        self._end_of_transport()
                     raise
             data = self._take(max_bytes)
         return data
@@ -404,13 +448,16 @@ class TLSTransport(Transport):
             try:
                 ciphertext = self._transport.receive_nowait(_READ)
             except anyio.EndOfStream:
-                self._truncated()
+                self._end_of_transport()
+                raise
             if ciphertext is not None:
                 self._hold(ciphertext)
         return len(self._held) > 0
 
     def _hold(self, ciphertext: bytes) -> None:
         """Keep it for the engine. Whatever takes of it, copies no more than that."""
+        if self._records is not None:
+            self._records.follow(ciphertext)
         self._held = ciphertext if len(ciphertext) <= _PIECE else memoryview(ciphertext)
 
     async def _wait_for_progress(self) -> None:
@@ -529,15 +576,21 @@ class TLSTransport(Transport):
             )
         return data
 
-    def _truncated(self) -> NoReturn:
+    def _end_of_transport(self) -> None:
+        """The transport has ended without close_notify, which may be as good as that.
+
+        :raises anyio.BrokenResourceError: it is not
+        """
+        self._tell_progress()
+        if self._records is not None and self._records.whole:
+            self._peer_ended = True
+            return
         # Found here, not by the engine, because a context can be told to let it pass
         # (OP_IGNORE_UNEXPECTED_EOF). RFC 8446 6.1: without close_notify it may be an attack.
-        self._error = ssl.SSLEOFError(
-            ssl.SSL_ERROR_EOF,
-            "the peer ended the connection without TLS close_notify: what it sent may have "
-            "been truncated",
-        )
-        self._tell_progress()
+        why = "without TLS close_notify: what it sent may have been truncated"
+        if self._records is not None:
+            why = "in the middle of a TLS record: what it sent was truncated"
+        self._error = ssl.SSLEOFError(ssl.SSL_ERROR_EOF, f"the peer ended the connection {why}")
         raise self._lost(self._error) from self._error
 
     def _check_session(self) -> None:
@@ -639,7 +692,7 @@ class TLSTransport(Transport):
                 try:
                     await self._fetch(_READ)
                 except anyio.EndOfStream:
-                    self._truncated()
+                    self._end_of_transport()
                 finally:
                     self._reading_to_send = False
             with suppress(anyio.EndOfStream):

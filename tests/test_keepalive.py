@@ -323,3 +323,17 @@ async def test_a_limit_that_is_set_while_ours_is_not_in_force_stays() -> None:
             await anyio.wait_all_tasks_blocked()
             assert limit_of(raw(socket)) == 7000
             await peer.send(b"x")
+
+
+@linux
+async def test_a_socket_that_is_given_away_has_no_limit_that_nobody_looks_after() -> None:
+    async with listening() as listener:
+        socket = connect(listener.address)
+        await socket.opened
+        with socket.detach() as sock:
+            assert told(sock) == (1, 60, 15, 4, 0)
+        socket = connect(listener.address)
+        await socket.opened
+        raw(socket).setsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_USER_TIMEOUT, 7000)
+        with socket.detach() as sock:
+            assert told(sock) == (1, 60, 15, 4, 7000)

@@ -127,6 +127,7 @@ PROTOCOL = "is not a name of 1 to 255 ASCII characters"
 BAD_VALUES: list[tuple[str, list[object], str]] = [
     ("secure_transport", ["yes", "", "ON", "tls", True, False, b"on", []], MODE),
     ("allow_half_open", [1, 0, "no", []], "must be True or False"),
+    ("require_close_notify", [1, 0, "no", []], "must be True or False"),
     ("sni", ["", 1, True, b"h", ["h"], "\N{SNOWMAN}"], NAME),
     ("sni", [".h", "a..b", "a b", "a\0b", "a\nb", "h:443", "[::1]", "https://h"], NAME),
     ("sni", ["fe80::1%eth0", "fe80::1%a b"], f"{NAME}, without a zone"),
@@ -242,6 +243,7 @@ GOOD = {
     "ssl_context": st.just(CONTEXT),
     "connect_timeout": st.floats(min_value=0, exclude_min=True) | st.integers(min_value=1),
     "close_timeout": st.floats(min_value=0, exclude_min=True) | st.integers(min_value=1),
+    "require_close_notify": st.booleans(),
     "keep_alive": st.integers(1, 32767) | st.integers(1, 32767).map(float) | st.just(math.inf),
 }
 GOOD = {name: good | st.none() for name, good in GOOD.items()}
@@ -282,7 +284,7 @@ def test_anything_gives_options_or_an_invalid_option_error(options: dict[str, An
 @given(st.fixed_dictionaries({}, optional=GOOD))
 def test_good_values_are_taken_as_they_are(options: dict[str, Any]) -> None:
     if options.get("secure_transport") in (None, "off"):
-        for name in ("sni", "alpn", "ssl_context"):
+        for name in ("sni", "alpn", "ssl_context", "require_close_notify"):
             options.pop(name, None)
     if options.get("ssl_context") is not None:
         options.pop("alpn", None)

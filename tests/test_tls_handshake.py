@@ -38,6 +38,7 @@ from tls_peers import (
     NAME,
     TLS12,
     TLS13,
+    Server,
     TLSPeer,
     Wire,
     authority,
@@ -877,3 +878,41 @@ async def test_the_handshake_takes_any_pieces() -> None:
             )
             await tls.send(b"x")
         await tls.abort()
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+async def test_what_comes_with_the_end_of_the_handshake_is_followed(missing: int) -> None:
+    """With require_close_notify=False, an end in the middle of that record is an error."""
+    wire, server = Wire(), Server(server_context(ssl.TLSVersion.TLSv1_2))
+    shaken: list[TLSTransport] = []
+
+    async def shake() -> None:
+        tls = await start_tls(
+            wire,
+            where="x",
+            server_hostname=NAME,
+            context=client_context(),
+            require_close_notify=False,
+        )
+        shaken.append(tls)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(shake)
+        done = False
+        while not done:
+            await anyio.wait_all_tasks_blocked()
+            server.incoming.write(wire.take())
+            done = server.shake()
+            if not done:
+                wire.arrive(server.outgoing.read())
+        said = server.outgoing.read() + server.encrypt(b"hello")
+        wire.arrive(said[: len(said) - missing])
+    wire.arrive(ends=anyio.EndOfStream())
+    (tls,) = shaken
+    if missing:
+        with pytest.raises(anyio.BrokenResourceError, match="in the middle of a TLS record"):
+            await tls.receive()
+    else:
+        assert await tls.receive() == b"hello"
+        with pytest.raises(anyio.EndOfStream):
+            await tls.receive()

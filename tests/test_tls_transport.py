@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from OpenSSL import SSL
 
-from anyio_connect import BrokenError, ClosedError, Socket, TLSError, _tls
+from anyio_connect import BrokenError, ClosedError, Socket, TLSError, _tls, connect
 from anyio_connect._tls import TLSTransport, start_tls
 from anyio_connect._transport import ForeignTransport
 from peers import listening
@@ -313,6 +313,144 @@ async def test_an_end_without_close_notify_is_an_error_and_stays_one(
     with pytest.raises(anyio.BrokenResourceError, match="truncated"):
         await tls.send_eof()
     assert wire.take() == b""
+
+
+# --- with require_close_notify=False
+
+
+async def _all_before_the_end(tls: TLSTransport) -> tuple[bytes, str]:
+    """What can be received, and what comes then, which has to stay so."""
+    data, how = b"", ""
+    while not how:
+        try:
+            data += await tls.receive()
+        except anyio.EndOfStream:
+            how = "end"
+        except anyio.BrokenResourceError as exc:
+            how = f"{type(exc.__cause__).__name__}: {exc}"
+    error = anyio.EndOfStream if how == "end" else anyio.BrokenResourceError
+    with pytest.raises(error):
+        await tls.receive()
+    with pytest.raises(error):
+        tls.receive_nowait(1)
+    if how == "end":
+        assert not tls.unread()
+    else:
+        with pytest.raises(error):
+            tls.unread()
+    return data, how
+
+
+CUT = (
+    "SSLEOFError: the peer ended the connection in the middle of a TLS record: what it sent was "
+    "truncated"
+)
+
+
+@each_version
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+async def test_an_end_between_records_is_an_end_and_any_other_is_an_error(
+    version: ssl.TLSVersion, size: int
+) -> None:
+    """At each byte of two records."""
+    _, _, server = shaken(version)
+    borders = {0: b""}
+    stream = b""
+    for data in (b"one", b"two"):
+        stream += server.encrypt(data)
+        borders[len(stream)] = borders[max(borders)] + data
+    for cut in range(len(stream) + 1):
+        tls, wire, server = shaken(version, require_close_notify=False)
+        cipher = (server.encrypt(b"one") + server.encrypt(b"two"))[:cut]
+        pieces = [cipher[at : at + size] for at in range(0, cut, size)]
+        wire.arrive(*pieces, ends=anyio.EndOfStream())
+        data, how = await _all_before_the_end(tls)
+        assert data == borders[max(border for border in borders if border <= cut)]
+        if cut in borders:
+            assert how == "end"
+            await tls.send(b"more")  # our side is open still
+            assert server.decrypt(wire.take()) == b"more"
+        else:
+            assert how == CUT
+            with pytest.raises(anyio.BrokenResourceError, match="in the middle of a TLS record"):
+                await tls.send(b"more")
+
+
+@settings(max_examples=40)
+@given(
+    version=st.sampled_from([TLS12, TLS13]),
+    messages=st.lists(st.binary(min_size=1, max_size=300), max_size=6),
+    long=st.booleans(),
+    cut=st.floats(0, 1),
+    notify=st.booleans(),
+    cuts=st.lists(st.floats(0, 1), max_size=30),
+)
+async def test_an_end_is_one_exactly_where_a_record_ends(
+    version: ssl.TLSVersion,
+    messages: list[bytes],
+    long: bool,
+    cut: float,
+    notify: bool,
+    cuts: list[float],
+) -> None:
+    """However the ciphertext is cut into pieces; with close_notify it is one anyway."""
+    tls, wire, server = shaken(version, require_close_notify=False)
+    messages += [random.Random(1).randbytes(40_000)] * long
+    records = [server.encrypt(message) for message in messages]
+    stream = b"".join(records)
+    end = len(stream) if notify else int(cut * len(stream))
+    borders = [0]
+    while borders[-1] < len(stream):  # of records: a long message has several
+        length = int.from_bytes(stream[borders[-1] + 3 : borders[-1] + 5], "big")
+        borders.append(borders[-1] + 5 + length)
+    stream = stream[:end] + (server.close_notify() if notify else b"")
+    at = sorted(int(place * len(stream)) for place in cuts)
+    pieces = [stream[a:b] for a, b in zip([0, *at], [*at, len(stream)], strict=True)]
+    wire.arrive(*pieces, ends=anyio.EndOfStream())
+    data, how = await _all_before_the_end(tls)
+    assert b"".join(messages).startswith(data)
+    assert (how == "end") == (end in borders)
+    if notify:
+        assert data == b"".join(messages)
+
+
+@pytest.mark.parametrize("waits", ["receive", "closed"])
+@pytest.mark.parametrize("how", ["on", "starttls"])
+@pytest.mark.parametrize("required", [None, True, False])
+async def test_a_socket_takes_a_bare_end_for_what_it_was_told(
+    required: bool | None, how: Any, waits: str
+) -> None:
+    async with listening() as listener:
+        socket = connect(
+            listener.address,
+            secure_transport=how,
+            sni=NAME,
+            ssl_context=client_context(),
+            require_close_notify=required,
+        )
+        if how == "starttls":
+            await socket.opened
+            socket = socket.start_tls()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(socket._connection.opened._wait)
+            peer = TLSPeer(await listener.accept(), server_context())
+            await peer.shake()
+        await peer.send(b"last")
+        assert await socket.receive() == b"last"
+        peer.peer.fin()
+        if required is False:
+            if waits == "receive":
+                with pytest.raises(anyio.EndOfStream):
+                    await socket.receive()
+            assert await settle(socket.closed) is None
+            assert await peer.receive_all() == b""  # we said close_notify
+        else:
+            if waits == "receive":
+                with pytest.raises(BrokenError, match="without TLS close_notify"):
+                    await socket.receive()
+            error = await settle(socket.closed)
+            assert isinstance(error, BrokenError)
+            assert "without TLS close_notify" in str(error)
 
 
 @each_version
@@ -1334,7 +1472,7 @@ async def test_key_updates_while_both_sides_send_all_they_can() -> None:
 
 
 @asynccontextmanager
-async def renegotiable() -> AsyncIterator[tuple[RenegotiatingPeer, TLSTransport]]:
+async def renegotiable(**options: Any) -> AsyncIterator[tuple[RenegotiatingPeer, TLSTransport]]:
     """A server that can ask for a new handshake, and a client whose context allows it."""
     async with listening() as listener:
         transport = dial(listener.address)
@@ -1343,7 +1481,11 @@ async def renegotiable() -> AsyncIterator[tuple[RenegotiatingPeer, TLSTransport]
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(peer.shake)
                 tls = await start_tls(
-                    transport, where="x", server_hostname=NAME, context=client_context()
+                    transport,
+                    where="x",
+                    server_hostname=NAME,
+                    context=client_context(),
+                    **options,
                 )
             yield peer, tls
         finally:
@@ -1387,9 +1529,9 @@ async def test_a_renegotiation() -> None:
 
 
 @asynccontextmanager
-async def renegotiating() -> AsyncIterator[tuple[RenegotiatingPeer, TLSTransport]]:
+async def renegotiating(**options: Any) -> AsyncIterator[tuple[RenegotiatingPeer, TLSTransport]]:
     """A server that has asked for it, and a client that has begun it."""
-    async with renegotiable() as (peer, tls):
+    async with renegotiable(**options) as (peer, tls):
         await peer.ask()
         transport = tls._transport
         await anyio.wait_readable(transport.extra(SocketAttribute.raw_socket))
@@ -1531,6 +1673,16 @@ async def test_the_peer_ends_in_mid_renegotiation() -> None:
         for call in (partial(tls.send, b"two"), tls.send_eof):
             with pytest.raises(anyio.BrokenResourceError, match="negotiated again"):
                 await call()
+
+
+async def test_a_bare_end_in_mid_renegotiation_is_the_peers() -> None:
+    async with renegotiating(require_close_notify=False) as (peer, tls):
+        peer.peer.fin()
+        for call in (partial(tls.send, b"two"), tls.send_eof):
+            with pytest.raises(anyio.BrokenResourceError, match="negotiated again"):
+                await call()
+        with pytest.raises(anyio.BrokenResourceError, match="negotiated again"):
+            await tls.receive()
 
 
 async def test_a_send_in_mid_renegotiation_may_be_what_finds_that_it_fails() -> None:

@@ -28,7 +28,7 @@ from OpenSSL import SSL
 
 from anyio_connect import Socket, TLSError
 from anyio_connect._tcp import TCPTransport
-from anyio_connect._tls import TLSTransport, start_tls
+from anyio_connect._tls import Records, TLSTransport, start_tls
 from anyio_connect._transport import Transport
 from peers import Listener, Peer, listening
 from sockets import socket_over
@@ -292,9 +292,13 @@ class Wire(Transport):
 
 
 def shaken(
-    version: ssl.TLSVersion, *, client: ssl.SSLContext | None = None
+    version: ssl.TLSVersion,
+    *,
+    client: ssl.SSLContext | None = None,
+    require_close_notify: bool = True,
 ) -> tuple[TLSTransport, Wire, Server]:
     """TLS over a wire, after the handshake."""
+    records = None if require_close_notify else Records()
     server = Server(server_context(version))
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = client or client_context()
@@ -305,11 +309,14 @@ def shaken(
             engine.do_handshake()
         server.incoming.write(outgoing.read())
         done = server.shake()
-        incoming.write(server.outgoing.read())
+        said = server.outgoing.read()
+        incoming.write(said)
+        if records is not None:
+            records.follow(said)
     with suppress(ssl.SSLWantReadError):
         engine.do_handshake()
     wire = Wire()
-    return TLSTransport(wire, engine, incoming, outgoing), wire, server
+    return TLSTransport(wire, engine, incoming, outgoing, records), wire, server
 
 
 def forged() -> tuple[TLSTransport, Wire, Server, Forger]:

@@ -99,6 +99,7 @@ class SocketOptions(TypedDict, total=False):
     keep_alive: (
         float | None  # seconds of silence until the kernel asks for the peer; 60 unless given
     )
+    require_close_notify: bool | None  # is a TLS end without it an error? True unless given
 
 # --- Connector: where sockets may go, how, and how many
 

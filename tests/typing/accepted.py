@@ -116,6 +116,8 @@ def options_made_elsewhere(group: TaskGroup) -> None:
     assert_type(some["connect_timeout"], float | None)
     assert_type(some["close_timeout"], float | None)
     some["keep_alive"] = 30
+    some["require_close_notify"] = False
+    assert_type(some["require_close_notify"], bool | None)
     assert_type(some["keep_alive"], float | None)
     assert_type(some.get("sni"), str | None)
     assert_type(connect("h:1", **none), Socket)

@@ -59,6 +59,7 @@ def options(socket: Socket, several: dict[str, bool]) -> None:
     connect("h:1", alpn=[b"h2"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     connect("h:1", ssl_context=True)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     connect("h:1", connect_timeout="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connect("h:1", require_close_notify="no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     connect("h:1", keep_alive="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     connect("h:1", task_group=socket)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     connect("h:1", {"allow_half_open": True})  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
