@@ -841,7 +841,7 @@ class TLSTransport(Transport):
     async def finish(self) -> bool:
         if self._must_drop():
             await self.abort()
-            return True
+            raise anyio.BrokenResourceError("a message was cut short, so the peer got a reset")
         if not self._end():
             return False
         with suppress(*_GONE):

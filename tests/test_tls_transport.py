@@ -721,9 +721,21 @@ async def test_a_cancelled_short_send_lets_no_other_follow() -> None:
     await cancelled(tls.send, b"short")
     assert tls.torn
     wire.make_room()
-    await tls.finish()
+    with pytest.raises(anyio.BrokenResourceError, match="cut short"):
+        await tls.finish()
     assert wire.take() == b""
     assert wire.calls == ["abort"]
+
+
+async def test_a_socket_tells_that_closing_it_dropped_a_message_that_was_cut() -> None:
+    tls, wire, _ = shaken(TLS13)
+    socket = opened_by(Made(tls))
+    await socket.opened
+    wire.make_room(0)
+    await cancelled(tls.send, b"short")  # of which the socket's own state says nothing
+    await socket.close()
+    assert "cut short" in str(socket.closed.exception())
+    assert set(wire.calls) == {"abort"}
 
 
 @each_version
@@ -1175,7 +1187,12 @@ async def test_finish_with_a_full_window(version: ssl.TLSVersion) -> None:
 @each_version
 async def test_close_while_a_send_is_stuck(version: ssl.TLSVersion) -> None:
     """Whoever closes then cuts a message: no clean end may follow it."""
-    for close in (TLSTransport.aclose, TLSTransport.finish):
+
+    async def finish(tls: TLSTransport) -> None:
+        with pytest.raises(anyio.BrokenResourceError, match="cut short"):
+            await tls.finish()
+
+    for close in (TLSTransport.aclose, finish):
         tls, wire, _ = shaken(version)
         wire.make_room(10)
         async with anyio.create_task_group() as tasks:
