@@ -10,7 +10,7 @@ import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
-from enum import Enum, auto
+from contextlib import suppress
 from typing import TypeAlias
 from weakref import WeakKeyDictionary, WeakSet, ref
 
@@ -29,12 +29,6 @@ _AT_A_TIME = 100
 _SHARE = 10
 
 
-class _Has(Enum):
-    NOTHING = auto()
-    PLACE = auto()  #: in the queue
-    SLOT = auto()
-
-
 class _Looks:
     """How often the holders in one event loop were looked at, and when they may be again."""
 
@@ -46,20 +40,27 @@ class _Looks:
 
 
 class Slots:
-    """How many connections may still be made, and which sockets wait for their turn."""
+    """How many connections may still be made, and which sockets wait for their turn.
+
+    Another thread may fork in the midst of anything in here. So each fact stands in one place, and
+    each step by itself leaves the child something that is right.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit: int = limit
-        self.free: int = limit
         self.queue: OrderedDict[Slot, None] = OrderedDict()  # empty while a slot is free
         # Weakly, and by their id: a slot must not keep its socket alive. A socket that was dropped
         # gives its slot back.
         self.holders: dict[int, ref[Slot]] = {}
         self.returned: deque[Slot] = deque()  # what was let go of, and not yet taken back
-        # For free, queue, holders, and what each Slot has.
+        # For queue and holders.
         self.lock: threading.Lock = threading.Lock()
         self.looks: WeakKeyDictionary[object, _Looks] = WeakKeyDictionary()  # by event loop
         _all.add(self)
+
+    @property
+    def free(self) -> int:
+        return self.limit - len(self.holders)
 
     def sweep(self) -> None:
         """Take back what was returned, and give it to those who wait.
@@ -76,27 +77,19 @@ class Slots:
     def take_back(self) -> None:
         """Do that. The lock is held."""
         while self.returned:
-            slot = self.returned.popleft()
-            had, slot.has = slot.has, _Has.NOTHING
-            if had is _Has.PLACE:
-                del self.queue[slot]
-            elif had is _Has.SLOT:
-                del self.holders[id(slot)]
-                self.free += 1
+            slot = self.returned[0]
+            self.queue.pop(slot, None)
+            self.holders.pop(id(slot), None)
+            self.returned.popleft()  # last: a child that is forked before does it again
         while self.free and self.queue:
             slot, _ = self.queue.popitem(last=False)
-            try:
+            with suppress(RuntimeError):  # its event loop is no more
                 slot.wake()
-            except RuntimeError:  # its event loop is no more
-                slot.has = _Has.NOTHING
-            else:
                 self.give(slot)
 
     def give(self, slot: Slot) -> None:
         """Give a slot that is free. The lock is held."""
-        slot.has = _Has.SLOT
         self.holders[id(slot)] = ref(slot)
-        self.free -= 1
 
     async def look(self, granted: anyio.Event) -> None:
         """Have the holders in this event loop notice that their connections are over, if so.
@@ -130,10 +123,7 @@ class Slots:
     def begin_anew(self) -> None:
         """Begin anew in a forked child: no task waits, and no other thread has the lock."""
         self.lock = threading.Lock()
-        for slot in self.queue:
-            slot.has = _Has.NOTHING
         self.queue.clear()
-        self.free = self.limit - len(self.holders)
 
 
 class Slot:
@@ -141,7 +131,6 @@ class Slot:
 
     def __init__(self, slots: Slots) -> None:
         self.slots = slots
-        self.has: _Has = _Has.NOTHING
         self.wake: Callable[[], None]
         self.loop: Callable[[], object]  # in which it was acquired, if that still exists
         self.look: Callable[[], Look | None] = lambda: None
@@ -166,7 +155,6 @@ class Slot:
                 granted = anyio.Event()
                 self.wake = from_any_thread(granted.set)
                 slots.queue[self] = None
-                self.has = _Has.PLACE
         slots.sweep()
         if granted is not None:
             await slots.look(granted)
@@ -191,7 +179,7 @@ class Slot:
         self.slots.sweep()
 
     def __del__(self) -> None:
-        if self.has is _Has.SLOT:  # the socket was dropped without closing it
+        if id(self) in self.slots.holders:  # the socket was dropped without closing it
             self.release()
 
 
