@@ -11,7 +11,9 @@ from ._errors import CertificateError as CertificateError
 from ._errors import ClosedError as ClosedError
 from ._errors import ConnectError as ConnectError
 from ._errors import ConnectTimeoutError as ConnectTimeoutError
+from ._errors import DelimiterNotFoundError as DelimiterNotFoundError
 from ._errors import DetachError as DetachError
+from ._errors import IncompleteReadError as IncompleteReadError
 from ._errors import InvalidAddressError as InvalidAddressError
 from ._errors import InvalidOptionError as InvalidOptionError
 from ._errors import ListenError as ListenError
@@ -44,8 +46,10 @@ __all__ = (
     "ConnectError",
     "ConnectTimeoutError",
     "Connector",
+    "DelimiterNotFoundError",
     "DetachError",
     "Dialer",
+    "IncompleteReadError",
     "InvalidAddressError",
     "InvalidOptionError",
     "ListenError",

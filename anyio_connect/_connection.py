@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 from weakref import WeakMethod
 
 import anyio
@@ -26,9 +26,11 @@ from ._errors import (
     BrokenError,
     ClosedError,
     DetachError,
+    IncompleteReadError,
     SocketError,
     StartTLSError,
     broken,
+    shorten,
     text_of,
 )
 from ._future import Outcome, SocketFuture
@@ -46,8 +48,9 @@ from ._lifecycle import (
 )
 from ._linger import Patience
 from ._raw import moved
+from ._read_ahead import ReadAhead
 from ._slots import Slot
-from ._transport import NoSocketError, Transport
+from ._transport import DEFAULT_MAX_BYTES, NoSocketError, Transport
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,10 @@ class Opener(Protocol):
 #: Failures of a transport that mean: the connection is gone.
 _BROKEN = (anyio.BrokenResourceError, OSError)
 
+#: A receive ended without data: the peer has ended, or the connection is gone.
+_OVER = (anyio.EndOfStream, anyio.ClosedResourceError, *_BROKEN)
+
+_OPEN_INBOUND = (Inbound.OPEN, Inbound.RECEIVING)
 _IN_FLIGHT = (Outbound.SENDING, Outbound.LAST, Outbound.ENDING, Outbound.FLUSHING)
 
 
@@ -121,6 +128,7 @@ class Connection:
         "_error",
         "_hung_up",
         "_info",
+        "_kept",
         "_name",
         "_opened",
         "_opener",
@@ -158,6 +166,7 @@ class Connection:
         self._slot = slot
         if slot is not None:
             slot.follow(WeakMethod(self.look))
+        self._kept = ReadAhead()
         self._error: BrokenError | None = None  # what broke the connection; never raised
         # Scopes and events exist only while a task waits in or for them.
         self._dialling: anyio.CancelScope | None = None
@@ -222,6 +231,8 @@ class Connection:
 
     def _move(self, before: State, after: State) -> None:
         self._state = after
+        if self._kept and after.inbound not in _OPEN_INBOUND:
+            self._kept.clear()
         if self._changed is not None:
             self._changed.set()
             self._changed = None
@@ -479,17 +490,28 @@ class Connection:
 
     # --- receiving
 
-    async def receive(self, max_bytes: int) -> bytes:
+    @overload
+    async def receive(self, max_bytes: int) -> bytes: ...
+
+    @overload
+    async def receive(self, max_bytes: int, into: memoryview) -> int: ...
+
+    async def receive(self, max_bytes: int, into: memoryview | None = None) -> bytes | int:
+        """Receive up to ``max_bytes`` bytes, or into all of ``into``, which has as many."""
         verdict = self._ask(Event.RECEIVE)
         if verdict is not Verdict.PROCEED:
             await self._begin_receiving(verdict)
+        data: bytes | int
         try:
-            data = await self._transport.receive(max_bytes)
-        except anyio.EndOfStream:
-            await self._tell(Event.PEER_EOF)
-        except (*_BROKEN, anyio.ClosedResourceError) as exc:
-            if self._state.inbound is Inbound.RECEIVING:
-                await self._tell(Event.RESET, broken("receiving", exc))
+            if self._kept:
+                await self._pass(max_bytes)
+                data = self._kept.take(max_bytes) if into is None else self._kept.take_into(into)
+            elif into is None:
+                data = await self._transport.receive(max_bytes)
+            else:
+                data = await self._transport.receive_into(into)
+        except _OVER as exc:
+            verdict = await self._receive_over(exc)
         except BaseException:
             self._ask(Event.RECEIVE_DONE)
             raise
@@ -497,7 +519,91 @@ class Connection:
             self._ask(Event.RECEIVE_DONE)
             return data
         await checkpoint()  # may raise instead of the error: the state keeps that for later
-        raise self._refusal(self._ask(Event.RECEIVE), "receiving from")
+        raise self._refusal(verdict or self._ask(Event.RECEIVE), "receiving from")
+
+    async def receive_exactly(self, count: int) -> bytes:
+        try:
+            return await self._receive(lambda: self._kept.exactly(self._transport, count), count)
+        except anyio.EndOfStream as exc:
+            if not count:
+                return b""
+            raise self._incomplete(f"{len(self._kept)} of {count} bytes") from exc
+
+    async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
+        try:
+            return await self._receive(
+                lambda: self._kept.until(self._transport, delimiter, max_bytes), max_bytes
+            )
+        except anyio.EndOfStream as exc:
+            what = f"{len(self._kept)} bytes, without {shorten(repr(delimiter))} among them"
+            raise self._incomplete(what) from exc
+
+    def _incomplete(self, what: str) -> IncompleteReadError:
+        kept = ": receive() returns them" if self._kept else ""
+        return IncompleteReadError(f"the peer ended after {what}{kept}")
+
+    async def _receive(self, take: Callable[[], Awaitable[bytes]], amount: int) -> bytes:
+        """Receive about ``amount`` bytes by ``take``, which may read several times for them.
+
+        It leaves in ``_kept`` what it took and does not return.
+        """
+        verdict = self._ask(Event.RECEIVE)
+        if verdict is not Verdict.PROCEED:
+            await self._begin_receiving(verdict)
+        try:
+            if self._kept or not amount:
+                await self._pass(amount)
+            value = await take()
+            self._check_turn()  # or what was kept before the rest came is gone
+        except _OVER as exc:
+            verdict = await self._receive_over(exc)
+        except BaseException:
+            self._ask(Event.RECEIVE_DONE)
+            raise
+        else:
+            self._ask(Event.RECEIVE_DONE)
+            return value
+        await checkpoint()
+        raise self._refusal(verdict or self._ask(Event.RECEIVE), "receiving from")
+
+    async def _pass(self, amount: int) -> None:
+        """Be a checkpoint before about ``amount`` bytes are taken of what is kept."""
+        if not self._transport.may_go_on(min(amount, DEFAULT_MAX_BYTES)):
+            await checkpoint()
+            self._check_turn()
+
+    def _check_turn(self) -> None:
+        """See that no other task has ended the receive that is in flight."""
+        if self._state.inbound is not Inbound.RECEIVING:
+            raise anyio.ClosedResourceError
+
+    async def _receive_over(self, exc: Exception) -> Verdict | None:
+        """Tell what ended a receive; return what it is to raise. None: the state says that.
+
+        As long as something is kept the next receive returns that. The one after it meets the
+        same end in the transport, and tells it.
+        """
+        ended = isinstance(exc, anyio.EndOfStream)
+        receiving = self._state.inbound is Inbound.RECEIVING  # or another task has ended it
+        if not receiving:
+            self._kept.clear()
+        if not self._kept:
+            if ended:
+                await self._tell(Event.PEER_EOF)
+            elif receiving:
+                await self._tell(Event.RESET, broken("receiving", exc))
+            return None
+        if not ended:
+            await self._tell(Event.RESET_UNREAD, broken("receiving", exc))
+        self._ask(Event.RECEIVE_DONE)
+        return Verdict.AT_EOF if ended else Verdict.BROKEN
+
+    def is_readable(self) -> bool:
+        """Whether a receive would return or raise without waiting; False if that is not known."""
+        verdict = step(self._state, Event.RECEIVE).verdict
+        if verdict is Verdict.PROCEED:
+            return bool(self._kept) or self._transport.is_readable()
+        return verdict is not Verdict.OPEN_FIRST
 
     async def _begin_receiving(self, verdict: Verdict | None) -> None:
         """Wait for the connection, or raise whatever refuses a receive."""
@@ -578,13 +684,16 @@ class Connection:
         # The peer may have said why before it hung up: leave that for a receive.
         try:
             # A receive in flight will tell, and its bytes are not for us to take.
-            unread = self._state.inbound is Inbound.RECEIVING or self._transport.unread()
+            unread = self._state.inbound is Inbound.RECEIVING or self._has_unread()
         except (*_BROKEN, anyio.ClosedResourceError):
             await self._tell(Event.RESET, error)
         else:
             await self._tell(Event.RESET_UNREAD, error)
             if not unread and self._state.inbound is Inbound.OPEN:
                 await self._tell(Event.PEER_EOF)
+
+    def _has_unread(self) -> bool:
+        return bool(self._kept) or self._transport.unread()
 
     async def end_gracefully(self) -> None:
         """End our side once nothing is in flight; does nothing if it has ended in any way."""
@@ -719,7 +828,7 @@ class Connection:
         lost = broken("waiting for its end", error) if error is not None else None
         if state.inbound is Inbound.OPEN:
             try:
-                unread = self._transport.unread()
+                unread = self._has_unread()
             except anyio.BrokenResourceError as exc:
                 await self._tell(Event.RESET, broken("waiting for its end", exc))
                 return
@@ -766,8 +875,14 @@ class Connection:
 
         Returns the slot, which the other has to hold now.
         """
-        effects = step(self._state, Event.UPGRADE).effects
-        verdict = self._ask(Event.UPGRADE)
+        _, verdict, effects = step(self._state, Event.UPGRADE)
+        if verdict is Verdict.PROCEED and self._kept:
+            raise StartTLSError(
+                f"start_tls() was called while {len(self._kept)} bytes that came in the clear are "
+                "kept and not received yet: receive them first, or hang up if the peer was to "
+                "send nothing more before TLS"
+            )
+        self._ask(Event.UPGRADE)
         if verdict is Verdict.FAILED or verdict is Verdict.BROKEN:
             raise self._refusal(verdict, "start_tls")
         if verdict is not Verdict.PROCEED:
@@ -799,7 +914,7 @@ class Connection:
     def held(self) -> int:
         """How many bytes were taken from the system, and have yet to be received."""
         transport = self.transport
-        return 0 if transport is None else transport.held
+        return 0 if transport is None else len(self._kept) + transport.held
 
     def detach(self) -> socket.socket:
         """Give the system's socket away, and with it the slot."""

@@ -151,6 +151,30 @@ class BrokenError(SocketError, anyio.BrokenResourceError):
     code: ClassVar[str] = "broken"
 
 
+class IncompleteReadError(SocketError, anyio.IncompleteRead):
+    """The peer ended before all came that ``receive_exactly()`` or ``receive_until()`` wait for.
+
+    What did come is kept: ``receive()`` returns it.
+    """
+
+    code: ClassVar[str] = "incomplete_read"
+
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, message)  # AnyIO's has a message of its own, and no argument
+
+
+class DelimiterNotFoundError(SocketError, anyio.DelimiterNotFound):
+    """What ``receive_until()`` looks for is not within ``max_bytes``.
+
+    What did come is kept: ``receive()`` returns it.
+    """
+
+    code: ClassVar[str] = "delimiter_not_found"
+
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, message)  # AnyIO's has a message of its own
+
+
 def text_of(value: object) -> str:
     """What a value says, for messages: an exception without Python's ``[Errno N]`` prefix.
 

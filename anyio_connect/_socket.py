@@ -26,6 +26,10 @@ from ._slots import Slot
 from ._streams import ReadableStream, WritableStream, attributes_of
 from ._transport import DEFAULT_MAX_BYTES
 
+if sys.version_info >= (3, 12):
+    from collections.abc import Buffer
+else:
+    from typing_extensions import Buffer
 if sys.version_info >= (3, 11):
     from typing import Self
 else:
@@ -116,8 +120,9 @@ class Socket(ByteStream):
         :class:`ClosedError`. The new socket makes the TLS handshake when it is first needed,
         within ``connect_timeout`` anew if one was given; a send still in flight here goes
         out before it. What the peer sent in the clear and was not read goes to the handshake,
-        which fails: it can never be read as if it had come over TLS. Read the peer's go-ahead
-        and nothing else: bytes that a buffer of yours read ahead are yours to check.
+        which fails: it can never be read as if it had come over TLS. What :meth:`receive_until`
+        has read ahead of the peer's go-ahead makes this call fail. Bytes that a buffer of yours
+        has read ahead are yours to check.
 
         ``expected_server_hostname``: the name that the certificate must be for, in place of the
         host name connected to; as ``sni`` it is brought into its normal form. ``ssl_context`` and
@@ -133,7 +138,8 @@ class Socket(ByteStream):
         :class:`TLSError`. Source: the WinterTC draft, ``startTls()``.
 
         :raises StartTLSError: not made with ``secure_transport="starttls"``; closed; ended in
-            one direction; upgraded already; or a receive is in flight. Nothing has changed.
+            one direction; upgraded already; a receive is in flight; or bytes are kept that were
+            read ahead, or left by a receive that ended early. Nothing has changed.
         :raises InvalidOptionError: an argument has a bad value; or ``expected_server_hostname`` is
             not what ``sni`` says, or would not be checked, as ``check_hostname`` of the context
             is False. Nothing has changed.
@@ -197,6 +203,65 @@ class Socket(ByteStream):
         :raises ClosedError: the socket or this half of it was closed, also while waiting
         """
         return await self._readable.receive(max_bytes)
+
+    async def receive_into(self, buffer: Buffer) -> int:
+        """Receive into ``buffer``, at least one byte, as soon as there are any; return how many.
+
+        This is :meth:`ReadableStream.receive_into`. Cancelling it loses no data, but the content
+        of ``buffer`` is undefined then.
+
+        :raises TypeError: ``buffer`` is no buffer, is read-only, or is not contiguous
+        :raises ValueError: ``buffer`` is empty
+        :raises anyio.EndOfStream: the peer has ended, and all it sent was received; so does
+            every later call
+        :raises anyio.BusyResourceError: another task is receiving
+        :raises ConnectError: the connection could not be made
+        :raises BrokenError: the connection was reset or lost
+        :raises ClosedError: the socket or this half of it was closed, also while waiting
+        """
+        return await self._readable.receive_into(buffer)
+
+    async def receive_exactly(self, nbytes: int) -> bytes:
+        """Receive ``nbytes`` bytes, no more and no fewer, once all of them have come.
+
+        This is :meth:`ReadableStream.receive_exactly`. If it is cancelled, or raises, what has
+        come is kept: the next receive of any kind begins with that.
+
+        :raises TypeError: ``nbytes`` is not an int
+        :raises ValueError: ``nbytes`` is less than 0
+        :raises IncompleteReadError: the peer has ended before; what did come is kept
+        :raises anyio.BusyResourceError: another task is receiving
+        :raises ConnectError: the connection could not be made
+        :raises BrokenError: the connection was reset or lost; what came before that is kept
+        :raises ClosedError: the socket or this half of it was closed, also while waiting
+        """
+        return await self._readable.receive_exactly(nbytes)
+
+    async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
+        """Receive what comes before ``delimiter``; the delimiter is received too, and left out.
+
+        This is :meth:`ReadableStream.receive_until`. Both together may have ``max_bytes`` bytes;
+        no more are read ahead. What has come behind the delimiter is kept for the next receive of
+        any kind, and so is everything if this is cancelled, or raises.
+
+        :raises TypeError: ``delimiter`` is not bytes-like, or ``max_bytes`` is not an int
+        :raises ValueError: ``delimiter`` is empty, or longer than ``max_bytes``
+        :raises DelimiterNotFoundError: the first ``max_bytes`` bytes do not have the delimiter;
+            they are kept
+        :raises IncompleteReadError: the peer has ended before; what did come is kept
+        :raises anyio.BusyResourceError: another task is receiving
+        :raises ConnectError: the connection could not be made
+        :raises BrokenError: the connection was reset or lost; what came before that is kept
+        :raises ClosedError: the socket or this half of it was closed, also while waiting
+        """
+        return await self._readable.receive_until(delimiter, max_bytes)
+
+    def is_readable(self) -> bool:
+        """Whether :meth:`receive` would return or raise without waiting for the peer.
+
+        This is :meth:`ReadableStream.is_readable`: it looks at once, and takes no data.
+        """
+        return self._connection.is_readable()
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         """Send all of ``item``; return when the kernel has taken it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -12,11 +13,13 @@ from anyio.lowlevel import checkpoint
 
 from ._connection import Connection
 from ._errors import BrokenError, ClosedError
+from ._read_ahead import MOST
 from ._transport import DEFAULT_MAX_BYTES
 
-#: What one receive takes at most, in bytes: that much is allocated before it is known how much
-#: there is.
-_MOST = 1 << 20
+if sys.version_info >= (3, 12):
+    from collections.abc import Buffer
+else:
+    from typing_extensions import Buffer
 
 
 def attributes_of(connection: Connection) -> Mapping[Any, Callable[[], Any]]:
@@ -49,11 +52,85 @@ class ReadableStream(ByteReceiveStream):
         :raises BrokenError: the connection was reset or lost
         :raises ClosedError: the socket or this half of it was closed, also while waiting
         """
-        if not isinstance(max_bytes, int):
-            raise TypeError(f"max_bytes must be an int, not {type(max_bytes).__name__}")
-        if max_bytes < 1:
-            raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
-        return await self._connection.receive(min(max_bytes, _MOST))
+        _check_int("max_bytes", max_bytes, 1)
+        return await self._connection.receive(min(max_bytes, MOST))
+
+    async def receive_into(self, buffer: Buffer) -> int:
+        """Receive into ``buffer``, at least one byte, as soon as there are any; return how many.
+
+        Fills it from its beginning. Otherwise as :meth:`receive`. Cancelling it loses no data, but
+        the content of ``buffer`` is undefined then. (WHATWG: a reader that brings its own buffer.)
+
+        :raises TypeError: ``buffer`` is no buffer, is read-only, or is not contiguous
+        :raises ValueError: ``buffer`` is empty
+        :raises anyio.EndOfStream: the peer has ended, and all it sent was received; so does
+            every later call
+        :raises anyio.BusyResourceError: another task is receiving
+        :raises ConnectError: the connection could not be made
+        :raises BrokenError: the connection was reset or lost
+        :raises ClosedError: the socket or this half of it was closed, also while waiting
+        """
+        with _writable(buffer) as view:
+            return await self._connection.receive(len(view), view)
+
+    async def receive_exactly(self, nbytes: int) -> bytes:
+        """Receive ``nbytes`` bytes, no more and no fewer, once all of them have come.
+
+        Reads no byte beyond them. Until it returns, it is the one receive that may be in flight.
+        If it is cancelled, or raises, what has come is kept: the next receive of any kind begins
+        with that. 0 bytes are there at once, also after the peer's end.
+
+        :raises TypeError: ``nbytes`` is not an int
+        :raises ValueError: ``nbytes`` is less than 0
+        :raises IncompleteReadError: the peer has ended before; what did come is kept
+        :raises anyio.BusyResourceError: another task is receiving
+        :raises ConnectError: the connection could not be made
+        :raises BrokenError: the connection was reset or lost; what came before that is kept
+        :raises ClosedError: the socket or this half of it was closed, also while waiting
+        """
+        _check_int("nbytes", nbytes, 0)
+        return await self._connection.receive_exactly(nbytes)
+
+    async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
+        """Receive what comes before ``delimiter``; the delimiter is received too, and left out.
+
+        ``max_bytes`` is how many bytes both may have together: a delimiter that ends behind that
+        is not found. No more bytes are looked at, and no more are ever read ahead. It is the only
+        call that reads ahead: what has come behind the delimiter is kept, the next receive of any
+        kind begins with that, and the peer's end is told after it. ``start_tls()`` refuses while
+        anything is kept.
+
+        Until it returns, it is the one receive that may be in flight. If it is cancelled, or
+        raises, all that has come is kept.
+
+        :raises TypeError: ``delimiter`` is not bytes-like, or ``max_bytes`` is not an int
+        :raises ValueError: ``delimiter`` is empty, or longer than ``max_bytes``
+        :raises DelimiterNotFoundError: the first ``max_bytes`` bytes do not have the delimiter;
+            they are kept
+        :raises IncompleteReadError: the peer has ended before; what did come is kept
+        :raises anyio.BusyResourceError: another task is receiving
+        :raises ConnectError: the connection could not be made
+        :raises BrokenError: the connection was reset or lost; what came before that is kept
+        :raises ClosedError: the socket or this half of it was closed, also while waiting
+        """
+        wanted = _delimiter(delimiter)
+        _check_int("max_bytes", max_bytes, 1)
+        if not 1 <= len(wanted) <= max_bytes:
+            raise ValueError(
+                f"delimiter must have at least 1 byte, and at most max_bytes={max_bytes}, "
+                f"but has {len(wanted)}"
+            )
+        return await self._connection.receive_until(wanted, max_bytes)
+
+    def is_readable(self) -> bool:
+        """Whether :meth:`receive` would return or raise without waiting for the peer.
+
+        Looks at once, and takes no data. True if there is data, or the peer's end, or if the
+        connection was reset or lost; after a failure, :meth:`aclose` or ``close()``; and while
+        another task is receiving. False while the connection is not made, and if it cannot be
+        known. Over TLS, what is here is decrypted and kept: bytes that are no data do not count.
+        """
+        return self._connection.is_readable()
 
     async def aclose(self) -> None:
         """Stop reading (WHATWG: ``cancel()``); the socket lives on for writing.
@@ -249,6 +326,41 @@ class WritableStream(ByteSendStream):
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         """AnyIO's typed attributes, such as ``SocketAttribute``; empty before it is open."""
         return attributes_of(self._connection)
+
+
+def _check_int(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def _delimiter(value: object) -> bytes:
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        hint = ": encode it first" if isinstance(value, str) else ""
+        raise TypeError(f"delimiter must be bytes, not {type(value).__name__}{hint}")
+    return bytes(value)
+
+
+def _writable(buffer: Buffer) -> memoryview:
+    """The memory of a buffer that something can be received into."""
+    why = "buffer must be writable and contiguous, such as a bytearray, not "
+    kind = type(buffer).__name__
+    try:
+        view = memoryview(buffer)
+    except TypeError:
+        raise TypeError(f"{why}{kind}") from None
+    if view.readonly or not view.c_contiguous:
+        how = "read-only" if view.readonly else "strided"
+        view.release()
+        raise TypeError(f"{why}a {how} {kind}")
+    if not view.nbytes:
+        view.release()
+        raise ValueError("buffer must have room for at least 1 byte")
+    if view.format == "B" and view.ndim == 1:
+        return view
+    with view:
+        return view.cast("B")
 
 
 def _behind(stream: WritableStream) -> Connection:

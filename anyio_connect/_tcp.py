@@ -122,6 +122,8 @@ class TCPTransport(Transport):
         self._ready = ready or readiness(sock)
         self._wanted = 0  # how much the receive that waits has asked for
         self._arrived = b""  # what it was given, and has yet to return
+        self._view: memoryview | None = None  # the same for a receive into such memory
+        self._filled = 0
         self._drained = True  # the last receive took all there was, or so it seems
         self._error: OSError | None = None  # a reset; the kernel tells of it only once
         self._limit = limit
@@ -189,6 +191,48 @@ class TCPTransport(Transport):
             if data is not None:
                 return data
 
+    async def receive_into(self, view: memoryview) -> int:
+        if self._arrived or not (self._drained and self._ready.waits_first):
+            if not self._ready.may_go_on(min(len(view), DEFAULT_MAX_BYTES)):
+                await checkpoint()
+                if self._stopped:
+                    raise anyio.ClosedResourceError
+            count = self._receive_into_nowait(view)
+            if count is not None:
+                return count
+        if self._limit and not self._limited:
+            self._limit_again()
+        self._view = view
+        try:
+            while True:
+                await self._ready.readable(self._fetch_into)
+                count = self._filled or self._receive_into_nowait(view)
+                if count is not None:
+                    self._filled = 0
+                    return count
+        finally:
+            self._view = None
+            if self._filled and not self._closed:  # it was cancelled since
+                self._arrived = bytes(view[: self._filled])
+            self._filled = 0
+
+    def _receive_into_nowait(self, view: memoryview) -> int | None:
+        if self._arrived:
+            data = self.receive_nowait(len(view)) or b""
+            view[: len(data)] = data
+            return len(data)
+        try:
+            count = self._sock.recv_into(view)
+        except BlockingIOError:
+            self._drained = True
+            return None
+        except OSError as exc:
+            raise self._failed(exc) from exc
+        if not count:
+            self._raise_end()
+        self._drained = count < min(len(view), _LITTLE)
+        return count
+
     def _fetch(self) -> bool:
         """Take for the receive that waits; return whether it should go on.
 
@@ -201,6 +245,30 @@ class TCPTransport(Transport):
         except OSError as exc:
             self._failed(exc)  # which is kept, and shows when the task asks again
         self._drained = len(self._arrived) < min(self._wanted, _LITTLE)
+        return True
+
+    def _fetch_into(self) -> bool:
+        """As :meth:`_fetch`, into the memory of the receive that waits."""
+        assert self._view is not None
+        try:
+            self._filled = self._sock.recv_into(self._view)
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            self._failed(exc)
+        self._drained = self._filled < min(len(self._view), _LITTLE)
+        return True
+
+    def is_readable(self) -> bool:
+        if self._arrived or self._stopped or self._closed:
+            return True
+        try:
+            self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            self._failed(exc)  # which keeps the error
+        self._drained = False  # so that the next receive asks for it at once
         return True
 
     def stop_receiving(self) -> None:

@@ -14,10 +14,10 @@ import socket
 import ssl
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, overload
 
 import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
@@ -69,6 +69,8 @@ _ENDED_IN_HANDSHAKE = "the peer ended TLS while it was being negotiated again"
 
 #: The transport broke, or another task closed it.
 _GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
+
+_T = TypeVar("_T")
 
 #: For contexts: to build them, and for what those of another make do slowly.
 _threads = Threads("work on TLS contexts", 64)
@@ -378,7 +380,7 @@ class TLSTransport(Transport):
                 return data
         return self._take(max_bytes)
 
-    async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+    def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> Coroutine[Any, Any, bytes]:
         """Receive up to ``max_bytes`` bytes. Cancelled, it loses nothing.
 
         :raises anyio.EndOfStream: the peer sent close_notify
@@ -386,14 +388,21 @@ class TLSTransport(Transport):
             is no TLS
         :raises anyio.ClosedResourceError: the transport was closed
         """
-        data: bytes | None = None
+        return self._receive(max_bytes, self._take)
+
+    def receive_into(self, view: memoryview) -> Coroutine[Any, Any, int]:
+        """As :meth:`receive`, into ``view``."""
+        return self._receive(len(view), partial(self._take_into, view))
+
+    async def _receive(self, max_bytes: int, take: Callable[[int], _T | None]) -> _T:
+        data: _T | None = None
         if self._has_some():
             if self._no_data >= _NO_DATA:
                 await self._let_others_run()
             elif not self._transport.may_go_on(min(max_bytes, _RECORD)):
                 await checkpoint()
             if not self._stopped:
-                data = self._take(max_bytes)
+                data = take(max_bytes)
         else:
             self._dry = True
         while data is None:
@@ -410,15 +419,15 @@ class TLSTransport(Transport):
                     await self._fetch(min(max(_READ, max_bytes), _MOST_READ))
                 except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
                     # Meanwhile unread() may have taken what came before that.
-                    data = self._take(max_bytes)
+                    data = take(max_bytes)
                     while data is None and self._held:
-                        data = self._take(max_bytes)
+                        data = take(max_bytes)
                     if data is not None:
                         break
                     if isinstance(exc, anyio.EndOfStream):
                         self._end_of_transport()
                     raise
-            data = self._take(max_bytes)
+            data = take(max_bytes)
         return data
 
     def _has_some(self) -> bool:
@@ -506,6 +515,17 @@ class TLSTransport(Transport):
                 return False
         return True
 
+    def is_readable(self) -> bool:
+        if self._decrypted or self._stopped:
+            return True
+        if self._reading:  # to send, by a task that waits for what would be taken from it
+            return False
+        try:
+            self._decrypted += self.receive_nowait(_RECORD) or b""
+        except (anyio.EndOfStream, *_GONE):
+            return True
+        return len(self._decrypted) > 0
+
     def _take(self, max_bytes: int) -> bytes | None:
         """Data that needs no more ciphertext than is here already."""
         if self._decrypted:
@@ -525,12 +545,42 @@ class TLSTransport(Transport):
                 room -= len(more)
         return b"".join(pieces)
 
-    def _next(self, max_bytes: int) -> bytes | None:
-        """The data of the next record; None if it is not here, or is not what comes next."""
+    def _take_into(self, view: memoryview, max_bytes: int) -> int | None:
+        """As :meth:`_take`, into ``view``, of ``max_bytes`` bytes."""
+        if self._decrypted:
+            data = self._take(max_bytes) or b""
+            view[: len(data)] = data
+            return len(data)
+        first = self._next(max_bytes, view)
+        if first is None:
+            return None
+        count = len(first)
+        if count == _RECORD:
+            with suppress(
+                anyio.EndOfStream, anyio.BrokenResourceError
+            ):  # the next call tells that
+                while count < max_bytes:
+                    more = self._next(max_bytes - count, view[count:])
+                    if more is None:
+                        break
+                    count += len(more)
+        return count
+
+    @overload
+    def _next(self, max_bytes: int) -> bytes | None: ...
+
+    @overload
+    def _next(self, max_bytes: int, into: memoryview) -> memoryview | None: ...
+
+    def _next(self, max_bytes: int, into: memoryview | None = None) -> bytes | memoryview | None:
+        """The data of the next record; None if it is not here, or is not what comes next.
+
+        With ``into`` it is put there, and returned as a part of that.
+        """
         held = self._held
         if not held:
-            return self._decrypt(max_bytes)
-        data = None if self._dry else self._decrypt(max_bytes)
+            return self._decrypt(max_bytes, into)
+        data = None if self._dry else self._decrypt(max_bytes, into)
         if data is None:
             if len(held) <= _PIECE:
                 self._held = b""  # an empty view would keep all that it is a view of
@@ -538,17 +588,19 @@ class TLSTransport(Transport):
                 held, self._held = held[:_PIECE], held[_PIECE:]
             self._incoming.write(held)
             self._no_data += len(held)
-            data = self._decrypt(max_bytes)
+            data = self._decrypt(max_bytes, into)
         return data
 
-    def _decrypt(self, max_bytes: int) -> bytes | None:
+    def _decrypt(
+        self, max_bytes: int, into: memoryview | None = None
+    ) -> bytes | memoryview | None:
         """Take what the engine can decrypt; None if it needs more ciphertext for that."""
         self._check_session()
         if self._peer_ended:
             raise anyio.EndOfStream
-        data: bytes | None = None
+        data: bytes | memoryview | None = None
         try:
-            data = self._engine.read(min(max_bytes, _RECORD))
+            data = self._read(min(max_bytes, _RECORD), into)
             self._peer_ended = not data
             self._no_data -= len(data)
             self._dry = False
@@ -575,6 +627,16 @@ class TLSTransport(Transport):
                 "the peer wants an answer to each of its many KeyUpdates, and reads none",
             )
         return data
+
+    def _read(self, max_bytes: int, into: memoryview | None) -> bytes | memoryview:
+        if into is None:
+            return self._engine.read(max_bytes)
+        if type(self._engine) is ssl.SSLObject:
+            count: Any = self._engine.read(max_bytes, into)
+            return into[:count]
+        data = self._engine.read(max_bytes)  # one of another make may know no other way
+        into[: len(data)] = data
+        return into[: len(data)]
 
     def _end_of_transport(self) -> None:
         """The transport has ended without close_notify, which may be as good as that.

@@ -73,6 +73,23 @@ class Transport(ByteStream):
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         """Take up to ``max_bytes`` bytes that are already here; None if there are none yet."""
 
+    async def receive_into(self, view: memoryview) -> int:
+        """Receive into ``view``, at least one byte; return how many. Cancelled, it loses nothing.
+
+        ``view`` is writable, made of bytes, and not empty.
+        """
+        data = await self.receive(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def is_readable(self) -> bool:
+        """Whether ``receive()`` would return or raise without waiting for the peer.
+
+        Takes nothing that ``receive()`` would not return afterwards. False if it cannot be known.
+        Not called while a receive is in flight.
+        """
+        return False
+
     @abstractmethod
     def stop_receiving(self) -> None:
         """Have ``receive()`` raise ``ClosedResourceError``, now and ever after."""

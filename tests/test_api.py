@@ -30,7 +30,9 @@ from anyio_connect import (
     ConnectError,
     Connector,
     ConnectTimeoutError,
+    DelimiterNotFoundError,
     DetachError,
+    IncompleteReadError,
     InvalidAddressError,
     InvalidOptionError,
     ListenError,
@@ -108,9 +110,12 @@ def test_attributes_are_documented_for_editors_and_for_help(cls: type) -> None:
         assert f"``{name}``: {words[0].lower()}{words[1:]}" in paragraphs
 
 
-@pytest.mark.parametrize("name", ["receive", "send", "send_eof"])
+RECEIVES = ("receive", "receive_into", "receive_exactly", "receive_until")
+
+
+@pytest.mark.parametrize("name", [*RECEIVES, "send", "send_eof"])
 def test_a_socket_says_itself_what_its_streams_raise(name: str) -> None:
-    stream: Any = ReadableStream if name == "receive" else WritableStream
+    stream: Any = ReadableStream if name in RECEIVES else WritableStream
     theirs: str = getattr(stream, name).__doc__
     ours: str = getattr(Socket, name).__doc__
     raised = theirs[theirs.index(":raises") :]
@@ -155,6 +160,8 @@ ERRORS: dict[type[SocketError], tuple[str, tuple[type[Exception], ...]]] = {
     DetachError: ("detach", (SocketError, RuntimeError)),
     ClosedError: ("closed", (SocketError, anyio.ClosedResourceError)),
     BrokenError: ("broken", (SocketError, anyio.BrokenResourceError)),
+    IncompleteReadError: ("incomplete_read", (SocketError, anyio.IncompleteRead)),
+    DelimiterNotFoundError: ("delimiter_not_found", (SocketError, anyio.DelimiterNotFound)),
 }
 
 each_error = pytest.mark.parametrize("cls", ERRORS, ids=lambda cls: cls.__name__)
@@ -278,7 +285,7 @@ LAYERS = [
     {"_errors", "_linger", "_memory_tcp", "_readiness"},
     {"_address", "_future", "_loops", "_policy", "_slots"},
     {"_options", "_tls_errors", "_raw", "_transport", "_dial_errors"},
-    {"_dialer", "_tcp", "_tls"},
+    {"_dialer", "_read_ahead", "_tcp", "_tls"},
     {"_connection", "_dial"},
     {"_open", "_streams"},
     {"_socket"},

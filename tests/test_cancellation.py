@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import socket as stdlib
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import anyio
@@ -25,6 +24,8 @@ from anyio_connect import (
     BrokenError,
     ClosedError,
     Connector,
+    DelimiterNotFoundError,
+    IncompleteReadError,
     Socket,
     SocketAddress,
     SocketError,
@@ -34,6 +35,7 @@ from anyio_connect import (
 )
 from anyio_connect._lifecycle import Outbound
 from anyio_connect._slots import Slots
+from cancelling import CancelAt, Moment
 from peers import Listener, Peer, listening
 from sockets import raw, use_up_the_turn
 from tls_peers import NAME, TLS12, TLS13, TLSPeer, client_context, server_context
@@ -48,62 +50,6 @@ NEXT = b"and the next"
 SAID = b"what the peer says"
 
 How: TypeAlias = Literal["end", "cut", "reset", "never began"]
-Moment: TypeAlias = Literal["before", "after"]
-
-
-# --- cancelling
-
-
-class CancelAt(Awaitable[Any]):
-    """Runs a coroutine and cancels a scope at its n-th suspension; at the 0-th before it begins.
-
-    Before it, or after it: when what was waited for has come, but was not acted upon yet. Once
-    the cancellation has been raised in the coroutine, nothing but that may come out of it.
-    """
-
-    def __init__(
-        self, number: int, moment: Moment, scope: anyio.CancelScope, call: Coroutine[Any, Any, Any]
-    ) -> None:
-        self.number = number
-        self.moment = moment
-        self.scope = scope
-        self.call = call
-        self.count = 0
-        self.raised = False  # the cancellation was, in the coroutine
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        resume: Callable[[], Any] = partial(self.call.send, None)
-        cancelled = anyio.get_cancelled_exc_class()
-        if not self.number:
-            self.scope.cancel()
-        while True:
-            try:
-                wanted = resume()
-            except StopIteration as stop:
-                assert not self.raised, "the cancellation was swallowed"
-                return stop.value
-            except Exception:
-                if self.raised:
-                    pytest.fail("the cancellation became another exception")
-                raise
-            except cancelled:
-                self.raised = True  # so by now: trio does not throw it at who waits for tasks
-                raise
-            self.count += 1
-            if self.count == self.number and self.moment == "before":
-                self.scope.cancel()
-            try:
-                value = yield wanted
-            except BaseException as exc:  # noqa: BLE001  # the call is to have it
-                resume = partial(self.call.throw, exc)
-                error: object = exc
-            else:
-                resume = partial(self.call.send, value)
-                error = getattr(value, "error", None)  # how trio raises it
-            # Others are of scopes within.
-            self.raised |= self.scope.cancel_called and isinstance(error, cancelled)
-            if self.count == self.number and self.moment == "after":
-                self.scope.cancel()
 
 
 # --- the peer
@@ -256,6 +202,30 @@ async def receive(scene: Scene) -> None:
 
 async def receive_byte_by_byte(scene: Scene) -> None:
     scene.received = await scene.socket.receive(1)
+
+
+async def receive_into(scene: Scene) -> None:
+    buffer = bytearray(7)
+    scene.received = bytes(buffer[: await scene.socket.receive_into(buffer)])
+
+
+async def receive_exactly(scene: Scene) -> None:
+    scene.received = await scene.socket.receive_exactly(len(SAID))
+
+
+async def receive_until(scene: Scene) -> None:
+    """Twice: what the first has read ahead is there for the second."""
+    scene.received += await scene.socket.receive_until(b" ", 100) + b" "
+    scene.received += await scene.socket.receive_until(b" ", 100) + b" "
+
+
+async def receive_what_never_comes(scene: Scene) -> None:
+    with pytest.raises(IncompleteReadError):
+        await scene.socket.receive_exactly(len(SAID) + 1)
+    with pytest.raises(DelimiterNotFoundError):
+        await scene.socket.receive_until(b"\n", len(SAID))
+    with pytest.raises(IncompleteReadError):
+        await scene.socket.receive_until(b"\n", 100)
 
 
 async def iterate(scene: Scene) -> None:
@@ -550,6 +520,13 @@ OPERATIONS = [
     Operation(async_with, closed, begins_open=False),
     Operation(receive, usable),
     Operation(receive_byte_by_byte, usable),
+    Operation(receive_into, usable),
+    Operation(receive_into, usable, begins_open=False),
+    Operation(receive_exactly, usable),
+    Operation(receive_exactly, usable, begins_open=False),
+    Operation(receive_until, usable),
+    Operation(receive_until, usable, begins_open=False),
+    Operation(receive_what_never_comes, usable, ends=True),
     Operation(receive, usable, begins_open=False),
     Operation(iterate, usable, ends=True),
     Operation(iterate, usable, ends=True, begins_open=False),
