@@ -28,6 +28,10 @@ import anyio
 from anyio import abc
 from anyio.abc import ByteReceiveStream, ByteSendStream, ByteStream, TaskGroup
 
+if sys.version_info >= (3, 12):
+    from collections.abc import Buffer
+else:
+    from typing_extensions import Buffer
 if sys.version_info >= (3, 11):
     from typing import Never, Self, Unpack
 else:
@@ -44,8 +48,10 @@ __all__ = (
     "ConnectError",
     "ConnectTimeoutError",
     "Connector",
+    "DelimiterNotFoundError",
     "DetachError",
     "Dialer",
+    "IncompleteReadError",
     "InvalidAddressError",
     "InvalidOptionError",
     "ListenError",
@@ -238,6 +244,14 @@ class Socket(ByteStream):
         """Close it."""
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """As readable.receive()."""
+    async def receive_into(self, buffer: Buffer) -> int:
+        """As readable.receive_into()."""
+    async def receive_exactly(self, nbytes: int) -> bytes:
+        """As readable.receive_exactly()."""
+    async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
+        """As readable.receive_until()."""
+    def is_readable(self) -> bool:
+        """As readable.is_readable()."""
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         """As writable.send()."""
     async def send_eof(self) -> None:
@@ -253,6 +267,17 @@ class ReadableStream(ByteReceiveStream):
     def __init__(self, connection: Never) -> None: ...
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Receive what is there, at least a byte; anyio.EndOfStream at the end."""
+    async def receive_into(self, buffer: Buffer) -> int:
+        """The same, into writable memory; the result is how many bytes."""
+    async def receive_exactly(self, nbytes: int) -> bytes:
+        """Receive so many bytes. Cancelled or at the end, it keeps what has come."""
+    async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
+        """Receive what comes before delimiter, both together max_bytes at most.
+
+        What has come behind it is kept for the next receive of any kind.
+        """
+    def is_readable(self) -> bool:
+        """Would receive() return or raise without waiting? False if that cannot be known."""
     async def aclose(self) -> None:
         """Stop reading; the socket lives on for writing."""
     async def pipe_to(
@@ -435,3 +460,15 @@ class BrokenError(SocketError, anyio.BrokenResourceError):
     """The connection is unusable: reset, lost, aborted, or a send was cut short."""
 
     code: ClassVar[str] = "broken"
+
+class IncompleteReadError(SocketError, anyio.IncompleteRead):
+    """The peer ended before all came that was to be received. receive() returns what did."""
+
+    code: ClassVar[str] = "incomplete_read"
+    def __init__(self, message: str) -> None: ...
+
+class DelimiterNotFoundError(SocketError, anyio.DelimiterNotFound):
+    """receive_until() has not found its delimiter. receive() returns what has come."""
+
+    code: ClassVar[str] = "delimiter_not_found"
+    def __init__(self, message: str) -> None: ...

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 import socket as stdlib
 import ssl
+from array import array
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from mmap import mmap
 from typing import Any, Literal
 
 import anyio
@@ -43,8 +45,10 @@ from anyio_connect import (
     ConnectError,
     Connector,
     ConnectTimeoutError,
+    DelimiterNotFoundError,
     DetachError,
     Dialer,
+    IncompleteReadError,
     InvalidAddressError,
     InvalidOptionError,
     Listener,
@@ -153,6 +157,10 @@ async def attributes(socket: Socket) -> None:
 
 
 async def methods(socket: Socket, view: memoryview) -> None:
+    assert_type(await socket.receive_into(view), int)
+    assert_type(await socket.receive_exactly(4), bytes)
+    assert_type(await socket.receive_until(b"\n", max_bytes=80), bytes)
+    assert_type(socket.is_readable(), bool)
     assert_type(await socket.receive(), bytes)
     assert_type(await socket.receive(10), bytes)
     assert_type(await socket.receive(max_bytes=10), bytes)
@@ -196,6 +204,13 @@ async def reading(
     async for chunk in readable:
         assert_type(chunk, bytes)
     assert_type([chunk async for chunk in readable], list[bytes])
+    assert_type(await readable.receive_into(bytearray(9)), int)
+    assert_type(await readable.receive_into(buffer=memoryview(bytearray(9))), int)
+    assert_type(await readable.receive_into(array("I", [0])), int)
+    assert_type(await readable.receive_into(mmap(-1, 9)), int)
+    assert_type(await readable.receive_exactly(nbytes=4), bytes)
+    assert_type(await readable.receive_until(b"\n", 80), bytes)
+    assert_type(readable.is_readable(), bool)
     async with readable as same:
         assert_type(same, ReadableStream)
     assert_type(await readable.aclose(), None)
@@ -351,6 +366,8 @@ def caught_as_before() -> None:
     as_gaierror: type[stdlib.gaierror] = ResolveError
     as_closed: type[anyio.ClosedResourceError] = ClosedError
     as_broken: type[anyio.BrokenResourceError] = BrokenError
+    as_incomplete: type[anyio.IncompleteRead] = IncompleteReadError
+    as_not_found: type[anyio.DelimiterNotFound] = DelimiterNotFoundError
 
 
 async def handling(socket: Socket) -> str:

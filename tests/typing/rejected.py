@@ -122,6 +122,14 @@ async def sending(socket: Socket, writable: WritableStream) -> None:
 
 
 async def receiving(readable: ReadableStream) -> None:
+    await readable.receive_into("text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await readable.receive_into(99)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    data: bytes = await readable.receive_into(bytearray(9))  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    await readable.receive_exactly()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await readable.receive_exactly(4.0)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await readable.receive_until(b"\n")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await readable.receive_until("\n", 80)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await readable.is_readable()  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
     text: str = await readable.receive()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     await readable.receive("10")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await readable.receive(None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
