@@ -22,6 +22,7 @@ The modules, each with one job, from the bottom up (an arrow of imports goes upw
 ``peer``          the other side: a scripted client or server
 ``plan``          from a seed to a history
 ``world``         what is known while a history runs: sockets, peers, calls
+``reading``       the ways to receive, and what may come of each
 ``run``           runs a history
 ``judge``         what is wrong with what came of it
 ``known``         faults that are known and not mended yet

@@ -13,6 +13,7 @@ from anyio_connect import Socket
 from .messages import Nonsense, parse
 from .peer import Peer
 from .plan import ADDRESSES, PORT
+from .reading import kept, missed
 from .tcp import End
 from .world import Call, Party, World
 
@@ -30,7 +31,7 @@ def idle(world: World, call: Call) -> bool:
     if call.kind != "receive" or link is None or call.tls or call.begun is None:
         return False
     end, _ = link
-    taken = len(call.party.received[False])
+    taken = len(call.party.received[False]) + len(kept(call.socket))
     return not end.released and not end.readable and end.delivered == taken
 
 
@@ -61,6 +62,7 @@ def quiet(world: World) -> None:
         if call.pending:
             _has_a_reason(world, call)
     for party in world.parties:
+        missed(world, party)
         link = world.link(party)
         if link is not None:
             _is_as_it_should_be(world, party, link[0])
@@ -129,7 +131,7 @@ def _is_as_it_should_be(world: World, party: Party, end: End) -> None:
     sock = party.last
     calls = [call for call in world.calls if call.party is party and call.socket is sock]
     tls = party.tls(sock)
-    ends = [c for c in calls if c.kind == "receive" and c.how == "EndOfStream"]
+    ends = [c for c in calls if _met_the_end(c)]
     if ends and any(
         c.kind == "receive" and c.how == "ok" and _later(c.begun, ends[0].over) for c in calls
     ):
@@ -242,10 +244,14 @@ def _somebody_ended(world: World, call: Call) -> None:
 def _got_what_was_sent(world: World, party: Party, end: End, peer: Peer) -> None:
     for tls in (False, True):
         sent, received = bytes(peer.sent[tls]), bytes(party.received[tls])
-        ends = [
+        ends = [c for c in world.calls if c.party is party and _met_the_end(c) and c.tls == tls]
+        early = [
             c
             for c in world.calls
-            if c.party is party and c.kind == "receive" and c.how == "EndOfStream" and c.tls == tls
+            if c.party is party
+            and c.how == "IncompleteReadError"
+            and c.tls == tls
+            and c.told + c.kept != len(sent)
         ]
         if party.piped_from:
             continue
@@ -253,7 +259,7 @@ def _got_what_was_sent(world: World, party: Party, end: End, peer: Peer) -> None
             world.fault("what was received was never sent so", tls)
         # Over TLS only close_notify is an end.
         clean = (peer.fin_wanted or (peer.closed and not tls)) and sent == received
-        if ends and not clean:
+        if early or (ends and not clean):
             if not (peer.reset_sent or end.got_reset):
                 world.fault("an early end of stream", tls)
             elif not peer.fin_wanted:
@@ -271,7 +277,7 @@ def _got_what_was_sent(world: World, party: Party, end: End, peer: Peer) -> None
                 and _later(call.over, other.begun)
                 for other in world.calls
             )
-            and call.told < end.delivered
+            and call.told + call.kept < end.delivered
         ):
             world.fault("a receive told of a reset before all data was received", call)
             break
@@ -416,6 +422,11 @@ def _forced(world: World, party: Party) -> bool:
         for call in world.calls
         if call.party is party or call.kind == "pipe"
     )
+
+
+def _met_the_end(call: Call) -> bool:
+    """A receive was told of the peer's end, and nothing is left to be received before it."""
+    return call.how == "EndOfStream" or (call.how == "IncompleteReadError" and not call.kept)
 
 
 def _done(world: World, party: Party, sock: Socket, *kinds: str) -> bool:

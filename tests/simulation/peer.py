@@ -105,6 +105,11 @@ class Peer:
         self.reading = True
         self.stir()
 
+    @property
+    def all_has_arrived(self) -> bool:
+        """Whether the other side has all that this one was to send."""
+        return not self._queue and not self._later and not self.end.unacknowledged
+
     def stir(self, delay: float = 0.0) -> None:
         """Look at everything anew, soon."""
         if not self._scheduled:

@@ -9,6 +9,8 @@ from typing import Literal, get_args
 Secure = Literal["off", "on", "starttls"]
 #: What a host does with a connection attempt. "lost": an error comes back (ICMP).
 Answer = Literal["serve", "refuse", "silent", "lost", "no way"]
+#: receive(), receive_into(), receive_exactly() or receive_until()
+Way = Literal["some", "into", "exactly", "until"]
 Profile = Literal[
     "mixed", "streaming", "dialling", "race", "slots", "listen", "pipe", "rough", "stuck"
 ]
@@ -47,6 +49,8 @@ class Step:
     who: int = 0  #: which socket
     size: int = 8  #: send
     most: int = 65536  #: receive
+    way: Way = "some"  #: receive
+    delimiter: bytes = b"M"  #: receive, in the way "until"
     back: int = 1  #: cancel: which of the calls that are under way, from the latest
     late: bool = False  #: the scope of the call is cancelled before it begins
     deadline: float | None = None  #: of the scope, in seconds
@@ -91,6 +95,7 @@ CALLS = (
 )
 _WEIGHTS = {
     "receive": 16.0,
+    "readable?": 2.0,
     "send": 16.0,
     "send_eof": 2.0,
     "w.aclose": 2.0,
@@ -242,6 +247,8 @@ def _step(rng: random.Random, number: int, kind: str, who: int) -> Step:
         number,
         kind,
         who,
+        way=rng.choices(get_args(Way), (40, 15, 20, 25))[0],
+        delimiter=rng.choice((b"M", b"M", b"\0\0", b"\n\n\n", bytes([number]) * 2)),
         size=rng.choice((8, 20, 1000, 9000, 150_000, 150_000)),
         most=rng.choice((1, 10, 1000, 65536)),
         back=rng.randint(1, 4),

@@ -14,6 +14,7 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -23,7 +24,7 @@ import anyio_connect
 from anyio_connect import AddressPolicy, Connector, Listener, Socket, SocketError, SocketFuture
 from anyio_connect._memory_tcp import accept, connect
 
-from . import judge
+from . import judge, reading
 from .certificates import NAMES, contexts
 from .messages import SMALLEST, message
 from .network import Deadlock, Network
@@ -285,6 +286,10 @@ class _History:
             pass  # nobody has come
         elif step.kind.startswith("p."):
             self._act(step, world.parties[step.who])
+        elif step.kind == "readable?":
+            party = world.parties[step.who]
+            if reading.look(world, party):
+                self._call(replace(step, kind="receive", way="some"), party, sure=True)
         else:
             self._call(step, world.parties[step.who])
 
@@ -329,23 +334,25 @@ class _History:
         else:
             call.scope.cancel()
 
-    def _call(self, step: Step, party: Party) -> None:
+    def _call(self, step: Step, party: Party, *, sure: bool = False) -> None:
         world = self.world
         sock = party.sockets[0] if step.old else party.last
         call = Call(step, party, sock, party.tls(sock))
+        if sure:
+            call.sure_at = world.network.now
         world.calls.append(call)
         if step.kind == "start_tls":
             self._start_tls(call)
             return
-        act = self._action(step, sock)
+        act = self._action(call)
         if step.kind == "pipe":
             party.piped_from = world.parties[1].piped_to = True
         self._group.start_soon(self._make, call, act)
 
-    def _action(self, step: Step, sock: Socket) -> Callable[[], Awaitable[Any]]:
-        kind = step.kind
+    def _action(self, call: Call) -> Callable[[], Awaitable[Any]]:
+        step, sock, kind = call.step, call.socket, call.kind
         if kind == "receive":
-            return lambda: sock.receive(step.most)
+            return lambda: reading.receive(call)
         if kind == "send":
             return lambda: sock.send(message(step.number, max(step.size, SMALLEST)))
         if kind == "pipe":
@@ -395,14 +402,13 @@ class _History:
                     scope.deadline = anyio.current_time() + call.step.deadline
                 call.begun = world.tick()
                 note("begin", call.kind, call.number)
+                value = None
                 try:
                     value = await act()
                     call.how = "ok"
                     if call.kind == "receive":
                         call.received = len(value)
                         call.party.received[call.tls] += value
-                        if not value:
-                            world.fault("receive() returned nothing")
                 except anyio.get_cancelled_exc_class():
                     call.how = "cancelled"
                     raise
@@ -415,6 +421,8 @@ class _History:
                 finally:
                     call.over = world.tick()
                     call.told = len(call.party.received[call.tls])
+                    if call.kind == "receive":
+                        reading.over(world, call, value)
                     note("end", call.kind, call.number, call.how, call.received or "")
         except asyncio.CancelledError:
             if not call.native:

@@ -35,6 +35,8 @@ class Call:
     idle_when_cancelled: bool = False
     received: int = 0
     told: int = 0  #: how much its socket had received in all when it ended
+    kept: int = 0  #: how much had come besides by then, and was kept for the next receive
+    sure_at: float | None = None  #: is_readable() said then that it would not have to wait
 
     @property
     def kind(self) -> str:
@@ -72,6 +74,7 @@ class Party:
     received: dict[bool, bytearray] = field(
         default_factory=lambda: {False: bytearray(), True: bytearray()}
     )
+    may_keep: int = 0  #: the most that a receive may have left for the next
     drained: str | None = None  #: what ended reading to the end
     accepted: End | None = None  #: from a listener
     piped_from: bool = False
