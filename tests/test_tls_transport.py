@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import select
 import socket
-import socket as stdlib
 import ssl
 import sys
 from collections import deque
@@ -25,6 +24,7 @@ from hypothesis import strategies as st
 from OpenSSL import SSL
 
 from anyio_connect import BrokenError, ClosedError, Socket, TLSError, _tls, connect
+from anyio_connect._linger import outstanding
 from anyio_connect._tls import TLSTransport, start_tls
 from anyio_connect._transport import ForeignTransport
 from peers import listening
@@ -524,8 +524,8 @@ async def refused_by_alert(*, data: bytes = b"") -> AsyncIterator[Socket]:
             size = len(data)
             said = b"".join(forger.encrypt(data[n : n + 16384]) for n in range(0, size, 16384))
             await peer.peer.send(said + forger.alert(2, 116))
-            while len(raw.recv(1 << 20, stdlib.MSG_PEEK)) < len(said) + 24:
-                await all_blocked()
+            while outstanding(peer.peer.sock):  # our kernel does not have it all
+                await checkpoint()
             peer.peer.rst()
             poll = select.poll()
             poll.register(raw, select.POLLRDHUP)

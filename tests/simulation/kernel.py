@@ -11,6 +11,7 @@ import fcntl
 import select
 import socket
 import struct
+import sys
 import termios
 import time
 from collections.abc import Callable
@@ -49,7 +50,7 @@ class Pair:
     """Two connected sockets, and what can be done with them."""
 
     def __init__(self, ends: tuple[Any, Any], look: Callable[[Any], Look]) -> None:
-        self.ends = ends
+        self.ends: tuple[Any, Any] = ends
         self._look = look
         self._sent = [0, 0]
 
@@ -76,8 +77,11 @@ class Pair:
             return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if act.kind == "fill":  # until there is no room any more, on both sides
             while True:
-                sock.send(b"x" * 65536)
-                settle()
+                try:
+                    sock.send(b"x" * 65536)
+                except BlockingIOError:
+                    settle()  # which may make room
+                    sock.send(b"x" * 65536)
         if act.kind == "drain":
             while sock.recv(1 << 20):
                 settle()
@@ -145,10 +149,11 @@ class Real(Pair):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().__init__((client, server), self._see)
 
-    @staticmethod
-    def settle() -> None:
-        """On loopback it takes no longer than this, or is waited for by whoever compares."""
-        time.sleep(0)
+    def settle(self) -> None:
+        """Wait until nothing is under way. What there is no room for is not under way."""
+        give_up = time.monotonic() + _PATIENCE
+        while any(map(_unacknowledged_packets, self.ends)) and time.monotonic() < give_up:
+            time.sleep(0.0001)
 
     @staticmethod
     def _see(sock: socket.socket) -> Look:
@@ -157,6 +162,14 @@ class Real(Pair):
         found = poll.poll(0)
         queued = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
         return Look(found[0][1] if found else 0, struct.unpack("i", queued)[0])
+
+
+def _unacknowledged_packets(sock: socket.socket) -> int:
+    if sock.fileno() < 0:
+        return 0
+    # tcpi_unacked: see struct tcp_info in linux/tcp.h.
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+    return int.from_bytes(info[24:], sys.byteorder)
 
 
 def differences(acts: list[Act]) -> list[str]:
@@ -181,7 +194,13 @@ def differences(acts: list[Act]) -> list[str]:
                 found.append(f"{number}: {act}: simulated {one!r}, real {two!r}")
             for side in (0, 1):
                 expected = simulated.look(side)
-                seen = _until(partial(real.look, side), expected, real.look(side), full=bool(full))
+
+                def look_again(act: Act = act, side: int = side) -> Look | None:
+                    if act.kind == "drain":  # there was more to come
+                        real.act(act, real.settle)
+                    return real.look(side)
+
+                seen = _until(look_again, expected, real.look(side), full=bool(full))
                 if not _alike(expected, seen, full=bool(full)):
                     found.append(f"{number}: after {act}, {side}: {expected}, real {seen}")
     finally:
