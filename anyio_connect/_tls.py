@@ -697,9 +697,16 @@ class TLSTransport(Transport):
 
     # --- sending
 
+    #: Once encrypted, data must go out, and whether there is room shows only then.
+    keeps = True
+
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
-        # Once encrypted, bytes must go out, and whether there is room shows only then.
-        return 0
+        if self.torn or self._flushing or self._negotiating or not data:
+            return 0
+        self._check_sending()
+        written = self._encrypt(memoryview(data).cast("B"))
+        self._flush_nowait()
+        return written
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         """Send all of ``item``.
@@ -808,7 +815,8 @@ class TLSTransport(Transport):
         self._flushing = True
         try:
             while ciphertext := self._ciphertext():
-                sent = self._transport.send_nowait(ciphertext)
+                # The caller wants it to be gone, not kept.
+                sent = 0 if self._transport.keeps else self._transport.send_nowait(ciphertext)
                 self._unsent = rest = ciphertext[sent:]
                 if rest:
                     await self._transport.send(rest)
@@ -850,7 +858,8 @@ class TLSTransport(Transport):
                 self._check_sending()
             self._check_session()
             # If there is room, or the peer is gone, this is done even if the caller is cancelled.
-            self._flush_nowait()
+            if not self._transport.keeps:
+                self._flush_nowait()
             await self._flush()
         except BaseException as exc:
             self.torn = True

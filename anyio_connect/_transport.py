@@ -43,6 +43,9 @@ class Transport(ByteStream):
     #: were sent after it would be misread.
     torn: bool = False
 
+    #: What :meth:`send_nowait` takes may wait here for room. It goes out before anything else.
+    keeps: bool = False
+
     @property
     def immediate(self) -> bool:
         """Whether the calls that do not wait can do anything."""

@@ -675,10 +675,163 @@ async def test_an_empty_send_is_no_record_and_a_checkpoint(version: ssl.TLSVersi
     assert not tls.torn
 
 
-def test_nothing_can_be_sent_for_certain_without_waiting() -> None:
-    tls, wire, _ = shaken(TLS13)
-    assert tls.send_nowait(memoryview(b"data")) == 0
+async def test_what_finds_no_room_at_once_is_kept_and_goes_out_first() -> None:
+    tls, wire, server = shaken(TLS13)
+    assert tls.send_nowait(b"") == 0
     assert wire.take() == b""
+    assert tls.send_nowait(memoryview(b"one, ")) == 5
+    assert server.decrypt(wire.take()) == b"one, "
+    wire.room = 10
+    assert tls.send_nowait(b"two, ") == 5
+    assert tls.send_nowait(b"three, ") == 7
+    ciphertext = wire.take()
+    assert len(ciphertext) == 10
+    wire.make_room()
+    await tls.send(b"four")
+    assert server.decrypt(ciphertext + wire.take()) == b"two, three, four"
+
+
+async def test_nothing_is_sent_at_once_into_the_midst_of_a_send() -> None:
+    tls, wire, server = shaken(TLS13)
+    wire.room = 10
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(tls.send, b"one")
+        await all_blocked()
+        assert tls.send_nowait(b"two") == 0
+        wire.make_room()
+    assert server.decrypt(wire.take()) == b"one"
+    wire.room = 10
+    await cancelled(tls.send, b"three")
+    wire.make_room()
+    assert tls.send_nowait(b"four") == 0
+    assert len(wire.take()) == 10
+
+
+async def test_nothing_is_sent_at_once_when_our_side_has_ended() -> None:
+    tls, _, _ = shaken(TLS13)
+    await tls.send_eof()
+    with pytest.raises(anyio.ClosedResourceError):
+        tls.send_nowait(b"data")
+
+
+# --- TLS in TLS: through a proxy that is spoken to over TLS, to a target over TLS
+
+
+def nested() -> tuple[TLSTransport, Wire, Callable[[], bytes], Server, Server]:
+    """The transport, the wire, what the inner server gets, the outer server, and the inner."""
+    outer, wire, front = shaken(TLS13)
+    tls, _, back = shaken(TLS13, over=outer)
+
+    def arrived() -> bytes:
+        return back.decrypt(front.decrypt(wire.take()))
+
+    return tls, wire, arrived, front, back
+
+
+async def test_data_goes_through_both() -> None:
+    tls, wire, arrived, front, back = nested()
+    await tls.send(b"there")
+    assert arrived() == b"there"
+    wire.arrive(front.encrypt(back.encrypt(b"and back")))
+    assert await tls.receive() == b"and back"
+    big = bytes(300_000)
+    await tls.send(big)
+    assert arrived() == big
+
+
+@pytest.mark.parametrize("room", [0, 10, 60, 1000])
+async def test_both_are_ended_as_soon_as_there_is_room(room: int) -> None:
+    tls, wire, arrived, front, back = nested()
+    wire.make_room(room)
+    finished = await tls.finish()
+    assert finished == (room == 1000)
+    while not finished:
+        with anyio.move_on_after(0.01):
+            await tls.wait_room()
+        wire.make_room()
+        finished = await tls.finish()
+    assert wire.calls == ["finish"]
+    assert arrived() == b""
+    assert (front.ended, back.ended) == (True, True)
+
+
+async def test_a_half_close_ends_the_inner_one_alone() -> None:
+    tls, wire, arrived, front, back = nested()
+    await tls.send_eof()
+    assert arrived() == b""
+    assert (front.ended, back.ended) == (False, True)
+    wire.arrive(front.encrypt(back.encrypt(b"still")))
+    assert await tls.receive() == b"still"
+    wire.arrive(front.encrypt(back.close_notify()))
+    with pytest.raises(anyio.EndOfStream):
+        await tls.receive()
+
+
+async def test_a_half_close_waits_for_room_in_the_outer_one() -> None:
+    tls, wire, arrived, _, back = nested()
+    ended = False
+
+    async def end() -> None:
+        nonlocal ended
+        await tls.send_eof()
+        ended = True
+
+    wire.make_room(10)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(end)
+        await all_blocked()
+        first = wire.take()
+        assert len(first) == 10
+        assert not ended
+        wire.make_room()
+    wire.sent[:0] = first
+    assert arrived() == b""
+    assert back.ended
+
+
+async def test_a_send_waits_until_the_outer_one_has_sent_it() -> None:
+    tls, wire, arrived, _, _ = nested()
+    wire.make_room(10)
+    await cancelled(tls.send, b"a piece of it")
+    assert tls.torn
+    wire.make_room()
+    with pytest.raises(anyio.BrokenResourceError):
+        await tls.send(b"next")
+    assert arrived() == b""
+
+
+@pytest.mark.parametrize("room", [10, float("inf")])
+async def test_let_go_ends_both_or_drops_the_connection(room: float) -> None:
+    tls, wire, arrived, front, back = nested()
+    wire.make_room(room)
+    await tls.let_go()
+    assert wire.calls == ["abort"]  # which is how this wire lets go
+    assert arrived() == b""
+    assert (front.ended, back.ended) == (room > 10, room > 10)
+
+
+async def test_an_alert_goes_out_through_the_outer_one() -> None:
+    outer, wire, front = shaken(TLS13)
+    back = Server(server_context())
+    async with anyio.create_task_group() as tasks:
+
+        async def shake() -> None:
+            with pytest.raises(TLSError, match=r"not for 'other\.example'"):
+                await start_tls(
+                    outer,
+                    where="the peer",
+                    server_hostname="other.example",
+                    context=client_context(),
+                )
+
+        tasks.start_soon(shake)
+        await all_blocked()
+        back.incoming.write(front.decrypt(wire.take()))
+        back.shake()
+        wire.arrive(front.encrypt(back.outgoing.read()))
+    back.incoming.write(front.decrypt(wire.take()))
+    with pytest.raises(ssl.SSLError, match=r"BAD_CERTIFICATE|CERTIFICATE_UNKNOWN"):
+        back.shake()
 
 
 @each_version

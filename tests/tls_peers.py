@@ -296,8 +296,9 @@ def shaken(
     *,
     client: ssl.SSLContext | None = None,
     require_close_notify: bool = True,
+    over: TLSTransport | None = None,
 ) -> tuple[TLSTransport, Wire, Server]:
-    """TLS over a wire, after the handshake."""
+    """TLS over a wire, or over TLS, after the handshake."""
     records = None if require_close_notify else Records()
     server = Server(server_context(version))
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -316,7 +317,7 @@ def shaken(
     with suppress(ssl.SSLWantReadError):
         engine.do_handshake()
     wire = Wire()
-    return TLSTransport(wire, engine, incoming, outgoing, records), wire, server
+    return TLSTransport(over or wire, engine, incoming, outgoing, records), wire, server
 
 
 def forged() -> tuple[TLSTransport, Wire, Server, Forger]:
