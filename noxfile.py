@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 
 import nox
@@ -204,9 +205,9 @@ def coverage(session: nox.Session) -> None:
 @nox.session
 def floors(session: nox.Session) -> None:
     """Run the tests with the oldest dependencies that pyproject.toml allows."""
-    oldest = [
-        requirement.replace(">=", "==") for requirement in PYPROJECT["project"]["dependencies"]
-    ]
+    project = PYPROJECT["project"]
+    floors = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    oldest = [requirement.replace(">=", "==") for requirement in floors]
     session.install(".", *oldest, *group("test"))
     session.run("pytest", *SPREAD, *session.posargs)
 
@@ -413,7 +414,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def stubs(session: nox.Session) -> None:
     """Compare stubs/, the public API on a page, with the package at run time."""
-    session.install(".", *group("types"))
+    session.install(".[proxy]", *group("types"))
     tmp = Path(session.create_tmp()).resolve()
     copy = tmp / "stubs"
     shutil.rmtree(copy, ignore_errors=True)

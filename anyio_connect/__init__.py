@@ -19,6 +19,7 @@ from ._errors import InvalidOptionError as InvalidOptionError
 from ._errors import ListenError as ListenError
 from ._errors import LoopError as LoopError
 from ._errors import PendingError as PendingError
+from ._errors import ProxyError as ProxyError
 from ._errors import RefusedError as RefusedError
 from ._errors import ResolveError as ResolveError
 from ._errors import SocketError as SocketError
@@ -56,6 +57,7 @@ __all__ = (
     "Listener",
     "LoopError",
     "PendingError",
+    "ProxyError",
     "ReadableStream",
     "RefusedError",
     "ResolveError",

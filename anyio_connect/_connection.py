@@ -58,20 +58,27 @@ class SocketInfo:
     """What is known of an open connection: the result of ``socket.opened``.
 
     ``remote_address``: ``"ip:port"`` of the peer, IPv6 in brackets, as the kernel tells it; None
-    where the stream below has none.
+    where the stream below has none. Through a proxy: what that was asked for, which may be a
+    name, ``"host:port"``.
 
-    ``local_address``: that of this side, in the same way.
+    ``local_address``: that of this side, in the same way; through a proxy, that of the connection
+    to it.
 
     ``alpn``: the protocol that the TLS handshake agreed on (RFC 7301), or None.
+
+    ``proxy_address``: ``"ip:port"`` of the proxy, or None if there is none in between.
     """
 
     remote_address: str | None
     """``"ip:port"`` of the peer, IPv6 in brackets, as the kernel tells it; None where the stream
-    below has none."""
+    below has none. Through a proxy: what that was asked for, which may be a name,
+    ``"host:port"``."""
     local_address: str | None
-    """That of this side, in the same way."""
+    """That of this side, in the same way; through a proxy, that of the connection to it."""
     alpn: str | None = None
     """The protocol that the TLS handshake agreed on (RFC 7301), or None."""
+    proxy_address: str | None = None
+    """``"ip:port"`` of the proxy, or None if there is none in between."""
 
 
 class Opener(Protocol):

@@ -4,7 +4,7 @@
 import math
 import ssl
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
@@ -17,9 +17,9 @@ from anyio.abc import ByteStream, TaskGroup
 from ._address import SocketAddress, parse_address
 from ._dial import HAPPY_EYEBALLS_DELAY, Route
 from ._dialer import Dialer
-from ._errors import InvalidOptionError, SocketError, bad_option, quote
+from ._errors import InvalidAddressError, InvalidOptionError, SocketError, bad_option, quote
 from ._keepalive import KEEP_ALIVE
-from ._open import Dialled, Straight, Target
+from ._open import Dialled, Straight, Target, Way
 from ._options import (
     CLOSE_TIMEOUT,
     Options,
@@ -88,6 +88,18 @@ class Connector:
     Otherwise it is given the name. TLS, ``start_tls()``, ``connect_timeout`` and
     ``max_connections`` work as ever.
 
+    ``proxy``: how sockets get to where they go: through the proxy with this URL,
+    ``"http://user:password@host:3128"`` (HTTP CONNECT), ``"https://..."`` (the same over TLS),
+    ``"socks5://..."`` or ``"socks5h://..."``. Takes the extra ``anyio_connect[proxy]``. The port
+    has to be there; the user and the password may be left out, and are percent-encoded. The
+    proxy's own address is not judged by ``policy``. If that judges addresses, a name is resolved
+    here, and the proxy is asked for each address that is allowed, one after the other, until it
+    connects to one; ``socks5h`` is then an error. Otherwise the proxy is given the name, except
+    with ``socks5``, for which it is always resolved here. If the proxy cannot be reached, refuses,
+    or gives no proper answer, both futures of the socket fail with :class:`ProxyError`.
+    ``connect_timeout`` covers all of it, ``happy_eyeballs_delay`` and ``local_host`` are for
+    connecting to the proxy, and ``ssl_context`` is also for TLS with it.
+
     :raises InvalidOptionError: a value is bad
     """
 
@@ -128,6 +140,18 @@ class Connector:
     judges addresses, it is given those of a name that are allowed, raced as others are. Otherwise
     it is given the name. TLS, ``start_tls()``, ``connect_timeout`` and ``max_connections`` work as
     ever."""
+    proxy: str | None = None
+    """How sockets get to where they go: through the proxy with this URL,
+    ``"http://user:password@host:3128"`` (HTTP CONNECT), ``"https://..."`` (the same over TLS),
+    ``"socks5://..."`` or ``"socks5h://..."``. Takes the extra ``anyio_connect[proxy]``. The port
+    has to be there; the user and the password may be left out, and are percent-encoded. The
+    proxy's own address is not judged by ``policy``. If that judges addresses, a name is resolved
+    here, and the proxy is asked for each address that is allowed, one after the other, until it
+    connects to one; ``socks5h`` is then an error. Otherwise the proxy is given the name, except
+    with ``socks5``, for which it is always resolved here. If the proxy cannot be reached, refuses,
+    or gives no proper answer, both futures of the socket fail with :class:`ProxyError`.
+    ``connect_timeout`` covers all of it, ``happy_eyeballs_delay`` and ``local_host`` are for
+    connecting to the proxy, and ``ssl_context`` is also for TLS with it."""
 
     def __init__(
         self,
@@ -140,6 +164,7 @@ class Connector:
         connect_timeout: float | None = None,
         keep_alive: float | None = None,
         dialer: Dialer | None = None,
+        proxy: str | None = None,
     ) -> None:
         # Written out because an argument may be None where the attribute never is.
         given = locals()
@@ -151,6 +176,10 @@ class Connector:
         for field in fields(self):
             if getattr(self, field.name) is None:
                 object.__setattr__(self, field.name, field.default)
+        if isinstance(self.proxy, str):
+            from ._proxy import ProxyURL  # here, because hardly anybody needs it
+
+            object.__setattr__(self, "proxy", ProxyURL(self.proxy))
         _check(self)
         slots = None if self.max_connections is None else Slots(self.max_connections)
         dialer = None if self.dialer is None else _Opened(self.dialer)
@@ -162,7 +191,7 @@ class Connector:
             keep_alive=self.keep_alive,
         )
         object.__setattr__(self, "_slots", slots)
-        object.__setattr__(self, "_way", partial(Straight, route))
+        object.__setattr__(self, "_way", _way(self, route))
         object.__setattr__(self, "_defaults", defaults)
 
     def connect(
@@ -180,6 +209,11 @@ class Connector:
         :raises InvalidOptionError: an option is unknown, has a bad value, or contradicts another
         """
         target = Target(parse_address(address), parse_options(options, vars(self)["_defaults"]))
+        if self.proxy is not None and "%" in target.address.hostname:
+            raise InvalidAddressError(
+                f"bad address {quote(address)}: a zone is a network interface of this machine, of "
+                "which a proxy knows nothing: leave out the '%' and what follows"
+            )
         slots: Slots | None = vars(self)["_slots"]
         slot = None if slots is None else Slot(slots)
         socket = Socket(Dialled(target, self.policy, vars(self)["_way"], slot), target, slot)
@@ -220,6 +254,14 @@ async def _open_now(socket: Socket) -> None:
         await socket.opened
 
 
+def _way(connector: Connector, route: Route) -> Callable[[Target], Way]:
+    if connector.proxy is None:
+        return partial(Straight, route)
+    from ._tunnel import through  # here, because hardly anybody needs it
+
+    return through(connector.proxy, route, connector.ssl_context)
+
+
 def _check(connector: Connector) -> None:
     # Whatever the annotations promise.
     policy: object = connector.policy
@@ -249,6 +291,8 @@ def _check_dialer(connector: Connector) -> None:
         raise bad_option("dialer", dialer, why)
     if connector.local_host is not None:
         raise _no_effect("local_host", connector.local_host, "which connects from where it likes")
+    if connector.proxy is not None:
+        raise InvalidOptionError("proxy and dialer are two ways to one place: leave one out")
     delay = connector.happy_eyeballs_delay
     if delay != HAPPY_EYEBALLS_DELAY and not judges_addresses(connector.policy):
         why = "which is given the name, unless the policy judges addresses"

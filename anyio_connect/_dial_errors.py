@@ -14,6 +14,7 @@ from ._errors import (
     ConnectError,
     ConnectTimeoutError,
     LoopError,
+    ProxyError,
     RefusedError,
     ResolveError,
     shorten,
@@ -236,6 +237,82 @@ def opening_failed(where: str, exc: Exception) -> ConnectError:
     """The error for whatever else may go wrong, in foreign code perhaps."""
     error = ConnectError(f"cannot connect to {where}: {type(exc).__name__}: {text_of(exc)}")
     return _caused(error, exc)
+
+
+# --- through a proxy
+
+
+def proxy_unreachable(where: str, proxy: object, at: str, exc: ConnectError) -> ProxyError:
+    """The error for a proxy, at the address ``at``, that could not be connected to."""
+    why = f"it cannot be reached: {str(exc).removeprefix(f'cannot connect to {at}: ')}"
+    error = ProxyError(_through(where, proxy, why), attempts=exc.attempts)
+    error.errno = exc.errno
+    error.__cause__ = exc.__cause__
+    return error
+
+
+def proxy_refused(
+    where: str, why: str, status: int | None, cause: BaseException | None
+) -> ProxyError:
+    """The error for one address that a proxy was asked for in vain."""
+    error = ProxyError(f"{where}: {why}", status=status)
+    error.__cause__ = cause
+    return error
+
+
+def proxy_refused_all(
+    where: str,
+    proxy: object,
+    attempts: tuple[ProxyError, ...],
+    refused: Sequence[ConnectError],
+    left_out: int = 0,
+) -> ProxyError:
+    """One error for a proxy that connected to none of the addresses that it was asked for."""
+    last = attempts[-1]
+    each = _listed(attempts, f"{where}: ")
+    if len(attempts) > 1:
+        each = f"it was asked for {len(attempts)} addresses: {each}"
+    message = _through(where, proxy, f"{each}{_not_tried(refused)}{_left_out(left_out)}")
+    error = ProxyError(message, status=last.status, attempts=attempts)
+    error.__cause__ = last.__cause__
+    return error
+
+
+def proxy_failed(
+    where: str,
+    proxy: object,
+    why: str,
+    status: int | None,
+    cause: BaseException | None,
+    attempts: tuple[ProxyError, ...],
+) -> ProxyError:
+    """The error for a proxy that is no use, for whatever address, after ``attempts``."""
+    before = f"; before that: {_listed(attempts)}" if attempts else ""
+    error = ProxyError(_through(where, proxy, f"{why}{before}"), status=status, attempts=attempts)
+    error.__cause__ = cause
+    return error
+
+
+def proxy_not_reached(
+    where: str, proxy: object, at: str, error: ConnectTimeoutError
+) -> ConnectTimeoutError:
+    """``connect_timeout`` ran out, with ``error``, before the proxy at ``at`` was reached."""
+    why = f"it cannot be reached: {str(error).removeprefix(f'cannot connect to {at}: ')}"
+    return _too_late(_through(where, proxy, why), error.attempts)
+
+
+def proxy_silent(
+    where: str, proxy: object, seconds: float, attempts: tuple[ConnectError, ...]
+) -> ConnectTimeoutError:
+    """``connect_timeout`` ran out before the proxy had answered."""
+    why = f"it did not answer within {seconds:g} seconds; perhaps it cannot connect there itself"
+    if attempts:
+        why += f"; {_listed(attempts)}"
+    return _too_late(_through(where, proxy, why), attempts)
+
+
+def _through(where: str, proxy: object, why: str) -> str:
+    return f"cannot connect to {where} through the proxy {proxy}: {why}"
 
 
 # --- too late

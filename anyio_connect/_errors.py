@@ -109,6 +109,29 @@ class ListenError(SocketError, OSError):
         return str(self.args[0])
 
 
+class ProxyError(ConnectError):
+    """The proxy of the ``Connector`` could not be reached, refused, or gave no proper answer.
+
+    ``status``: what it answered: an HTTP status, or the reply code of SOCKS5 (RFC 1928 section
+    6). None if there was no such answer; SOCKS5 has none for a user or a password that is wrong.
+    ``attempts`` holds one error for each address that the proxy was asked for, if it was asked,
+    or else for each address of the proxy that was tried.
+    """
+
+    code: ClassVar[str] = "proxy_failed"
+    status: int | None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        attempts: "tuple[ConnectError, ...]" = (),
+    ) -> None:
+        super().__init__(message, attempts=attempts)
+        self.status = status
+
+
 class TLSError(ConnectError, ssl.SSLError):
     """The TLS handshake failed. ``library`` and ``reason`` are OpenSSL's, or None."""
 

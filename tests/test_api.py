@@ -38,6 +38,7 @@ from anyio_connect import (
     ListenError,
     LoopError,
     PendingError,
+    ProxyError,
     ReadableStream,
     RefusedError,
     ResolveError,
@@ -154,6 +155,7 @@ ERRORS: dict[type[SocketError], tuple[str, tuple[type[Exception], ...]]] = {
     AddressNotAllowedError: ("address_not_allowed", (ConnectError, PermissionError)),
     ListenError: ("listen_failed", (SocketError, OSError)),
     LoopError: ("loop", (ConnectError,)),
+    ProxyError: ("proxy_failed", (ConnectError,)),
     TLSError: ("tls_failed", (ConnectError, ssl.SSLError)),
     CertificateError: ("certificate_rejected", (TLSError, ssl.SSLCertVerificationError)),
     StartTLSError: ("start_tls", (SocketError, RuntimeError)),
@@ -269,6 +271,14 @@ def test_a_copy_of_a_derived_error(duplicate: Callable[[SocketError], SocketErro
     assert (str(error), error.peer) == ("lost one", "one")
 
 
+@each_copy
+def test_a_copy_of_a_proxy_s_error(duplicate: Callable[[ProxyError], ProxyError]) -> None:
+    error = duplicate(ProxyError("no", status=407, attempts=(ProxyError("before", status=502),)))
+    assert (str(error), error.status) == ("no", 407)
+    assert [str(attempt) for attempt in error.attempts] == ["before"]
+    assert ProxyError("no").status is None
+
+
 @each_connect_error
 def test_a_connect_error_made_by_hand_has_no_attempts(cls: type[ConnectError]) -> None:
     error = cls("message")
@@ -284,11 +294,11 @@ LAYERS = [
     {"_copies", "_keepalive", "_lifecycle", "_ranges", "_threads", "_watch"},
     {"_errors", "_linger", "_memory_tcp", "_readiness"},
     {"_address", "_future", "_loops", "_policy", "_slots"},
-    {"_options", "_tls_errors", "_raw", "_transport", "_dial_errors"},
-    {"_dialer", "_read_ahead", "_tcp", "_tls"},
+    {"_options", "_proxy", "_tls_errors", "_raw", "_transport", "_dial_errors"},
+    {"_dialer", "_proxy_http", "_proxy_socks", "_read_ahead", "_tcp", "_tls"},
     {"_connection", "_dial"},
     {"_open", "_streams"},
-    {"_socket"},
+    {"_socket", "_tunnel"},
     {"_connector", "_listen", "_starttls"},
     {"__init__"},
     {"_demo"},

@@ -58,6 +58,7 @@ __all__ = (
     "Listener",
     "LoopError",
     "PendingError",
+    "ProxyError",
     "ReadableStream",
     "RefusedError",
     "ResolveError",
@@ -122,6 +123,7 @@ class Connector:
     connect_timeout: float = ...  # math.inf: no limit
     keep_alive: float = 60.0  # seconds of silence until the kernel asks; math.inf: never
     dialer: Dialer | None = None  # makes the connections, in place of the system
+    proxy: str | None = None  # "http://user:password@host:3128", https://, socks5:// or socks5h://
     def __init__(  # None: the default
         self,
         policy: AddressPolicy | None = None,
@@ -133,6 +135,7 @@ class Connector:
         connect_timeout: float | None = None,
         keep_alive: float | None = None,
         dialer: Dialer | None = None,
+        proxy: str | None = None,
     ) -> None: ...
     def __post_init__(self) -> None: ...
     def connect(
@@ -352,6 +355,7 @@ class SocketInfo:
     remote_address: str | None
     local_address: str | None
     alpn: str | None = None  # the protocol agreed on in the TLS handshake
+    proxy_address: str | None = None  # remote_address is then what it was asked for
 
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -428,6 +432,19 @@ class ListenError(SocketError, OSError):
     """Raised by listen(): it cannot be listened there."""
 
     code: ClassVar[str] = "listen_failed"
+
+class ProxyError(ConnectError):
+    """The proxy could not be reached, refused, or gave no proper answer."""
+
+    code: ClassVar[str] = "proxy_failed"
+    status: int | None  # of HTTP, or SOCKS5's reply code; None if it gave none
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        attempts: tuple[ConnectError, ...] = (),
+    ) -> None: ...
 
 class TLSError(ConnectError, ssl.SSLError):
     """The TLS handshake failed; str(error) says whose fault that is."""

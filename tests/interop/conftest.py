@@ -3,7 +3,8 @@
 The tests start the servers themselves, on free ports of loopback, and stop them at the end.
 They only have to be installed, on Debian and Ubuntu by
 
-    apt-get install -y --no-install-recommends postgresql redis-server openssl nodejs
+    apt-get install -y --no-install-recommends postgresql redis-server openssl nodejs \
+        tinyproxy microsocks
 
 and aiosmtpd comes from PyPI, with the other packages that the tests need. The servers that
 Debian starts by itself after installing are not used, and do no harm.

@@ -32,6 +32,8 @@ INSTALL = {
     "redis": "apt-get install redis-server",
     "openssl": "apt-get install openssl",
     "node": "apt-get install nodejs",
+    "tinyproxy": "apt-get install tinyproxy",
+    "microsocks": "apt-get install microsocks",
 }
 
 

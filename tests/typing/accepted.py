@@ -55,6 +55,7 @@ from anyio_connect import (
     ListenError,
     LoopError,
     PendingError,
+    ProxyError,
     ReadableStream,
     RefusedError,
     ResolveError,
@@ -277,6 +278,7 @@ async def awaiting(socket: Socket) -> None:
     assert_type(info, SocketInfo)
     assert_type(info.remote_address, str | None)
     assert_type(info.local_address, str | None)
+    assert_type(info.proxy_address, str | None)
     assert_type(info.alpn, str | None)
     assert_type(await socket.closed, None)
 
@@ -418,6 +420,15 @@ class Bastion:
     async def __call__(self, address: tuple[str, int], limit: float = 5) -> SocketStream:
         with anyio.fail_after(limit):
             return await anyio.connect_tcp(*address)
+
+
+def proxies(url: str | None) -> None:
+    assert_type(Connector(proxy="http://user:password@proxy.example:3128").proxy, str | None)
+    Connector(WORKERS, proxy=url)
+    error = ProxyError("no", status=407, attempts=(ConnectError("no"),))
+    assert_type(error.status, int | None)
+    assert_type(ProxyError("no").attempts, tuple[ConnectError, ...])
+    failed: ConnectError = error
 
 
 def dialers(given: Dialer) -> None:

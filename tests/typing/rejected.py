@@ -17,6 +17,7 @@ from anyio_connect import (
     AddressPolicy,
     ConnectError,
     Connector,
+    ProxyError,
     ReadableStream,
     Socket,
     SocketAddress,
@@ -176,6 +177,9 @@ def errors(error: SocketError, failed: ConnectError) -> None:
     code: int = failed.errno  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     ConnectError()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     ConnectError(111, "refused")  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+    ProxyError("no", 407)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    ProxyError("no", status="407")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    failed.status  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     ConnectError("no", attempts=[failed])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -190,6 +194,10 @@ def connectors(connector: Connector) -> None:
     Connector(timeout=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Connector(dialer=connector.connect)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Connector(dialer=listen)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Connector(proxy=b"http://h:1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Connector(proxy=("h", 3128))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    connector.proxy = None  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    connector.connect("h:1", proxy="http://h:1")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Connector(dialer="ssh")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     connector.policy = WORKERS  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     connector.connect("h:1", secureTransport="on")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,170 @@
+"""The way through a proxy: connect to it, and have it connect to the address that is wanted."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import anyio
+
+from ._address import format_address
+from ._connection import SocketInfo, info_of
+from ._copies import fresh
+from ._dial import Progress, Route, dial, find
+from ._dial_errors import (
+    proxy_failed,
+    proxy_not_reached,
+    proxy_refused,
+    proxy_refused_all,
+    proxy_silent,
+    proxy_unreachable,
+)
+from ._errors import ConnectError, ConnectTimeoutError, InvalidOptionError, ProxyError, text_of
+from ._open import Target
+from ._policy import UNRESTRICTED, judges_addresses
+from ._proxy import Proxy, ProxyAnswerError, parse_proxy
+from ._tls import start_tls
+from ._tls_errors import handshake_timed_out
+from ._transport import Transport
+
+#: What is offered to a proxy over TLS (RFC 7301): CONNECT is asked for in no other protocol.
+_ALPN = ("http/1.1",)
+
+
+def through(
+    url: object, route: Route, context: ssl.SSLContext | None
+) -> Callable[[Target], Tunnel]:
+    """The way through the proxy with that URL, for any target.
+
+    :raises InvalidOptionError: it is no URL of a proxy, the libraries for it are not installed,
+        or it does not go together with the policy of ``route``
+    """
+    proxy = parse_proxy("proxy", url)
+    if proxy.scheme == "socks5h" and judges_addresses(route.policy):
+        raise InvalidOptionError(
+            f"proxy={str(proxy)!r} resolves names itself, so that the policy could not judge "
+            "their addresses: write socks5, which has them resolved here"
+        )
+    return partial(Tunnel, route, proxy, context)
+
+
+class Tunnel:
+    """The way to ``target`` through ``proxy``.
+
+    If the policy of ``route`` judges addresses, or the proxy resolves no names, the name is
+    resolved here, and the proxy is asked for each of its addresses that is allowed, one after the
+    other, by a new connection each. Otherwise it is asked for the name. The address of the proxy
+    itself is not judged. ``context`` is for TLS with the proxy; None: the default.
+    """
+
+    def __init__(
+        self, route: Route, proxy: Proxy, context: ssl.SSLContext | None, target: Target
+    ) -> None:
+        # From local_host, it is the proxy that is dialled.
+        self._to_target = route._replace(local_host=None)
+        self._to_proxy = route._replace(policy=UNRESTRICTED, keep_alive=target.options.keep_alive)
+        self._proxy = proxy
+        self._context = context
+        self._address = target.address
+        self._where = str(target)
+        self._require_close_notify = target.options.require_close_notify
+        self._found = Progress(target.address)
+        self._attempts: list[ProxyError] = []
+        self._asked = self._where  # what the proxy was asked for last
+        self._too_late: Callable[[float], ConnectTimeoutError] = self._found.too_late
+
+    # --- as _open.Way has it
+
+    async def connect(self) -> Transport:
+        """Make the connection. Cancelled, it leaves nothing behind.
+
+        :raises ProxyError: the proxy cannot be reached, refused, or gave no proper answer
+        :raises TLSError: there is no TLS with the proxy
+        :raises ConnectError: the name has no address, or none that the policy allows
+        """
+        hosts = [self._address.hostname]
+        if not self._proxy.resolves_names or judges_addresses(self._to_target.policy):
+            # A zone is of this machine, and says nothing to another.
+            endpoints = await find(self._to_target, self._found)
+            hosts = list(dict.fromkeys(endpoint.ip.partition("%")[0] for endpoint in endpoints))
+        for host in hosts:
+            self._asked = format_address(host, self._address.port)
+            try:
+                return await self._through(host)
+            except ProxyAnswerError as exc:
+                told = exc.why, exc.status, exc.__cause__
+                if not exc.of_target:
+                    before = tuple(self._attempts)
+                    raise proxy_failed(self._where, self._proxy, *told, before) from told[-1]
+                self._attempts.append(proxy_refused(self._asked, *told))
+        raise proxy_refused_all(
+            self._where,
+            self._proxy,
+            tuple(self._attempts),
+            self._found.refused,
+            self._found.left_out,
+        )
+
+    def too_late(self, seconds: float) -> ConnectTimeoutError:
+        """The error for when ``connect_timeout``, in seconds, runs out in the midst of it."""
+        return self._too_late(seconds)
+
+    def describe(self, transport: Transport) -> SocketInfo:
+        """What is known of the connection: the addresses of its sockets are ours and the proxy's.
+
+        :raises Exception: whatever a stream that is not ours does
+        """
+        info = info_of(transport)
+        return replace(info, remote_address=self._asked, proxy_address=info.remote_address)
+
+    # --- for one address
+
+    async def _through(self, host: str) -> Transport:
+        transport = await self._reach()
+        self._too_late = self._silent
+        try:
+            await self._proxy.protocol().ask(transport, self._proxy, host, self._address.port)
+        except BaseException as exc:
+            await transport.abort()
+            if isinstance(exc, anyio.EndOfStream):
+                raise ProxyAnswerError("it hung up in place of an answer") from None
+            if isinstance(exc, anyio.BrokenResourceError):
+                cause = exc.__cause__ or exc
+                why = f"the connection to it broke before it had answered: {text_of(cause)}"
+                raise ProxyAnswerError(why) from fresh(cause)
+            raise
+        return transport
+
+    async def _reach(self) -> Transport:
+        """Connect to the proxy, and put TLS on that if it is for it."""
+        proxy, progress = self._proxy, Progress(self._proxy.address)
+        self._too_late = partial(self._not_reached, progress)
+        try:
+            transport = await dial(self._to_proxy, progress)
+        except ConnectError as exc:
+            raise proxy_unreachable(self._where, proxy, str(progress), exc) from exc.__cause__
+        if not proxy.over_tls:
+            return transport
+        name = f"the proxy {proxy}"
+        self._too_late = partial(handshake_timed_out, name)
+        secure = await start_tls(
+            transport,
+            where=name,
+            server_hostname=proxy.address.hostname,
+            alpn=_ALPN if self._context is None else None,
+            context=self._context,
+            require_close_notify=self._require_close_notify,
+        )
+        if secure.alpn not in (None, *_ALPN):
+            await secure.abort()
+            raise ProxyAnswerError("it insists on another protocol than HTTP/1.1 (by ALPN)")
+        return secure
+
+    def _not_reached(self, progress: Progress, seconds: float) -> ConnectTimeoutError:
+        error = progress.too_late(seconds)
+        return proxy_not_reached(self._where, self._proxy, str(progress), error)
+
+    def _silent(self, seconds: float) -> ConnectTimeoutError:
+        return proxy_silent(self._where, self._proxy, seconds, tuple(self._attempts))

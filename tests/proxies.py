@@ -1,0 +1,186 @@
+"""A proxy that does exactly what a test tells it to.
+
+It shares no code with the package. What it is asked for it notes, and connects nowhere: behind
+its answer, the script speaks as the target would.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TypeAlias
+
+import anyio
+
+from peers import Listener, Peer, listening
+from tls_peers import TLSPeer, server_context
+
+#: What an HTTP proxy says once the tunnel is there, and how a SOCKS5 proxy says so.
+ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+SUCCEEDED = bytes([5, 0, 0, 1, 127, 0, 0, 1, 4, 56])
+
+
+class Line:
+    """The connection to a client, over TCP or over TLS."""
+
+    def __init__(self, peer: Peer, tls: TLSPeer | None) -> None:
+        self.peer = peer
+        self.tls = tls
+        self._ahead = b""
+
+    async def send(self, data: bytes) -> None:
+        await (self.peer.send(data) if self.tls is None else self.tls.send(data))
+
+    async def receive(self) -> bytes:
+        """What is there next; b"" at the end."""
+        if self._ahead:
+            data, self._ahead = self._ahead, b""
+            return data
+        return await (self.peer.receive() if self.tls is None else self.tls.receive())
+
+    async def exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            chunk = await self.receive()
+            if not chunk:
+                raise anyio.EndOfStream
+            data += chunk
+        self._ahead = data[count:]
+        return data[:count]
+
+    async def until(self, end: bytes) -> bytes:
+        data = b""
+        while end not in data:
+            data += await self.exactly(1)
+        return data
+
+    async def receive_all(self) -> bytes:
+        data = b""
+        while chunk := await self.receive():
+            data += chunk
+        return data
+
+
+class Proxy:
+    """Serves each connection with a script, and notes what it heard."""
+
+    def __init__(self, listener: Listener, script: Script, context: ssl.SSLContext | None) -> None:
+        self.listener = listener
+        self.port = listener.address[1]
+        self.script = script
+        self.context = context
+        self.asked: list[str] = []  # the targets, "host:port", as they were written
+        self.heads: list[bytes] = []  # of HTTP
+        self.said: list[tuple[bytes, ...]] = []  # of SOCKS5: methods, user, password
+        self.served = 0
+
+    def url(self, scheme: str, credentials: str = "") -> str:
+        return f"{scheme}://{credentials}127.0.0.1:{self.port}"
+
+    async def serve(self) -> None:
+        async with anyio.create_task_group() as group:
+            while True:
+                peer = await self.listener.accept()
+                self.served += 1
+                group.start_soon(self._serve_one, peer)
+
+    async def _serve_one(self, peer: Peer) -> None:
+        # A client that is cancelled hangs up wherever it is.
+        with suppress(OSError, anyio.EndOfStream):
+            tls = None
+            if self.context is not None:
+                tls = TLSPeer(peer, self.context)
+                await tls.shake()
+            await self.script(self, Line(peer, tls))
+        peer.close()
+
+
+#: What a proxy does with one connection.
+Script: TypeAlias = Callable[[Proxy, Line], Awaitable[None]]
+
+
+@asynccontextmanager
+async def proxying(script: Script, *, over_tls: bool = False) -> AsyncIterator[Proxy]:
+    context = server_context() if over_tls else None
+    async with listening() as listener, anyio.create_task_group() as group:
+        proxy = Proxy(listener, script, context)
+        group.start_soon(proxy.serve)
+        yield proxy
+        group.cancel_scope.cancel()
+
+
+# --- scripts, and parts of them
+
+
+async def hear_http(proxy: Proxy, line: Line) -> None:
+    head = await line.until(b"\r\n\r\n")
+    proxy.heads.append(head)
+    method, target, version = head.split(b"\r\n")[0].decode().split(" ")
+    assert (method, version) == ("CONNECT", "HTTP/1.1")
+    proxy.asked.append(target)
+
+
+async def hear_socks(proxy: Proxy, line: Line, *, wants_user: bool = False) -> None:
+    version, count = await line.exactly(2)
+    assert version == 5
+    methods = await line.exactly(count)
+    user = password = b""
+    if wants_user:
+        await line.send(b"\5\2")
+        assert await line.exactly(1) == b"\1"
+        user = await line.exactly((await line.exactly(1))[0])
+        password = await line.exactly((await line.exactly(1))[0])
+        await line.send(b"\1\0")
+    else:
+        await line.send(b"\5\0")
+    proxy.said.append((methods, user, password))
+    version, command, reserved, kind = await line.exactly(4)
+    assert (version, command, reserved) == (5, 1, 0)
+    if kind == 3:
+        host = (await line.exactly((await line.exactly(1))[0])).decode()
+    elif kind == 1:
+        host = ".".join(map(str, await line.exactly(4)))
+    else:
+        assert kind == 4
+        host = "[" + (await line.exactly(16)).hex(":", 2) + "]"
+    port = int.from_bytes(await line.exactly(2), "big")
+    proxy.asked.append(f"{host}:{port}")
+
+
+def http(answer: bytes = ESTABLISHED) -> Script:
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_http(proxy, line)
+        await line.send(answer)
+        await echo(line)
+
+    return script
+
+
+def socks(answer: bytes = SUCCEEDED, *, wants_user: bool = False) -> Script:
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_socks(proxy, line, wants_user=wants_user)
+        await line.send(answer)
+        await echo(line)
+
+    return script
+
+
+def says(data: bytes) -> Script:
+    """Hears nothing, says that, and hangs up."""
+
+    async def script(proxy: Proxy, line: Line) -> None:
+        await line.receive()
+        await line.send(data)
+
+    return script
+
+
+async def silent(proxy: Proxy, line: Line) -> None:
+    await anyio.sleep_forever()
+
+
+async def echo(line: Line) -> None:
+    """What the target does: send all back, and end when the other side does."""
+    while data := await line.receive():
+        await line.send(data)

@@ -1,0 +1,1317 @@
+"""``Connector(proxy=)``: through HTTP CONNECT and SOCKS5, and what a proxy may do wrong."""
+
+from __future__ import annotations
+
+import base64
+import socket as stdlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyio_connect import (
+    UNRESTRICTED,
+    WORKERS,
+    AddressNotAllowedError,
+    AddressPolicy,
+    BrokenError,
+    CertificateError,
+    ConnectError,
+    Connector,
+    ConnectTimeoutError,
+    InvalidAddressError,
+    InvalidOptionError,
+    ProxyError,
+    ResolveError,
+    Socket,
+    SocketInfo,
+    TLSError,
+    _dial,
+    _proxy,
+    _proxy_http,
+    _proxy_socks,
+)
+from anyio_connect._proxy import Credentials, ProxyAnswerError, parse_proxy
+from anyio_connect._slots import Slots
+from cancelling import CancelAt, Moment
+from peers import listening, refusing_address
+from proxies import (
+    ESTABLISHED,
+    SUCCEEDED,
+    Line,
+    Proxy,
+    Script,
+    echo,
+    hear_http,
+    hear_socks,
+    http,
+    proxying,
+    says,
+    silent,
+    socks,
+)
+from sockets import raw
+from tls_peers import (
+    NAME,
+    TLSPeer,
+    Wire,
+    client_context,
+    server_context,
+)
+
+#: In all passwords of these tests, and nowhere else.
+SECRET = "hunter2"
+#: Judges addresses, and allows all but one.
+JUDGE = AddressPolicy(deny=["10.0.0.1"])
+PORTS = AddressPolicy(deny_ports=[25])
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """A name server of our own: the addresses of each name, as (ip, port) or as ip alone."""
+    known: dict[str, list[Any]] = {}
+
+    async def getaddrinfo(host: str, port: int) -> list[Any]:
+        await checkpoint()
+        found = [each if isinstance(each, tuple) else (each, port) for each in known[host]]
+        return [
+            (stdlib.AF_INET6, stdlib.SOCK_STREAM, 6, "", (ip, at, 0, 0))
+            if ":" in ip
+            else (stdlib.AF_INET, stdlib.SOCK_STREAM, 6, "", (ip, at))
+            for ip, at in found
+        ]
+
+    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    return known
+
+
+def told(error: BaseException | None) -> Iterator[str]:
+    """All that an error says, with its causes, its context and its attempts."""
+    if error is not None:
+        yield "".join(traceback.format_exception(error))
+        yield repr(error)
+        yield repr(vars(error))
+        yield from told(error.__cause__)
+        yield from told(error.__context__)
+        for attempt in getattr(error, "attempts", ()):
+            yield from told(attempt)
+
+
+async def failing(
+    script: Script, url: str, address: str = "db.example:5432", **options: Any
+) -> ConnectError:
+    """Connect through a proxy that does so, in vain; return the error, which has no secret.
+
+    ``url`` has the port left out.
+    """
+    scheme, _, rest = url.partition("://")
+    over_tls = scheme == "https"
+    context = client_context() if over_tls else None
+    async with proxying(script, over_tls=over_tls) as proxy:
+        connector = Connector(proxy=f"{scheme}://{rest}:{proxy.port}", ssl_context=context)
+        with pytest.raises(ConnectError) as caught:
+            await connector.connect(address, **options).opened
+    token = base64.b64encode(f"user:{SECRET}".encode()).decode()
+    for text in told(caught.value):
+        assert SECRET not in text
+        assert token not in text
+    return caught.value
+
+
+# --- the URL
+
+
+@pytest.mark.parametrize(
+    ("url", "scheme", "address", "credentials"),
+    [
+        ("http://proxy.example:3128", "http", ("proxy.example", 3128), None),
+        ("HTTP://Proxy.Example:3128/", "http", ("proxy.example", 3128), None),
+        ("https://192.0.2.1:443", "https", ("192.0.2.1", 443), None),
+        ("socks5://[2001:DB8::1]:1080", "socks5", ("2001:db8::1", 1080), None),
+        ("socks5h://[fe80::1%25eth0]:1080", "socks5h", ("fe80::1%eth0", 1080), None),
+        ("http://bücher.example:80", "http", ("xn--bcher-kva.example", 80), None),
+        ("http://me:secret@h:1", "http", ("h", 1), (b"me", b"secret")),
+        ("http://me@h:1", "http", ("h", 1), (b"me", b"")),
+        ("http://:key@h:1", "http", ("h", 1), (b"", b"key")),
+        ("http://me:a:b@h:1", "http", ("h", 1), (b"me", b"a:b")),
+        ("http://m%65:p%40ss%25%2F@h:1", "http", ("h", 1), (b"me", b"p@ss%/")),
+        ("http://jörg:%E2%82%AC@h:1", "http", ("h", 1), ("jörg".encode(), "€".encode())),
+        ("socks5://me%3A:x@h:1", "socks5", ("h", 1), (b"me:", b"x")),
+        (f"socks5://{'u' * 255}:{'p' * 255}@h:1", "socks5", ("h", 1), (b"u" * 255, b"p" * 255)),
+    ],
+)
+def test_a_url_is_read(
+    url: str, scheme: str, address: tuple[str, int], credentials: tuple[bytes, bytes] | None
+) -> None:
+    found = parse_proxy("proxy", url)
+    assert (found.scheme, found.address, found.credentials) == (scheme, address, credentials)
+
+
+REFUSED = [
+    ("", "must be a URL with its scheme"),
+    ("proxy.example:3128", "must be a URL with its scheme"),
+    ("//proxy.example:3128", "must be a URL with its scheme"),
+    ("socks4://h:1", "the scheme must be one of http, https, socks5, socks5h"),
+    ("socks://h:1", "the scheme must be one of"),
+    ("ftp://h:1", "the scheme must be one of"),
+    ("http://h", "it has no port, or one that is no number"),
+    ("http://h:", "it has no port"),
+    ("http://h:0", "from 1 to 65535"),
+    ("http://h:65536", "from 1 to 65535"),
+    ("http://h:100000", "it has no port"),
+    ("http://h:+80", "it has no port"),
+    ("http://h:\uff18\uff10", "it has no port"),
+    ("http://:3128", "it has no host"),
+    ("http://::1:3128", "write an IPv6 address in brackets"),
+    ("http://[::g]:3128", "is not an IPv6 address"),
+    ("http://h..x:1", "empty label"),
+    ("http://127.1:1", "if you mean 127.0.0.1, write that"),
+    ("http://h%20x:1", "percent-escape"),
+    ("http://h:1/path", "has no path"),
+    ("http://h:1//", "has no path"),
+    ("http://h:1?", "has no path, query"),
+    ("http://h:1/?q", "has no path, query"),
+    ("http://h:1#", "fragment"),
+    ("http://h:1\n", "control character"),
+    ("http://h :1", "white space"),
+    ("http://h\0:1", "control character"),
+    ("http://h\x85:1", "control character"),
+    ("http://evil\\h:1", "backslash"),
+    ("http://@h:1", "leave out the '@'"),
+    (f"http://{SECRET}:1", None),  # a host like any other
+    (f"http://user:{SECRET}", "it has no port"),
+    (f"user:{SECRET}", "must be a URL with its scheme"),
+    (f"user:{SECRET}@h:1", "must be a URL with its scheme"),
+    (f"http://user:{SECRET}:1", "more than one ':'"),
+    (f"http://user:{SECRET}/x@h:1", "write '/' as %2F"),
+    (f"http://user:{SECRET}?x@h:1", "'?' as %3F"),
+    (f"http://user:{SECRET}#x@h:1", "'#' as %23"),
+    (f"http://user:{SECRET}@x@h:1", "write it as %40"),
+    (f"http://user:{SECRET} x@h:1", "percent-encode it"),
+    (f"http://user:{SECRET}%@h:1", "write it as %25"),
+    (f"http://user:{SECRET}%zz@h:1", "write it as %25"),
+    (f"http://user:{SECRET}%00@h:1", "has a control character"),
+    (f"http://user:{SECRET}%0D%0Ax@h:1", "has a control character"),
+    (f"http://us%7Fer:{SECRET}@h:1", "has a control character"),
+    (f"http://us%3Aer:{SECRET}@h:1", "has a ':'"),
+    (f"socks5://:{SECRET}@h:1", "of 1 to 255 bytes"),
+    (f"socks5://{SECRET}@h:1", "of 1 to 255 bytes"),
+    (f"socks5h://{SECRET}:@h:1", "of 1 to 255 bytes"),
+    (f"socks5://user:{SECRET}{'x' * 249}@h:1", "of 1 to 255 bytes"),
+    (f"socks5://user:{SECRET}{'%20' * 249}@h:1", "of 1 to 255 bytes"),
+    (f"http://user:{SECRET}@", "it has no port"),
+    (f"http://user:{SECRET}@:1", "it has no host"),
+]
+
+
+@pytest.mark.parametrize(("url", "why"), [each for each in REFUSED if each[1]])
+def test_any_other_url_is_an_error_at_once(url: str, why: str) -> None:
+    with pytest.raises(InvalidOptionError) as caught:
+        Connector(proxy=url)
+    assert str(caught.value).startswith("bad value for proxy: ")
+    assert why in str(caught.value)
+    assert str(caught.value).isprintable()
+    for text in (str(caught.value), repr(caught.value), str(caught.value.__cause__)):
+        assert SECRET not in text
+
+
+@pytest.mark.parametrize("value", [3128, True, b"http://h:1", ("h", 1), f"{SECRET}".encode()])
+def test_what_is_no_url_is_an_error_at_once(value: Any) -> None:
+    with pytest.raises(InvalidOptionError, match="must be a str, a URL such as") as caught:
+        Connector(proxy=value)
+    assert SECRET not in str(caught.value)
+
+
+@given(st.text(st.characters(codec="utf-8") | st.sampled_from(":/@%[]?#\\. 1"), max_size=40))
+def test_any_text_is_a_proxy_or_an_error_that_says_so(text: str) -> None:
+    for url in (text, f"http://{text}", f"socks5://{text}:1"):
+        try:
+            found = parse_proxy("proxy", url)
+        except InvalidOptionError as error:
+            assert str(error).isprintable()  # noqa: PT017
+        else:
+            assert parse_proxy("proxy", str(found)) == found._replace(credentials=None)
+
+
+@given(
+    st.sampled_from(["http", "https", "socks5", "socks5h"]),
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=60),
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=60),
+)
+def test_what_is_percent_encoded_is_what_was_meant(scheme: str, user: str, password: str) -> None:
+    user = user.replace(":", "")
+    if not user:
+        return
+
+    def encoded(text: str) -> str:
+        return "".join(f"%{byte:02X}" for byte in text.encode())
+
+    found = parse_proxy("proxy", f"{scheme}://{encoded(user)}:{encoded(password)}@h:1")
+    assert found.credentials == (user.encode(), password.encode())
+
+
+def test_nothing_shows_the_user_and_the_password() -> None:
+    url = f"http://user:{SECRET}@proxy.example:3128"
+    connector = Connector(proxy=url)
+    assert "proxy='http://***@proxy.example:3128'" in repr(connector)
+    assert connector.proxy == url
+    other = replace(connector, max_connections=1)
+    assert other.proxy == url
+    found = parse_proxy("proxy", url)
+    for shown in (connector, other, found, found.credentials, vars(connector), vars(other)):
+        for text in (repr(shown), str(shown), f"{shown}"):
+            assert SECRET not in text
+            assert "user" not in text
+
+
+@pytest.mark.parametrize(("scheme", "needed"), [("http", "h11"), ("socks5", "socksio")])
+def test_a_missing_extra_is_an_error_at_once(
+    scheme: str, needed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = parse_proxy("proxy", f"{scheme}://h:1").protocol()
+    monkeypatch.delitem(sys.modules, module.__name__)
+    monkeypatch.setitem(sys.modules, needed, None)
+    with pytest.raises(InvalidOptionError, match=r"pip install anyio_connect\[proxy\]") as caught:
+        Connector(proxy=f"{scheme}://user:{SECRET}@h:1")
+    assert f"the package {needed}, which is not installed" in str(caught.value)
+    assert isinstance(caught.value.__cause__, ImportError)
+    assert SECRET not in str(caught.value)
+    Connector()  # which needs none
+
+
+@pytest.mark.parametrize("policy", [WORKERS, JUDGE, PORTS & JUDGE, AddressPolicy(allow=["::/0"])])
+def test_names_that_the_proxy_resolves_cannot_be_judged(policy: AddressPolicy) -> None:
+    with pytest.raises(InvalidOptionError, match="write socks5, which") as caught:
+        Connector(policy, proxy=f"socks5h://user:{SECRET}@h:1")
+    assert SECRET not in str(caught.value)
+    Connector(policy, proxy="socks5://h:1")
+    Connector(policy, proxy="http://h:1")
+
+
+def test_ports_can_be_judged_whatever_the_proxy() -> None:
+    Connector(PORTS, proxy="socks5h://h:1")
+    Connector(UNRESTRICTED & PORTS, proxy="socks5h://h:1")
+
+
+def test_a_proxy_and_a_dialer_are_one_too_many() -> None:
+    async def dialer(address: object) -> Any: ...
+
+    with pytest.raises(InvalidOptionError, match="proxy and dialer"):
+        Connector(proxy="http://h:1", dialer=dialer)
+
+
+def test_a_zone_says_nothing_to_a_proxy() -> None:
+    with pytest.raises(InvalidAddressError, match="a zone is a network interface of this machine"):
+        Connector(proxy="http://h:1").connect("[fe80::1%eth0]:80")
+
+
+# --- through it
+
+
+async def use(socket: Socket) -> SocketInfo:
+    """Talk with the target, which echoes; both sides end."""
+    async with socket:
+        info = await socket.opened
+        await socket.send(b"hello")
+        assert await socket.receive_exactly(5) == b"hello"
+        await socket.send_eof()
+        with pytest.raises(anyio.EndOfStream):
+            await socket.receive()
+    return info
+
+
+CREDENTIALS = f"user:{SECRET}@"
+
+
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        ("DB.Example:5432", b"db.example:5432"),
+        ("192.0.2.1:80", b"192.0.2.1:80"),
+        ("[2001:DB8:0::1]:80", b"[2001:db8::1]:80"),
+    ],
+)
+async def test_http_connect(address: str, target: bytes) -> None:
+    async with proxying(http()) as proxy:
+        info = await use(Connector(proxy=proxy.url("http")).connect(address))
+        assert proxy.heads == [b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (target, target)]
+    assert info.remote_address == target.decode()
+    assert info.proxy_address == f"127.0.0.1:{proxy.port}"
+    assert str(info.local_address).startswith("127.0.0.1:")
+
+
+async def test_http_basic_authentication() -> None:
+    async with proxying(http()) as proxy:
+        await use(Connector(proxy=proxy.url("http", CREDENTIALS)).connect("h:1"))
+        token = base64.b64encode(f"user:{SECRET}".encode())
+        assert b"\r\nProxy-Authorization: Basic %b\r\n" % token in proxy.heads[0]
+
+
+@pytest.mark.parametrize(
+    ("address", "asked"),
+    [
+        ("DB.Example:5432", "db.example:5432"),
+        ("192.0.2.1:80", "192.0.2.1:80"),
+        ("[2001:db8::1]:80", "[2001:0db8:0000:0000:0000:0000:0000:0001]:80"),
+        (f"{'a' * 63}.{'b' * 63}.{'c' * 63}.{'d' * 61}:65535", None),
+    ],
+)
+async def test_socks5_with_names_resolved_there(address: str, asked: str | None) -> None:
+    async with proxying(socks()) as proxy:
+        info = await use(Connector(proxy=proxy.url("socks5h")).connect(address))
+        assert proxy.asked == [asked or address]
+        assert proxy.said == [(b"\0", b"", b"")]
+    assert str(info.remote_address).lower() == address.lower()
+
+
+async def test_socks5_with_names_resolved_here(names: dict[str, list[Any]]) -> None:
+    names["db.example"] = ["2001:db8::1"]
+    async with proxying(socks()) as proxy:
+        info = await use(Connector(proxy=proxy.url("socks5")).connect("db.example:5432"))
+        assert proxy.asked == ["[2001:0db8:0000:0000:0000:0000:0000:0001]:5432"]
+    assert info.remote_address == "[2001:db8::1]:5432"
+
+
+@pytest.mark.parametrize("wants_user", [True, False])
+async def test_socks5_offers_a_user_and_a_password(wants_user: bool) -> None:
+    async with proxying(socks(wants_user=wants_user)) as proxy:
+        await use(Connector(proxy=proxy.url("socks5h", CREDENTIALS)).connect("h:1"))
+        heard = (b"user", SECRET.encode()) if wants_user else (b"", b"")
+        assert proxy.said == [(b"\0\2", *heard)]
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4])
+async def test_socks5_replies_with_any_kind_of_address(kind: int) -> None:
+    bound = {1: bytes(4), 3: b"\xc8" + b"\xff" * 200, 4: bytes(16)}[kind]
+    answer = bytes([5, 0, 0, kind]) + bound + b"\0\0"
+    async with proxying(socks(answer + b"hi")) as proxy:
+        socket = Connector(proxy=proxy.url("socks5h")).connect("h:1")
+        assert await socket.receive_exactly(2) == b"hi"
+        await socket.close()
+
+
+ANSWERS = [
+    pytest.param(http, "http", ESTABLISHED, id="http"),
+    pytest.param(http, "http", b"HTTP/1.0 200 OK\nServer: old\n\n", id="http-1.0"),
+    pytest.param(http, "http", b"HTTP/1.1 299 Odd\r\nContent-Length: 5\r\n\r\n", id="length"),
+    pytest.param(
+        http, "http", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", id="chunked"
+    ),
+    pytest.param(
+        http,
+        "http",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nA: b\r\n\r\n" + ESTABLISHED,
+        id="informed",
+    ),
+    pytest.param(socks, "socks5h", SUCCEEDED, id="socks5"),
+]
+
+
+@pytest.mark.parametrize(("kind", "scheme", "answer"), ANSWERS)
+async def test_what_comes_behind_the_answer_is_the_target_s(
+    kind: Callable[[bytes], Script], scheme: str, answer: bytes
+) -> None:
+    """In one segment: a server that speaks first, as SMTP's does."""
+    greeting = b"220 mail.example\r\n"
+    async with proxying(kind(answer + greeting)) as proxy:
+        socket = Connector(proxy=proxy.url(scheme)).connect("mail.example:587")
+        assert await socket.receive(3) == b"220"
+        assert await socket.receive_exactly(len(greeting) - 3) == greeting[3:]
+        await socket.send(b"EHLO")
+        assert await socket.receive_exactly(4) == b"EHLO"
+        await socket.close()
+
+
+@pytest.mark.parametrize(("kind", "scheme", "answer"), ANSWERS)
+async def test_before_tls_nothing_can_come_from_the_target(
+    kind: Callable[[bytes], Script], scheme: str, answer: bytes
+) -> None:
+    error = await failing(
+        kind(answer + b"220 mail.example\r\n"), f"{scheme}://127.0.0.1", secure_transport="on"
+    )
+    assert isinstance(error, TLSError)
+    assert "the peer does not speak TLS on this port, or sent data in the clear" in str(error)
+
+
+async def test_the_tunnel_is_the_tcp_socket_itself() -> None:
+    """So it is as fast, and ends as exactly."""
+
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_http(proxy, line)
+        await line.send(ESTABLISHED)
+        await ended.wait()
+        with pytest.raises(ConnectionResetError):
+            await line.receive_all()
+        seen.set()
+
+    ended, seen = anyio.Event(), anyio.Event()
+    async with proxying(script) as proxy:
+        socket = Connector(proxy=proxy.url("http")).connect("h:1", allow_half_open=True)
+        await socket.opened
+        assert raw(socket).getpeername() == proxy.listener.address
+        await socket.writable.abort()
+        ended.set()
+        with anyio.fail_after(30):
+            await seen.wait()
+        assert isinstance(socket.closed.exception(), BrokenError)
+
+
+# --- over TLS
+
+
+async def target_over_tls(line: Line, *, shook: Callable[[], None] = lambda: None) -> None:
+    """What a target does that speaks TLS, over TCP."""
+    tls = TLSPeer(line.peer, server_context())
+    await tls.shake()
+    shook()
+    while data := await tls.receive():
+        await tls.send(data)
+    await line.peer.send(tls.server.close_notify())
+    line.peer.fin()
+
+
+def http_to_tls(before: bytes = b"") -> Script:
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_http(proxy, line)
+        await line.send(ESTABLISHED)
+        if before:
+            await line.send(await line.exactly(len(before)))
+        await target_over_tls(line)
+
+    return script
+
+
+def socks_to_tls() -> Script:
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_socks(proxy, line)
+        await line.send(SUCCEEDED)
+        await target_over_tls(line)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("script", "scheme"), [(http_to_tls(), "http"), (socks_to_tls(), "socks5h")]
+)
+async def test_tls_verifies_the_target(script: Script, scheme: str) -> None:
+    async with proxying(script) as proxy:
+        connector = Connector(proxy=proxy.url(scheme), ssl_context=client_context())
+        info = await use(connector.connect(f"{NAME}:443", secure_transport="on"))
+        assert info.remote_address == f"{NAME}:443"
+        assert info.proxy_address == f"127.0.0.1:{proxy.port}"
+        with pytest.raises(CertificateError, match=r"not for 'other\.example'"):
+            await connector.connect("other.example:443", secure_transport="on").opened
+
+
+async def test_start_tls_works_through_it() -> None:
+    async with proxying(http_to_tls(b"STARTTLS")) as proxy:
+        connector = Connector(proxy=proxy.url("http"), ssl_context=client_context())
+        async with connector.connect(f"{NAME}:587", secure_transport="starttls") as plain:
+            await plain.send(b"STARTTLS")
+            assert await plain.receive_exactly(8) == b"STARTTLS"
+            before = await plain.opened
+            info = await use(plain.start_tls())
+        assert info == before
+        assert (info.remote_address, info.proxy_address) == (
+            f"{NAME}:587",
+            f"127.0.0.1:{proxy.port}",
+        )
+
+
+async def test_start_tls_does_not_take_for_tls_what_came_with_the_answer() -> None:
+    async with proxying(http(ESTABLISHED + b"220 ready\r\n")) as proxy:
+        connector = Connector(proxy=proxy.url("http"), ssl_context=client_context())
+        async with connector.connect(f"{NAME}:587", secure_transport="starttls") as plain:
+            with pytest.raises(TLSError):
+                await plain.start_tls().opened
+
+
+async def test_a_proxy_over_tls() -> None:
+    async with proxying(http(ESTABLISHED + b"hi"), over_tls=True) as proxy:
+        connector = Connector(proxy=proxy.url("https", CREDENTIALS), ssl_context=client_context())
+        async with connector.connect("db.example:5432") as socket:
+            assert await socket.receive_exactly(2) == b"hi"
+            await socket.send(b"hello")
+            assert await socket.receive_exactly(5) == b"hello"
+            info = await socket.opened
+        assert proxy.asked == ["db.example:5432"]
+    assert info.proxy_address == f"127.0.0.1:{proxy.port}"
+    assert info.remote_address == "db.example:5432"
+
+
+@pytest.mark.parametrize("required", [True, False])
+async def test_a_proxy_over_tls_that_ends_without_close_notify(required: bool) -> None:
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_http(proxy, line)
+        await line.send(ESTABLISHED + b"hi")
+
+    async with proxying(script, over_tls=True) as proxy:
+        connector = Connector(proxy=proxy.url("https"), ssl_context=client_context())
+        socket = connector.connect(
+            "h:1", secure_transport="starttls", require_close_notify=required
+        )
+        assert await socket.receive_exactly(2) == b"hi"
+        with pytest.raises(BrokenError if required else anyio.EndOfStream):
+            await socket.receive()
+        await socket.close()
+
+
+class Inner:
+    """The connection of a target behind a proxy over TLS, for a peer that speaks TLS as well."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+
+    async def send(self, data: bytes) -> None:
+        if data:
+            await self.line.send(data)
+
+    async def receive(self) -> bytes:
+        return await self.line.receive()
+
+
+@pytest.mark.parametrize("how", ["on", "starttls"])
+async def test_tls_in_tls(how: Any) -> None:
+    got: list[bytes] = []
+
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_http(proxy, line)
+        await line.send(ESTABLISHED)
+        tls = TLSPeer(Inner(line), server_context())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        await tls.shake()
+        await tls.send(b"hi")
+        got.append(await tls.receive_all())
+        await line.send(tls.server.close_notify())
+        assert await line.receive() == b""  # the close_notify of the outer TLS
+        got.append(b"the end")
+
+    async with proxying(script, over_tls=True) as proxy:
+        connector = Connector(proxy=proxy.url("https"), ssl_context=client_context())
+        socket = connector.connect(f"{NAME}:443", secure_transport=how)
+        await socket.opened
+        secure = socket.start_tls() if how == "starttls" else socket
+        async with secure:
+            assert await secure.receive_exactly(2) == b"hi"
+            await secure.send(b"hello" * 30_000)
+            await secure.send_eof()
+            with pytest.raises(anyio.EndOfStream):
+                await secure.receive()
+            await secure.closed
+            info = await secure.opened
+        with anyio.fail_after(30):
+            while len(got) < 2:
+                await checkpoint()
+    assert got == [b"hello" * 30_000, b"the end"]
+    assert (info.remote_address, info.proxy_address) == (
+        f"{NAME}:443",
+        f"127.0.0.1:{proxy.port}",
+    )
+
+
+async def test_the_certificate_of_a_proxy_is_verified() -> None:
+    async with proxying(http(), over_tls=True) as proxy:
+        connector = Connector(proxy=proxy.url("https"))  # which does not trust the tests' CA
+        with pytest.raises(CertificateError) as caught:
+            await connector.connect("db.example:5432").opened
+        assert f"no TLS with the proxy https://127.0.0.1:{proxy.port}: " in str(caught.value)
+        assert not proxy.asked
+
+
+async def test_a_proxy_that_speaks_no_tls() -> None:
+    async with proxying(says(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as proxy:
+        with pytest.raises(TLSError, match=r"no TLS with the proxy https://127\.0\.0\.1"):
+            await Connector(proxy=proxy.url("https")).connect("db.example:5432").opened
+
+
+async def test_a_proxy_that_insists_on_another_protocol() -> None:
+    theirs, ours = server_context(), client_context()
+    theirs.set_alpn_protocols(["h2"])
+    ours.set_alpn_protocols(["h2", "http/1.1"])
+    async with listening() as listener, anyio.create_task_group() as group:
+        proxy = Proxy(listener, silent, theirs)
+        group.start_soon(proxy.serve)
+        socket = Connector(proxy=proxy.url("https"), ssl_context=ours).connect("h:1")
+        with pytest.raises(ProxyError, match=r"another protocol than HTTP/1\.1"):
+            await socket.opened
+        group.cancel_scope.cancel()
+
+
+# --- the policy, and the addresses of a name
+
+
+async def test_the_address_of_the_proxy_is_not_judged(names: dict[str, list[Any]]) -> None:
+    names["db.example"] = ["10.0.0.1", "1.1.1.1", "127.0.0.1"]
+    async with proxying(http()) as proxy:
+        info = await use(Connector(WORKERS, proxy=proxy.url("http")).connect("db.example:443"))
+        assert proxy.asked == ["1.1.1.1:443"]
+        assert info.remote_address == "1.1.1.1:443"
+
+
+@pytest.mark.parametrize(
+    ("policy", "address"),
+    [
+        (WORKERS, "127.0.0.1:80"),
+        (WORKERS, "[::ffff:10.0.0.1]:80"),
+        (WORKERS, "mail.example:25"),
+        (PORTS, "mail.example:25"),
+        (WORKERS, "inside.example:80"),
+    ],
+)
+async def test_what_is_forbidden_is_not_asked_for(
+    policy: AddressPolicy, address: str, names: dict[str, list[Any]]
+) -> None:
+    names["inside.example"] = ["10.0.0.1", "fd00::1"]
+    async with proxying(http()) as proxy:
+        with pytest.raises(AddressNotAllowedError):
+            await Connector(policy, proxy=proxy.url("http")).connect(address).opened
+        assert not proxy.served
+
+
+@pytest.mark.parametrize("policy", [UNRESTRICTED, PORTS])
+@pytest.mark.parametrize(("kind", "scheme"), [(http, "http"), (socks, "socks5h")])
+async def test_without_judging_the_name_goes_to_the_proxy(
+    policy: AddressPolicy, kind: Callable[[], Script], scheme: str, names: dict[str, list[Any]]
+) -> None:
+    async with proxying(kind()) as proxy:
+        await use(Connector(policy, proxy=proxy.url(scheme)).connect("db.example:5432"))
+        assert proxy.asked == ["db.example:5432"]
+
+
+def in_turn(*answers: bytes) -> Script:
+    """An HTTP proxy that answers each connection in another way."""
+    left = [*answers]
+
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_http(proxy, line)
+        await line.send(left.pop(0))
+        await echo(line)
+
+    return script
+
+
+BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
+FORBIDDEN = b"HTTP/1.1 403 Filtered\r\n\r\n"
+
+
+async def test_each_allowed_address_is_asked_for_in_turn(names: dict[str, list[Any]]) -> None:
+    names["db.example"] = ["192.0.2.1", "192.0.2.2", "10.0.0.1", "2001:db8::1", "192.0.2.3"]
+    async with proxying(in_turn(BAD_GATEWAY, FORBIDDEN, ESTABLISHED)) as proxy:
+        info = await use(Connector(JUDGE, proxy=proxy.url("http")).connect("db.example:80"))
+        assert proxy.asked == ["192.0.2.1:80", "[2001:db8::1]:80", "192.0.2.2:80"]
+        assert proxy.served == 3
+    assert info.remote_address == "192.0.2.2:80"
+
+
+async def test_all_that_were_refused_are_told(names: dict[str, list[Any]]) -> None:
+    names["db.example"] = ["192.0.2.1", "10.0.0.1", "192.0.2.2"]
+    async with proxying(in_turn(BAD_GATEWAY, FORBIDDEN)) as proxy:
+        with pytest.raises(ProxyError) as caught:
+            await Connector(JUDGE, proxy=proxy.url("http")).connect("db.example:80").opened
+    error = caught.value
+    assert str(error) == (
+        f"cannot connect to db.example:80 through the proxy http://127.0.0.1:{proxy.port}: it was "
+        "asked for 2 addresses: 192.0.2.1:80: it answered 502 Bad Gateway: it could not connect "
+        "there itself; 192.0.2.2:80: it answered 403 Filtered: its rules forbid that; not tried: "
+        "10.0.0.1:80: the Connector's policy forbids it: 10.0.0.1/32 is in deny"
+    )
+    assert error.status == 403
+    statuses = [
+        (type(each), each.status) for each in error.attempts if isinstance(each, ProxyError)
+    ]
+    assert statuses == [(ProxyError, 502), (ProxyError, 403)]
+
+
+@pytest.mark.parametrize("status", [401, 405, 407, 501])
+async def test_no_other_address_is_asked_for_if_that_is_no_use(
+    status: int, names: dict[str, list[Any]]
+) -> None:
+    names["db.example"] = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    answers = BAD_GATEWAY, b"HTTP/1.1 %d No\r\n\r\n" % status
+    async with proxying(in_turn(*answers)) as proxy:
+        with pytest.raises(ProxyError) as caught:
+            await Connector(JUDGE, proxy=proxy.url("http")).connect("db.example:80").opened
+        assert proxy.asked == ["192.0.2.1:80", "192.0.2.2:80"]
+    assert caught.value.status == status
+    assert "; before that: 192.0.2.1:80: it answered 502" in str(caught.value)
+    assert len(caught.value.attempts) == 1
+
+
+async def test_a_name_without_an_address(names: dict[str, list[Any]]) -> None:
+    names["no.example"] = []
+    async with proxying(socks()) as proxy:
+        with pytest.raises(ResolveError, match=r"cannot resolve 'no\.example'"):
+            await Connector(proxy=proxy.url("socks5")).connect("no.example:1").opened
+        assert not proxy.served
+
+
+async def test_the_addresses_of_a_proxy_are_raced(names: dict[str, list[Any]]) -> None:
+    async with proxying(http()) as proxy:
+        names["proxy.example"] = [refusing_address(), refusing_address(), proxy.listener.address]
+        connector = Connector(proxy="http://proxy.example:3128", happy_eyeballs_delay=3600)
+        info = await use(connector.connect("db.example:5432"))
+    assert info.proxy_address == f"127.0.0.1:{proxy.port}"
+
+
+async def test_local_host_is_where_the_proxy_is_connected_to_from(
+    names: dict[str, list[Any]],
+) -> None:
+    names["db.example"] = ["2001:db8::1"]  # which it has nothing to do with
+    async with proxying(socks()) as proxy:
+        connector = Connector(JUDGE, proxy=proxy.url("socks5"), local_host="127.0.0.2")
+        info = await use(connector.connect("db.example:5432"))
+    assert str(info.local_address).startswith("127.0.0.2:")
+
+
+# --- what a proxy refuses
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        (301, ""),
+        (400, ": perhaps it is no proxy"),
+        (403, ": its rules forbid that"),
+        (405, ": perhaps it is no proxy"),
+        (429, ""),
+        (500, ": it failed, or could not connect there itself"),
+        (502, ": it could not connect there itself"),
+        (503, ": it could not connect there itself, or has too much to do"),
+        (504, ": it had no answer from there in time"),
+        (599, ""),
+    ],
+)
+@pytest.mark.parametrize("credentials", ["", CREDENTIALS])
+async def test_a_status_that_refuses(status: int, why: str, credentials: str) -> None:
+    body = b"Content-Length: 100000\r\n\r\n" + b"x" * 100  # which nobody waits for
+    error = await failing(
+        http(b"HTTP/1.1 %d Said \x1b[31m%b\r\n%b" % (status, SECRET[:4].encode(), body)),
+        f"http://{credentials}127.0.0.1",
+    )
+    assert isinstance(error, ProxyError)
+    assert error.status == status
+    assert str(error).startswith(
+        "cannot connect to db.example:5432 through the proxy http://127.0.0.1:"
+    )
+    # With a password, nothing is shown that the proxy may have from us.
+    assert f": it answered {status} " in f"{error} "
+    assert ("Said \\x1b[31m" in str(error)) == (not credentials)
+    assert str(error).isprintable()
+    assert why in str(error)
+    assert [type(each) for each in error.attempts] == ([] if status == 405 else [ProxyError])
+
+
+async def test_a_proxy_that_repeats_the_password() -> None:
+    token = base64.b64encode(f"user:{SECRET}".encode())
+    for answer in (
+        b"HTTP/1.1 407 %b is wrong, as is %b\r\n\r\n" % (SECRET.encode(), token),
+        b"HTTP/1.1 200 OK\r\n%b\r\n\r\n" % token,
+        b"%b\r\n\r\n" % SECRET.encode(),
+    ):
+        error = await failing(http(answer), f"http://{CREDENTIALS}127.0.0.1")
+        assert isinstance(error, ProxyError)
+
+
+@pytest.mark.parametrize(
+    ("credentials", "wants", "why"),
+    [
+        ("", b"", "it wants a user and a password: write them into the URL"),
+        ("", b'Proxy-Authenticate: Basic realm="x"\r\n', "it wants a user and a password"),
+        (CREDENTIALS, b"", "it does not accept this user with this password"),
+        (CREDENTIALS, b"Proxy-Authenticate: NTLM, BASIC\r\n", "it does not accept this user"),
+        ("", b"Proxy-Authenticate: Negotiate\r\nProxy-Authenticate: NTLM\r\n", "another kind"),
+        (CREDENTIALS, b"Proxy-Authenticate: Digest realm=x\r\n", "than Basic, which is all"),
+    ],
+)
+async def test_a_proxy_that_wants_other_credentials(
+    credentials: str, wants: bytes, why: str
+) -> None:
+    answer = b"HTTP/1.1 407 Proxy Authentication Required\r\n" + wants + b"\r\n"
+    error = await failing(http(answer), f"http://{credentials}127.0.0.1")
+    assert isinstance(error, ProxyError)
+    assert error.status == 407
+    assert why in str(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (1, "it failed, and does not say why"),
+        (2, "its rules forbid that"),
+        (3, "it has no route to that network"),
+        (4, "it cannot reach that host"),
+        (5, "connection refused: nothing is listening there"),
+        (6, "it could not get that far (TTL expired)"),
+        (7, "it does not know how to connect"),
+        (8, "it does not know this kind of address"),
+        (9, "it refused"),
+        (255, "it refused"),
+    ],
+)
+@pytest.mark.parametrize("rest", [bytes([0, 1, 0, 0, 0, 0, 0, 0]), b"", b"\0\xff"])
+async def test_a_reply_that_refuses(code: int, why: str, rest: bytes) -> None:
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_socks(proxy, line)
+        await line.send(bytes([5, code]) + rest)
+
+    error = await failing(script, "socks5h://127.0.0.1")
+    assert isinstance(error, ProxyError)
+    assert error.status == code
+    assert str(error).endswith(f": {why} (SOCKS5 reply {code})")
+    assert "db.example:5432 through the proxy socks5h://127.0.0.1:" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("credentials", "answer", "why"),
+    [
+        ("", b"\5\xff", "it wants a user and a password: write them into the URL, socks5h://"),
+        (CREDENTIALS, b"\5\xff", "another kind of authentication than a user and a password"),
+        ("", b"\5\2", "something that is not SOCKS5"),  # was not offered
+        ("", b"\5\1", "something that is not SOCKS5"),
+        (CREDENTIALS, b"\5\x80", "something that is not SOCKS5"),
+        ("", b"\4\0", "something that is not SOCKS5"),
+        ("", b"HTTP/1.1 400 Bad Request\r\n\r\n", "it said more than it was asked"),
+        ("", b"\5\0\5\0\0\1", "it said more than it was asked"),
+        ("", b"\5", "it hung up in place of an answer"),
+        ("", b"", "it hung up in place of an answer"),
+    ],
+)
+async def test_a_method_that_will_not_do(credentials: str, answer: bytes, why: str) -> None:
+    error = await failing(says(answer), f"socks5h://{credentials}127.0.0.1")
+    assert isinstance(error, ProxyError)
+    assert error.status is None
+    assert why in str(error)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"\1\1", "it does not accept this user with this password"),
+        (b"\1\xff", "it does not accept this user with this password"),
+        (b"\5\0", "something that is not SOCKS5"),
+        (b"\1\0\5\0", "it said more than it was asked"),
+        (b"\1", "it hung up in place of an answer"),
+    ],
+)
+async def test_a_user_that_is_refused(answer: bytes, why: str) -> None:
+    async def script(proxy: Proxy, line: Line) -> None:
+        await line.exactly(4)
+        await line.send(b"\5\2")
+        await line.exactly(3 + len("user") + len(SECRET))
+        await line.send(answer)
+
+    error = await failing(script, f"socks5h://{CREDENTIALS}127.0.0.1")
+    assert isinstance(error, ProxyError)
+    assert error.status is None
+    assert why in str(error)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"\4\0", b"\5\0\0\2", b"\5\0\0\0", b"\5\0\0\3", b"\5\0\0\1abc"]
+)
+async def test_a_reply_that_is_none(answer: bytes) -> None:
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_socks(proxy, line)
+        await line.send(answer)
+
+    error = await failing(script, "socks5h://127.0.0.1")
+    assert isinstance(error, ProxyError)
+    assert error.status is None
+    assert "not SOCKS5" in str(error) or "it hung up" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"", "it hung up in place of an answer"),
+        (b"HTTP/1.1 200 OK\r\n", "it hung up in place of an answer"),
+        (b"\5\0", "something that is not HTTP"),
+        (b"220 mail.example ESMTP\r\n\r\n", "something that is not HTTP: is it an HTTP proxy?"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "something that is not HTTP"),
+        (b"HTTP/1.1 20 OK\r\n\r\n", "something that is not HTTP"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", "something that is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n", "something that is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nA: " + b"x" * 20_000, "has a head of more than 16384 bytes"),
+        (b"HTTP/1.1 100 Go on\r\n\r\n" * 1000, "has a head of more than 16384 bytes"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_an_answer_that_is_none(scheme: str, answer: bytes, why: str) -> None:
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_http(proxy, line)
+        await line.send(answer)
+        if line.tls is not None:
+            await line.peer.send(line.tls.server.close_notify())
+
+    error = await failing(script, f"{scheme}://127.0.0.1")
+    assert isinstance(error, ProxyError)
+    assert error.status is None
+    assert why in str(error)
+    assert str(error).isprintable()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "socks5h"])
+async def test_a_proxy_that_resets_the_connection(scheme: str) -> None:
+    async def script(proxy: Proxy, line: Line) -> None:
+        await line.receive()
+        line.peer.rst()
+
+    error = await failing(script, f"{scheme}://127.0.0.1")
+    assert isinstance(error, ProxyError)
+    assert "the connection to it broke before it had answered: Connection reset" in str(error)
+    assert isinstance(error.__cause__, ConnectionResetError)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "socks5", "socks5h"])
+async def test_a_proxy_that_is_not_there(scheme: str) -> None:
+    host, port = refusing_address()
+    connector = Connector(proxy=f"{scheme}://{CREDENTIALS}{host}:{port}")
+    with pytest.raises(ProxyError) as caught:
+        await connector.connect("192.0.2.1:80").opened
+    error = caught.value
+    assert str(error) == (
+        f"cannot connect to 192.0.2.1:80 through the proxy {scheme}://{host}:{port}: it cannot be "
+        "reached: connection refused: nothing is listening there"
+    )
+    assert error.status is None
+    assert isinstance(error.__cause__, ConnectionRefusedError)
+    assert error.errno == error.__cause__.errno
+    assert len(error.attempts) == 1
+    assert not vars(error).get("__notes__")
+
+
+async def test_the_name_of_a_proxy_that_does_not_exist(names: dict[str, list[Any]]) -> None:
+    names["proxy.example"] = []
+    with pytest.raises(ProxyError, match=r"it cannot be reached: cannot resolve 'proxy\.example'"):
+        await Connector(proxy="http://proxy.example:80").connect("192.0.2.1:80").opened
+
+
+# --- too late
+
+
+@pytest.mark.parametrize(
+    ("scheme", "why"),
+    [
+        ("http", "it did not answer within 0.05 seconds; perhaps it cannot connect there itself"),
+        ("socks5h", "it did not answer within 0.05 seconds"),
+        ("https", "the handshake did not finish within 0.05 seconds"),
+    ],
+)
+async def test_a_proxy_that_is_silent(scheme: str, why: str) -> None:
+    async with proxying(silent) as proxy:
+        connector = Connector(proxy=proxy.url(scheme, CREDENTIALS))
+        with pytest.raises(ConnectTimeoutError) as caught:
+            await connector.connect("db.example:5432", connect_timeout=0.05).opened
+    assert why in str(caught.value)
+    assert f"the proxy {scheme}://127.0.0.1:{proxy.port}: " in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5h"])
+async def test_a_proxy_that_never_comes_to_an_end(scheme: str) -> None:
+    async def script(proxy: Proxy, line: Line) -> None:
+        await line.receive()
+        await line.send(b"HTTP/1.1 200 OK\r\nA: " if scheme == "http" else b"\5")
+        await anyio.sleep_forever()
+
+    async with proxying(script) as proxy:
+        connector = Connector(proxy=proxy.url(scheme), connect_timeout=0.05)
+        with pytest.raises(ConnectTimeoutError, match="it did not answer within"):
+            await connector.connect("db.example:5432").opened
+
+
+async def test_a_timeout_tells_what_was_refused_before(names: dict[str, list[Any]]) -> None:
+    names["db.example"] = ["192.0.2.1", "192.0.2.2"]
+    heard = anyio.Event()
+
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_http(proxy, line)
+        if len(proxy.asked) == 1:
+            await line.send(BAD_GATEWAY)
+        else:
+            heard.set()
+            await anyio.sleep_forever()
+
+    async with proxying(script) as proxy:
+        connector = Connector(JUDGE, proxy=proxy.url("http"), connect_timeout=1)
+        with pytest.raises(
+            ConnectTimeoutError, match=r"; 192\.0\.2\.1:80: it answered 502"
+        ) as caught:
+            await connector.connect("db.example:80").opened
+        assert heard.is_set()
+    assert [type(each) for each in caught.value.attempts] == [ProxyError]
+
+
+async def test_a_proxy_whose_name_is_not_resolved_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def getaddrinfo(*_: object) -> list[Any]:
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    connector = Connector(proxy="http://proxy.example:3128", connect_timeout=0.02)
+    why = (
+        r"192\.0\.2\.1:80 through the proxy http://proxy\.example:3128: it cannot be reached: the "
+    )
+    with pytest.raises(ConnectTimeoutError, match=why) as caught:
+        await connector.connect("192.0.2.1:80").opened
+    assert not vars(caught.value).get("__notes__")
+    connector = Connector(JUDGE, proxy="http://192.0.2.1:3128", connect_timeout=0.02)
+    with pytest.raises(ConnectTimeoutError, match=r"db\.example:5432: the name was not resolved"):
+        await connector.connect("db.example:5432").opened
+
+
+# --- slots, and cancelling
+
+
+def slots(connector: Connector) -> Slots:
+    found = vars(connector)["_slots"]
+    assert isinstance(found, Slots)
+    return found
+
+
+async def test_a_slot_is_for_the_whole_way() -> None:
+    async with proxying(in_turn(BAD_GATEWAY, ESTABLISHED, ESTABLISHED)) as proxy:
+        connector = Connector(proxy=proxy.url("http"), max_connections=1)
+        with pytest.raises(ProxyError):
+            await connector.connect("h:1").opened
+        assert slots(connector).free == 1
+        async with connector.connect("h:2") as socket:
+            await socket.opened
+            with pytest.raises(ConnectTimeoutError, match="no slot came free"):
+                await connector.connect("h:3", connect_timeout=0.02).opened
+        assert proxy.asked == ["h:1", "h:2"]
+        async with connector.connect("h:4"):
+            assert slots(connector).free == 0
+    assert slots(connector).free == 1
+
+
+async def refuse_then_tunnel(proxy: Proxy, line: Line) -> None:
+    await hear_http(proxy, line)
+    if proxy.asked[-1].startswith("192.0.2.1:"):
+        await line.send(BAD_GATEWAY)
+    else:
+        await line.send(ESTABLISHED)
+        await target_over_tls(line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize(
+    ("scheme", "script", "options"),
+    [
+        ("http", refuse_then_tunnel, {"secure_transport": "on", "sni": NAME}),
+        ("https", http(), {}),
+        ("socks5", socks(wants_user=True), {}),
+    ],
+    ids=["http", "https", "socks5"],
+)
+async def test_cancelled_at_every_checkpoint(
+    scheme: str,
+    script: Script,
+    options: dict[str, Any],
+    moment: Moment,
+    names: dict[str, list[Any]],
+) -> None:
+    """Nothing is left behind, and the next task that needs the connection makes it anew."""
+    names["db.example"] = ["192.0.2.1", "192.0.2.2"]
+    async with proxying(script, over_tls=scheme == "https") as proxy:
+        connector = Connector(
+            JUDGE,
+            proxy=proxy.url(scheme, CREDENTIALS),
+            ssl_context=client_context(),
+            max_connections=1,
+        )
+        number = -1
+        while True:
+            number += 1
+            socket = connector.connect("db.example:5432", **options)
+            with anyio.CancelScope() as scope:
+                await CancelAt(number, moment, scope, wait_for(socket))
+                await checkpoint()
+            made = socket.opened.done()
+            assert slots(connector).free == (not made)
+            if number % 3:  # cancelled, and made by another task
+                async with socket:
+                    await socket.send(b"x")
+                    assert await socket.receive_exactly(1) == b"x"
+            else:
+                await socket.close()
+            assert slots(connector).free == 1
+            if not scope.cancel_called:
+                break
+    assert number > 1, "not a single checkpoint"
+
+
+async def wait_for(socket: Socket) -> None:
+    await socket.opened
+
+
+# --- in any pieces
+
+
+def cut(data: bytes, places: list[float]) -> list[bytes]:
+    at = sorted({0, len(data), *(round(place * len(data)) for place in places)})
+    return [data[a:b] for a, b in pairwise(at)]
+
+
+PLACES = st.lists(st.floats(0, 1), max_size=30)
+HEADERS = st.lists(
+    st.tuples(
+        st.text("abcDEF-", min_size=1, max_size=10),
+        st.text('xyz ,="1', max_size=30).map(str.strip),
+    ),
+    max_size=5,
+)
+
+
+@given(
+    status=st.integers(200, 299),
+    reason=st.text("abc OK", max_size=10),
+    headers=HEADERS,
+    end=st.sampled_from([b"\r\n", b"\n"]),
+    before=st.integers(0, 3),
+    tail=st.binary(max_size=40),
+    places=PLACES,
+    bytewise=st.booleans(),
+)
+async def test_http_in_any_pieces(
+    status: int,
+    reason: str,
+    headers: list[tuple[str, str]],
+    end: bytes,
+    before: int,
+    tail: bytes,
+    places: list[float],
+    bytewise: bool,
+) -> None:
+    """The head is taken, and not a byte of what comes behind it."""
+    lines = [f"HTTP/1.1 {status} {reason}".encode()]
+    lines += [f"{name}: {value}".encode() for name, value in headers]
+    data = b"HTTP/1.1 100 Continue\r\n\r\n" * before + end.join([*lines, b"", b""]) + tail
+    wire = Wire()
+    wire.arrive(
+        *([data[n : n + 1] for n in range(len(data))] if bytewise else cut(data, places)),
+        ends=anyio.EndOfStream(),
+    )
+    await _proxy_http.ask(wire, parse_proxy("proxy", "http://h:1"), "db.example", 5432)
+    assert await rest_of(wire) == tail
+
+
+async def rest_of(wire: Wire) -> bytes:
+    data = b""
+    try:
+        while True:
+            data += await wire.receive()
+    except anyio.EndOfStream:
+        return data
+
+
+BOUND = st.one_of(
+    st.binary(min_size=4, max_size=4).map(lambda address: b"\1" + address),
+    st.binary(max_size=255).map(lambda name: bytes([3, len(name)]) + name),
+    st.binary(min_size=16, max_size=16).map(lambda address: b"\4" + address),
+)
+
+
+@given(
+    user=st.booleans(),
+    reserved=st.integers(0, 255),
+    bound=BOUND,
+    port=st.binary(min_size=2, max_size=2),
+    tail=st.binary(max_size=40),
+    places=PLACES,
+    bytewise=st.booleans(),
+)
+async def test_socks_in_any_pieces(
+    user: bool,
+    reserved: int,
+    bound: bytes,
+    port: bytes,
+    tail: bytes,
+    places: list[float],
+    bytewise: bool,
+) -> None:
+    messages = [b"\5\2", b"\1\0"] if user else [b"\5\0"]
+    messages.append(bytes([5, 0, reserved]) + bound + port + tail)
+    wire = Wire()
+    for message in messages:  # each in answer to what was asked, so in segments of its own
+        pieces = [message[n : n + 1] for n in range(len(message))]
+        wire.arrive(*(pieces if bytewise else cut(message, places)))
+    wire.arrive(ends=anyio.EndOfStream())
+    url = f"socks5h://{CREDENTIALS if user else ''}h:1"
+    await _proxy_socks.ask(wire, parse_proxy("proxy", url), "db.example", 5432)
+    assert await rest_of(wire) == tail
+
+
+@st.composite
+def answers(draw: st.DrawFn, valid: bytes) -> bytes:
+    """Nonsense, or something right that was damaged."""
+    if draw(st.booleans()):
+        return draw(st.binary(max_size=60))
+    data = bytearray(valid)
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(data)))
+        data[place : place + draw(st.integers(0, 2))] = draw(st.binary(max_size=2))
+    return bytes(data)
+
+
+@given(answer=answers(b"HTTP/1.1 100 Go on\r\n\r\n" + ESTABLISHED), places=PLACES)
+async def test_any_answer_to_http_is_one_or_an_error(answer: bytes, places: list[float]) -> None:
+    outcomes: set[str | bytes] = set()
+    for pieces in ([answer], [answer[n : n + 1] for n in range(len(answer))], cut(answer, places)):
+        wire = Wire()
+        wire.arrive(*pieces, ends=anyio.EndOfStream())
+        try:
+            await _proxy_http.ask(wire, parse_proxy("proxy", "http://h:1"), "h", 1)
+        except (ProxyAnswerError, anyio.EndOfStream) as exc:
+            outcomes.add(str(exc))
+        else:
+            outcomes.add(await rest_of(wire))
+    assert len(outcomes) == 1, "it matters in which pieces it comes"
+
+
+@given(method=answers(b"\5\2"), login=answers(b"\1\0"), reply=answers(SUCCEEDED), places=PLACES)
+async def test_any_answer_to_socks_is_one_or_an_error(
+    method: bytes, login: bytes, reply: bytes, places: list[float]
+) -> None:
+    for data in (method, b"\5\2" + login, b"\5\2\1\0" + reply, b"\5\0" + reply):
+        wire = Wire()
+        wire.arrive(*cut(data, places), ends=anyio.EndOfStream())
+        proxy = parse_proxy("proxy", f"socks5h://{CREDENTIALS}h:1")
+        try:
+            await _proxy_socks.ask(wire, proxy, "h", 1)
+        except (ProxyAnswerError, anyio.EndOfStream):
+            pass
+        else:
+            assert data.startswith((b"\5\0\5\0", b"\5\2\1\0\5\0"))
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+@pytest.mark.parametrize("piece", [70, 1000, 100_000])
+async def test_a_head_of_just_that_length(spare: int, piece: int) -> None:
+    head = b"HTTP/1.1 200 OK\r\nA: "
+    head += b"x" * (16384 - len(head) - 4 + spare) + b"\r\n\r\n"
+    data = head + b"tail"
+    wire = Wire()
+    wire.arrive(
+        *(data[n : n + piece] for n in range(0, len(data), piece)), ends=anyio.EndOfStream()
+    )
+    asking = partial(_proxy_http.ask, wire, parse_proxy("proxy", "http://h:1"), "h", 1)
+    if spare:
+        with pytest.raises(ProxyAnswerError, match="more than 16384 bytes"):
+            await asking()
+    else:
+        await asking()
+        assert await rest_of(wire) == b"tail"
+
+
+def test_credentials_are_a_value_that_shows_nothing() -> None:
+    assert repr(Credentials(b"user", SECRET.encode())) == "Credentials(***)"
+    assert str(_proxy.ProxyURL("http://h:1")) == "http://h:1"
