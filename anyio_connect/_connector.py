@@ -2,13 +2,14 @@
 
 # No `from __future__ import annotations`: users may ask for a dataclass's type hints.
 import math
+import socket as stdlib
 import ssl
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutinefunction
 from ipaddress import ip_address
 from typing import Any
 
@@ -83,6 +84,18 @@ class Connector:
     ``keep_alive``: how many seconds of silence there may be until the kernel asks for the peer,
     if the call does not say; 60 unless given. ``math.inf`` switches it off, here or in a call.
 
+    ``resolver``: what looks names up, in place of the system: an async function that is called
+    with the host and the port, and returns a list of IP addresses, IPv6 with a zone if need be.
+    They are judged by ``policy`` and raced as the system's are, at most 64 of them. It is not
+    asked for what is an IP address already. If it raises an exception, or its answer is empty or
+    has anything else in it, that is a :class:`ResolveError`. Its time counts as connecting
+    (``connect_timeout``), and it is cancelled when the connection is not wanted any more.
+
+    ``prepare``: called with each new ``socket.socket`` before that is bound and connected, to set
+    options of the system's. It runs in the event loop, so it must not wait, and it must leave the
+    socket open and unconnected. ``keep_alive`` has been set by then, and can be changed. What it
+    raises fails the attempt as a :class:`ConnectError`; other addresses are tried.
+
     ``dialer``: what makes the connections, in place of the system: see :class:`Dialer`. If
     ``policy`` judges addresses, it is given those of a name that are allowed, raced as others are.
     Otherwise it is given the name. TLS, ``start_tls()``, ``connect_timeout`` and
@@ -135,6 +148,18 @@ class Connector:
     keep_alive: float = KEEP_ALIVE
     """How many seconds of silence there may be until the kernel asks for the peer, if the call
     does not say; 60 unless given. ``math.inf`` switches it off, here or in a call."""
+    resolver: Callable[[str, int], Awaitable[Sequence[str]]] | None = None
+    """What looks names up, in place of the system: an async function that is called with
+    the host and the port, and returns a list of IP addresses, IPv6 with a zone if need be. They
+    are judged by ``policy`` and raced as the system's are, at most 64 of them. It is not asked
+    for what is an IP address already. If it raises an exception, or its answer is empty or has
+    anything else in it, that is a :class:`ResolveError`. Its time counts as connecting
+    (``connect_timeout``), and it is cancelled when the connection is not wanted any more."""
+    prepare: Callable[[stdlib.socket], object] | None = None
+    """Called with each new ``socket.socket`` before that is bound and connected, to set
+    options of the system's. It runs in the event loop, so it must not wait, and it must leave the
+    socket open and unconnected. ``keep_alive`` has been set by then, and can be changed. What it
+    raises fails the attempt as a :class:`ConnectError`; other addresses are tried."""
     dialer: Dialer | None = None
     """What makes the connections, in place of the system: see :class:`Dialer`. If ``policy``
     judges addresses, it is given those of a name that are allowed, raced as others are. Otherwise
@@ -163,6 +188,8 @@ class Connector:
         close_timeout: float | None = None,
         connect_timeout: float | None = None,
         keep_alive: float | None = None,
+        resolver: Callable[[str, int], Awaitable[Sequence[str]]] | None = None,
+        prepare: Callable[[stdlib.socket], object] | None = None,
         dialer: Dialer | None = None,
         proxy: str | None = None,
     ) -> None:
@@ -183,7 +210,14 @@ class Connector:
         _check(self)
         slots = None if self.max_connections is None else Slots(self.max_connections)
         dialer = None if self.dialer is None else _Opened(self.dialer)
-        route = Route(self.policy, self.happy_eyeballs_delay, self.local_host, dialer=dialer)
+        route = Route(
+            self.policy,
+            self.happy_eyeballs_delay,
+            self.local_host,
+            dialer=dialer,
+            resolver=self.resolver,
+            prepare=self.prepare,
+        )
         defaults = Options(
             ssl_context=self.ssl_context,
             connect_timeout=self.connect_timeout,
@@ -280,6 +314,14 @@ def _check(connector: Connector) -> None:
     check_timeout("close_timeout", connector.close_timeout)
     check_timeout("connect_timeout", connector.connect_timeout)
     check_keep_alive("keep_alive", connector.keep_alive)
+    resolver: object = connector.resolver
+    if resolver is not None and not callable(resolver):
+        why = "must be an async function that takes a host and a port, and returns IP addresses"
+        raise bad_option("resolver", resolver, why)
+    prepare: object = connector.prepare
+    if prepare is not None and (not callable(prepare) or iscoroutinefunction(prepare)):
+        why = "must be a function that takes a socket.socket, and is not async"
+        raise bad_option("prepare", prepare, why)
     if connector.dialer is not None:
         _check_dialer(connector)
 
@@ -293,10 +335,16 @@ def _check_dialer(connector: Connector) -> None:
         raise _no_effect("local_host", connector.local_host, "which connects from where it likes")
     if connector.proxy is not None:
         raise InvalidOptionError("proxy and dialer are two ways to one place: leave one out")
+    if connector.prepare is not None:
+        raise _no_effect("prepare", connector.prepare, "which makes its sockets itself")
+    if judges_addresses(connector.policy):
+        return
+    why = "which is given the name, unless the policy judges addresses"
     delay = connector.happy_eyeballs_delay
-    if delay != HAPPY_EYEBALLS_DELAY and not judges_addresses(connector.policy):
-        why = "which is given the name, unless the policy judges addresses"
+    if delay != HAPPY_EYEBALLS_DELAY:
         raise _no_effect("happy_eyeballs_delay", delay, why)
+    if connector.resolver is not None:
+        raise _no_effect("resolver", connector.resolver, why)
 
 
 def _no_effect(name: str, value: object, why: str) -> InvalidOptionError:

@@ -6,7 +6,9 @@ import errno
 import os
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from inspect import isawaitable
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
@@ -18,6 +20,8 @@ from ._address import SocketAddress, format_address
 from ._copies import fresh
 from ._dial_errors import (
     attempt_failed,
+    bad_answer,
+    badly_prepared,
     cannot_bind,
     dial_failed,
     dial_timed_out,
@@ -32,14 +36,16 @@ from ._dial_errors import (
     not_judged,
     not_resolved,
     perhaps_loop,
+    prepare_failed,
     resolve_failed,
     system_error,
 )
 from ._dialer import Dialer, reach
-from ._errors import ConnectError, ConnectTimeoutError, LoopError, SocketError
+from ._errors import ConnectError, ConnectTimeoutError, LoopError, ResolveError, SocketError
 from ._keepalive import KEEP_ALIVE, keep_alive
 from ._loops import leads_back
 from ._policy import UNRESTRICTED, AddressPolicy, judges_addresses, parts_of
+from ._resolver import Resolver, ask
 from ._tcp import TCPTransport, host_and_port
 from ._threads import NoThreadError, Threads
 from ._transport import ForeignTransport, Transport
@@ -62,6 +68,9 @@ _RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
 #: ip(7); Python has a name for it only since 3.12.
 _IP_BIND_ADDRESS_NO_PORT = 24
 
+#: The state of a TCP socket that was not used yet (linux/tcp.h), the first byte of TCP_INFO.
+_TCP_CLOSE = 7
+
 
 class Route(NamedTuple):
     """How to get anywhere: what of a ``Connector`` is for dialling."""
@@ -72,6 +81,8 @@ class Route(NamedTuple):
     #: Of the socket that is dialled: see _keepalive.
     keep_alive: float = KEEP_ALIVE
     dialer: Dialer | None = None
+    resolver: Resolver | None = None
+    prepare: Callable[[socket.socket], object] | None = None
 
 
 class Endpoint(NamedTuple):
@@ -195,10 +206,13 @@ async def find(route: Route, progress: Progress) -> list[Endpoint]:
     :raises ConnectError: the name has no address, or none that ``local_host`` can reach
     """
     await checkpoint_if_cancelled()
-    found = await resolve(progress.address)
+    if route.resolver is None:
+        found = await resolve(progress.address)
+    else:
+        found, progress.left_out = await _have_resolved(route.resolver, progress.address)
     progress.resolved = True
     if len(found) > MOST_ADDRESSES:
-        progress.left_out = len(found) - MOST_ADDRESSES
+        progress.left_out += len(found) - MOST_ADDRESSES
         found = _interleave(found)[:MOST_ADDRESSES]  # of both families
     endpoints = await _allowed(found, route.policy, progress.refused)
     if not endpoints:
@@ -277,6 +291,26 @@ async def resolve(address: SocketAddress) -> list[Endpoint]:
     if not endpoints:
         raise resolve_failed(host, port, None)
     return endpoints
+
+
+async def _have_resolved(resolver: Resolver, address: SocketAddress) -> tuple[list[Endpoint], int]:
+    """As :func:`resolve`, by a resolver of the user's; and how many more addresses it named.
+
+    :raises ResolveError: there is none, or it failed
+    """
+    if endpoints := _literal(address):
+        return endpoints, 0
+    host, port = address
+    found, more = await ask(resolver, address)
+    for ip in found:
+        try:
+            endpoints += _literal(SocketAddress(ip, port))
+        except ResolveError as exc:  # its zone
+            _, _, why = str(exc).partition(": ")
+            raise bad_answer(host, port, ip, f"cannot be used: {why}") from exc.__cause__
+        except ValueError as exc:  # its zone has characters that none can have
+            raise bad_answer(host, port, ip, "is no IP address") from exc
+    return list(dict.fromkeys(endpoints)), more
 
 
 def _endpoints(found: Any) -> list[Endpoint]:
@@ -432,6 +466,8 @@ async def _connect(endpoint: Endpoint, route: Route) -> Transport:
     try:
         sock.setblocking(False)
         limit = keep_alive(sock, route.keep_alive)
+        if route.prepare is not None:
+            _prepare(sock, route.prepare, endpoint)
         if route.local_host is not None:
             _bind(sock, route.local_host, endpoint)
         error = None
@@ -448,6 +484,9 @@ async def _connect(endpoint: Endpoint, route: Route) -> Transport:
     except NotImplementedError:
         # No waiting for sockets on this platform's event loop: AnyIO's own stream it is.
         sock.close()
+        if route.prepare is not None:
+            why = "cannot be had: this event loop does not let a socket be prepared"
+            raise badly_prepared(str(endpoint), why) from None
         host, port = host_and_port(endpoint.sockaddr)
         try:
             stream = await anyio.connect_tcp(host, port, local_host=route.local_host)
@@ -458,6 +497,38 @@ async def _connect(endpoint: Endpoint, route: Route) -> Transport:
     except BaseException:
         sock.close()
         raise
+
+
+def _prepare(
+    sock: socket.socket, prepare: Callable[[socket.socket], object], endpoint: Endpoint
+) -> None:
+    """Have foreign code set the socket up."""
+    number = sock.fileno()
+    try:
+        answer: Any = prepare(sock)
+    except Exception as exc:
+        raise prepare_failed(str(endpoint), exc) from exc
+    if isawaitable(answer):
+        getattr(answer, "close", bool)()  # a coroutine that nobody will ever run
+        raise badly_prepared(
+            str(endpoint), "is async, and nobody waits for it: write it with 'def'"
+        )
+    if sock.fileno() != number:
+        raise badly_prepared(str(endpoint), "closed or detached the socket, which is not its own")
+    if _is_used(sock):  # where it leads then, nobody has judged
+        raise badly_prepared(str(endpoint), "connected the socket, or made it listen")
+    sock.setblocking(False)  # for whatever it did
+
+
+def _is_used(sock: socket.socket) -> bool:
+    """Whether a socket is connected, is about to be, or listens."""
+    if sys.platform == "linux":
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_CLOSE
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def _bind(sock: socket.socket, local_host: str, endpoint: Endpoint) -> None:

@@ -17,6 +17,7 @@ from ._errors import (
     ProxyError,
     RefusedError,
     ResolveError,
+    quote,
     shorten,
     text_of,
 )
@@ -61,6 +62,17 @@ def needs_zone(where: str, exc: Exception) -> ConnectError:
         ),
         exc,
     )
+
+
+def prepare_failed(where: str, exc: Exception) -> ConnectError:
+    """The error for an attempt whose socket made the ``Connector``'s ``prepare`` raise."""
+    why = f"the Connector's prepare raised {type(exc).__name__}: {text_of(exc)}"
+    return _caused(ConnectError(f"{where}: {why}"), exc)
+
+
+def badly_prepared(where: str, why: str) -> ConnectError:
+    """The error for an attempt whose socket the ``Connector``'s ``prepare`` made useless."""
+    return ConnectError(f"{where}: the Connector's prepare {why}")
 
 
 def cannot_bind(where: str, local_host: str, exc: OSError) -> ConnectError:
@@ -170,6 +182,18 @@ def no_lookup(hostname: str, port: int, exc: Exception) -> ConnectError:
     """The error for a name that could not even be looked up."""
     error = ResolveError(f"cannot resolve {hostname!r}: {text_of(exc)}; check your DNS")
     return note_http(_caused(error, exc), port)
+
+
+def resolver_failed(hostname: str, port: int, exc: Exception) -> ConnectError:
+    """The error for a name that made the ``Connector``'s resolver raise something."""
+    why = f"the Connector's resolver raised {type(exc).__name__}: {text_of(exc)}"
+    return note_http(_caused(ResolveError(f"cannot resolve {hostname!r}: {why}"), exc), port)
+
+
+def bad_answer(hostname: str, port: int, value: object, why: str) -> ConnectError:
+    """The error for an answer of the ``Connector``'s resolver, or a part of one."""
+    told = f"the Connector's resolver returned {quote(value)}, which {why}"
+    return note_http(ResolveError(f"cannot resolve {hostname!r}: {told}"), port)
 
 
 def no_such_zone(ip: str, exc: OSError) -> ConnectError:

@@ -295,7 +295,7 @@ LAYERS = [
     {"_errors", "_linger", "_memory_tcp", "_readiness"},
     {"_address", "_future", "_loops", "_policy", "_slots"},
     {"_options", "_proxy", "_tls_errors", "_raw", "_transport", "_dial_errors"},
-    {"_dialer", "_proxy_http", "_proxy_socks", "_read_ahead", "_tcp", "_tls"},
+    {"_dialer", "_proxy_http", "_proxy_socks", "_read_ahead", "_resolver", "_tcp", "_tls"},
     {"_connection", "_dial"},
     {"_open", "_streams"},
     {"_socket", "_tunnel"},

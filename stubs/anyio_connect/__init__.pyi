@@ -122,6 +122,10 @@ class Connector:
     close_timeout: float = 5.0  # seconds of close() without any progress
     connect_timeout: float = ...  # math.inf: no limit
     keep_alive: float = 60.0  # seconds of silence until the kernel asks; math.inf: never
+    # looks names up, in place of the system: host and port -> IP addresses
+    resolver: Callable[[str, int], Awaitable[Sequence[str]]] | None = None
+    # is called with each new socket before that is bound and connected
+    prepare: Callable[[socket.socket], object] | None = None
     dialer: Dialer | None = None  # makes the connections, in place of the system
     proxy: str | None = None  # "http://user:password@host:3128", https://, socks5:// or socks5h://
     def __init__(  # None: the default
@@ -134,6 +138,8 @@ class Connector:
         close_timeout: float | None = None,
         connect_timeout: float | None = None,
         keep_alive: float | None = None,
+        resolver: Callable[[str, int], Awaitable[Sequence[str]]] | None = None,
+        prepare: Callable[[socket.socket], object] | None = None,
         dialer: Dialer | None = None,
         proxy: str | None = None,
     ) -> None: ...

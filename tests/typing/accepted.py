@@ -120,10 +120,10 @@ def options_made_elsewhere(group: TaskGroup) -> None:
     some["sni"] = None
     assert_type(some["connect_timeout"], float | None)
     assert_type(some["close_timeout"], float | None)
+    assert_type(some.get("keep_alive"), float | None)
+    assert_type(some.get("require_close_notify"), bool | None)
     some["keep_alive"] = 30
     some["require_close_notify"] = False
-    assert_type(some["require_close_notify"], bool | None)
-    assert_type(some["keep_alive"], float | None)
     assert_type(some.get("sni"), str | None)
     assert_type(connect("h:1", **none), Socket)
     assert_type(connect("h:1", **some), Socket)
@@ -389,10 +389,16 @@ async def handling(socket: Socket) -> str:
 # --- Connector and AddressPolicy
 
 
+async def lookup(host: str, port: int) -> list[str]:
+    return [host]
+
+
 def connectors(context: ssl.SSLContext, group: TaskGroup, given: SocketOptions) -> None:
     connector = Connector()
     Connector(WORKERS)
     assert_type(Connector(keep_alive=math.inf).keep_alive, float)
+    Connector(resolver=lookup, prepare=lambda sock: sock.setblocking(False))
+    Connector(resolver=None, prepare=None)
     Connector(
         policy=WORKERS,
         max_connections=6,

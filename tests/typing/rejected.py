@@ -189,6 +189,8 @@ def errors(error: SocketError, failed: ConnectError) -> None:
 def connectors(connector: Connector) -> None:
     Connector("WORKERS")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Connector(max_connections="6")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Connector(resolver=lambda host, port: [host])  # type: ignore[arg-type, return-value]  # pyright: ignore[reportArgumentType]
+    Connector(prepare=lambda: None)  # type: ignore[arg-type, misc]  # pyright: ignore[reportArgumentType]
     Connector(keep_alive="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Connector(connect_timeout="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Connector(timeout=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

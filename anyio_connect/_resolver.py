@@ -1,0 +1,64 @@
+"""Names that are looked up by a function of the user's, in place of the system."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from inspect import isawaitable
+from ipaddress import ip_address
+from itertools import islice
+from typing import TypeAlias
+
+from ._address import SocketAddress
+from ._dial_errors import bad_answer, resolve_failed, resolver_failed
+
+#: What ``Connector(resolver=)`` takes.
+Resolver: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
+
+#: How many addresses of an answer are looked at. Whoever answers may name any number.
+_MOST = 256
+
+
+async def ask(resolver: Resolver, address: SocketAddress) -> tuple[list[str], int]:
+    """The IP addresses that ``resolver`` has for a name, at least one; and how many more it named.
+
+    :raises ResolveError: it has none, raised something, or answered with something else
+    """
+    host, port = address
+    try:
+        # Whatever the annotations promise.
+        answer: object = resolver(host, port)
+        found: object = await answer if isawaitable(answer) else _NoAwaitable(answer)
+    except Exception as exc:
+        raise resolver_failed(host, port, exc) from exc
+    if isinstance(found, _NoAwaitable):
+        raise bad_answer(host, port, found.answer, "cannot be awaited: write it with 'async def'")
+    if isinstance(found, (str, bytes, bytearray)) or not isinstance(found, Sequence):
+        raise bad_answer(host, port, found, "is no list of IP addresses")
+    try:
+        listed: list[object] = list(islice(found, _MOST))
+        more = len(found) - len(listed)
+    except Exception as exc:
+        raise resolver_failed(host, port, exc) from exc
+    addresses: list[str] = []
+    for text in listed:
+        if not isinstance(text, str) or not _is_ip(text):
+            raise bad_answer(host, port, text, "is no IP address")
+        addresses.append(text)
+    if not addresses:
+        raise resolve_failed(host, port, None)
+    return addresses, max(0, more)
+
+
+class _NoAwaitable:
+    """An answer that nobody can wait for."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

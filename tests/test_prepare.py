@@ -1,0 +1,227 @@
+"""Connector(prepare=): what it is given, and what becomes of a socket that it spoils."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as stdlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from anyio_connect import (
+    ConnectError,
+    Connector,
+    InvalidOptionError,
+    RefusedError,
+    _dial,
+)
+from errors import is_copy
+from peers import has_ipv6, listening, refusing_address
+from sockets import raw
+
+SAID = "the Connector's prepare "
+
+
+def open_descriptors() -> set[str]:
+    folder = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
+    return {path.name for path in folder.iterdir()}
+
+
+async def test_it_gets_each_socket_before_that_is_bound_and_connected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def prepare(sock: stdlib.socket) -> str:
+        with pytest.raises(OSError, match="not connected"):
+            sock.getpeername()
+        keepalive = sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_KEEPALIVE)
+        seen.append((type(sock), sock.getsockname(), sock.gettimeout(), keepalive))
+        sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_KEEPALIVE, 0)
+        sock.setblocking(True)
+        return "an answer that nobody wants"
+
+    async def getaddrinfo(host: str, port: int) -> list[Any]:
+        return [
+            (stdlib.AF_INET, stdlib.SOCK_STREAM, 6, "", (ip, at))
+            for ip, at in (refusing_address(), listener.address)
+        ]
+
+    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    async with listening() as listener:
+        connector = Connector(prepare=prepare, local_host="127.0.0.1")
+        async with connector.connect("host.test:9") as socket:
+            assert raw(socket).getsockopt(stdlib.SOL_SOCKET, stdlib.SO_KEEPALIVE) == 0
+            await socket.send(b"hello")
+            assert await (await listener.accept()).receive() == b"hello"
+    assert seen == [(stdlib.socket, ("0.0.0.0", 0), 0.0, 1)] * 2
+
+
+async def test_it_may_bind() -> None:
+    async with listening() as listener:
+        connector = Connector(prepare=lambda sock: sock.bind(("127.0.0.2", 0)))
+        async with connector.connect(listener.address) as socket:
+            assert str((await socket.opened).local_address).startswith("127.0.0.2:")
+
+
+async def test_it_is_not_asked_where_nothing_is_dialled() -> None:
+    def prepare(_: stdlib.socket) -> None:
+        raise AssertionError
+
+    await Connector(prepare=prepare).connect("127.0.0.1:9").close()
+
+
+async def test_what_it_raises_is_the_failure_of_the_attempt() -> None:
+    reason = PermissionError(errno.EPERM, "not for you")
+
+    def prepare(_: stdlib.socket) -> None:
+        raise reason
+
+    before = open_descriptors()
+    with pytest.raises(ConnectError) as caught:
+        await Connector(prepare=prepare).connect("127.0.0.1:9").opened
+    error = caught.value
+    assert str(error) == (
+        f"cannot connect to 127.0.0.1:9: {SAID}raised PermissionError: not for you"
+    )
+    assert type(error) is ConnectError
+    assert error.errno == errno.EPERM
+    assert is_copy(error.__cause__, reason)
+    assert open_descriptors() == before
+
+
+async def test_the_next_address_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    sockets: list[stdlib.socket] = []
+
+    def prepare(sock: stdlib.socket) -> None:
+        sockets.append(sock)
+        if len(sockets) == 1:
+            raise ValueError("not the first")
+
+    async def resolver(host: str, port: int) -> list[str]:
+        return ["127.0.0.2", "127.0.0.1"]
+
+    async with listening() as listener:
+        connector = Connector(prepare=prepare, resolver=resolver, happy_eyeballs_delay=3600)
+        with anyio.fail_after(30):
+            async with connector.connect(("host.test", listener.address[1])):
+                assert sockets[0].fileno() == -1
+
+
+async def test_what_is_no_exception_passes() -> None:
+    class Stop(BaseException):
+        pass
+
+    def prepare(_: stdlib.socket) -> None:
+        raise Stop
+
+    before = open_descriptors()
+    socket = Connector(prepare=prepare).connect("127.0.0.1:9")
+    with pytest.raises(Stop):
+        await socket.opened
+    assert open_descriptors() == before
+    await socket.close()
+
+
+def _steal(kept: list[int]) -> Callable[[stdlib.socket], None]:
+    return lambda sock: kept.append(sock.detach())
+
+
+@pytest.mark.parametrize("how", ["close", "detach"])
+async def test_a_socket_that_it_took_away_is_told(how: str) -> None:
+    kept: list[int] = []
+    before = open_descriptors()
+    prepare = stdlib.socket.close if how == "close" else _steal(kept)
+    with pytest.raises(ConnectError) as caught:
+        await Connector(prepare=prepare).connect("127.0.0.1:9").opened
+    assert str(caught.value) == (
+        f"cannot connect to 127.0.0.1:9: {SAID}closed or detached the socket, which is not its own"
+    )
+    for number in kept:
+        os.close(number)  # it is whose it is
+    assert open_descriptors() == before
+
+
+async def test_a_descriptor_that_it_closed_by_number_is_told() -> None:
+    before = open_descriptors()
+    with pytest.raises(ConnectError, match="Bad file descriptor"):
+        await Connector(prepare=lambda s: os.close(s.fileno())).connect("127.0.0.1:9").opened
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("how", ["connected", "connecting", "listening"])
+async def test_a_socket_that_it_used_is_no_way_around_the_policy(how: str) -> None:
+    def prepare(sock: stdlib.socket) -> None:
+        if how == "listening":
+            sock.listen()
+        else:
+            sock.setblocking(how == "connected")
+            sock.connect_ex(other.address)
+
+    before = open_descriptors()
+    async with listening() as listener, listening() as other:
+        with pytest.raises(ConnectError) as caught:
+            await Connector(prepare=prepare).connect(listener.address).opened
+    assert str(caught.value).endswith(f"{SAID}connected the socket, or made it listen")
+    assert open_descriptors() == before
+
+
+async def test_one_that_is_async_is_told() -> None:
+    async def prepare(_: stdlib.socket) -> None:
+        raise AssertionError
+
+    with pytest.raises(InvalidOptionError, match=r"^bad value for prepare: .*is not async$"):
+        Connector(prepare=prepare)
+    before = open_descriptors()
+    hidden: Callable[[stdlib.socket], object] = lambda sock: prepare(sock)  # noqa: E731, PLW0108
+    with pytest.raises(ConnectError) as caught:
+        await Connector(prepare=hidden).connect("127.0.0.1:9").opened
+    assert f"{SAID}is async, and nobody waits for it: write it with 'def'" in str(caught.value)
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("value", [5, "socket", []])
+def test_it_must_be_a_function(value: Any) -> None:
+    with pytest.raises(InvalidOptionError, match=r"^bad value for prepare: .*is not async$"):
+        Connector(prepare=value)
+
+
+def test_a_dialer_has_no_use_for_it() -> None:
+    async def dialer(address: object) -> Any:
+        raise AssertionError
+
+    with pytest.raises(InvalidOptionError, match=r"prepare=.* has no effect with a dialer"):
+        Connector(dialer=dialer, prepare=stdlib.socket.close)
+
+
+async def test_a_stream_of_anyios_cannot_be_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no event loop can wait for a socket."""
+
+    async def wait(_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("anyio.wait_writable", wait)
+    async with listening() as listener:
+        with pytest.raises(ConnectError, match="does not let a socket be prepared"):
+            await Connector(prepare=lambda _: None).connect(listener.address).opened
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+async def test_it_gets_sockets_of_both_families() -> None:
+    families: list[int] = []
+
+    async def resolver(host: str, port: int) -> list[str]:
+        return ["::1", "127.0.0.1"]
+
+    connector = Connector(prepare=lambda s: families.append(s.family), resolver=resolver)
+    host, port = refusing_address()
+    with pytest.raises(RefusedError):
+        await connector.connect((host, port)).opened
+    with pytest.raises(ConnectError):
+        await connector.connect(("host.test", port)).opened
+    assert families == [stdlib.AF_INET, stdlib.AF_INET6, stdlib.AF_INET]

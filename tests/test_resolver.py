@@ -1,0 +1,347 @@
+"""Connector(resolver=): its answers are judged and raced, its failures are told."""
+
+from __future__ import annotations
+
+import socket as stdlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from anyio_connect import (
+    WORKERS,
+    AddressNotAllowedError,
+    AddressPolicy,
+    ClosedError,
+    ConnectError,
+    Connector,
+    ConnectTimeoutError,
+    InvalidOptionError,
+    RefusedError,
+    ResolveError,
+    SocketAddress,
+    _dial,
+)
+from errors import is_copy
+from peers import has_ipv6, listening, refusing_address
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+
+ASKED = "cannot resolve 'host.test': the Connector's resolver "
+
+
+NOWHERE = "this machine has no network interface 'nowhere'"
+
+
+def answering(answer: Any) -> Callable[[str, int], Any]:
+    """A resolver with that answer, whatever is asked."""
+
+    async def resolver(host: str, port: int) -> Any:
+        await checkpoint()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    return resolver
+
+
+@pytest.fixture(autouse=True)
+def no_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system is not asked."""
+
+    async def getaddrinfo(*_: object) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+
+
+async def failure(connector: Connector, **options: Any) -> ConnectError:
+    with pytest.raises(ConnectError) as caught:
+        await connector.connect("host.test:9", **options).opened
+    return caught.value
+
+
+# --- what it is asked
+
+
+async def test_it_is_asked_in_place_of_the_system() -> None:
+    asked: list[tuple[str, int]] = []
+
+    async def resolver(host: str, port: int) -> Sequence[str]:
+        asked.append((host, port))
+        return ["127.0.0.1"]
+
+    async with listening() as listener:
+        connector = Connector(resolver=resolver)
+        port = listener.address[1]
+        for host in ("Host.Test", "b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.test"):
+            async with connector.connect((host, port)) as socket:
+                assert (await socket.opened).remote_address == f"127.0.0.1:{port}"
+    assert asked == [("host.test", port), ("xn--bcher-kva.test", port)]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
+async def test_it_is_not_asked_for_an_ip_address(host: str) -> None:
+    async with listening(host) as listener:
+        connector = Connector(resolver=answering(AssertionError()))
+        async with connector.connect(listener.address):
+            pass
+
+
+async def test_it_is_not_asked_for_what_is_forbidden_anyway() -> None:
+    connector = Connector(AddressPolicy(deny_ports=[9]), resolver=answering(AssertionError()))
+    assert isinstance(await failure(connector), AddressNotAllowedError)
+
+
+# --- what it answers
+
+
+async def test_its_answer_is_judged() -> None:
+    error = await failure(Connector(WORKERS, resolver=answering(["127.0.0.1", "10.0.0.1"])))
+    assert isinstance(error, AddressNotAllowedError)
+    assert "127.0.0.0/8 is Loopback" in str(error)
+    assert "10.0.0.0/8" in str(error)
+
+
+@needs_ipv6
+async def test_its_answer_is_raced() -> None:
+    """Families in turn, and each of them once."""
+    silent = "192.0.2.1"
+    async with listening("::1") as listener:
+        connector = Connector(
+            AddressPolicy(allow=["::1"]),
+            happy_eyeballs_delay=3600,
+            resolver=answering([silent, silent, "::1"]),
+        )
+        async with connector.connect(("host.test", listener.address[1])) as socket:
+            assert str((await socket.opened).remote_address).startswith("[::1]:")
+    host, port = refusing_address()
+    connector = Connector(resolver=answering((host, host)))
+    with pytest.raises(RefusedError) as caught:
+        await connector.connect(("host.test", port)).opened
+    assert len(caught.value.attempts) == 1
+
+
+async def test_no_more_addresses_are_dialled_than_of_the_system() -> None:
+    many = [f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}" for n in range(5000)]
+    asked: list[str] = []
+
+    class Looking(AddressPolicy):
+        def refusal(self, address: Any, port: int) -> str | None:
+            asked.append(str(address))
+            return "no"
+
+    error = await failure(Connector(Looking(), resolver=answering(many)))
+    assert asked == many[:64]
+    assert str(error).endswith("and 56 more; 4936 more addresses were left out")
+    assert len(str(error)) < 2000
+
+
+@needs_ipv6
+async def test_a_zone_is_kept() -> None:
+    name = stdlib.if_indextoname(1)
+    found = await _dial.find(
+        _dial.Route(resolver=answering([f"fe80::1%{name}", "fe80::2%1"])),
+        _dial.Progress(SocketAddress("host.test", 9)),
+    )
+    assert [endpoint.sockaddr[3] for endpoint in found] == [1, 1]
+
+
+class Endless(Sequence[str]):
+    """A list that never ends, and says that it is short."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[str]:
+        while True:
+            yield "10.0.0.1"
+
+
+async def test_an_answer_without_end_is_bounded() -> None:
+    error = await failure(Connector(WORKERS, resolver=answering(Endless(3))))
+    assert str(error).startswith("cannot connect to host.test:9: 10.0.0.1:9: ")
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("127.0.0.1", "'127.0.0.1', which is no list of IP addresses"),
+        (b"127.0.0.1", "b'127.0.0.1', which is no list of IP addresses"),
+        (None, "None, which is no list of IP addresses"),
+        ({"127.0.0.1"}, "{'127.0.0.1'}, which is no list of IP addresses"),
+        (5, "5, which is no list of IP addresses"),
+        ([None], "None, which is no IP address"),
+        ([("127.0.0.1", 80)], "('127.0.0.1', 80), which is no IP address"),
+        ([2130706433], "2130706433, which is no IP address"),
+        ([b"127.0.0.1"], "b'127.0.0.1', which is no IP address"),
+        (["127.0.0.1", "other.test"], "'other.test', which is no IP address"),
+        (["127.1"], "'127.1', which is no IP address"),
+        (["0x7f.1"], "'0x7f.1', which is no IP address"),
+        (["127.0.0.1:80"], "'127.0.0.1:80', which is no IP address"),
+        (["[::1]"], "'[::1]', which is no IP address"),
+        ([""], "'', which is no IP address"),
+        (["\x1b[2J"], r"'\x1b[2J', which is no IP address"),
+        (["fe80::1%a\0b"], r"'fe80::1%a\x00b', which is no IP address"),
+        (["fe80::1%\ud800"], r"'fe80::1%\ud800', which is no IP address"),
+        (
+            ["fe80::1%nowhere"],
+            f"'fe80::1%nowhere', which cannot be used: {NOWHERE}",
+        ),
+    ],
+)
+async def test_an_answer_that_is_something_else_is_named(answer: object, why: str) -> None:
+    error = await failure(Connector(resolver=answering(answer)))
+    assert isinstance(error, ResolveError)
+    assert str(error) == f"{ASKED}returned {why}"
+
+
+async def test_a_long_answer_makes_no_long_message() -> None:
+    error = await failure(Connector(resolver=answering(["x" * 10_000])))
+    assert len(str(error)) < 300
+
+
+@pytest.mark.parametrize("answer", [[], ()])
+async def test_an_empty_answer_is_no_address(answer: object) -> None:
+    error = await failure(Connector(resolver=answering(answer)))
+    assert isinstance(error, ResolveError)
+    assert str(error) == (
+        "cannot resolve 'host.test': the name has no address; check the spelling and your DNS"
+    )
+
+
+async def test_one_that_is_not_async_is_named() -> None:
+    resolver: Any = lambda host, port: ["127.0.0.1"]  # noqa: E731
+    error = await failure(Connector(resolver=resolver))
+    assert isinstance(error, ResolveError)
+    assert str(error) == (
+        f"{ASKED}returned ['127.0.0.1'], which cannot be awaited: write it with 'async def'"
+    )
+
+
+# --- what it raises
+
+
+class Strange(Endless):
+    def __iter__(self) -> Iterator[str]:
+        raise KeyError("strange")
+
+
+@pytest.mark.parametrize(
+    ("raised", "text"),
+    [
+        (KeyError("host.test"), "raised KeyError: 'host.test'"),
+        (stdlib.gaierror(stdlib.EAI_NONAME, "no such name"), "raised gaierror: no such name"),
+        (RefusedError("the DNS server is down"), "raised RefusedError: the DNS server is down"),
+        (TimeoutError(), "raised TimeoutError: TimeoutError"),
+        (Strange(1), "raised KeyError: 'strange'"),
+    ],
+)
+async def test_what_it_raises_is_told(raised: Any, text: str) -> None:
+    error = await failure(Connector(resolver=answering(raised)))
+    assert isinstance(error, ResolveError)
+    assert str(error) == f"{ASKED}{text}"
+    if isinstance(raised, Exception):
+        assert is_copy(error.__cause__, raised)
+        assert error.errno == getattr(raised, "errno", None)
+
+
+async def test_what_is_no_exception_passes() -> None:
+    class Stop(BaseException):
+        pass
+
+    socket = Connector(resolver=answering(Stop())).connect("host.test:9")
+    with pytest.raises(Stop):
+        await socket.opened
+    assert not socket.opened.done()
+    await socket.close()
+
+
+async def test_one_that_cannot_be_called_with_two_is_told() -> None:
+    async def resolver(host: str) -> Sequence[str]:
+        return [host]
+
+    wrong: Any = resolver
+    error = await failure(Connector(resolver=wrong))
+    assert str(error).startswith(f"{ASKED}raised TypeError: ")
+
+
+# --- its time
+
+
+async def test_its_time_counts_as_connecting() -> None:
+    cancelled = anyio.Event()
+
+    async def resolver(host: str, port: int) -> Sequence[str]:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.set()
+        raise AssertionError
+
+    error = await failure(Connector(resolver=resolver, connect_timeout=0.02))
+    assert isinstance(error, ConnectTimeoutError)
+    assert "the name was not resolved within 0.02 seconds" in str(error)
+    assert cancelled.is_set()
+
+
+@pytest.mark.parametrize("how", ["close", "cancel"])
+async def test_a_lookup_that_is_not_wanted_is_cancelled(how: str) -> None:
+    asked, cancelled = anyio.Event(), anyio.Event()
+
+    async def resolver(host: str, port: int) -> Sequence[str]:
+        asked.set()
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            cancelled.set()
+            raise
+        raise AssertionError
+
+    socket = Connector(resolver=resolver, max_connections=1).connect("host.test:9")
+    async with anyio.create_task_group() as group:
+
+        async def wait() -> None:
+            with anyio.CancelScope() as scope:
+                group.start_soon(end, scope)
+                with suppress(ClosedError):
+                    await socket.opened
+
+        async def end(scope: anyio.CancelScope) -> None:
+            await asked.wait()
+            if how == "close":
+                await socket.close()
+            else:
+                scope.cancel()
+
+        group.start_soon(wait)
+    assert cancelled.is_set()
+    assert socket.opened.done() == (how == "close")
+    await socket.close()
+
+
+# --- the option
+
+
+@pytest.mark.parametrize("value", [5, "dns.test", [], ["127.0.0.1"]])
+def test_it_must_be_a_function(value: Any) -> None:
+    with pytest.raises(InvalidOptionError, match=r"^bad value for resolver: .*async function"):
+        Connector(resolver=value)
+
+
+def test_a_dialer_that_is_given_names_has_no_use_for_it() -> None:
+    async def dialer(address: object) -> Any:
+        raise AssertionError
+
+    with pytest.raises(InvalidOptionError, match=r"resolver=.* has no effect with a dialer"):
+        Connector(dialer=dialer, resolver=answering([]))
+    Connector(WORKERS, dialer=dialer, resolver=answering([]))
