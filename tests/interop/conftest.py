@@ -21,14 +21,14 @@ import signal
 import ssl
 import sys
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import trustme
 
 from interop import servers
-from interop.servers import MailServer, OpenSSL, PostgreSQL, RedisServer
+from interop.servers import MailServer, OpenSSL, PostgreSQL, ProxyServer, RedisServer
 
 HOST = "127.0.0.1"
 
@@ -214,6 +214,71 @@ def redis_server(
         port,
     ):
         yield RedisServer((HOST, plain_port), (HOST, port))
+
+
+# --- proxies
+
+#: Who may use those that ask. With tinyproxy, neither can have all characters.
+USER, PASSWORD = "alice", "p4ss.word"
+
+
+@pytest.fixture(scope="session")
+def tinyproxy() -> Iterator[ProxyServer]:
+    """An HTTP proxy that wants a user and a password."""
+    tinyproxy = servers.need("tinyproxy", servers.program("tinyproxy"))
+    account = servers.unprivileged()
+    with servers.private_directory(account) as directory:
+        config = directory / "tinyproxy.conf"
+
+        def command(port: int) -> list[str]:
+            config.write_text(
+                f"Port {port}\nListen {HOST}\nAllow {HOST}\nBasicAuth {USER} {PASSWORD}\n"
+                "Timeout 600\nMaxClients 20\nLogLevel Connect\n"
+            )
+            if account is not None:
+                servers.give(config, account)
+            return [tinyproxy, "-d", "-c", str(config)]
+
+        with servers.started_on_free_port("tinyproxy", command, None, account=account) as (
+            _,
+            port,
+        ):
+            yield ProxyServer("http", (HOST, port), USER, PASSWORD)
+
+
+@pytest.fixture(scope="session")
+def tls_front(tinyproxy: ProxyServer, certificate: Certificate) -> Iterator[ProxyServer]:
+    """The same, spoken to over TLS, which tinyproxy itself does not know."""
+    script = Path(__file__).with_name("tls_front.py")
+    files = [str(certificate.chain), str(certificate.key)]
+    host, port = tinyproxy.address
+    command = [sys.executable, str(script), *files, host, str(port)]
+    with servers.started("the TLS front", command) as server:
+        address = HOST, int(server.wait_for(r"listening on (\d+)\n")[1])
+        yield replace(tinyproxy, scheme="https", address=address)
+
+
+def microsocks(*arguments: str) -> Iterator[ProxyServer]:
+    microsocks = servers.need("microsocks", servers.program("microsocks"))
+
+    def command(port: int) -> list[str]:
+        return [microsocks, "-i", HOST, "-p", str(port), *arguments]
+
+    with servers.started_on_free_port("microsocks", command, None) as (_, port):
+        yield ProxyServer("socks5", (HOST, port))
+
+
+@pytest.fixture(scope="session")
+def open_microsocks() -> Iterator[ProxyServer]:
+    """A SOCKS5 proxy for everybody."""
+    yield from microsocks()
+
+
+@pytest.fixture(scope="session")
+def closed_microsocks() -> Iterator[ProxyServer]:
+    """A SOCKS5 proxy that wants a user and a password."""
+    for server in microsocks("-u", USER, "-P", PASSWORD):
+        yield replace(server, user=USER, password=PASSWORD)
 
 
 # --- half-close

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -165,6 +167,19 @@ class Program:
             raise DidNotStartError(f"{self.name} did not say {pattern!r}, but:\n{self.output}")
         return found
 
+    def wait_for_port(self, port: int) -> None:
+        """Wait until it takes connections on a port of loopback, for one that says nothing."""
+        give_up = time.monotonic() + PATIENCE
+        while True:
+            with socket.socket() as sock:
+                if sock.connect_ex(("127.0.0.1", port)) == 0 and self.process.poll() is None:
+                    return
+            # By then it would have said what is wrong, and ended.
+            if self.process.poll() is not None or time.monotonic() > give_up:
+                self._reader.join(PATIENCE)
+                raise DidNotStartError(f"{self.name} does not listen, but said:\n{self.output}")
+            time.sleep(0.01)
+
     def stop(self, sign: signal.Signals) -> None:
         """Ask it to end by a signal, make it end if it does not, and wait until it is gone."""
         self.process.send_signal(sign)
@@ -222,7 +237,7 @@ def started(
 def started_on_free_port(
     name: str,
     command: Callable[[int], Sequence[str]],
-    ready: str,
+    ready: str | None,
     *,
     cwd: Path | None = None,
     account: Account | None = None,
@@ -230,13 +245,18 @@ def started_on_free_port(
 ) -> Iterator[tuple[Program, int]]:
     """Run a server that cannot choose a port itself, and wait until it is ready.
 
+    ``ready`` is what it says then; None: nothing.
+
     Somebody else may take the port just before the server does; then it gets another.
     """
     for attempts_left in reversed(range(3)):
         port = free_port()
         with started(name, command(port), cwd=cwd, account=account, stop=stop) as server:
             try:
-                server.wait_for(ready)
+                if ready is None:
+                    server.wait_for_port(port)
+                else:
+                    server.wait_for(ready)
             except DidNotStartError as exc:
                 if not attempts_left or "already in use" not in str(exc).lower():
                     raise
@@ -312,6 +332,22 @@ class PostgreSQL:
 class RedisServer:
     plain: tuple[str, int]
     tls: tuple[str, int]
+
+
+@dataclass(frozen=True)
+class ProxyServer:
+    """A proxy, and who may use it: everybody, if no user is named."""
+
+    scheme: str
+    address: tuple[str, int]
+    user: str = ""
+    password: str = ""
+
+    def url(self, scheme: str = "") -> str:
+        """Its URL, with another scheme than its own if one is given."""
+        host, port = self.address
+        login = f"{quote(self.user)}:{quote(self.password)}@" if self.user else ""
+        return f"{scheme or self.scheme}://{login}{host}:{port}"
 
 
 @dataclass(frozen=True)
