@@ -77,7 +77,7 @@ MUTATED = {
     "_connection": "tests/test_simulation.py::test_mended_faults_stay_away "
     "tests/test_simulation.py::test_random_histories tests/test_in_flight.py "
     "tests/test_dropped.py tests/test_closing.py tests/test_pipe.py tests/test_socket.py "
-    "tests/test_start_tls.py",
+    "tests/test_start_tls.py tests/test_connector.py tests/test_detach.py",
 }
 
 #: The same histories for each mutant, and none shortened: that one fails is enough.

@@ -222,7 +222,7 @@ def test_nobody_waits_for_a_call_that_hangs(anyio_backend: tuple[str, dict[str, 
 
     with blocked() as call:
         anyio.run(main, call, backend=name, backend_options=options)
-        assert call.begun == 1
+        call.wait_begun(1)
 
         async def left_behind() -> None:
             async with anyio.create_task_group() as group:
