@@ -9,16 +9,18 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from anyio_connect import Socket, SocketAddress, SocketError, SocketFuture, SocketInfo, connect
 from anyio_connect._connection import info_of
+from anyio_connect._lifecycle import Outbound
 from anyio_connect._open import Target
 from anyio_connect._options import Options
 from anyio_connect._readiness import LoopReadiness
 from anyio_connect._tcp import TCPTransport
 from anyio_connect._tls import TLSTransport
 from anyio_connect._transport import Transport
-from peers import Listener, Peer, listening
+from peers import Listener, Peer, listening, under_way
 
 
 class Made:
@@ -143,6 +145,17 @@ def arrived(socket: Socket, events: int = select.POLLIN) -> None:
     found = poll.poll(5000)
     assert found, "nothing arrived within 5 seconds"
     assert found[0][1] & events
+
+
+async def stuck(socket: Socket) -> None:
+    """Wait until a send is in flight, and neither kernel takes any more of it."""
+    poll = select.poll()
+    poll.register(raw(socket), select.POLLOUT)
+    quiet = 0
+    while quiet < 50:
+        await checkpoint()
+        sending = socket._connection.state.outbound is Outbound.SENDING
+        quiet = quiet + 1 if sending and not poll.poll(0) and not under_way(raw(socket)) else 0
 
 
 async def settle(future: SocketFuture[Any]) -> SocketError | None:

@@ -48,7 +48,7 @@ from anyio_connect import _tls as implementation
 from anyio_connect._lifecycle import Outbound
 from errors import is_copy
 from peers import Listener, Peer, listening
-from sockets import arrived, connected, raw
+from sockets import arrived, connected, raw, stuck
 from tls_peers import NAME, TLS12, TLS13, TLSPeer, authority, client_context, server_context
 
 Fault: TypeAlias = Literal["reset", "end", "close", "stall"]
@@ -349,17 +349,6 @@ async def meeting(
             await socket.close()
 
 
-async def until_there_is_no_room(socket: Socket) -> None:
-    """A send is in flight, and neither kernel takes any more."""
-    poll = select.poll()
-    poll.register(raw(socket), select.POLLOUT)
-    quiet = 0
-    while quiet < 50:
-        await checkpoint()
-        quiet = 0 if poll.poll(0) else quiet + 1
-    assert socket._connection.state.outbound is Outbound.SENDING
-
-
 @pytest.mark.parametrize(
     "then", ["read", "cancelled", "closed", "close cancelled", "aborted", "reset"]
 )
@@ -398,7 +387,7 @@ async def test_a_window_of_zero(kind: str, then: Then) -> None:
 
         group.start_soon(send)
         with anyio.fail_after(5):
-            await until_there_is_no_room(socket)
+            await stuck(socket)
             # Reading is another matter: it goes on.
             if then == "read":
                 group.start_soon(read)
@@ -540,7 +529,7 @@ async def test_signals_while_it_waits() -> None:
 
         group.start_soon(receive_one)
         group.start_soon(socket.send, MUCH)
-        await until_there_is_no_room(socket)
+        await stuck(socket)
         with signals() as count:
             # Nothing is left to do, so that the loop sits in the call that waits.
             while count() < 10:  # noqa: ASYNC110  # no event comes of a signal

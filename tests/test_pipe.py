@@ -17,7 +17,7 @@ from anyio_connect import BrokenError, ClosedError, ConnectError, RefusedError, 
 from anyio_connect._lifecycle import Inbound, Outbound
 from anyio_connect._transport import ForeignTransport
 from peers import Peer, listening, refusing_address
-from sockets import Slow, arrived, connected, opened_by, settle, socket_pair
+from sockets import Slow, arrived, connected, opened_by, settle, socket_pair, stuck
 from tls_peers import NAME, client_context, server_context
 from turns import all_blocked
 
@@ -207,8 +207,7 @@ async def test_closing_the_destination_lets_the_chunk_on_its_way_arrive() -> Non
         piping = Piping(source, sink)
         group.start_soon(piping)
         group.start_soon(sender.send, bytes(BIG))
-        while sink._connection.state.outbound is not Outbound.SENDING:
-            await all_blocked()
+        await stuck(sink)
         group.start_soon(sink.close)
         await all_blocked()
         assert not piping.over.is_set()

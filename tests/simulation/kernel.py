@@ -11,13 +11,14 @@ import fcntl
 import select
 import socket
 import struct
-import sys
 import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
+
+from peers import under_way
 
 from . import sockets
 from .network import Network
@@ -150,9 +151,9 @@ class Real(Pair):
         super().__init__((client, server), self._see)
 
     def settle(self) -> None:
-        """Wait until nothing is under way. What there is no room for is not under way."""
+        """Wait until nothing is under way."""
         give_up = time.monotonic() + _PATIENCE
-        while any(map(_unacknowledged_packets, self.ends)) and time.monotonic() < give_up:
+        while any(map(under_way, self.ends)) and time.monotonic() < give_up:
             time.sleep(0.0001)
 
     @staticmethod
@@ -162,14 +163,6 @@ class Real(Pair):
         found = poll.poll(0)
         queued = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
         return Look(found[0][1] if found else 0, struct.unpack("i", queued)[0])
-
-
-def _unacknowledged_packets(sock: socket.socket) -> int:
-    if sock.fileno() < 0:
-        return 0
-    # tcpi_unacked: see struct tcp_info in linux/tcp.h.
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
-    return int.from_bytes(info[24:], sys.byteorder)
 
 
 def differences(acts: list[Act]) -> list[str]:
