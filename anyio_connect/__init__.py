@@ -13,6 +13,7 @@ from ._errors import ConnectError as ConnectError
 from ._errors import ConnectTimeoutError as ConnectTimeoutError
 from ._errors import DelimiterNotFoundError as DelimiterNotFoundError
 from ._errors import DetachError as DetachError
+from ._errors import EventLoopRunningError as EventLoopRunningError
 from ._errors import IncompleteReadError as IncompleteReadError
 from ._errors import InvalidAddressError as InvalidAddressError
 from ._errors import InvalidOptionError as InvalidOptionError
@@ -50,6 +51,7 @@ __all__ = (
     "DelimiterNotFoundError",
     "DetachError",
     "Dialer",
+    "EventLoopRunningError",
     "IncompleteReadError",
     "InvalidAddressError",
     "InvalidOptionError",

@@ -5,7 +5,7 @@ import math
 import socket as stdlib
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
@@ -16,11 +16,20 @@ from typing import Any
 from anyio.abc import ByteStream, TaskGroup
 
 from ._address import SocketAddress, parse_address
+from ._blocking import event_loop_runs, wait_for
 from ._dial import HAPPY_EYEBALLS_DELAY, Route
+from ._dial_errors import no_thread
 from ._dialer import Dialer
-from ._errors import InvalidAddressError, InvalidOptionError, SocketError, bad_option, quote
+from ._errors import (
+    EventLoopRunningError,
+    InvalidAddressError,
+    InvalidOptionError,
+    SocketError,
+    bad_option,
+    quote,
+)
 from ._keepalive import KEEP_ALIVE
-from ._open import Dialled, Straight, Target, Way
+from ._open import Dialled, Straight, Target, Way, addresses_of
 from ._options import (
     CLOSE_TIMEOUT,
     Options,
@@ -34,6 +43,7 @@ from ._options import (
 from ._policy import UNRESTRICTED, AddressPolicy, judges_addresses
 from ._slots import Slot, Slots
 from ._socket import Socket
+from ._threads import NoThreadError
 
 if sys.version_info >= (3, 11):
     from typing import Self, Unpack
@@ -225,6 +235,7 @@ class Connector:
             keep_alive=self.keep_alive,
         )
         object.__setattr__(self, "_slots", slots)
+        object.__setattr__(self, "_route", route)
         object.__setattr__(self, "_way", _way(self, route))
         object.__setattr__(self, "_defaults", defaults)
 
@@ -242,18 +253,127 @@ class Connector:
         :raises InvalidAddressError: the address names no TCP endpoint
         :raises InvalidOptionError: an option is unknown, has a bad value, or contradicts another
         """
+        target = self._target(address, options)
+        slot = self._slot()
+        socket = Socket(Dialled(target, self.policy, vars(self)["_way"], slot), target, slot)
+        if task_group is not None:
+            task_group.start_soon(_open_now, socket, name=f"connect {target}")
+        return socket
+
+    async def resolve(
+        self, host: str, port: int, *, connect_timeout: float | None = None
+    ) -> list[str]:
+        """Return the IP addresses that the policy allows, in the order of :meth:`connect`.
+
+        For clients that dial by themselves: psycopg's ``hostaddr``, a resolver of aiohttp's. There
+        is at least one; IPv6 addresses have no brackets, and keep their zone. At most 64 of the
+        name's addresses are judged; those of the other family than ``local_host`` are left out.
+
+        They are plain strings, as libpq, ``getaddrinfo()`` and the ``ipaddress`` module take them:
+        the port is the one that was asked for, for every address.
+
+        The client must dial these and not resolve the name again, or the policy has judged
+        nothing. Where its connection leads in the end is not judged, and ``max_connections`` does
+        not count it.
+
+        ``connect_timeout``: in place of the Connector's, in seconds; None: not given.
+
+        :raises InvalidAddressError: host and port name no TCP endpoint
+        :raises InvalidOptionError: ``connect_timeout`` has a bad value
+        :raises ResolveError: the name has no address
+        :raises AddressNotAllowedError: the policy allows none of them, or not the port
+        :raises LoopError: they all lead back to this process, which the policy refuses
+        :raises ConnectTimeoutError: the name was not resolved in time
+        :raises ConnectError: ``local_host`` can reach none of them
+        """
+        options = {"connect_timeout": connect_timeout}
+        parsed = parse_options(options, vars(self)["_defaults"])
+        target = Target(parse_address((host, port)), parsed)
+        return await addresses_of(target, vars(self)["_route"])
+
+    async def connect_socket(
+        self,
+        address: str | SocketAddress | tuple[str, int],
+        *,
+        connect_timeout: float | None = None,
+        keep_alive: float | None = None,
+    ) -> stdlib.socket:
+        """Connect, and return the kernel's socket, for a library that takes one (``sock=``).
+
+        It goes the way of :meth:`connect`: the policy, the race of addresses, the wait for a slot
+        of ``max_connections``, and both options are the same. The socket is connected and
+        non-blocking, has TCP_NODELAY set, and is the caller's to close. TLS is for the library to
+        add.
+
+        With ``max_connections`` it is of a subclass of ``socket.socket``, which gives the slot
+        back when it is closed; see :meth:`Socket.detach` for what gives it back too early. Until
+        then the slot is taken: nobody looks whether the peer has ended.
+
+        Cancelled, it leaves nothing behind.
+
+        :raises InvalidAddressError: the address names no TCP endpoint
+        :raises InvalidOptionError: an option has a bad value
+        :raises DetachError: the connection is no socket of the kernel's, as a ``dialer`` made it
+        :raises ConnectError: the connection could not be made, or was reset at once
+        """
+        options = {"connect_timeout": connect_timeout, "keep_alive": keep_alive}
+        return await self._dialled(self._target(address, options)).open_socket()
+
+    def connect_socket_blocking(
+        self,
+        address: str | SocketAddress | tuple[str, int],
+        *,
+        connect_timeout: float | None = None,
+        keep_alive: float | None = None,
+    ) -> stdlib.socket:
+        """Do as :meth:`connect_socket` does, in a thread that has no event loop.
+
+        The thread waits while asyncio connects in a thread of its own, which has ended when this
+        returns. So one ``Connector`` serves threads and event loops alike, with the same rules and
+        slots. The socket is blocking, without a timeout.
+
+        What a signal handler raises meanwhile, such as KeyboardInterrupt, is raised as soon as the
+        attempt was cancelled; it leaves nothing behind either.
+
+        :raises EventLoopRunningError: an event loop runs in this thread, and would stand still
+        :raises InvalidAddressError: the address names no TCP endpoint
+        :raises InvalidOptionError: an option has a bad value
+        :raises DetachError: the connection is no socket of the kernel's, as a ``dialer`` made it
+        :raises ConnectError: the connection could not be made, or was reset at once
+        """
+        options = {"connect_timeout": connect_timeout, "keep_alive": keep_alive}
+        target = self._target(address, options)
+        if event_loop_runs():
+            raise EventLoopRunningError(
+                "connect_socket_blocking() was called in a thread whose event loop runs, which it "
+                "would stop: await connect_socket(), or call this in a worker thread"
+            )
+        try:
+            sock = wait_for(self._dialled(target).open_socket, stdlib.socket.close)
+        except NoThreadError as exc:
+            raise no_thread(str(target), exc) from exc
+        sock.setblocking(True)
+        return sock
+
+    def _target(
+        self,
+        address: str | SocketAddress | tuple[str, int],
+        options: Mapping[str, object],
+    ) -> Target:
         target = Target(parse_address(address), parse_options(options, vars(self)["_defaults"]))
         if self.proxy is not None and "%" in target.address.hostname:
             raise InvalidAddressError(
                 f"bad address {quote(address)}: a zone is a network interface of this machine, of "
                 "which a proxy knows nothing: leave out the '%' and what follows"
             )
+        return target
+
+    def _slot(self) -> Slot | None:
         slots: Slots | None = vars(self)["_slots"]
-        slot = None if slots is None else Slot(slots)
-        socket = Socket(Dialled(target, self.policy, vars(self)["_way"], slot), target, slot)
-        if task_group is not None:
-            task_group.start_soon(_open_now, socket, name=f"connect {target}")
-        return socket
+        return None if slots is None else Slot(slots)
+
+    def _dialled(self, target: Target) -> Dialled:
+        return Dialled(target, self.policy, vars(self)["_way"], self._slot())
 
     def __copy__(self) -> Self:
         return self  # what it is cannot change, and its slots are not to be had twice

@@ -257,6 +257,18 @@ def dial_failed(
     return note_http(error, port)
 
 
+def reset_at_once(where: str, exc: Exception) -> ConnectError:
+    """The error for a connection that the peer reset before it could be given away."""
+    cause = exc.__cause__ if isinstance(exc.__cause__, Exception) else exc
+    why = f"cannot connect to {where}: it was made, and broke at once: {text_of(cause)}"
+    return _caused(ConnectError(why), cause)
+
+
+def no_thread(where: str, exc: Exception) -> ConnectError:
+    """The error for a connection that there is no thread to make in."""
+    return _caused(ConnectError(f"cannot connect to {where}: {text_of(exc)}"), exc)
+
+
 def opening_failed(where: str, exc: Exception) -> ConnectError:
     """The error for whatever else may go wrong, in foreign code perhaps."""
     error = ConnectError(f"cannot connect to {where}: {type(exc).__name__}: {text_of(exc)}")

@@ -162,6 +162,12 @@ class DetachError(SocketError, RuntimeError):
     code: ClassVar[str] = "detach"
 
 
+class EventLoopRunningError(SocketError, RuntimeError):
+    """``connect_socket_blocking()`` was called where an event loop runs, which it would stop."""
+
+    code: ClassVar[str] = "event_loop_running"
+
+
 class ClosedError(SocketError, anyio.ClosedResourceError):
     """The socket, or this half of it, was closed on our side."""
 

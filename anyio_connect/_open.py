@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Protocol
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._address import SocketAddress, format_address
 from ._connection import Connection, SocketInfo, info_of
-from ._dial import Progress, Route, dial, forbid
-from ._dial_errors import no_slot, not_flushed, opening_failed
-from ._errors import SocketError, TLSError
+from ._dial import Progress, Route, dial, find, forbid
+from ._dial_errors import no_slot, not_flushed, opening_failed, reset_at_once
+from ._errors import DetachError, SocketError, TLSError
 from ._options import Options
 from ._policy import UNRESTRICTED, AddressPolicy
+from ._raw import moved
 from ._slots import Slot
 from ._tls import start_tls
 from ._tls_errors import handshake_timed_out
-from ._transport import Transport
+from ._transport import NoSocketError, Transport
 
 
 class Target(NamedTuple):
@@ -91,6 +94,24 @@ class Straight:
         return info_of(transport)
 
 
+async def addresses_of(target: Target, route: Route) -> list[str]:
+    """The IP addresses that may be dialled for a target, in that order.
+
+    :raises SocketError: there are none, or not in time; nothing else but what is no Exception
+    """
+    progress, seconds = Progress(target.address), target.options.connect_timeout
+    if route.policy is not UNRESTRICTED:
+        await forbid(target.address, route.policy)
+    try:
+        with anyio.move_on_after(seconds):
+            return [endpoint.ip for endpoint in await find(route, progress)]
+    except SocketError:
+        raise
+    except Exception as exc:
+        raise opening_failed(str(target), exc) from exc
+    raise progress.too_late(seconds)
+
+
 async def take(
     steps: Iterable[Step], target: Target, describe: Callable[[Transport], SocketInfo]
 ) -> tuple[Transport, SocketInfo]:
@@ -151,6 +172,40 @@ class Dialled:
             raise
         slot.dialled()
         return made
+
+    async def open_socket(self) -> socket.socket:
+        """Make the connection, and give the system's socket away, with the slot.
+
+        Cancelled, it leaves nothing behind.
+
+        :raises SocketError: it cannot be made, or is no socket
+        """
+        transport, _ = await self.open()
+        error: SocketError
+        try:
+            # The cancellation may have come in the very turn in which the connection was made.
+            await checkpoint_if_cancelled()
+            sock = transport.detach()
+            return sock if self._slot is None else moved(sock, self._slot)
+        except NoSocketError as exc:
+            error = DetachError(f"the connection to {self._target} cannot be given away: {exc}")
+        except anyio.BrokenResourceError as exc:
+            error = reset_at_once(str(self._target), exc)
+        except BaseException:
+            await self._undo(transport)
+            raise
+        await self._undo(transport)
+        try:
+            raise error
+        finally:
+            del error  # or it would keep this frame, and this frame it
+
+    async def _undo(self, transport: Transport) -> None:
+        try:
+            await transport.abort()
+        finally:
+            if self._slot is not None:
+                self._slot.release()
 
     def _slot_first(self, slot: Slot) -> Step:
         async def acquire(_: Transport | None) -> None:

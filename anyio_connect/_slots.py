@@ -124,6 +124,11 @@ class Slots:
         """Begin anew in a forked child: no task waits, and no other thread has the lock."""
         self.lock = threading.Lock()
         self.queue.clear()
+        # What other threads were dialling, nobody goes on with here.
+        for key, weakly in [*self.holders.items()]:
+            holder = weakly()
+            if holder is not None and holder.is_dialled_elsewhere():
+                del self.holders[key]
 
 
 class Slot:
@@ -135,7 +140,12 @@ class Slot:
         self.loop: Callable[[], object]  # in which it was acquired, if that still exists
         self.look: Callable[[], Look | None] = lambda: None
         self._dialling = False
+        self._thread = 0  # that dials
         self._settled = False
+
+    def is_dialled_elsewhere(self) -> bool:
+        """Whether it is another thread that makes the connection just now."""
+        return self._dialling and self._thread != threading.get_ident()
 
     def follow(self, look: Callable[[], Look | None]) -> None:
         """Be held by that connection from now on. ``look``: a weak reference to its method."""
@@ -144,6 +154,7 @@ class Slot:
     async def acquire(self) -> None:
         """Wait for a slot. Cancelled, the place in the queue is lost."""
         self._dialling = True
+        self._thread = threading.get_ident()
         slots = self.slots
         granted: anyio.Event | None = None
         self.loop = ref(current_token().native_token)

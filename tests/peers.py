@@ -144,6 +144,18 @@ async def listening(
         listener.close()
 
 
+@asynccontextmanager
+async def full() -> AsyncIterator[Listener]:
+    """A listener whose backlog is full: Linux leaves further SYNs unanswered."""
+    async with listening() as listener:
+        listener.sock.listen(0)
+        with socket.socket() as first, socket.socket() as second:
+            for filler in (first, second):
+                filler.setblocking(False)
+                filler.connect_ex(listener.address)
+            yield listener
+
+
 def _bound() -> socket.socket:
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))

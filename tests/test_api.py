@@ -32,6 +32,7 @@ from anyio_connect import (
     ConnectTimeoutError,
     DelimiterNotFoundError,
     DetachError,
+    EventLoopRunningError,
     IncompleteReadError,
     InvalidAddressError,
     InvalidOptionError,
@@ -160,6 +161,7 @@ ERRORS: dict[type[SocketError], tuple[str, tuple[type[Exception], ...]]] = {
     CertificateError: ("certificate_rejected", (TLSError, ssl.SSLCertVerificationError)),
     StartTLSError: ("start_tls", (SocketError, RuntimeError)),
     DetachError: ("detach", (SocketError, RuntimeError)),
+    EventLoopRunningError: ("event_loop_running", (SocketError, RuntimeError)),
     ClosedError: ("closed", (SocketError, anyio.ClosedResourceError)),
     BrokenError: ("broken", (SocketError, anyio.BrokenResourceError)),
     IncompleteReadError: ("incomplete_read", (SocketError, anyio.IncompleteRead)),
@@ -292,7 +294,7 @@ def test_a_connect_error_made_by_hand_has_no_attempts(cls: type[ConnectError]) -
 #: module of its own layer: so there are no cycles, and each can be read without those above it.
 LAYERS = [
     {"_copies", "_keepalive", "_lifecycle", "_ranges", "_threads", "_watch"},
-    {"_errors", "_linger", "_memory_tcp", "_readiness"},
+    {"_blocking", "_errors", "_linger", "_memory_tcp", "_readiness"},
     {"_address", "_future", "_loops", "_policy", "_slots"},
     {"_options", "_proxy", "_tls_errors", "_raw", "_transport", "_dial_errors"},
     {"_dialer", "_proxy_http", "_proxy_socks", "_read_ahead", "_resolver", "_tcp", "_tls"},

@@ -30,13 +30,14 @@ from anyio_connect import (
     SocketAddress,
     SocketError,
     TLSError,
+    _dial,
     connect,
     listen,
 )
 from anyio_connect._lifecycle import Outbound
 from anyio_connect._slots import Slots
 from cancelling import CancelAt, Moment
-from peers import Listener, Peer, listening
+from peers import Listener, Peer, listening, refusing_address
 from sockets import raw, use_up_the_turn
 from tls_peers import NAME, TLS12, TLS13, TLSPeer, client_context, server_context
 
@@ -739,6 +740,59 @@ async def close_once(holder: Socket, slots: Slots) -> None:
     while not slots.queue:
         await checkpoint()
     await holder.close()
+
+
+# --- the kernel's socket
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("queued", [False, True], ids=["at once", "queued"])
+@pytest.mark.parametrize("raced", [False, True], ids=["one address", "raced"])
+async def test_connecting_a_kernels_socket_cancelled_at_every_checkpoint(
+    raced: bool, queued: bool, moment: Moment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes back, or nothing does: neither a descriptor nor the slot is kept."""
+
+    async def two_addresses(host: str, port: int) -> list[Any]:
+        await checkpoint()
+        found = [refusing_address(), listener.address]
+        return [(stdlib.AF_INET, stdlib.SOCK_STREAM, 6, "", address) for address in found]
+
+    monkeypatch.setattr(_dial, "getaddrinfo", two_addresses)
+    policy = AddressPolicy(allow=["127.0.0.0/8"])
+    number, returned = -1, 0
+    while True:
+        number += 1
+        async with listening() as listener, anyio.create_task_group() as group:
+            connector = Connector(policy, max_connections=1)
+            slots: Slots = vars(connector)["_slots"]
+            if queued:
+                holder = connector.connect(listener.address)
+                await holder.opened
+                group.start_soon(close_once, holder, slots)
+            made: list[stdlib.socket] = []
+            address = ("host.test", 1) if raced else listener.address
+            with anyio.CancelScope() as scope:
+                call = connector.connect_socket(address)
+                made.append(await CancelAt(number, moment, scope, call))
+                await checkpoint()
+            # One that is due is raised, even if the connection was made.
+            assert scope.cancelled_caught == scope.cancel_called != bool(made)
+            if queued:
+                await holder.close()
+            assert slots.free == 1 - len(made)
+            assert not slots.queue
+            for sock in made:
+                returned += 1
+                sock.close()
+            with anyio.fail_after(5):
+                (await connector.connect_socket(listener.address)).close()
+            assert slots.free == 1
+            group.cancel_scope.cancel()
+        if not scope.cancel_called:
+            break
+    assert number > 1
+    assert returned
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

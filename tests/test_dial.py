@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 import types
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -38,21 +38,9 @@ from anyio_connect import (
 )
 from anyio_connect._transport import ForeignTransport
 from errors import is_copy
-from peers import Listener, has_ipv6, listening, refusing_address
+from peers import full, has_ipv6, listening, refusing_address
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
-
-
-@asynccontextmanager
-async def full() -> AsyncIterator[Listener]:
-    """A listener whose backlog is full: Linux leaves further SYNs unanswered."""
-    async with listening() as listener:
-        listener.sock.listen(0)
-        with stdlib.socket() as first, stdlib.socket() as second:
-            for filler in (first, second):
-                filler.setblocking(False)
-                filler.connect_ex(listener.address)
-            yield listener
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ __all__ = (
     "DelimiterNotFoundError",
     "DetachError",
     "Dialer",
+    "EventLoopRunningError",
     "IncompleteReadError",
     "InvalidAddressError",
     "InvalidOptionError",
@@ -152,6 +153,29 @@ class Connector:
         **options: Unpack[SocketOptions],
     ) -> Socket:
         """As connect(), within the rules; what they forbid makes the socket's futures fail."""
+    async def resolve(
+        self, host: str, port: int, *, connect_timeout: float | None = None
+    ) -> list[str]:
+        """The IP addresses that the policy allows, in order, for clients that dial themselves."""
+    async def connect_socket(
+        self,
+        address: str | SocketAddress | tuple[str, int],
+        *,
+        connect_timeout: float | None = None,
+        keep_alive: float | None = None,
+    ) -> socket.socket:
+        """A connected, non-blocking socket of the kernel's, for libraries that take sock=.
+
+        It holds a slot of max_connections until it is closed.
+        """
+    def connect_socket_blocking(
+        self,
+        address: str | SocketAddress | tuple[str, int],
+        *,
+        connect_timeout: float | None = None,
+        keep_alive: float | None = None,
+    ) -> socket.socket:
+        """The same for a thread that has no event loop: it waits; the socket is blocking."""
     def __copy__(self) -> Self:
         """The same object, and the same slots."""
     def __deepcopy__(self, memo: object) -> Self:
@@ -473,6 +497,11 @@ class DetachError(SocketError, RuntimeError):
     """There is no socket to give away. The Socket is as it was."""
 
     code: ClassVar[str] = "detach"
+
+class EventLoopRunningError(SocketError, RuntimeError):
+    """Raised by connect_socket_blocking(): an event loop runs in this thread."""
+
+    code: ClassVar[str] = "event_loop_running"
 
 class ClosedError(SocketError, anyio.ClosedResourceError):
     """The socket, or this half of it, was closed on our side."""

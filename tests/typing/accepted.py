@@ -48,6 +48,7 @@ from anyio_connect import (
     DelimiterNotFoundError,
     DetachError,
     Dialer,
+    EventLoopRunningError,
     IncompleteReadError,
     InvalidAddressError,
     InvalidOptionError,
@@ -356,11 +357,17 @@ def caught_as_before() -> None:
         RefusedError,
         ResolveError,
         DetachError,
+        EventLoopRunningError,
         StartTLSError,
     ]
     as_os_errors: list[type[OSError]] = [ConnectError, ConnectTimeoutError]
     as_value_errors: list[type[ValueError]] = [InvalidAddressError, InvalidOptionError]
-    as_runtime_errors: list[type[RuntimeError]] = [DetachError, PendingError, StartTLSError]
+    as_runtime_errors: list[type[RuntimeError]] = [
+        DetachError,
+        EventLoopRunningError,
+        PendingError,
+        StartTLSError,
+    ]
     as_refused: type[ConnectionRefusedError] = RefusedError
     as_timeout: type[TimeoutError] = ConnectTimeoutError
     as_unverified: type[ssl.SSLCertVerificationError] = CertificateError
@@ -417,6 +424,18 @@ def connectors(context: ssl.SSLContext, group: TaskGroup, given: SocketOptions) 
     assert_type(connector.policy, AddressPolicy)
     assert_type(connector.max_connections, int | None)
     assert_type(replace(connector, max_connections=1), Connector)
+
+
+async def sockets_of_the_kernels(connector: Connector) -> None:
+    assert_type(await connector.resolve("h", 1), list[str])
+    assert_type(await connector.resolve("h", 1, connect_timeout=5), list[str])
+    assert_type(await connector.connect_socket("h:1"), stdlib.socket)
+    assert_type(await connector.connect_socket(("h", 1), connect_timeout=math.inf), stdlib.socket)
+    assert_type(await connector.connect_socket(SocketAddress("h", 1)), stdlib.socket)
+    assert_type(await connector.connect_socket("h:1", keep_alive=30), stdlib.socket)
+    assert_type(connector.connect_socket_blocking("h:1"), stdlib.socket)
+    assert_type(connector.connect_socket_blocking("h:1", connect_timeout=None), stdlib.socket)
+    assert_type(connector.connect_socket_blocking(("h", 1), keep_alive=None), stdlib.socket)
 
 
 class Bastion:

@@ -205,6 +205,16 @@ def connectors(connector: Connector) -> None:
     connector.connect("h:1", secureTransport="on")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
+async def sockets_of_the_kernels(connector: Connector) -> None:
+    await connector.resolve("h:1")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await connector.resolve("h", "1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await connector.resolve("h", 1, 5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await connector.connect_socket("h:1", secure_transport="on")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await connector.connect_socket(("h", "1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await connector.connect_socket_blocking("h:1")  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+    connector.connect_socket_blocking("h:1", connect_timeout="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
 def policies(policy: AddressPolicy) -> None:
     AddressPolicy(allow=[10])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     AddressPolicy(deny=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
