@@ -17,9 +17,17 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from . import ConnectTimeoutError, InvalidOptionError, Socket, SocketError, connect
+from . import (
+    ConnectError,
+    ConnectTimeoutError,
+    InvalidOptionError,
+    Socket,
+    SocketError,
+    StartTLSError,
+    connect,
+)
 from ._options import check_alpn
-from ._starttls import PRELUDES
+from ._preludes import PRELUDES
 from ._tls import build_context
 from ._tls_errors import TO_TRUST_IT
 
@@ -168,7 +176,14 @@ async def _talk(options: argparse.Namespace) -> None:
                 f"no word of TLS from {options.address} within {seconds:g} seconds: "
                 f"does it speak {options.starttls}?"
             )
-        async with socket.start_tls() as secure:
+        try:
+            upgraded = socket.start_tls()
+        except StartTLSError as exc:
+            raise ConnectError(
+                "the server sent more in the clear behind its agreement to TLS: somebody in "
+                "between may have put that there"
+            ) from exc
+        async with upgraded as secure:
             await _relay(secure, half_open=options.half_open, end_after=end_after)
 
 

@@ -301,7 +301,7 @@ LAYERS = [
     {"_connection", "_dial"},
     {"_open", "_streams"},
     {"_socket", "_tunnel"},
-    {"_connector", "_listen", "_starttls"},
+    {"_connector", "_listen", "_preludes"},
     {"__init__"},
     {"_demo"},
     {"__main__"},

@@ -16,11 +16,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from anyio.abc import ByteStream
-from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.tls import TLSAttribute
 
-from anyio_connect import connect
+from anyio_connect import Socket, connect
 from interop.servers import PostgreSQL
 
 # --- the client
@@ -54,7 +52,7 @@ async def connect_postgres(
     async with connect(address, secure_transport="starttls", ssl_context=ssl_context) as plain:
         await plain.send(SSL_REQUEST)
         # The answer is this one byte. All that follows must be TLS, so nothing else is read.
-        if await plain.receive(1) != b"S":
+        if await plain.receive_exactly(1) != b"S":
             raise ConnectionError("the server does not offer TLS")
         async with plain.start_tls() as tls, logged_in(tls, user, password, database) as result:
             yield result
@@ -62,9 +60,9 @@ async def connect_postgres(
 
 @asynccontextmanager
 async def logged_in(
-    stream: ByteStream, user: str, password: str, database: str
+    socket: Socket, user: str, password: str, database: str
 ) -> AsyncIterator[Connection]:
-    connection = Connection(stream)
+    connection = Connection(socket)
     await connection.log_in(user, password, database)
     yield connection
     await connection.send(b"X")  # Terminate
@@ -84,17 +82,16 @@ DECODERS: dict[int, Callable[[bytes], object]] = {
 class Connection:
     """A session with the server."""
 
-    def __init__(self, stream: ByteStream) -> None:
-        self._stream = stream
-        self._input = BufferedByteReceiveStream(stream)
+    def __init__(self, socket: Socket) -> None:
+        self._socket = socket
 
     async def send(self, kind: bytes, body: bytes = b"") -> None:
-        await self._stream.send(kind + struct.pack("!I", len(body) + 4) + body)
+        await self._socket.send(kind + struct.pack("!I", len(body) + 4) + body)
 
     async def receive(self) -> tuple[bytes, bytes]:
         """Receive one message: its type and its body."""
-        kind, length = struct.unpack("!cI", await self._input.receive_exactly(5))
-        body = await self._input.receive_exactly(length - 4)
+        kind, length = struct.unpack("!cI", await self._socket.receive_exactly(5))
+        body = await self._socket.receive_exactly(length - 4)
         if kind == b"E":
             raise PostgresError(body)
         return kind, body
@@ -131,7 +128,7 @@ class Connection:
         if b"SCRAM-SHA-256-PLUS" in mechanisms:
             mechanism, header = b"SCRAM-SHA-256-PLUS", "p=tls-server-end-point,,"
             # SHA-256 because that is what the certificate is signed with.
-            certificate = self._stream.extra(TLSAttribute.peer_certificate_binary)
+            certificate = self._socket.extra(TLSAttribute.peer_certificate_binary)
             assert certificate is not None
             binding = hashlib.sha256(certificate).digest()
 

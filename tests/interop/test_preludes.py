@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 
 from anyio_connect import SocketInfo, connect
-from anyio_connect._starttls import PRELUDES
+from anyio_connect._preludes import PRELUDES
 from interop.servers import MailServer, PostgreSQL
 
 

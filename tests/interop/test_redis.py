@@ -12,10 +12,8 @@ from typing import TypeAlias
 
 import anyio
 import pytest
-from anyio.abc import ByteStream
-from anyio.streams.buffered import BufferedByteReceiveStream
 
-from anyio_connect import connect
+from anyio_connect import Socket, connect
 from interop.servers import RedisServer
 
 # --- the client
@@ -28,11 +26,10 @@ class RedisError(Exception):
 
 
 class Redis:
-    """Commands and replies, over any stream."""
+    """Commands and replies."""
 
-    def __init__(self, stream: ByteStream) -> None:
-        self._stream = stream
-        self._input = BufferedByteReceiveStream(stream)
+    def __init__(self, socket: Socket) -> None:
+        self._socket = socket
 
     async def __call__(self, *words: bytes) -> Reply:
         """Send one command and return the reply to it."""
@@ -45,10 +42,10 @@ class Redis:
         for words in commands:
             parts.append(b"*%d\r\n" % len(words))
             parts += (b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
-        await self._stream.send(b"".join(parts))
+        await self._socket.send(b"".join(parts))
 
     async def reply(self) -> Reply:
-        line = await self._input.receive_until(b"\r\n", 65536)
+        line = await self._socket.receive_until(b"\r\n", 65536)
         kind, rest = line[:1], line[1:]
         if kind == b"+":
             return rest
@@ -61,7 +58,7 @@ class Redis:
             return None
         if kind == b"*":
             return [await self.reply() for _ in range(size)]
-        return (await self._input.receive_exactly(size + 2))[:-2]
+        return (await self._socket.receive_exactly(size + 2))[:-2]
 
 
 @asynccontextmanager

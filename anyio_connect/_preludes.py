@@ -1,9 +1,9 @@
 """What is said in the clear before TLS begins, for each protocol that ``--starttls`` knows.
 
 A prelude asks for TLS and returns once the peer has agreed to it, so that ``start_tls()`` may
-follow. It reads up to the end of the peer's go-ahead and never past it: what a peer, or somebody
-in between, sends in the clear after that is left for the handshake to fail on. That is why lines
-are read a byte at a time. How long a reply may be is limited, how long it may take is not.
+follow. What a peer, or somebody in between, sends in the clear behind the go-ahead makes that
+fail: ``start_tls()`` itself, if it was read ahead, or else the handshake. How long a reply may be
+is limited, how long it may take is not.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import struct
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 
-import anyio
 from anyio.abc import SocketAttribute
 
-from ._errors import ConnectError
+from ._errors import ConnectError, DelimiterNotFoundError, IncompleteReadError
 from ._socket import Socket
 
 #: How long one line or binary message of the peer may be, in bytes. Only lists of capabilities
@@ -226,24 +225,22 @@ async def _status(
 
 
 async def _line(socket: Socket) -> str:
-    """Receive one line and nothing after it."""
-    line = b""
-    while not line.endswith(b"\n"):
-        if len(line) >= _MAX_BYTES:
-            raise _too_long()
-        line += await _exactly(socket, 1)
-    return line.decode(errors="replace").rstrip("\r\n")
+    """Receive one line."""
+    try:
+        line = await socket.receive_until(b"\n", _MAX_BYTES)
+    except DelimiterNotFoundError as exc:
+        raise _too_long() from exc
+    except IncompleteReadError as exc:
+        raise _hung_up() from exc
+    return line.decode(errors="replace").rstrip("\r")
 
 
 async def _exactly(socket: Socket, count: int) -> bytes:
     """Receive ``count`` bytes."""
-    data = b""
-    while len(data) < count:
-        try:
-            data += await socket.receive(count - len(data))
-        except anyio.EndOfStream as exc:
-            raise ConnectError("the peer hung up instead of agreeing to TLS") from exc
-    return data
+    try:
+        return await socket.receive_exactly(count)
+    except IncompleteReadError as exc:
+        raise _hung_up() from exc
 
 
 def _own_name(socket: Socket) -> str:
@@ -265,6 +262,10 @@ def _garbage(answer: str | bytes) -> ConnectError:
         f"the peer speaks another protocol, which begins with {answer[:_SHOWN]!r}: "
         "check the port; if it is for TLS from the start, there is nothing to upgrade"
     )
+
+
+def _hung_up() -> ConnectError:
+    return ConnectError("the peer hung up instead of agreeing to TLS")
 
 
 def _too_long() -> ConnectError:
