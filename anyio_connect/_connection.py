@@ -47,6 +47,7 @@ from ._lifecycle import (
     step,
 )
 from ._linger import Patience
+from ._log import log
 from ._raw import moved
 from ._read_ahead import ReadAhead
 from ._slots import Slot
@@ -287,16 +288,26 @@ class Connection:
     def _settle_opened(self, effects: tuple[Effect, ...], error: SocketError | None) -> None:
         if Effect.RESOLVE_OPENED in effects:
             self._opened.resolve(self._info)
+            if log.debugs:
+                ends = self._info.local_address, self._info.remote_address
+                log.debug("%s: open, from %s to %s", self._name, *ends)
         elif Effect.REJECT_OPENED in effects:
-            self._opened.reject(
-                error or ClosedError("the socket was closed before the connection was made")
-            )
+            error = error or ClosedError("the socket was closed before the connection was made")
+            self._opened.reject(error)
+            if log.debugs:
+                log.debug("%s: not opened: %s", self._name, error)
 
     def _settle_closed(self, effects: tuple[Effect, ...], error: SocketError | None) -> None:
         if Effect.RESOLVE_CLOSED in effects:
             self._closed.resolve(None)
+            if log.debugs:
+                how = "goes on over TLS" if self.upgraded else "closed"
+                log.debug("%s: %s", self._name, how)
         elif Effect.REJECT_CLOSED in effects:
-            self._closed.reject(error or self._broken())
+            error = error or self._broken()
+            self._closed.reject(error)
+            if log.debugs:
+                log.debug("%s: closed: %s", self._name, error)
         else:
             return
         if self._watching is not None:
@@ -314,6 +325,8 @@ class Connection:
     async def _shut(self, *, patiently: bool) -> None:
         """Close the transport as far as needs no waiting, or wait until the peer has it all."""
         event, error = Event.SHUT, None
+        if patiently and log.debugs:
+            log.debug("%s: closing", self._name)
         try:
             finish = self._finish_in_time if patiently else self._transport.finish
             if not await finish():
@@ -361,8 +374,6 @@ class Connection:
 
         None: the connection was never made, so that there is nothing to lose.
         """
-        import logging  # here, because hardly anybody needs it, and it imports much
-
         if self.transport is None:
             return None
         error = BrokenError(
@@ -370,8 +381,7 @@ class Connection:
             f"seconds (close_timeout): it has yet to acknowledge "
             f"{self.transport.unacknowledged()} bytes that were sent"
         )
-        logger = logging.getLogger(__name__.partition(".")[0])
-        logger.warning("%s: %s", self._name, error)
+        log.warning("%s: %s", self._name, error)
         return error
 
     def _broken(self) -> BrokenError:

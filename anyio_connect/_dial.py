@@ -43,6 +43,7 @@ from ._dial_errors import (
 from ._dialer import Dialer, reach
 from ._errors import ConnectError, ConnectTimeoutError, LoopError, ResolveError, SocketError
 from ._keepalive import KEEP_ALIVE, keep_alive
+from ._log import log
 from ._loops import leads_back
 from ._policy import UNRESTRICTED, AddressPolicy, judges_addresses, parts_of
 from ._resolver import Resolver, ask
@@ -144,6 +145,8 @@ class Progress:
     def failed(self, endpoint: Endpoint, error: ConnectError) -> None:
         self.silent.remove(endpoint)
         self.attempts.append(error)
+        if log.debugs:
+            log.debug("%s: %s", self, error)
 
     def failure(self) -> SocketError:
         """The error for a dial all of whose attempts failed."""
@@ -214,7 +217,11 @@ async def find(route: Route, progress: Progress) -> list[Endpoint]:
     if len(found) > MOST_ADDRESSES:
         progress.left_out += len(found) - MOST_ADDRESSES
         found = _interleave(found)[:MOST_ADDRESSES]  # of both families
+    if log.debugs and str(found[0]) != str(progress):
+        log.debug("%s: has %s", progress, found)
     endpoints = await _allowed(found, route.policy, progress.refused)
+    if progress.refused and log.debugs:
+        log.debug("%s: not dialled: %s", progress, progress.refused)
     if not endpoints:
         raise none_allowed(str(progress), progress.refused, progress.left_out)
     if route.local_host is not None:
@@ -282,6 +289,8 @@ async def resolve(address: SocketAddress) -> list[Endpoint]:
     if endpoints := _literal(address):
         return endpoints
     host, port = address
+    if log.debugs:
+        log.debug("%s: looking the name up", format_address(host, port))
     try:
         endpoints = _endpoints(await getaddrinfo(host, port))
     except NoThreadError as exc:
@@ -301,6 +310,8 @@ async def _have_resolved(resolver: Resolver, address: SocketAddress) -> tuple[li
     if endpoints := _literal(address):
         return endpoints, 0
     host, port = address
+    if log.debugs:
+        log.debug("%s: asking the resolver", format_address(host, port))
     found, more = await ask(resolver, address)
     for ip in found:
         try:
@@ -416,6 +427,8 @@ async def _attempt(route: Route, progress: Progress) -> Transport | None:
     """Try the next address."""
     endpoint = progress.untried.pop(0)
     progress.silent.append(endpoint)
+    if log.debugs:
+        log.debug("%s: trying %s", progress, endpoint)
     if route.dialer is not None:
         return await _have_dialled(route.dialer, endpoint, progress)
     try:

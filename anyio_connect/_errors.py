@@ -215,7 +215,12 @@ def text_of(value: object) -> str:
         text = shorten(str(value))
     except Exception:  # noqa: BLE001  # it may be foreign code
         text = ""
-    return "".join(map(_shown, text)) or type(value).__name__
+    return printable(text) or type(value).__name__
+
+
+def printable(text: str) -> str:
+    """A text with the numbers of characters that control a terminal in place of them."""
+    return text if text.isprintable() else "".join(map(_shown, text))
 
 
 def _shown(character: str) -> str:

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 from anyio import abc
@@ -18,15 +18,13 @@ from ._address import SocketAddress, format_address, parse_address
 from ._dial import Endpoint, resolve
 from ._errors import ListenError, SocketError, cannot_accept, cannot_listen, text_of
 from ._keepalive import keep_alive as set_keep_alive
+from ._log import log
 from ._loops import announce, withdraw
 from ._open import Accepted, Target
 from ._options import Options, check_count, parse_options
 from ._readiness import readiness
 from ._socket import Socket
 from ._tcp import TCPTransport, host_and_port
-
-if TYPE_CHECKING:
-    import logging
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup  # which AnyIO needs there too
@@ -150,12 +148,6 @@ def _listening(family: int, sockaddr: tuple[Any, ...], backlog: int) -> socket.s
     return sock
 
 
-def _logger() -> logging.Logger:
-    import logging  # here, because hardly anybody needs it, and it imports much
-
-    return logging.getLogger(__name__.partition(".")[0])
-
-
 class Listener(abc.Listener[Socket]):
     """What ``listen()`` returns. It has no public constructor; close it, or ``async with`` it."""
 
@@ -266,8 +258,8 @@ class Listener(abc.Listener[Socket]):
             except OSError as exc:
                 if exc.errno in _EXHAUSTED:
                     if not exhausted:
-                        _logger().error(
-                            "accept() failed; trying again every %g seconds", _PAUSE, exc_info=exc
+                        log.error(
+                            f"accept() failed; trying again every {_PAUSE:g} seconds", error=exc
                         )
                     exhausted = True
                     with anyio.move_on_after(_PAUSE):
@@ -329,6 +321,7 @@ def _log_end(peer: str, error: BaseException) -> None:
     first = error
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
-    kind, logger = type(first).__name__, _logger()
-    logger.warning("the handler of %s ended with %s: %s", peer, kind, text_of(first))
-    logger.debug("the handler of %s ended with this", peer, exc_info=error)
+    kind = type(first).__name__
+    log.warning("the handler of %s ended with %s: %s", peer, kind, text_of(first))
+    if log.debugs:
+        log.debug("the handler of %s ended with this", peer, error=error)

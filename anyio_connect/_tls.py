@@ -23,6 +23,7 @@ import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
 from ._copies import fresh
+from ._log import log
 from ._readiness import Pause
 from ._threads import Threads
 from ._tls_errors import check_count, explain, handshake_ended, handshake_failed
@@ -223,6 +224,8 @@ async def start_tls(
     name = server_hostname.removesuffix(".").partition("%")[0]
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     engine: ssl.SSLObject | None = None
+    if log.debugs:
+        log.debug("%s: TLS handshake, for %s", where, name)
     said = b""  # what the peer said first: the engine keeps what is too short for a record
     records = None if require_close_notify else Records()
     try:
@@ -233,6 +236,8 @@ async def start_tls(
                 if ciphertext := outgoing.read():
                     await transport.send(ciphertext)
                 if finished:
+                    if log.debugs:
+                        log.debug("%s: %s", where, _agreed(engine))
                     return TLSTransport(transport, engine, incoming, outgoing, records)
                 ciphertext = await transport.receive(_READ)
                 if records is not None:
@@ -255,6 +260,15 @@ async def start_tls(
         await transport.abort()
         raise
     raise fresh(error)
+
+
+def _agreed(engine: ssl.SSLObject) -> str:
+    """What a handshake agreed on, in words."""
+    try:
+        cipher = engine.cipher()
+        return f"{engine.version()} with {cipher and cipher[0]}"
+    except Exception:  # of an engine of another make
+        return "TLS"
 
 
 async def _make_engine(

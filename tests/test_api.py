@@ -295,7 +295,7 @@ def test_a_connect_error_made_by_hand_has_no_attempts(cls: type[ConnectError]) -
 LAYERS = [
     {"_copies", "_keepalive", "_lifecycle", "_ranges", "_threads", "_watch"},
     {"_blocking", "_errors", "_linger", "_memory_tcp", "_readiness"},
-    {"_address", "_future", "_loops", "_policy", "_slots"},
+    {"_address", "_future", "_log", "_loops", "_policy", "_slots"},
     {"_options", "_proxy", "_tls_errors", "_raw", "_transport", "_dial_errors"},
     {"_dialer", "_proxy_http", "_proxy_socks", "_read_ahead", "_resolver", "_tcp", "_tls"},
     {"_connection", "_dial"},
