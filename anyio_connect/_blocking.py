@@ -6,14 +6,20 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import copy_context
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
 from anyio.lowlevel import current_token
 
 from ._threads import NoThreadError, from_any_thread
 
+if TYPE_CHECKING:
+    import asyncio
+
 T = TypeVar("T")
+
+#: Windows does not interrupt a wait, so a long one is made of several, of so many seconds.
+_INTERRUPTIBLE = 0.5
 
 
 def event_loop_runs() -> bool:
@@ -44,6 +50,7 @@ def wait_for(function: Callable[[], Awaitable[T]], drop: Callable[[T], object]) 
     and is raised when it has ended. If it has made something by then, ``drop`` is called with it.
 
     :raises NoThreadError: the system starts no more threads
+    :raises OSError: it has no descriptors for another event loop
     """
     call = _Call(function, drop)
     context = copy_context()
@@ -56,7 +63,8 @@ def wait_for(function: Callable[[], Awaitable[T]], drop: Callable[[T], object]) 
             thread.start()
         except RuntimeError as exc:
             raise NoThreadError(str(exc)) from exc
-        call.over.wait()
+        while not call.over.wait(_INTERRUPTIBLE):
+            pass
         thread.join()
         return call.result()
     except BaseException:
@@ -75,6 +83,19 @@ def _forget_event_loop() -> None:
         current_async_library_cvar.set(None)
 
 
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """An event loop of that kind also on Windows, whose own waits for sockets in yet a thread."""
+    import asyncio
+    import selectors
+
+    selector = selectors.DefaultSelector()
+    try:
+        return asyncio.SelectorEventLoop(selector)
+    except BaseException:  # asyncio leaves it open if it finds no descriptor for more
+        selector.close()
+        raise
+
+
 class _Call(Generic[T]):
     """One call, what came of it, and how to cancel it."""
 
@@ -91,16 +112,10 @@ class _Call(Generic[T]):
     # --- in its own thread
 
     def run(self) -> None:
-        import asyncio
-
-        # Not the default one: on Windows it waits for sockets in yet another thread.
-        options = {"loop_factory": asyncio.SelectorEventLoop}
         try:
-            anyio.run(self._main, backend="asyncio", backend_options=options)
-        except BaseException as exc:  # noqa: BLE001  # it is raised in the thread that waits
-            traceback = exc.__traceback__
-            self._error = exc.with_traceback(traceback and traceback.tb_next)
-            del traceback
+            anyio.run(self._main, backend="asyncio", backend_options={"loop_factory": _new_loop})
+        except BaseException as exc:  # noqa: BLE001  # the event loop did not begin
+            self._error = exc
         finally:
             self.over.set()
 
@@ -110,7 +125,11 @@ class _Call(Generic[T]):
                 if self._given_up:
                     return
                 self._cancel = from_any_thread(scope.cancel)
-            self._made.append(await self._function())
+            try:
+                self._made.append(await self._function())
+            except Exception as exc:  # noqa: BLE001  # it is raised in the thread that waits
+                # Not raised through the event loop, whose frames and task would keep it alive.
+                self._error = exc
 
     # --- in the thread that waits
 

@@ -269,8 +269,8 @@ class Connector:
         is at least one; IPv6 addresses have no brackets, and keep their zone. At most 64 of the
         name's addresses are judged; those of the other family than ``local_host`` are left out.
 
-        They are plain strings, as libpq, ``getaddrinfo()`` and the ``ipaddress`` module take them:
-        the port is the one that was asked for, for every address.
+        They are plain strings, as libpq, ``getaddrinfo()`` and the ``resolver`` of another
+        Connector have them: the port is the one that was asked for, for every address.
 
         The client must dial these and not resolve the name again, or the policy has judged
         nothing. Where its connection leads in the end is not judged, and ``max_connections`` does
@@ -313,7 +313,8 @@ class Connector:
 
         :raises InvalidAddressError: the address names no TCP endpoint
         :raises InvalidOptionError: an option has a bad value
-        :raises DetachError: the connection is no socket of the kernel's, as a ``dialer`` made it
+        :raises DetachError: the connection is no socket of the kernel's: a ``dialer`` made it, or
+            it goes through TLS to a proxy
         :raises ConnectError: the connection could not be made, or was reset at once
         """
         options = {"connect_timeout": connect_timeout, "keep_alive": keep_alive}
@@ -338,7 +339,8 @@ class Connector:
         :raises EventLoopRunningError: an event loop runs in this thread, and would stand still
         :raises InvalidAddressError: the address names no TCP endpoint
         :raises InvalidOptionError: an option has a bad value
-        :raises DetachError: the connection is no socket of the kernel's, as a ``dialer`` made it
+        :raises DetachError: the connection is no socket of the kernel's: a ``dialer`` made it, or
+            it goes through TLS to a proxy
         :raises ConnectError: the connection could not be made, or was reset at once
         """
         options = {"connect_timeout": connect_timeout, "keep_alive": keep_alive}
@@ -350,7 +352,9 @@ class Connector:
             )
         try:
             sock = wait_for(self._dialled(target).open_socket, stdlib.socket.close)
-        except NoThreadError as exc:
+        except SocketError:
+            raise
+        except (NoThreadError, OSError) as exc:
             raise no_thread(str(target), exc) from exc
         sock.setblocking(True)
         return sock

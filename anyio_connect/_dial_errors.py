@@ -265,7 +265,7 @@ def reset_at_once(where: str, exc: Exception) -> ConnectError:
 
 
 def no_thread(where: str, exc: Exception) -> ConnectError:
-    """The error for a connection that there is no thread to make in."""
+    """The error for a connection that no thread, or no event loop, is there to make."""
     return _caused(ConnectError(f"cannot connect to {where}: {text_of(exc)}"), exc)
 
 

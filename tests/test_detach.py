@@ -41,6 +41,7 @@ from anyio_connect._transport import ForeignTransport
 from peers import Peer, listening
 from sockets import arrived, connected, raw, settle, socket_over, socket_pair
 from tls_peers import NAME, TLSPeer, client_context, server_context
+from turns import all_blocked
 
 PATTERN = bytes(range(1, 251)) * 40
 
@@ -54,7 +55,7 @@ async def once_waited(socket: Socket, peer: Peer) -> None:
     """On asyncio it stays registered with the event loop from then on."""
     async with anyio.create_task_group() as group:
         group.start_soon(socket.receive)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         await peer.send(b"first")
 
 
@@ -138,7 +139,7 @@ async def test_dropping_the_socket_closes_nothing_and_warns_of_nothing() -> None
 async def test_a_task_that_awaits_closed_is_told() -> None:
     async with connected() as (socket, peer), anyio.create_task_group() as group:
         group.start_soon(settle, socket.closed)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         with socket.detach() as sock:
             with anyio.fail_after(10):
                 assert await settle(socket.closed) is None
@@ -173,12 +174,12 @@ State: TypeAlias = Callable[[Socket, Peer, TaskGroup], Any]
 
 async def receiving(socket: Socket, peer: Peer, group: TaskGroup) -> None:
     group.start_soon(suppressing, socket.receive)
-    await anyio.wait_all_tasks_blocked()
+    await all_blocked()
 
 
 async def sending(socket: Socket, peer: Peer, group: TaskGroup) -> None:
     group.start_soon(suppressing, lambda: socket.send(bytes(64 * 1024 * 1024)))
-    await anyio.wait_all_tasks_blocked()
+    await all_blocked()
 
 
 async def torn(socket: Socket, peer: Peer, group: TaskGroup) -> None:
@@ -202,7 +203,7 @@ async def suppressing(call: Callable[[], Any]) -> None:
 
 
 async def cancel_later(scope: anyio.CancelScope) -> None:
-    await anyio.wait_all_tasks_blocked()
+    await all_blocked()
     scope.cancel()
 
 
@@ -236,7 +237,7 @@ async def test_refused_in_the_midst_of_a_pipe() -> None:
         other, theirs = await socket_pair()
         async with other, theirs:
             group.start_soon(socket.readable.pipe_to, other.writable)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             with pytest.raises(DetachError, match="a receive is in flight"):
                 socket.detach()
             group.cancel_scope.cancel()
@@ -327,7 +328,7 @@ async def test_refused_with_bytes_read_ahead() -> None:
         transport = socket._connection.transport
         assert isinstance(transport, TCPTransport)
         task = asyncio.ensure_future(socket.receive(4))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         await peer.send(b"precious")
         while not transport.held:
             await checkpoint()
@@ -343,6 +344,18 @@ async def test_refused_with_bytes_read_ahead() -> None:
         peer.fin()
         with socket.detach() as sock:
             assert await receive_all(sock) == b"ious"
+
+
+async def test_refused_with_what_was_read_behind_a_delimiter() -> None:
+    async with connected() as (socket, peer):
+        await peer.send(b"a line\nand more")
+        arrived(socket)
+        assert await socket.receive_until(b"\n", 100) == b"a line"
+        with pytest.raises(DetachError, match="while 8 bytes that the peer sent are held here"):
+            socket.detach()
+        assert await socket.receive_exactly(8) == b"and more"
+        with socket.detach() as sock:
+            check_usable(sock, peer)
 
 
 # --- what goes along
@@ -410,7 +423,7 @@ async def test_the_event_loop_does_not_watch_it() -> None:
     async with connected() as (socket, peer), anyio.create_task_group() as group:
         await once_waited(socket, peer)
         group.start_soon(settle, socket.closed)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert is_watched(raw(socket).fileno()) or sys.platform != "linux"
         with socket.detach() as sock:
             assert not is_watched(sock.fileno())
@@ -493,7 +506,7 @@ async def test_the_slot_goes_along() -> None:
         await socket.close()
         async with anyio.create_task_group() as group:
             second = connector.connect(listener.address, task_group=group)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert not second.opened.done()
             sock.close()
             with anyio.fail_after(10):
@@ -558,7 +571,7 @@ class Reading:
         scope = anyio.CancelScope()
         async with anyio.create_task_group() as group:
             group.start_soon(receive)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             self.say(size)
             for _ in range(turns):
                 await checkpoint()

@@ -9,6 +9,7 @@ import gc
 import http.client
 import math
 import os
+import selectors
 import signal
 import socket as stdlib
 import ssl
@@ -21,6 +22,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import anyio
 import anyio.to_thread
@@ -50,13 +52,25 @@ from anyio_connect import (
 from anyio_connect._slots import Slots
 from anyio_connect._tcp import TCPTransport
 from peers import Peer, full, has_ipv6, listening, refusing_address
+from proxies import ESTABLISHED, Line, Proxy, hear_http, proxying
 from servers import echo, serving
 from tls_peers import NAME, client_context, server_context
+from turns import all_blocked
 
 LOOPBACK = AddressPolicy(allow=["127.0.0.0/8"])
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Whatever is freed, is freed because nothing refers to it any more."""
+    if sys.implementation.name != "cpython":
+        pytest.skip("references are not counted here")
+    gc.disable()
+    yield
+    gc.enable()
 
 
 class Names(dict[str, Any]):
@@ -203,6 +217,16 @@ async def test_what_a_dialer_would_be_given_is_resolved_here(names: Names) -> No
     assert await Connector(dialer=dial).resolve("host.test", 1) == ["192.0.2.1"]
 
 
+async def test_it_resolves_for_another() -> None:
+    """What it returns is what the ``resolver`` of another is to return."""
+
+    async def look_up(host: str, port: int) -> list[str]:
+        return ["10.0.0.1", "1.1.1.1"]
+
+    public = Connector(WORKERS, resolver=look_up)
+    assert await Connector(resolver=public.resolve).resolve("host.test", 1) == ["1.1.1.1"]
+
+
 # --- connect_socket()
 
 
@@ -293,6 +317,34 @@ async def test_a_stream_of_a_dialers_is_no_socket() -> None:
                 await stream.receive()
 
 
+async def test_through_a_proxy() -> None:
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_http(proxy, line)
+        await line.send(ESTABLISHED + b"220 hello")
+        await line.send(await line.receive_all())
+
+    async with proxying(script) as proxy:
+        connector = Connector(proxy=proxy.url("http"), max_connections=1)
+        with await connector.connect_socket("mail.example:587") as sock:
+            # What the target says first is received from it.
+            assert await Peer(sock).receive_exactly(9) == b"220 hello"
+            await Peer(sock).send(b"EHLO")
+            sock.shutdown(stdlib.SHUT_WR)
+            assert await Peer(sock).receive_all() == b"EHLO"
+        assert slots(connector).free == 1
+
+
+async def test_tls_to_a_proxy_is_no_socket() -> None:
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_http(proxy, line)
+        await line.send(ESTABLISHED)
+
+    async with proxying(script, over_tls=True) as proxy:
+        connector = Connector(proxy=proxy.url("https"), ssl_context=client_context())
+        with pytest.raises(DetachError, match="cannot be given away: TLS is spoken on it"):
+            await connector.connect_socket("mail.example:587")
+
+
 async def test_a_connection_that_was_reset_at_once_is_no_success(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -315,16 +367,26 @@ async def test_a_connection_that_was_reset_at_once_is_no_success(
     assert slots(connector).free == 1
 
 
-async def test_nothing_is_kept_of_a_failure() -> None:
-    connector = Connector(max_connections=1)
-    gc.collect()
-    gc.disable()
-    try:
-        with pytest.raises(RefusedError):
+class Local:
+    """What a caller's frame keeps alive."""
+
+
+async def test_nothing_is_kept_of_a_failure(no_collector: None) -> None:
+    async def fail(connector: Connector) -> ref[Local]:
+        local = Local()
+        with suppress(RefusedError, DetachError):
             await connector.connect_socket(refusing_address())
-        assert slots(connector).free == 1
-    finally:
-        gc.enable()
+        return ref(local)
+
+    async def dial(address: SocketAddress) -> ByteStream:
+        return await anyio.connect_tcp(host, port)
+
+    async with listening() as listener:
+        host, port = listener.address
+        for dialer in (None, dial):
+            connector = Connector(max_connections=1, dialer=dialer)
+            assert (await fail(connector))() is None
+            assert slots(connector).free == 1
 
 
 # --- its slot
@@ -402,11 +464,11 @@ async def test_the_next_gets_it() -> None:
     async with holding() as (connector, sock, peer), anyio.create_task_group() as group:
         address = sock.getpeername()
         following = connector.connect(address, task_group=group)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert not following.opened.done()
         # The peer's end does not free it: the descriptor is in use.
         peer.close()
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert not following.opened.done()
         await anyio.to_thread.run_sync(sock.close)  # in any thread
         with anyio.fail_after(10):
@@ -653,6 +715,16 @@ def test_the_addresses_are_raced(names: Names) -> None:
             assert sock.getpeername() == (host, int(port))
 
 
+def test_nothing_is_kept_in_a_thread_either(no_collector: None) -> None:
+    def fail() -> ref[Local]:
+        local = Local()
+        with suppress(RefusedError):
+            Connector().connect_socket_blocking(refusing_address())
+        return ref(local)
+
+    assert fail()() is None
+
+
 def test_threads_share_the_slots() -> None:
     connector = Connector(max_connections=2)
     open_now: list[int] = []
@@ -765,6 +837,16 @@ def test_no_thread_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slots(connector).free == 1
 
 
+def test_no_event_loop_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_loop(selector: selectors.BaseSelector) -> asyncio.AbstractEventLoop:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(asyncio, "SelectorEventLoop", no_loop)
+    with pytest.raises(ConnectError, match=r"127\.0\.0\.1:1: Too many open files") as caught:
+        Connector().connect_socket_blocking("127.0.0.1:1")
+    assert caught.value.errno == errno.EMFILE
+
+
 # --- interrupted
 
 
@@ -776,8 +858,9 @@ def interrupted(when: threading.Event) -> Iterator[None]:
 
     def interrupt() -> None:
         when.wait()
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_kill(main, signal.SIGINT)
 
+    main = threading.get_ident()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=interrupt)
     thread.start()
@@ -790,7 +873,7 @@ def interrupted(when: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="kill() ends the process there")
+needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="has no pthread_kill()")
 
 
 @needs_kill
