@@ -463,7 +463,8 @@ def build(session: nox.Session) -> None:
 
     with tarfile.open(sdist) as archive:
         shipped = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = {"stubs/anyio_connect/__init__.pyi", "tests/conftest.py", "noxfile.py", ".ci/run"}
+    wanted = {"stubs/anyio_connect/__init__.pyi", "tests/conftest.py", "docs/testing.md"}
+    wanted |= {"noxfile.py", ".ci/run"}
     if not wanted <= shipped:
         session.error(f"missing from the sdist: {sorted(wanted - shipped)}")
 

@@ -109,7 +109,8 @@ class Connector:
     ``dialer``: what makes the connections, in place of the system: see :class:`Dialer`. If
     ``policy`` judges addresses, it is given those of a name that are allowed, raced as others are.
     Otherwise it is given the name. TLS, ``start_tls()``, ``connect_timeout`` and
-    ``max_connections`` work as ever.
+    ``max_connections`` work as ever. What the system can do for its sockets, such as
+    ``keep_alive``, is up to the dialer.
 
     ``proxy``: how sockets get to where they go: through the proxy with this URL,
     ``"http://user:password@host:3128"`` (HTTP CONNECT), ``"https://..."`` (the same over TLS),
@@ -174,7 +175,7 @@ class Connector:
     """What makes the connections, in place of the system: see :class:`Dialer`. If ``policy``
     judges addresses, it is given those of a name that are allowed, raced as others are. Otherwise
     it is given the name. TLS, ``start_tls()``, ``connect_timeout`` and ``max_connections`` work as
-    ever."""
+    ever. What the system can do for its sockets, such as ``keep_alive``, is up to the dialer."""
     proxy: str | None = None
     """How sockets get to where they go: through the proxy with this URL,
     ``"http://user:password@host:3128"`` (HTTP CONNECT), ``"https://..."`` (the same over TLS),

@@ -241,7 +241,7 @@ class Listener(abc.Listener[Socket]):
             # It waits for nothing, and a connection that was accepted goes to the handler.
             with anyio.CancelScope(shield=True):
                 await ours.opened
-            group.start_soon(_handle, handler, ours, str(target), name=f"serve {target}")
+            group.start_soon(handle, handler, ours, str(target), name=f"serve {target}")
         except BaseException:  # the group is no more
             await transport.abort()
             raise
@@ -301,7 +301,7 @@ def _try_again() -> bool:
     return True
 
 
-async def _handle(handler: Callable[[Socket], Any], socket: Socket, peer: str) -> None:
+async def handle(handler: Callable[[Socket], Any], socket: Socket, peer: str) -> None:
     """Run a handler; what its client can have caused ends here."""
     try:
         await handler(socket)

@@ -51,24 +51,35 @@ from anyio_connect import (
     StartTLSError,
     TLSError,
     WritableStream,
+    testing,
 )
 from anyio_connect._dial_errors import note_http
 
 PACKAGE = Path(anyio_connect.__file__).parent
 PUBLIC = {name: getattr(anyio_connect, name) for name in anyio_connect.__all__}
 PUBLIC_CLASSES = {name: value for name, value in PUBLIC.items() if isinstance(value, type)}
+#: Those of public modules of the package too.
+EVERYTHING = {
+    **PUBLIC,
+    **{f"testing.{name}": getattr(testing, name) for name in testing.__all__},
+}
+CLASSES = {name: value for name, value in EVERYTHING.items() if isinstance(value, type)}
 
 
 # --- names
 
 
 def test_all_is_exactly_the_public_names_in_order() -> None:
-    names = {name for name in vars(anyio_connect) if not name.startswith("_")}
+    names = {
+        name
+        for name, value in vars(anyio_connect).items()
+        if not name.startswith("_") and not inspect.ismodule(value)  # imported elsewhere
+    }
     constants_first = sorted(names, key=lambda name: (not name.isupper(), name))
     assert anyio_connect.__all__ == tuple(constants_first)
 
 
-@pytest.mark.parametrize("value", PUBLIC.values(), ids=PUBLIC)
+@pytest.mark.parametrize("value", EVERYTHING.values(), ids=EVERYTHING)
 def test_everything_public_says_what_it_is(value: Any) -> None:
     # A dataclass and a NamedTuple write one themselves, where there is none: "Name(field, ...)".
     assert value.__doc__
@@ -76,7 +87,7 @@ def test_everything_public_says_what_it_is(value: Any) -> None:
     assert not value.__doc__.startswith(f"{name}(")
 
 
-@pytest.mark.parametrize("cls", PUBLIC_CLASSES.values(), ids=PUBLIC_CLASSES)
+@pytest.mark.parametrize("cls", CLASSES.values(), ids=CLASSES)
 def test_every_public_method_says_what_it_does(cls: type) -> None:
     for name, member in vars(cls).items():
         if not name.startswith("_") and (callable(member) or isinstance(member, property)):
@@ -125,12 +136,13 @@ def test_a_socket_says_itself_what_its_streams_raise(name: str) -> None:
     assert ours.splitlines()[0] == theirs.splitlines()[0]
 
 
-@pytest.mark.parametrize("value", PUBLIC.values(), ids=PUBLIC)
-def test_tracebacks_and_pickles_name_the_public_place(value: Any) -> None:
-    assert value.__module__ == "anyio_connect"  # of a value that is neither: its class's
+@pytest.mark.parametrize(("name", "value"), EVERYTHING.items(), ids=EVERYTHING)
+def test_tracebacks_and_pickles_name_the_public_place(name: str, value: Any) -> None:
+    module = "anyio_connect.testing" if name.startswith("testing.") else "anyio_connect"
+    assert value.__module__ == module  # of a value that is neither: its class's
 
 
-@pytest.mark.parametrize("value", PUBLIC.values(), ids=PUBLIC)
+@pytest.mark.parametrize("value", EVERYTHING.values(), ids=EVERYTHING)
 def test_type_hints_can_be_had_at_run_time(value: Any) -> None:
     get_type_hints(value if callable(value) else type(value))
     if isinstance(value, type):
@@ -298,11 +310,11 @@ LAYERS = [
     {"_address", "_future", "_log", "_loops", "_policy", "_slots"},
     {"_options", "_proxy", "_tls_errors", "_raw", "_transport", "_dial_errors"},
     {"_dialer", "_proxy_http", "_proxy_socks", "_read_ahead", "_resolver", "_tcp", "_tls"},
-    {"_connection", "_dial"},
+    {"_connection", "_dial", "_memory"},
     {"_open", "_streams"},
     {"_socket", "_tunnel"},
     {"_connector", "_listen", "_preludes"},
-    {"__init__"},
+    {"__init__", "testing"},
     {"_demo"},
     {"__main__"},
 ]

@@ -36,6 +36,7 @@ from anyio_connect import (
 )
 from anyio_connect._lifecycle import Outbound
 from anyio_connect._slots import Slots
+from anyio_connect.testing import Network
 from cancelling import CancelAt, Moment
 from peers import Listener, Peer, listening, refusing_address
 from sockets import raw, use_up_the_turn
@@ -831,6 +832,71 @@ async def test_a_dialer_cancelled_at_every_checkpoint(judged: bool, moment: Mome
             break
     assert given_up == streams
     assert number > shielded + 1
+
+
+# --- a network in memory
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_dialling_in_memory_cancelled_at_every_checkpoint(moment: Moment) -> None:
+    """What was given up has ended, and the next call dials anew."""
+    number = -1
+    while True:
+        number += 1
+        network = Network(latency=1e-6)
+        async with network.listen("h.example:1") as listener:
+            socket = network.connector().connect("h.example:1")
+            with anyio.CancelScope() as scope:
+                await CancelAt(number, moment, scope, wait_for(socket))
+                await checkpoint()
+            with anyio.fail_after(5):
+                await socket.send(NEXT)
+                given_up = 0
+                accepted = await listener.accept()
+                while await what_came(accepted) != NEXT:
+                    given_up += 1
+                    accepted = await listener.accept()
+                assert given_up <= 1
+                await accepted.close()
+                await socket.close()
+        if not scope.cancel_called:
+            break
+    assert not given_up
+    assert number > 1
+
+
+async def what_came(socket: Socket) -> bytes:
+    """What is there first; nothing if it has ended."""
+    try:
+        return await socket.receive()
+    except (anyio.EndOfStream, BrokenError):
+        await socket.close()
+        return b""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_accepting_in_memory_cancelled_at_every_checkpoint(moment: Moment) -> None:
+    """It has taken a connection and returns it, or leaves it for the next call."""
+    number = -1
+    while True:
+        number += 1
+        network = Network(latency=1e-6)
+        async with network.listen("h.example:1") as listener, anyio.create_task_group() as group:
+            socket = network.connector().connect("h.example:1", task_group=group)
+            accepted = None
+            with anyio.CancelScope() as scope:
+                accepted = await CancelAt(number, moment, scope, listener.accept())
+                await checkpoint()
+            with anyio.fail_after(5):
+                if accepted is None:
+                    accepted = await listener.accept()
+                await socket.send(NEXT)
+                assert await accepted.receive() == NEXT
+                await accepted.close()
+                await socket.close()
+        if not scope.cancel_called:
+            break
+    assert number > 1
 
 
 # --- listening

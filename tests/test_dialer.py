@@ -38,6 +38,7 @@ from anyio_connect import (
 from errors import is_copy
 from peers import listening, refusing_address
 from tls_peers import NAME, TLS13, TLSPeer, client_context, server_context
+from turns import all_blocked
 
 #: Judges addresses, and allows all but one.
 JUDGE = AddressPolicy(deny=["10.0.0.1"])
@@ -455,7 +456,7 @@ async def test_a_stream_that_comes_too_late_is_closed(how: str) -> None:
             scope.cancel()
         else:
             await anyio.sleep(0.02)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         go_on.set()
     assert stream.closed.is_set()
     if how == "timeout":

@@ -45,7 +45,7 @@ from anyio_connect import (
     listen,
 )
 from anyio_connect._address import format_address
-from anyio_connect._listen import _handle
+from anyio_connect._listen import handle
 from anyio_connect._loops import announce, leads_back, withdraw
 from anyio_connect._options import Options
 from anyio_connect._tcp import TCPTransport
@@ -577,7 +577,7 @@ async def test_what_is_cancelled_stays_cancelled_though_its_client_failed() -> N
 
     async with connected() as (socket, _):
         with anyio.CancelScope() as scope:
-            await _handle(handler, socket, "test:1")
+            await handle(handler, socket, "test:1")
         # On asyncio, the cancellation of a task group is no part of what it raises.
         assert scope.cancelled_caught == trio.lowlevel.in_trio_run()
 

@@ -1,4 +1,4 @@
-"""The README: each block of code runs, and what its tables name is there."""
+"""The README and docs/: each block of code runs; what the README's tables name is there."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -23,8 +24,21 @@ import anyio_connect
 from anyio_connect import _tls
 from servers import echo, serving
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks_of(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+BLOCKS = blocks_of(README)
+DOCS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+DOC_BLOCKS = [
+    pytest.param(block, id=f"{page} {number}")
+    for page, text in sorted(DOCS.items())
+    for number, block in enumerate(blocks_of(text), 1)
+]
 COMMANDS = re.findall(r"^<!-- runs -->\n```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 HOST = "echo.example:7"
 DATABASE = "db.example:5432"
@@ -81,6 +95,30 @@ def test_block(
     monkeypatch.setattr(anyio, "run", lambda main: run(main, backend=backend))
     here = block.replace(HOST, address).replace(DATABASE, database)
     exec(compile(here, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("block", DOC_BLOCKS)
+def test_block_of_a_page(
+    block: str, backend: str, address: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands alone. The tests in it are run as well."""
+    run = anyio.run
+    with monkeypatch.context() as patch:
+        patch.setattr(anyio, "run", lambda main: run(main, backend=backend))
+        here: dict[str, Any] = {}
+        block = block.replace(HOST, address).replace(DATABASE, database)
+        exec(compile(block, "docs", "exec", dont_inherit=True), here)
+    for name, test in here.items():
+        if name.startswith("test_"):
+            run(test, backend=backend) if inspect.iscoroutinefunction(test) else test()
+
+
+@pytest.mark.parametrize("text", [README, *DOCS.values()], ids=["README", *DOCS])
+def test_links_lead_somewhere(text: str) -> None:
+    here = ROOT if text is README else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert target.startswith("https://") or (here / target).exists(), target
 
 
 def test_the_first_block_prints_what_it_says(

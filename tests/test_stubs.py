@@ -17,43 +17,67 @@ from typing import Any, NamedTuple, TypedDict, get_type_hints
 import pytest
 from typing_extensions import Never
 
-import anyio_connect
+import anyio_connect.testing
 from anyio_connect._future import T_co
 
-PAGE = Path(__file__).parent.parent / "stubs" / "anyio_connect" / "__init__.pyi"
-
-TREE = ast.parse(PAGE.read_text(encoding="utf-8"))
-CLASSES = [node for node in TREE.body if isinstance(node, ast.ClassDef)]
-VALUES = [
-    node
-    for node in TREE.body
-    if isinstance(node, ast.AnnAssign) and not ast.unparse(node.target).startswith("_")
-]
-FUNCTIONS = [
-    node for node in TREE.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-]
+STUBS = Path(__file__).parent.parent / "stubs"
 
 
-def _names() -> dict[str, Any]:
-    """What the page's annotations may name: its imports, and the package's own names."""
-    imports: list[ast.stmt] = [
-        node
-        for node in TREE.body
-        if isinstance(node, (ast.Import, ast.ImportFrom, ast.If))  # by version
-        or (isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "TypeAlias")
+class Page:
+    """The stubs of a public module."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        path = STUBS.joinpath(*module.__name__.split("."))
+        self.path = path / "__init__.pyi" if path.is_dir() else path.with_suffix(".pyi")
+        self.tree = ast.parse(self.path.read_text(encoding="utf-8"))
+        self.names = self._names()
+
+    def _names(self) -> dict[str, Any]:
+        """What the page's annotations may name: its imports, and the package's own names."""
+        imports: list[ast.stmt] = [
+            node
+            for node in self.tree.body
+            if isinstance(node, (ast.Import, ast.ImportFrom, ast.If))  # by version
+            or (isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "TypeAlias")
+        ]
+        names: dict[str, Any] = {}
+        exec(compile(ast.Module(imports, []), str(self.path), "exec"), names)
+        names.update({name: getattr(self.module, name) for name in self.module.__all__})
+        return {**names, "_T_co": T_co}
+
+    def said(self, node: ast.expr) -> Any:
+        """The value of an expression on the page."""
+        return eval(ast.unparse(node), self.names)
+
+    def public(self, node: ast.stmt) -> Any:
+        """What a definition on the page is about."""
+        return getattr(self.module, name_of(node))
+
+
+def name_of(node: ast.stmt) -> str:
+    """What a definition defines; nothing if it is none."""
+    if isinstance(node, ast.AnnAssign):
+        return ast.unparse(node.target)
+    return str(getattr(node, "name", ""))
+
+
+PAGES = [Page(anyio_connect), Page(anyio_connect.testing)]
+
+
+def _each(*kinds: type[ast.stmt]) -> list[Any]:
+    """The definitions of these kinds, each with its page."""
+    return [
+        pytest.param(page, node, id=name_of(node))
+        for page in PAGES
+        for node in page.tree.body
+        if isinstance(node, kinds) and not name_of(node).startswith("_")
     ]
-    names: dict[str, Any] = {}
-    exec(compile(ast.Module(imports, []), str(PAGE), "exec"), names)
-    names.update({name: getattr(anyio_connect, name) for name in anyio_connect.__all__})
-    return {**names, "_T_co": T_co}
 
 
-NAMES = _names()
-
-
-def said(node: ast.expr) -> Any:
-    """The value of an expression on the page."""
-    return eval(ast.unparse(node), NAMES)
+CLASSES = _each(ast.ClassDef)
+VALUES = _each(ast.AnnAssign)
+FUNCTIONS = _each(ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def meant(function: Any) -> dict[str, Any]:
@@ -67,7 +91,7 @@ def meant(function: Any) -> dict[str, Any]:
     }
 
 
-def shown(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[str, Any]]:
+def shown(page: Page, node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[str, Any]]:
     """What the page says about parameters and the result.
 
     ``Never`` there means: not for users, whatever it is.
@@ -75,75 +99,79 @@ def shown(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[str, A
     args = node.args
     for arg in (*args.posonlyargs, *args.args, args.vararg, *args.kwonlyargs, args.kwarg):
         if arg is not None and arg.annotation is not None:
-            hint = said(arg.annotation)
+            hint = page.said(arg.annotation)
             if hint is not Never:
                 yield arg.arg, hint
     assert node.returns is not None, f"{node.name}() has no return type"
-    yield "return", said(node.returns)
+    yield "return", page.said(node.returns)
 
 
-def test_the_page_defines_every_public_name_and_no_other() -> None:
-    defined = [node.name for node in CLASSES] + [node.name for node in FUNCTIONS]
-    defined += [ast.unparse(node.target) for node in VALUES]
-    assert sorted(defined) == sorted(anyio_connect.__all__)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.module.__name__)
+def test_a_page_defines_every_public_name_and_no_other(page: Page) -> None:
+    defined = [case.id for case in (*CLASSES, *FUNCTIONS, *VALUES) if case.values[0] is page]
+    assert sorted(defined) == sorted(page.module.__all__)
 
 
-@pytest.mark.parametrize("node", VALUES, ids=lambda node: ast.unparse(node.target))
-def test_values_are_of_the_type_that_the_page_says(node: ast.AnnAssign) -> None:
-    assert type(getattr(anyio_connect, ast.unparse(node.target))) is said(node.annotation)
+@pytest.mark.parametrize(("page", "node"), VALUES)
+def test_values_are_of_the_type_that_the_page_says(page: Page, node: ast.AnnAssign) -> None:
+    assert type(page.public(node)) is page.said(node.annotation)
 
 
-@pytest.mark.parametrize("node", FUNCTIONS, ids=lambda node: node.name)
+@pytest.mark.parametrize(("page", "node"), FUNCTIONS)
 def test_functions_have_the_same_annotations(
+    page: Page,
     node: ast.FunctionDef | ast.AsyncFunctionDef,
 ) -> None:
-    function = getattr(anyio_connect, node.name)
+    function = page.public(node)
     assert inspect.iscoroutinefunction(function) == isinstance(node, ast.AsyncFunctionDef)
-    assert dict(shown(node)) == meant(getattr(anyio_connect, node.name))
+    assert dict(shown(page, node)) == meant(function)
 
 
-@pytest.mark.parametrize("node", CLASSES, ids=lambda node: node.name)
-def test_methods_have_the_same_annotations(node: ast.ClassDef) -> None:
-    members = vars(getattr(anyio_connect, node.name))
+@pytest.mark.parametrize(("page", "node"), CLASSES)
+def test_methods_have_the_same_annotations(page: Page, node: ast.ClassDef) -> None:
+    members = vars(page.public(node))
     for method in node.body:
         if isinstance(method, (ast.FunctionDef, ast.AsyncFunctionDef)):
             member = members[method.name]
-            is_property = [ast.unparse(name) for name in method.decorator_list] == ["property"]
-            assert isinstance(member, property) == is_property
-            function = member.fget if isinstance(member, property) else member
-            on_page = dict(shown(method))
+            decorators = [ast.unparse(name) for name in method.decorator_list]
+            setter = [f"{method.name}.setter"]
+            assert decorators in ([["property"], setter] if isinstance(member, property) else [[]])
+            if isinstance(member, property):
+                function: Any = member.fset if decorators == setter else member.fget
+            else:
+                function = member
+            on_page = dict(shown(page, method))
             hidden = meant(function).keys() - on_page.keys()
             assert not hidden or method.name == "__init__"
             in_package = {name: hint for name, hint in meant(function).items() if name in on_page}
             assert on_page == in_package, f"{node.name}.{method.name}"
 
 
-@pytest.mark.parametrize("node", CLASSES, ids=lambda node: node.name)
-def test_classes_have_the_same_attributes(node: ast.ClassDef) -> None:
-    cls = getattr(anyio_connect, node.name)
+@pytest.mark.parametrize(("page", "node"), CLASSES)
+def test_classes_have_the_same_attributes(page: Page, node: ast.ClassDef) -> None:
+    cls = page.public(node)
     on_page = {}
     for item in node.body:
         if isinstance(item, ast.AnnAssign):
             assert isinstance(item.target, ast.Name)
-            on_page[item.target.id] = said(item.annotation)
-            if not (item.value is None or said(item.value) is ...) and "__slots__" not in vars(
-                cls
-            ):
-                assert vars(cls)[item.target.id] == said(item.value), item.target.id
+            on_page[item.target.id] = page.said(item.annotation)
+            value = ... if item.value is None else page.said(item.value)
+            if value is not ... and "__slots__" not in vars(cls):
+                assert vars(cls)[item.target.id] == value, item.target.id
     hints = get_type_hints(cls)
     own = [name for name in inspect.get_annotations(cls) if not name.startswith("_")]
     assert list(on_page.items()) == [(name, hints[name]) for name in own]
 
 
-@pytest.mark.parametrize("node", CLASSES, ids=lambda node: node.name)
-def test_classes_are_of_the_same_kind(node: ast.ClassDef) -> None:
-    cls = getattr(anyio_connect, node.name)
-    bases = tuple(said(base) for base in node.bases) or (object,)
+@pytest.mark.parametrize(("page", "node"), CLASSES)
+def test_classes_are_of_the_same_kind(page: Page, node: ast.ClassDef) -> None:
+    cls = page.public(node)
+    bases = tuple(page.said(base) for base in node.bases) or (object,)
     if bases == (NamedTuple,):
         assert cls.__bases__ == (tuple,)
     elif bases == (TypedDict,):
         assert cls.__bases__ == (dict,)
-        assert cls.__total__ == all(said(word.value) for word in node.keywords)
+        assert cls.__total__ == all(page.said(word.value) for word in node.keywords)
     else:
         assert vars(cls).get("__orig_bases__", cls.__bases__) == bases
     decorators = [ast.unparse(name) for name in node.decorator_list]

@@ -32,6 +32,7 @@ from anyio.abc import (
 from anyio.streams.buffered import BufferedByteReceiveStream, BufferedByteStream
 from anyio.streams.stapled import StapledByteStream
 from anyio.streams.text import TextReceiveStream, TextSendStream, TextStream
+from anyio.streams.tls import TLSListener
 from typing_extensions import assert_type
 
 from anyio_connect import (
@@ -72,6 +73,7 @@ from anyio_connect import (
     connect,
     listen,
 )
+from anyio_connect.testing import MemoryListener, Network
 
 Mode = Literal["off", "on", "starttls"]
 
@@ -498,3 +500,36 @@ def more_errors() -> None:
     denied: PermissionError = AddressNotAllowedError("no")
     loop: ConnectError = LoopError("no")
     failed: OSError = ListenError("no")
+
+
+# --- testing
+
+
+async def networks(address: SocketAddress, connector: Connector) -> None:
+    network = Network(latency=0.5, buffer_size=1000)
+    assert_type(network.latency, float)
+    network.latency = 1
+    network.add_host("db.example")
+    network.add_host("db.example", "192.0.2.1", "2001:db8::1")
+    network.fail("db.example:5432", OSError(111, "refused"))
+    network.fail(address, None)
+    with network.silence(("db.example", 5432)) as nothing:
+        assert_type(nothing, None)
+    assert_type(network.connector(), Connector)
+    assert_type(network.connector(connector, policy=WORKERS), Connector)
+    Connector(dialer=network.dial)
+    assert_type(await network.dial(address), ByteStream)
+    assert_type(await network.resolve("db.example", 5432), list[str])
+    async with network.listen("db.example:0", allow_half_open=True) as listener:
+        assert_type(listener, MemoryListener)
+        assert_type(listener.addresses, list[str])
+        assert_type(await listener.accept(), Socket)
+
+
+async def serving_in_memory(listener: MemoryListener, group: TaskGroup) -> None:
+    async def handler(socket: Socket) -> None: ...
+
+    await listener.serve(handler)
+    await listener.serve(handler, group)
+    anyio_listener: anyio.abc.Listener[Socket] = listener
+    secure = TLSListener(listener, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))

@@ -29,6 +29,7 @@ from anyio_connect import (
     connect,
     listen,
 )
+from anyio_connect.testing import Network
 
 # --- connect()
 
@@ -230,3 +231,17 @@ async def listening() -> None:
     await listen("h:0", keep_alive="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await listen("h:0", secure_transport="on")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await (await listen("h:0")).serve(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# --- testing
+
+
+async def networks() -> None:
+    Network(0.5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    network = Network(latency="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    network.add_host("h", ["192.0.2.1"])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    network.fail("h:1", ValueError())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    network.fail("h:1")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await network.listen("h:1")  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+    network.listen("h:1", backlog=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    network.connector(WORKERS)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

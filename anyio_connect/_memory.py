@@ -1,0 +1,479 @@
+"""TCP over a network in memory, as a transport: what ``testing`` is made of.
+
+The rules are in ``_memory_tcp``. Here they get the time of the event loop, tasks that wait, and
+the calls of a socket, on which the very transport of TCP is put.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from heapq import heappop, heappush
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import anyio
+from anyio.abc import SocketAttribute
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
+
+from ._memory_tcp import End, Host, Wire, accept, connect, error
+from ._tcp import TCPTransport
+from ._threads import from_any_thread
+from ._transport import NoSocketError
+from ._watch import ERR, HUP, IN, OUT, RDHUP
+
+if sys.version_info >= (3, 11):
+    from typing import Self
+else:
+    from typing_extensions import Self
+
+Address = tuple[str, int]
+
+#: As in dialling: of a connection that was made, and reset before anybody looked.
+_RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
+
+
+class Clock:
+    """What happens when, in the time of the running event loop.
+
+    There is no task and no timer behind it: whoever does something, or waits, has happen what is
+    due by then, each thing at its own time.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._due: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
+        self._count = 0
+        self._running = False
+        self._sooner = False  # something is due before what was next
+        self._waiting: dict[anyio.Event, None] = {}
+
+    def at(self, when: float, what: Callable[..., None], *args: object) -> None:
+        """Call ``what`` at that time. What is due at once is called in the order of the calls.
+
+        Whoever calls this catches up afterwards.
+        """
+        self._count += 1
+        heappush(self._due, (when, self._count, what, args))
+        self._sooner = self._sooner or self._due[0][1] == self._count
+
+    def catch_up(self) -> None:
+        """Have happen what is due."""
+        if self._running:
+            return
+        now = anyio.current_time()
+        self._running = True
+        try:
+            while self._due and self._due[0][0] <= now:
+                self.now, _, what, args = heappop(self._due)
+                what(*args)
+        finally:
+            self._running = False
+        self.now = now
+        if self._sooner and self._due:
+            for event in self._waiting:
+                event.set()  # that task waits for something later
+        self._sooner = False
+
+    async def wait(self, event: anyio.Event) -> None:
+        """Wait for ``event``, or until something is due that may set it."""
+        deadline = self._due[0][0] if self._due else float("inf")
+        self._waiting[event] = None
+        try:
+            with anyio.CancelScope(deadline=deadline):
+                await event.wait()
+        finally:
+            del self._waiting[event]
+
+
+class Bell:
+    """Wakes the tasks that wait for something to happen."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._waiting: dict[anyio.Event, None] = {}
+
+    def ring(self) -> None:
+        for event in self._waiting:
+            event.set()
+
+    async def wait(self) -> None:
+        """Wait until it rings; there may be false alarms. Has happen what is due by then."""
+        event = anyio.Event()
+        self._waiting[event] = None
+        try:
+            await self._clock.wait(event)
+        finally:
+            del self._waiting[event]
+        # It may have rung in the very turn in which the task was cancelled.
+        await checkpoint_if_cancelled()
+        self._clock.catch_up()
+
+
+class Line(End):
+    """An end of a connection, whose server may fall silent."""
+
+    def __init__(
+        self, clock: Clock, wire: Wire, server: Address, silent: Mapping[Address, list[Kept]]
+    ) -> None:
+        """``silent``: what is kept back, for each server that is silent."""
+        super().__init__(clock, wire)
+        self._server = server
+        self._silent = silent
+
+    def send_over(self, when: float, what: Callable[..., None], *args: object) -> None:
+        kept = self._silent.get(self._server)
+        if kept is None:
+            super().send_over(when, what, *args)
+        else:
+            kept.append((self, what, args))
+
+
+#: What is to happen at the other end of a line.
+Kept: TypeAlias = tuple[Line, Callable[..., None], tuple[object, ...]]
+
+
+class MemorySocket:
+    """``socket.socket`` over an end in memory, as far as the transport of TCP uses it."""
+
+    def __init__(self, clock: Clock, end: End) -> None:
+        self.clock = clock
+        self.end = end
+        self.family = socket.AF_INET6 if ":" in end.local[0] else socket.AF_INET
+        self.watches: dict[MemoryWatch, None] = {}
+        # Not a method of this: it would be a reference cycle.
+        end.changed = _teller(self.watches)
+
+    def fileno(self) -> int:
+        return -1
+
+    def recv(self, most: int, flags: int = 0) -> bytes:
+        self.clock.catch_up()
+        try:
+            return self.end.receive(most, peek=bool(flags & socket.MSG_PEEK))
+        finally:
+            self.clock.catch_up()
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.recv(nbytes or len(view), flags)
+        view[: len(data)] = data
+        return len(data)
+
+    def send(self, data: bytes | bytearray | memoryview) -> int:
+        self.clock.catch_up()
+        try:
+            return self.end.send(data)
+        finally:
+            self.clock.catch_up()
+
+    def shutdown(self, how: int) -> None:
+        self.clock.catch_up()
+        try:
+            self.end.shutdown(how)
+        finally:
+            self.clock.catch_up()
+
+    def getsockname(self) -> Address:
+        return self.end.local
+
+    def getpeername(self) -> Address:
+        return self.end.remote
+
+    def setsockopt(self, level: int, option: int, value: Any) -> None:
+        if (level, option) == (socket.SOL_SOCKET, socket.SO_LINGER):
+            on, seconds = struct.unpack("hh" if len(value) == 4 else "ii", value)
+            if on and not seconds:
+                self.end.linger0()
+
+    def getsockopt(self, level: int, option: int, buflen: int = 0) -> int:
+        asked = (level, option) == (socket.SOL_SOCKET, socket.SO_ERROR)
+        return self.end.take_error() if asked else 0
+
+    def close(self) -> None:
+        for watch in self.watches:
+            watch.close()
+        self.clock.catch_up()
+        self.end.close()
+        self.clock.catch_up()
+
+
+def _teller(watches: dict[MemoryWatch, None]) -> Callable[[int], None]:
+    def tell(key: int) -> None:
+        for watch in watches:
+            watch.tell(key)
+
+    return tell
+
+
+class MemoryWatch:
+    """Watches one socket: as :class:`_watch.Watch`."""
+
+    def __init__(self, sock: MemorySocket, events: int) -> None:
+        self._sock = sock
+        self._events = events | ERR | HUP
+        self._came = True  # what is there already counts
+        self._closed = sock.end.released
+        self._bell = Bell(sock.clock)
+
+    def __enter__(self) -> Self:
+        self._sock.watches[self] = None
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        self._sock.watches.pop(self, None)
+
+    def tell(self, key: int) -> None:
+        """Something has changed: these events, or the state as such (0)."""
+        if not key or key & self._events:
+            self._came = True
+            self._bell.ring()
+
+    def close(self) -> None:
+        """Have :meth:`wait` raise, now and ever after."""
+        self._closed = True
+        self._bell.ring()
+
+    async def wait(self) -> int:
+        """Wait until one of the events comes; return those that are there.
+
+        :raises anyio.ClosedResourceError: the socket, or this, was closed
+        """
+        await checkpoint_if_cancelled()
+        self._sock.clock.catch_up()
+        while not self._closed:
+            if self._came:
+                self._came = False
+                if found := self._sock.end.flags() & self._events:
+                    return found
+            await self._bell.wait()
+        raise anyio.ClosedResourceError
+
+
+class MemoryReadiness:
+    """Waits for one socket in memory: as :class:`_readiness.Readiness`."""
+
+    waits_first = False
+    leave = None
+
+    def __init__(self, sock: MemorySocket) -> None:
+        self._sock = sock
+        self._stopped = False
+        self._closed = False
+        self._reader: MemoryWatch | None = None
+
+    def may_go_on(self, amount: int) -> bool:
+        return False
+
+    async def enter(self) -> None:
+        await checkpoint()
+
+    async def readable(self, attempt: Callable[[], bool]) -> None:
+        if self._stopped:
+            raise anyio.ClosedResourceError
+        try:
+            with MemoryWatch(self._sock, IN | RDHUP) as self._reader:
+                await self._reader.wait()
+        finally:
+            self._reader = None
+
+    async def writable(self) -> None:
+        with MemoryWatch(self._sock, OUT) as watch:
+            await watch.wait()
+
+    def stop_reading(self) -> None:
+        self._stopped = True
+        if self._reader is not None:
+            self._reader.close()
+
+    def resume_reading(self) -> None:
+        self._stopped = self._closed
+
+    def close(self) -> None:
+        self._closed = self._stopped = True
+        self._sock.close()
+
+    def close_dropped(self) -> None:
+        raise AssertionError("unreachable")
+
+    def detach(self) -> None:
+        raise AssertionError("unreachable")
+
+
+class MemoryTransport(TCPTransport):
+    """The transport of TCP over a connection in memory.
+
+    What it cannot ask the kernel, it asks the other end.
+    """
+
+    def __init__(self, sock: MemorySocket, error: OSError | None = None) -> None:
+        as_if: Any = sock
+        super().__init__(as_if, MemoryReadiness(sock), remote=sock.end.remote, error=error)
+        self._memory = sock
+        self._drop = from_any_thread(sock.close)
+
+    @property
+    def _can_watch(self) -> bool:
+        return True
+
+    @property
+    def _can_watch_all(self) -> bool:
+        return True
+
+    def _outstanding(self) -> int:
+        self._memory.clock.catch_up()
+        return self._memory.end.unacknowledged
+
+    async def _wait_arrival(self, *, delivered: bool) -> None:
+        with self._watch(IN | OUT | RDHUP) as watch:
+            while not await watch.wait() & ~OUT:
+                if delivered and not self._outstanding():
+                    return
+
+    def _events(self, events: int) -> int:
+        self._memory.clock.catch_up()
+        return self._memory.end.flags() & (events | ERR | HUP)
+
+    def _watch(self, events: int) -> MemoryWatch:
+        return MemoryWatch(self._memory, events)
+
+    def _unwatch(self) -> None:
+        """Closing the socket ends its watches."""
+
+    def detach(self) -> socket.socket:
+        raise NoSocketError("it is no socket of the system's, but a connection in memory")
+
+    def close_dropped(self) -> bool:
+        if self._closed:
+            return False
+        self._closed = True
+        with suppress(RuntimeError):  # its event loop has ended, and the other end with it
+            self._drop()
+        return True
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        attributes = {**super().extra_attributes}
+        del attributes[SocketAttribute.raw_socket]
+        return attributes
+
+
+async def _made(sock: MemorySocket) -> int:
+    """Wait until the connection is made; return the number of a reset that has come by then.
+
+    :raises OSError: it cannot be made
+    """
+    with MemoryWatch(sock, OUT) as watch:
+        while sock.end.connecting:
+            await watch.wait()
+    code = sock.end.take_error()
+    if code and code not in _RESET:
+        raise error(code)
+    return code
+
+
+class Memory:
+    """The network: who is there, what is silent, and what its connections are like."""
+
+    def __init__(self, buffer_size: int) -> None:
+        self.clock = Clock()
+        self.latency = 0.0
+        self.hosts: dict[Address, Host[Line]] = {}
+        self._buffer_size = buffer_size
+        self._silent: dict[Address, list[Kept]] = {}
+
+    def line(self, server: Address) -> Line:
+        """One end of a new connection with ``server``."""
+        wire = Wire(self.latency, self._buffer_size, self._buffer_size)
+        return Line(self.clock, wire, server, self._silent)
+
+    async def connect(self, client: Address, server: Address) -> MemoryTransport:
+        """Connect. Cancelled, it leaves nothing behind.
+
+        :raises OSError: what the system would raise
+        """
+        line = self.line(server)
+        line.local = client
+        sock = MemorySocket(self.clock, line)
+        try:
+            self.clock.catch_up()
+            connect(self.hosts, line, server)
+            code = await _made(sock)
+            return MemoryTransport(sock, error(code) if code else None)
+        except BaseException:
+            sock.close()
+            raise
+
+    def silence(self, servers: list[Address]) -> list[Address]:
+        """Keep back what is sent to these, and from there; return those that were not silent."""
+        new = [server for server in servers if server not in self._silent]
+        self._silent.update((server, []) for server in new)
+        return new
+
+    def hear(self, servers: list[Address]) -> None:
+        """Have all that was kept back arrive after all."""
+        self.clock.catch_up()
+        for server in servers:
+            for line, what, args in self._silent.pop(server):
+                self.clock.at(self.clock.now + line.wire.delay, what, *args)
+        self.clock.catch_up()
+
+
+class Backlog:
+    """What has come in at some addresses, and was not accepted yet."""
+
+    def __init__(self, memory: Memory, where: list[Address]) -> None:
+        self._memory = memory
+        self._where = where
+        self._queue: deque[MemorySocket] = deque()
+        self._closed = False
+        self._came = Bell(memory.clock)
+        memory.hosts.update(dict.fromkeys(where, self))
+
+    def syn(self, client: Line) -> None:
+        accept(client, self._memory.line(client.remote), self._ready)
+
+    def _ready(self, server: Line) -> None:
+        sock = MemorySocket(self._memory.clock, server)
+        if self._closed:
+            _reset(sock)
+        else:
+            self._queue.append(sock)
+            self._came.ring()
+
+    async def take(self) -> MemoryTransport:
+        """Wait for a connection, and take it. Cancelled, it has taken none.
+
+        :raises anyio.ClosedResourceError: this was closed, also while waiting
+        """
+        self._memory.clock.catch_up()
+        while not self._closed and not self._queue:
+            await self._came.wait()
+        if self._closed:
+            raise anyio.ClosedResourceError
+        return MemoryTransport(self._queue.popleft())
+
+    def close(self) -> None:
+        """Let nobody come in any more, and reset those who have."""
+        if not self._closed:
+            self._closed = True
+            for address in self._where:
+                del self._memory.hosts[address]
+            while self._queue:
+                _reset(self._queue.popleft())
+            self._came.ring()
+
+
+def _reset(sock: MemorySocket) -> None:
+    sock.end.linger0()
+    sock.close()
