@@ -108,9 +108,9 @@ class Connector:
 
     ``dialer``: what makes the connections, in place of the system: see :class:`Dialer`. If
     ``policy`` judges addresses, it is given those of a name that are allowed, raced as others are.
-    Otherwise it is given the name. TLS, ``start_tls()``, ``connect_timeout`` and
-    ``max_connections`` work as ever. What the system can do for its sockets, such as
-    ``keep_alive``, is up to the dialer.
+    Otherwise it is given the name, and only :meth:`resolve` asks the ``resolver``. TLS,
+    ``start_tls()``, ``connect_timeout`` and ``max_connections`` work as ever. What the system can
+    do for its sockets, such as ``keep_alive``, is up to the dialer.
 
     ``proxy``: how sockets get to where they go: through the proxy with this URL,
     ``"http://user:password@host:3128"`` (HTTP CONNECT), ``"https://..."`` (the same over TLS),
@@ -174,8 +174,9 @@ class Connector:
     dialer: Dialer | None = None
     """What makes the connections, in place of the system: see :class:`Dialer`. If ``policy``
     judges addresses, it is given those of a name that are allowed, raced as others are. Otherwise
-    it is given the name. TLS, ``start_tls()``, ``connect_timeout`` and ``max_connections`` work as
-    ever. What the system can do for its sockets, such as ``keep_alive``, is up to the dialer."""
+    it is given the name, and only :meth:`resolve` asks the ``resolver``. TLS, ``start_tls()``,
+    ``connect_timeout`` and ``max_connections`` work as ever. What the system can do for its
+    sockets, such as ``keep_alive``, is up to the dialer."""
     proxy: str | None = None
     """How sockets get to where they go: through the proxy with this URL,
     ``"http://user:password@host:3128"`` (HTTP CONNECT), ``"https://..."`` (the same over TLS),
@@ -462,14 +463,10 @@ def _check_dialer(connector: Connector) -> None:
         raise InvalidOptionError("proxy and dialer are two ways to one place: leave one out")
     if connector.prepare is not None:
         raise _no_effect("prepare", connector.prepare, "which makes its sockets itself")
-    if judges_addresses(connector.policy):
-        return
-    why = "which is given the name, unless the policy judges addresses"
     delay = connector.happy_eyeballs_delay
-    if delay != HAPPY_EYEBALLS_DELAY:
+    if delay != HAPPY_EYEBALLS_DELAY and not judges_addresses(connector.policy):
+        why = "which is given the name, unless the policy judges addresses"
         raise _no_effect("happy_eyeballs_delay", delay, why)
-    if connector.resolver is not None:
-        raise _no_effect("resolver", connector.resolver, why)
 
 
 def _no_effect(name: str, value: object, why: str) -> InvalidOptionError:

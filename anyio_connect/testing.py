@@ -204,15 +204,14 @@ class Network:
         """A ``Connector`` whose sockets are on this network.
 
         ``like``: one whose other values it has: for the rules of the program that is tested. Those
-        that are for real networks only (``local_host`` and the like) are left out. ``policy``: in
-        place of that one's. If it judges addresses, names are resolved here.
+        that are for real networks only (``local_host``, ``prepare``, ``proxy``) are left out, and
+        names are resolved here. ``policy``: in place of that one's.
         """
         given = {} if like is None else {name: getattr(like, name) for name in _KEPT}
         given |= {} if policy is None else {"policy": policy}
-        if "policy" in given and judges_addresses(given["policy"]):
-            given |= {} if like is None else {"happy_eyeballs_delay": like.happy_eyeballs_delay}
-            given["resolver"] = self.resolve
-        return Connector(**given, dialer=self.dial)
+        if like is not None and judges_addresses(given["policy"]):
+            given["happy_eyeballs_delay"] = like.happy_eyeballs_delay
+        return Connector(**given, dialer=self.dial, resolver=self.resolve)
 
     # --- the rest
 
@@ -345,8 +344,8 @@ class MemoryListener(abc.Listener[Socket]):
 
 
 def _host(name: str) -> str:
-    """A name as the table of names has it, or an IP address."""
-    return parse_address((name, 1)).hostname.removesuffix(".")
+    """A name as the table of names has it, or an IP address: there is one link, and no zones."""
+    return parse_address((name, 1)).hostname.partition("%")[0].removesuffix(".")
 
 
 def _ip(text: str) -> str:

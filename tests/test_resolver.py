@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket as stdlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -338,10 +339,14 @@ def test_it_must_be_a_function(value: Any) -> None:
         Connector(resolver=value)
 
 
-def test_a_dialer_that_is_given_names_has_no_use_for_it() -> None:
-    async def dialer(address: object) -> Any:
-        raise AssertionError
+async def test_beside_a_dialer_that_is_given_names_it_is_for_resolve() -> None:
+    async def dialer(address: SocketAddress) -> Any:
+        raise RefusedError(f"no way to {address.hostname}")
 
-    with pytest.raises(InvalidOptionError, match=r"resolver=.* has no effect with a dialer"):
-        Connector(dialer=dialer, resolver=answering([]))
-    Connector(WORKERS, dialer=dialer, resolver=answering([]))
+    connector = Connector(dialer=dialer, resolver=answering(["192.0.2.1"]))
+    assert await connector.resolve("db.test", 1) == ["192.0.2.1"]
+    with pytest.raises(RefusedError, match=r"^no way to db\.test$"):
+        await connector.connect("db.test:1").opened
+    connector = replace(connector, policy=AddressPolicy(deny=["10.0.0.1"]))
+    with pytest.raises(RefusedError, match=r"^no way to 192\.0\.2\.1$"):
+        await connector.connect("db.test:1").opened

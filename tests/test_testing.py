@@ -469,14 +469,17 @@ async def test_what_a_policy_forbids() -> None:
         connector = network.connector(policy=WORKERS)
         with pytest.raises(AddressNotAllowedError, match=r"10\.0\.0\.5"):
             await connector.connect("inside.example:443").opened
-        async with network.connector().connect("inside.example:443"):
-            pass
+        for host in ("inside.example", "fe80::1", "fe80::1%1"):
+            async with network.connector().connect((host, 443)):
+                pass
         async with connector.connect("both.example:444") as socket:
             assert (await socket.opened).remote_address == "[2606:4700::1]:444"
         assert listener.addresses == ["10.0.0.5:444", "[2606:4700::1]:444"]
         assert listener.extra(SocketAttribute.local_address) == ("10.0.0.5", 444)
     with pytest.raises(ResolveError):
         await connector.connect("no.example:443").opened
+    assert await connector.resolve("both.example", 443) == ["2606:4700::1"]
+    assert await network.connector().resolve("inside.example", 443) == ["10.0.0.5", "fe80::1"]
 
 
 async def test_a_name_with_several_addresses_is_tried_at_each() -> None:
