@@ -29,7 +29,8 @@ from ._tls import start_tls
 from ._tls_errors import handshake_timed_out
 from ._transport import Transport
 
-#: What is offered to a proxy over TLS (RFC 7301): CONNECT is asked for in no other protocol.
+#: What is offered to a proxy over TLS (RFC 7301), unless a context has its own: CONNECT is asked
+#: for in no other protocol.
 _ALPN = ("http/1.1",)
 
 
@@ -88,7 +89,7 @@ class Tunnel:
         if not self._proxy.resolves_names or judges_addresses(self._to_target.policy):
             # A zone is of this machine, and says nothing to another.
             endpoints = await find(self._to_target, self._found)
-            hosts = list(dict.fromkeys(endpoint.ip.partition("%")[0] for endpoint in endpoints))
+            hosts = [endpoint.ip.partition("%")[0] for endpoint in endpoints]
         for host in hosts:
             self._asked = format_address(host, self._address.port)
             try:
@@ -153,7 +154,7 @@ class Tunnel:
             transport,
             where=name,
             server_hostname=proxy.address.hostname,
-            alpn=_ALPN if self._context is None else None,
+            alpn=_ALPN,
             context=self._context,
             require_close_notify=self._require_close_notify,
         )

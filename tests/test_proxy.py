@@ -185,6 +185,7 @@ REFUSED = [
     ("http://h :1", "white space"),
     ("http://h\0:1", "control character"),
     ("http://h\x85:1", "control character"),
+    ("http://h\x9b:1", "control character"),
     ("http://evil\\h:1", "backslash"),
     ("http://@h:1", "leave out the '@'"),
     (f"http://{SECRET}:1", None),  # a host like any other
@@ -222,6 +223,23 @@ def test_any_other_url_is_an_error_at_once(url: str, why: str) -> None:
     assert str(caught.value).isprintable()
     for text in (str(caught.value), repr(caught.value), str(caught.value.__cause__)):
         assert SECRET not in text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://proxy.example", "'http://proxy.example'"),
+        ("http://proxy.example:80/path", "'http://proxy.example:80/path'"),
+        (f"http://user:{SECRET}", "'http://user:***'"),
+        (f"user:{SECRET}", "'user:***'"),
+        (f"http://user:{SECRET}@h:1/x", "'http://***@h:1/x'"),
+        ("http://[::1]:x", "'http://[::1]:***'"),
+    ],
+)
+def test_as_much_of_a_bad_url_is_shown_as_can_be(url: str, shown: str) -> None:
+    with pytest.raises(InvalidOptionError) as caught:
+        Connector(proxy=url)
+    assert str(caught.value).startswith(f"bad value for proxy: {shown}: ")
 
 
 @pytest.mark.parametrize("value", [3128, True, b"http://h:1", ("h", 1), f"{SECRET}".encode()])
@@ -711,6 +729,48 @@ async def test_each_allowed_address_is_asked_for_in_turn(names: dict[str, list[A
     assert info.remote_address == "192.0.2.2:80"
 
 
+async def test_so_it_is_with_socks5(names: dict[str, list[Any]]) -> None:
+    names["db.example"] = ["192.0.2.1", "192.0.2.2"]
+
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_socks(proxy, line)
+        await line.send(b"\5\4" if len(proxy.asked) == 1 else SUCCEEDED)
+        await echo(line)
+
+    async with proxying(script) as proxy:
+        info = await use(Connector(proxy=proxy.url("socks5")).connect("db.example:80"))
+        assert proxy.asked == ["192.0.2.1:80", "192.0.2.2:80"]
+    assert info.remote_address == "192.0.2.2:80"
+
+
+async def test_what_else_a_connector_has_is_for_the_way_to_the_proxy() -> None:
+    looked_up: list[tuple[str, int]] = []
+    prepared: list[stdlib.socket] = []
+
+    async def resolver(host: str, port: int) -> list[str]:
+        looked_up.append((host, port))
+        if host == "proxy.example":
+            return ["127.0.0.1"]
+        # A zone is of this machine, and says nothing to the proxy.
+        return [f"fe80::1%{stdlib.if_indextoname(1)}"]
+
+    async with proxying(socks()) as proxy:
+        connector = Connector(
+            proxy=f"socks5://proxy.example:{proxy.port}",
+            resolver=resolver,
+            prepare=prepared.append,
+            keep_alive=77,
+        )
+        async with connector.connect("db.example:80", keep_alive=88) as socket:
+            assert prepared == [raw(socket)]
+            if sys.platform == "linux":
+                idle = raw(socket).getsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_KEEPIDLE)
+                assert idle == 88
+            assert (await socket.opened).remote_address == "[fe80::1]:80"
+        assert proxy.asked == ["[fe80:0000:0000:0000:0000:0000:0000:0001]:80"]
+        assert looked_up == [("db.example", 80), ("proxy.example", proxy.port)]
+
+
 async def test_all_that_were_refused_are_told(names: dict[str, list[Any]]) -> None:
     names["db.example"] = ["192.0.2.1", "10.0.0.1", "192.0.2.2"]
     async with proxying(in_turn(BAD_GATEWAY, FORBIDDEN)) as proxy:
@@ -777,6 +837,7 @@ async def test_local_host_is_where_the_proxy_is_connected_to_from(
 @pytest.mark.parametrize(
     ("status", "why"),
     [
+        (300, ""),
         (301, ""),
         (400, ": perhaps it is no proxy"),
         (403, ": its rules forbid that"),
@@ -915,7 +976,8 @@ async def test_a_user_that_is_refused(answer: bytes, why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"\4\0", b"\5\0\0\2", b"\5\0\0\0", b"\5\0\0\3", b"\5\0\0\1abc"]
+    "answer",
+    [b"\4\0", b"\4\0\0\1" + bytes(6), b"\5\0\0\2", b"\5\0\0\0", b"\5\0\0\3", b"\5\0\0\1abc"],
 )
 async def test_a_reply_that_is_none(answer: bytes) -> None:
     async def script(proxy: Proxy, line: Line) -> None:
