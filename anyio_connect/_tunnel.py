@@ -22,6 +22,7 @@ from ._dial_errors import (
     proxy_unreachable,
 )
 from ._errors import ConnectError, ConnectTimeoutError, InvalidOptionError, ProxyError, text_of
+from ._log import log
 from ._open import Target
 from ._policy import UNRESTRICTED, judges_addresses
 from ._proxy import Proxy, ProxyAnswerError, parse_proxy
@@ -100,6 +101,8 @@ class Tunnel:
                     before = tuple(self._attempts)
                     raise proxy_failed(self._where, self._proxy, *told, before) from told[-1]
                 self._attempts.append(proxy_refused(self._asked, *told))
+                if log.debugs:
+                    log.debug("%s: %s", self._where, self._attempts[-1])
         raise proxy_refused_all(
             self._where,
             self._proxy,
@@ -125,6 +128,8 @@ class Tunnel:
     async def _through(self, host: str) -> Transport:
         transport = await self._reach()
         self._too_late = self._silent
+        if log.debugs:
+            log.debug("%s: asking the proxy %s for %s", self._where, self._proxy, self._asked)
         try:
             await self._proxy.protocol().ask(transport, self._proxy, host, self._address.port)
         except BaseException as exc:

@@ -27,6 +27,7 @@ from anyio_connect import (
 )
 from anyio_connect._log import Log, log
 from peers import listening, refusing_address
+from proxies import ESTABLISHED, Line, Proxy, hear_http, proxying
 from sockets import settle
 from tls_peers import NAME, TLSPeer, client_context, server_context
 
@@ -97,6 +98,35 @@ async def test_a_connection_from_its_name_to_its_end(lines: Lines) -> None:
         f"{where}: 127.0.0.9:{port}: connection refused: nothing is listening there",
         f"{where}: trying 127.0.0.1:{port}",
         f"{where}: open, from {info.local_address} to 127.0.0.1:{port}",
+        f"{where}: closing",
+        f"{where}: closed",
+    ]
+
+
+async def test_the_way_through_a_proxy(lines: Lines) -> None:
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_http(proxy, line)
+        await line.send(ESTABLISHED if len(proxy.asked) > 1 else b"HTTP/1.1 502 No\r\n\r\n")
+
+    async with proxying(script) as proxy:
+        connector = Connector(
+            AddressPolicy(deny=["10.0.0.1"]),
+            proxy=proxy.url("http", "user:hunter2@"),
+            resolver=naming("192.0.2.1", "192.0.2.2"),
+        )
+        async with connector.connect("host.test:80") as socket:
+            info = await socket.opened
+    where, at = "host.test:80", f"127.0.0.1:{proxy.port}"
+    told = lines.take()
+    assert told == [
+        f"{where}: asking the resolver",
+        f"{where}: has 192.0.2.1:80, 192.0.2.2:80",
+        f"{at}: trying {at}",
+        f"{where}: asking the proxy http://{at} for 192.0.2.1:80",
+        f"{where}: 192.0.2.1:80: it answered 502 Bad Gateway: it could not connect there itself",
+        f"{at}: trying {at}",
+        f"{where}: asking the proxy http://{at} for 192.0.2.2:80",
+        f"{where}: open, from {info.local_address} to 192.0.2.2:80",
         f"{where}: closing",
         f"{where}: closed",
     ]
