@@ -13,7 +13,7 @@ from inspect import isawaitable, iscoroutinefunction
 from ipaddress import ip_address
 from typing import Any
 
-from anyio.abc import ByteStream, TaskGroup
+from anyio.abc import ByteStream, SocketAttribute, TaskGroup
 
 from ._address import SocketAddress, parse_address
 from ._blocking import event_loop_runs, wait_for
@@ -21,6 +21,8 @@ from ._dial import HAPPY_EYEBALLS_DELAY, Route
 from ._dial_errors import no_thread
 from ._dialer import Dialer
 from ._errors import (
+    BrokenError,
+    DetachError,
     EventLoopRunningError,
     InvalidAddressError,
     InvalidOptionError,
@@ -28,7 +30,7 @@ from ._errors import (
     bad_option,
     quote,
 )
-from ._keepalive import KEEP_ALIVE
+from ._keepalive import KEEP_ALIVE, limit_of
 from ._open import Dialled, Straight, Target, Way, addresses_of
 from ._options import (
     CLOSE_TIMEOUT,
@@ -43,6 +45,7 @@ from ._options import (
 from ._policy import UNRESTRICTED, AddressPolicy, judges_addresses
 from ._slots import Slot, Slots
 from ._socket import Socket
+from ._tcp import TCPTransport
 from ._threads import NoThreadError
 
 if sys.version_info >= (3, 11):
@@ -506,13 +509,20 @@ class _Opened:
 
 async def _opened(dialling: Awaitable[ByteStream]) -> ByteStream:
     stream = await dialling
-    if isinstance(stream, Socket):  # which is pending at first
-        try:
-            await stream.opened
-        except BaseException:
-            await stream.close()
-            raise
-    return stream
+    if not isinstance(stream, Socket):
+        return stream
+    try:
+        await stream.opened  # it is pending at first
+    except BaseException:
+        await stream.close()
+        raise
+    # In case the connection is reset by then, and the kernel tells the peer's address no more.
+    remote: Any = stream.extra(SocketAttribute.remote_address, None)
+    try:
+        sock = stream.detach()
+    except (DetachError, BrokenError):
+        return stream  # which is used as any other
+    return TCPTransport(sock, remote=remote, limit=limit_of(sock))
 
 
 _DEFAULT = Connector()

@@ -24,8 +24,10 @@ class Dialer(Protocol):
     the policy allows. Otherwise it has the host as ``connect()`` was given it, in its normal form,
     and the policy has allowed the port.
 
-    The stream belongs to the socket, which closes it. It may be one of AnyIO's, a ``Socket``, or
-    any other ``ByteStream``.
+    The stream belongs to the new socket, which closes it. It may be one of AnyIO's, or any other
+    ``ByteStream``. A ``Socket`` is connected first. Then it gives its connection away, as by
+    ``detach()``. If it cannot, because it has TLS for example, it is used as any other stream is,
+    and needs ``allow_half_open`` if the new socket has it.
 
     A :class:`SocketError` that is raised is what the futures of the socket fail with. If there are
     several addresses, it is in ``attempts`` of the :class:`ConnectError`, like that of any

@@ -37,6 +37,7 @@ from anyio_connect import (
 )
 from errors import is_copy
 from peers import listening, refusing_address
+from sockets import raw
 from tls_peers import NAME, TLS13, TLSPeer, client_context, server_context
 from turns import all_blocked
 
@@ -372,6 +373,58 @@ async def test_a_socket_is_connected_first() -> None:
             await peer.send(b"pong")
             assert await socket.receive() == b"pong"
         assert await peer.receive() == b""
+
+
+async def test_a_socket_gives_its_connection_away() -> None:
+    """So the new one has all that TCP has: a reset, hang-ups that are noticed, half-close."""
+    async with listening() as listener:
+        slots = Connector(max_connections=1)
+        inner: list[Socket] = []
+
+        async def dial(address: SocketAddress) -> ByteStream:
+            inner.append(slots.connect(listener.address))
+            return inner[0]
+
+        connector = Connector(dialer=dial)
+        socket = connector.connect("db.example:1", allow_half_open=True)
+        await socket.opened
+        assert inner[0].closed.done()
+        assert raw(socket).getpeername() == listener.address
+        peer = await listener.accept()
+        peer.fin()
+        with pytest.raises(anyio.EndOfStream):
+            await socket.receive()
+        await socket.send(b"after your end")
+        assert await peer.receive() == b"after your end"
+        other = slots.connect(listener.address, connect_timeout=0.01)
+        with pytest.raises(ConnectTimeoutError, match="no slot"):
+            await other.opened
+        await socket.writable.abort()
+        with pytest.raises(ConnectionResetError):
+            await peer.receive()
+        async with slots.connect(listener.address, connect_timeout=5):
+            pass
+
+
+async def test_a_socket_with_tls_stays_what_it_is() -> None:
+    """TLS in TLS."""
+    async with listening() as listener, anyio.create_task_group() as group:
+
+        async def serve() -> None:
+            peer = TLSPeer(await listener.accept(), server_context(TLS13))
+            await peer.shake()
+            while data := await peer.receive():
+                await peer.send(data)
+
+        group.start_soon(serve)
+        outside = Connector(ssl_context=client_context())
+
+        async def dial(address: SocketAddress) -> ByteStream:
+            return outside.connect(listener.address, secure_transport="on", sni=NAME)
+
+        async with Connector(dialer=dial).connect("db.example:1") as socket:
+            await socket.send(b"ping")
+            assert await socket.receive() == b"ping"
 
 
 async def test_a_socket_that_cannot_be_connected_fails_the_dial() -> None:
