@@ -14,6 +14,7 @@ from ._errors import ConnectTimeoutError as ConnectTimeoutError
 from ._errors import DelimiterNotFoundError as DelimiterNotFoundError
 from ._errors import DetachError as DetachError
 from ._errors import EventLoopRunningError as EventLoopRunningError
+from ._errors import HalfCloseError as HalfCloseError
 from ._errors import IncompleteReadError as IncompleteReadError
 from ._errors import InvalidAddressError as InvalidAddressError
 from ._errors import InvalidOptionError as InvalidOptionError
@@ -52,6 +53,7 @@ __all__ = (
     "DetachError",
     "Dialer",
     "EventLoopRunningError",
+    "HalfCloseError",
     "IncompleteReadError",
     "InvalidAddressError",
     "InvalidOptionError",

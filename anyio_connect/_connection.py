@@ -26,6 +26,7 @@ from ._errors import (
     BrokenError,
     ClosedError,
     DetachError,
+    HalfCloseError,
     IncompleteReadError,
     SocketError,
     StartTLSError,
@@ -51,7 +52,7 @@ from ._log import log
 from ._raw import moved
 from ._read_ahead import ReadAhead
 from ._slots import Slot
-from ._transport import DEFAULT_MAX_BYTES, NoSocketError, Transport
+from ._transport import DEFAULT_MAX_BYTES, NoSocketError, Transport, attribute_of
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,11 @@ class Connection:
     def upgraded(self) -> bool:
         """Whether it was given up to another, that puts TLS on it."""
         return self._state.link is Link.UPGRADED
+
+    @property
+    def torn(self) -> bool:
+        """Whether a send was cut short, so that nothing more can be sent."""
+        return self._state.outbound is Outbound.TORN
 
     @property
     def transport(self) -> Transport | None:
@@ -678,6 +684,12 @@ class Connection:
         except (*_BROKEN, anyio.ClosedResourceError) as exc:
             lost = broken("ending our side", exc)
             await self._lost_sending(lost)
+        except NotImplementedError as exc:
+            await self._tell(Event.END_UNDONE)
+            raise HalfCloseError(
+                f"the stream below {self._name} cannot end our direction alone: end both by "
+                "close(), and let the peer know in your protocol that nothing more will come"
+            ) from exc
         except BaseException:
             await self._tell(Event.SEND_TORN)
             raise
@@ -1022,8 +1034,8 @@ def info_of(transport: Transport) -> SocketInfo:
     """What a transport tells of itself."""
 
     def text(attribute: Any) -> str | None:
-        address = transport.extra(attribute, None)
-        return format_address(*address) if isinstance(address, tuple) else None
+        address = attribute_of(transport, attribute)  # a Unix socket's is a path
+        return format_address(*address[:2]) if isinstance(address, tuple) else None
 
     return SocketInfo(
         text(SocketAttribute.remote_address),

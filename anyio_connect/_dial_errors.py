@@ -393,6 +393,14 @@ def dial_timed_out(
     return error
 
 
+def not_opened(where: str, seconds: float) -> ConnectTimeoutError:
+    """``connect_timeout`` ran out before the socket was open that ``wrap()`` was given."""
+    return _too_late(
+        f"cannot connect to {where}: the socket that was wrapped was not open within "
+        f"{seconds:g} seconds"
+    )
+
+
 def not_flushed(where: str, seconds: float) -> ConnectTimeoutError:
     """``connect_timeout`` ran out while ``start_tls()`` waited for a send to go out."""
     return _too_late(

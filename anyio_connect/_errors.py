@@ -180,6 +180,12 @@ class BrokenError(SocketError, anyio.BrokenResourceError):
     code: ClassVar[str] = "broken"
 
 
+class HalfCloseError(SocketError, NotImplementedError):
+    """The stream below cannot end one direction alone. The socket is as it was before."""
+
+    code: ClassVar[str] = "half_close"
+
+
 class IncompleteReadError(SocketError, anyio.IncompleteRead):
     """The peer ended before all came that ``receive_exactly()`` or ``receive_until()`` wait for.
 

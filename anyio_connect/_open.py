@@ -14,8 +14,9 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from ._address import SocketAddress, format_address
 from ._connection import Connection, SocketInfo, info_of
 from ._dial import Progress, Route, dial, find, forbid
-from ._dial_errors import no_slot, not_flushed, opening_failed, reset_at_once
+from ._dial_errors import no_slot, not_flushed, not_opened, opening_failed, reset_at_once
 from ._errors import DetachError, SocketError, TLSError
+from ._layered import LayeredTransport
 from ._options import Options
 from ._policy import UNRESTRICTED, AddressPolicy
 from ._raw import moved
@@ -34,19 +35,44 @@ class Target(NamedTuple):
     def __str__(self) -> str:
         return format_address(*self.address)
 
+    @property
+    def hostname(self) -> str:
+        """What the certificate must be for; empty: for any name."""
+        return self.options.server_hostname or self.options.sni or self.address.hostname
+
     async def secure(self, transport: Transport | None) -> Transport:
         """Put TLS on a connected transport."""
-        assert transport is not None
-        return await start_tls(
-            transport,
-            where=str(self),
-            server_hostname=self.options.server_hostname
-            or self.options.sni
-            or self.address.hostname,
-            alpn=self.options.alpn,
-            context=self.options.ssl_context,
-            require_close_notify=self.options.require_close_notify,
-        )
+        return await _secure(self, transport)
+
+
+class Wrapping(NamedTuple):
+    """The same of a socket over a stream that exists already, and leads who knows where."""
+
+    name: str
+    options: Options
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def hostname(self) -> str:
+        return self.options.server_hostname or self.options.sni or ""
+
+    async def secure(self, transport: Transport | None) -> Transport:
+        return await _secure(self, transport)
+
+
+async def _secure(target: Target | Wrapping, transport: Transport | None) -> Transport:
+    assert transport is not None
+    options = target.options
+    return await start_tls(
+        transport,
+        where=str(target),
+        server_hostname=target.hostname,
+        alpn=options.alpn,
+        context=options.ssl_context,
+        require_close_notify=options.require_close_notify,
+    )
 
 
 class Step(NamedTuple):
@@ -113,7 +139,7 @@ async def addresses_of(target: Target, route: Route) -> list[str]:
 
 
 async def take(
-    steps: Iterable[Step], target: Target, describe: Callable[[Transport], SocketInfo]
+    steps: Iterable[Step], target: Target | Wrapping, describe: Callable[[Transport], SocketInfo]
 ) -> tuple[Transport, SocketInfo]:
     """Take the steps one after the other, within ``connect_timeout``.
 
@@ -258,10 +284,61 @@ class Accepted:
         return self._transport.close_dropped()
 
 
+class Wrapped:
+    """A stream that exists already: what :meth:`Socket.wrap` gives a socket."""
+
+    def __init__(self, transport: Transport, target: Wrapping) -> None:
+        self._transport = transport
+        self._target = target
+        self._shaking = False
+
+    async def open(self) -> tuple[Transport, SocketInfo]:
+        return await take(self._steps(), self._target, info_of)
+
+    def _steps(self) -> Iterator[Step]:
+        target = str(self._target)
+        yield Step(self._begin, partial(not_opened, target))
+        if self._target.options.secure_transport == "on":
+            yield Step(self._secure, partial(handshake_timed_out, target))
+
+    async def _begin(self, _: Transport | None) -> Transport:
+        if isinstance(self._transport, LayeredTransport):
+            await self._transport.open()
+        return self._transport
+
+    async def _secure(self, transport: Transport | None) -> Transport:
+        self._shaking = True
+        return await self._target.secure(transport)
+
+    def spent(self) -> SocketError | None:
+        return _cancelled(self._target) if self._shaking else None
+
+    async def lost(self) -> SocketError | None:
+        return None
+
+    async def discard(self, *, aborted: bool = False) -> None:
+        if aborted:
+            await self._transport.abort()
+        else:
+            await self._transport.let_go()
+
+    async def gone(self) -> None: ...
+
+    def close_dropped(self) -> bool:
+        return self._transport.close_dropped()
+
+
+def _cancelled(target: Target | Wrapping) -> TLSError:
+    return TLSError(
+        f"the TLS handshake with {target} was cancelled part-way, "
+        "and cannot be begun again on the same connection"
+    )
+
+
 class TakenOver:
     """TLS on the connection of a plain socket: what ``start_tls()`` gives a socket."""
 
-    def __init__(self, plain: Connection, target: Target) -> None:
+    def __init__(self, plain: Connection, target: Target | Wrapping) -> None:
         self._plain = plain
         self._target = target
         self._begun = False
@@ -287,10 +364,7 @@ class TakenOver:
     def spent(self) -> SocketError | None:
         if not self._begun:
             return None
-        return TLSError(
-            f"the TLS handshake with {self._target} was cancelled part-way, "
-            "and cannot be begun again on the same connection"
-        )
+        return _cancelled(self._target)
 
     async def lost(self) -> SocketError | None:
         return await self._plain.lost()

@@ -151,6 +151,37 @@ def parse_options(options: Mapping[str, object], defaults: Options = _DEFAULTS) 
     return parsed
 
 
+def parse_stream_options(options: Mapping[str, object]) -> Options:
+    """As :func:`parse_options`, for a stream that exists already and leads who knows where.
+
+    :raises InvalidOptionError: as there; or the option is for the system's sockets only, or
+        nothing says which name the peer's certificate has to be for
+    """
+    parsed = parse_options(options)
+    if options.get("keep_alive") is not None:
+        raise InvalidOptionError(
+            f"keep_alive={quote(options['keep_alive'])} has no effect on a stream that exists "
+            "already: leave it out, and set it where the connection is made"
+        )
+    if parsed.secure_transport == "on":
+        check_named("sni", parsed.sni, parsed)
+    return parsed
+
+
+def check_named(option: str, name: str | None, options: Options) -> None:
+    """See that TLS knows which name to verify, unless it is to verify none.
+
+    ``option`` is the one that says it, ``name`` what is known of it.
+    """
+    context = options.ssl_context
+    if not name and (context is None or _of(context, "check_hostname") is not False):
+        raise InvalidOptionError(
+            f"{option} is missing: nothing else says which name the peer's certificate has to be "
+            "for, as the stream has no host name; only an ssl_context whose check_hostname is "
+            "False does without"
+        )
+
+
 def _check_secure_transport(name: str, value: object) -> object:
     if value not in _SECURE_TRANSPORTS:
         raise bad_option(name, value, "must be 'off', 'on' or 'starttls'")

@@ -9,31 +9,37 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketAttribute
 
+from ._address import format_address
 from ._connection import Connection, Opener, SocketInfo
+from ._errors import bad_option, text_of
 from ._future import SocketFuture
+from ._layered import LayeredTransport
 from ._lifecycle import Dial, Link
-from ._open import TakenOver, Target
+from ._open import TakenOver, Target, Wrapped, Wrapping
 from ._options import (
     SecureTransport,
+    SocketOptions,
     alpn_conflict,
     check_alpn,
+    check_named,
     check_ssl_context,
+    parse_stream_options,
     with_server_name,
 )
 from ._slots import Slot
 from ._streams import ReadableStream, WritableStream, attributes_of
-from ._transport import DEFAULT_MAX_BYTES
+from ._transport import DEFAULT_MAX_BYTES, ForeignTransport, Transport, attribute_of
 
 if sys.version_info >= (3, 12):
     from collections.abc import Buffer
 else:
     from typing_extensions import Buffer
 if sys.version_info >= (3, 11):
-    from typing import Self
+    from typing import Self, Unpack
 else:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 
 class Socket(ByteStream):
@@ -48,7 +54,7 @@ class Socket(ByteStream):
     a mebibyte, counted over all sockets of the event loop.
     """
 
-    def __init__(self, opener: Opener, target: Target, slot: Slot | None) -> None:
+    def __init__(self, opener: Opener, target: Target | Wrapping, slot: Slot | None) -> None:
         options = target.options
         connection = Connection(
             opener,
@@ -62,6 +68,47 @@ class Socket(ByteStream):
         self._target = target
         self._readable = ReadableStream(connection)
         self._writable = WritableStream(connection)
+
+    @staticmethod
+    def wrap(stream: ByteStream, **options: Unpack[SocketOptions]) -> Socket:
+        """Return a socket over a stream that is connected already, at once.
+
+        It may be AnyIO's ``UNIXSocketStream`` or ``TLSStream``, an SSH channel, another
+        ``Socket`` (TLS in TLS), or any other ``ByteStream``. With ``secure_transport="on"``, the
+        TLS handshake is made when the socket is first needed, within ``connect_timeout``; ``sni``
+        is the name that the certificate has to be for, and is needed unless the ``ssl_context``
+        checks no names. With ``"starttls"``, ``start_tls()`` needs ``expected_server_hostname``
+        in the same way. The stream belongs to the socket from now on, which closes it. Nobody
+        else may use it.
+
+        The socket behaves as any other, as far as the stream can:
+
+        - ``closed`` learns of the peer's end or a reset from receiving and sending only.
+        - A send that is cancelled counts as cut short, as nobody knows how much has gone out. Not
+          so over a :class:`Socket`, which knows.
+        - ``writable.abort()`` and all else that would reset a connection close the stream by
+          force. Over a :class:`Socket`, that one is aborted.
+        - ``send_eof()`` is the stream's. If it has none, that is a :class:`HalfCloseError`. TLS
+          that is put on the stream has a half-close of its own.
+        - ``close()`` waits for as long as closing the stream takes, up to ``close_timeout`` in
+          all. If that fails, ``closed`` fails.
+        - Whether it still waits when it is cancelled is up to the stream.
+        - Whatever else the stream raises is the cause of a :class:`BrokenError`.
+
+        If ``stream`` is a :class:`Socket` that is still pending, its connection is made as well,
+        within its own ``connect_timeout`` and that of this one. What it has read ahead is received
+        first. Its ``allow_half_open`` holds for both.
+
+        ``opened`` tells the addresses, and the protocol agreed on by a TLS below, that the stream
+        has as AnyIO's typed attributes.
+
+        :raises InvalidOptionError: ``stream`` is no ``ByteStream``; an option is unknown, has a
+            bad value, or contradicts another; ``sni`` is missing; or ``keep_alive`` is given,
+            which is for the kernel's sockets. The stream is left alone.
+        """
+        parsed = parse_stream_options(options)
+        target = Wrapping(_name_of(stream), parsed)
+        return Socket(Wrapped(_transport_of(stream), target), target, None)
 
     @property
     def readable(self) -> ReadableStream:
@@ -158,6 +205,7 @@ class Socket(ByteStream):
         if expected_server_hostname is not None:
             options = with_server_name(options, expected_server_hostname)
         target = self._target._replace(options=options)
+        check_named("expected_server_hostname", target.hostname, options)
         slot = self._connection.upgrade()
         return Socket(TakenOver(self._connection, target), target, slot)
 
@@ -287,6 +335,7 @@ class Socket(ByteStream):
         :raises anyio.BusyResourceError: another task is sending
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was reset or lost, or a send was cut short
+        :raises HalfCloseError: the stream that was wrapped cannot do that; nothing has changed
         :raises ClosedError: the socket was closed
         """
         await self._connection.end()
@@ -353,3 +402,22 @@ class Socket(ByteStream):
         elif state.dial is Dial.FAILED:
             word = "failed"
         return f"<Socket {self._target} {word} secure_transport={self.secure_transport!r}>"
+
+
+def _transport_of(stream: ByteStream) -> Transport:
+    if isinstance(stream, Socket):
+        return LayeredTransport(stream, stream._connection)  # noqa: SLF001  # of this module
+    return stream if isinstance(stream, Transport) else ForeignTransport(stream)
+
+
+def _name_of(stream: object) -> str:
+    """What to call a stream in messages."""
+    if not isinstance(stream, ByteStream):  # whatever the annotations promise
+        why = "must be an anyio.abc.ByteStream: anyio.streams.stapled makes one of two halves"
+        raise bad_option("stream", stream, why)
+    if isinstance(stream, Socket):
+        return str(stream._target)  # noqa: SLF001
+    address = attribute_of(stream, SocketAttribute.remote_address)
+    if isinstance(address, tuple):
+        return format_address(*address[:2])
+    return text_of(address) if address else f"a {type(stream).__name__}"

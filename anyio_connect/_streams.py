@@ -291,6 +291,7 @@ class WritableStream(ByteSendStream):
         :raises anyio.BusyResourceError: another task is sending
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was reset or lost, or a send was cut short
+        :raises HalfCloseError: the stream that was wrapped cannot do that; nothing has changed
         :raises ClosedError: the socket was closed
         """
         await self._connection.end()
@@ -305,6 +306,7 @@ class WritableStream(ByteSendStream):
 
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was reset or lost, also while this waited
+        :raises HalfCloseError: the stream that was wrapped cannot do that; nothing has changed
         """
         await self._connection.end_gracefully()
 

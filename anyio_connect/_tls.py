@@ -284,7 +284,7 @@ async def _make_engine(
         chosen = context
 
         def make() -> ssl.SSLObject:
-            return chosen.wrap_bio(incoming, outgoing, server_hostname=name)
+            return chosen.wrap_bio(incoming, outgoing, server_hostname=name or None)
 
         # The standard library's reads no files. Another's may: truststore reads its authorities.
         return make() if _is_native(context) else await _threads.run(make)

@@ -12,12 +12,14 @@ import socket
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import anyio
 from anyio.abc import ByteStream
 from anyio.lowlevel import checkpoint
 
+from ._copies import fresh
 from ._readiness import Pause
 
 #: What one receive takes at most unless told otherwise: AnyIO's own default, in bytes.
@@ -217,11 +219,16 @@ _ANYIOS = (
 
 
 @contextmanager
-def _as_anyios() -> Iterator[None]:
-    """Whatever a foreign stream raises is one of AnyIO's errors, with it as the cause."""
+def _as_anyios(*passed: type[Exception]) -> Iterator[None]:
+    """Whatever a foreign stream raises is one of AnyIO's errors, with it as the cause.
+
+    Those of ``passed`` are left as they are.
+    """
     try:
         yield
     except _ANYIOS:
+        raise
+    except passed:
         raise
     except Exception as exc:
         raise anyio.BrokenResourceError(str(exc)) from exc
@@ -230,13 +237,16 @@ def _as_anyios() -> Iterator[None]:
 class ForeignTransport(Transport):
     """Any other ``ByteStream``: nothing without waiting, no watching, dropped by closing.
 
-    How much of a cancelled send went out cannot be known here, so any counts as torn.
+    How much of a cancelled send went out cannot be known here, so any counts as torn. A stream
+    that cannot end one of its directions raises ``NotImplementedError`` in :meth:`send_eof`.
     """
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
         self._stopped = False
         self._dropped = False
+        self._rest = b""  # it gave more than it was asked for
+        self._over: Exception | None = None  # what every receive raises from now on
         # Not every stream wakes the tasks that wait in it when it is closed.
         self._receiving: anyio.CancelScope | None = None
         self._sending: anyio.CancelScope | None = None
@@ -249,14 +259,30 @@ class ForeignTransport(Transport):
         return None
 
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+        await checkpoint()  # which not every stream's receive is
         if self._stopped:
             raise anyio.ClosedResourceError
+        if not self._rest:
+            await self._receive(max_bytes)
+        data, self._rest = self._rest[:max_bytes], self._rest[max_bytes:]
+        return data
+
+    async def _receive(self, max_bytes: int) -> None:
+        if self._over is not None:
+            raise fresh(self._over)
         try:
             with anyio.CancelScope() as self._receiving, _as_anyios():
-                return await self._stream.receive(max_bytes)
+                self._rest = _checked(await self._stream.receive(max_bytes))
+                return
+        except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
+            self._over = fresh(exc)
+            raise
         finally:
             self._receiving = None
         raise anyio.ClosedResourceError
+
+    def is_readable(self) -> bool:
+        return bool(self._rest) or self._stopped or self._over is not None
 
     def stop_receiving(self) -> None:
         self._stopped = True
@@ -273,48 +299,66 @@ class ForeignTransport(Transport):
         return 0
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
-        if not len(item):
-            await checkpoint()  # some streams return at once, or send an empty item on
+        await checkpoint()  # which not every stream's send is
+        if not len(item):  # some streams would send that on
             return
         try:
-            await self._interruptibly(self._stream.send(bytes(item)))
+            await self._interruptibly(partial(self._stream.send, bytes(item)))
         except BaseException:
-            self.torn = True
+            self.torn = self._is_torn()
             raise
 
-    async def send_eof(self) -> None:
-        await self._interruptibly(self._stream.send_eof())
+    def _is_torn(self) -> bool:
+        """Whether a send that did not come to its end may have sent something."""
+        return True
 
-    async def _interruptibly(self, sending: Awaitable[None]) -> None:
-        try:
-            with anyio.CancelScope() as self._sending, _as_anyios():
-                await sending
-        finally:
-            self._sending = None
+    async def send_eof(self) -> None:
+        await self._interruptibly(self._stream.send_eof, NotImplementedError)
+
+    async def _interruptibly(
+        self, call: Callable[[], Awaitable[None]], *passed: type[Exception]
+    ) -> None:
+        if not self._dropped:
+            try:
+                with anyio.CancelScope() as self._sending, _as_anyios(*passed):
+                    await call()
+            except anyio.EndOfStream as exc:  # which is said of receiving, but TLS streams do
+                raise anyio.BrokenResourceError("the peer has ended") from exc
+            finally:
+                self._sending = None
         if self._dropped:
             raise anyio.ClosedResourceError
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        with _as_anyios():
+            await self._stream.aclose()
 
     async def finish(self) -> bool:
-        # This waits for as long as the stream does. A stream that fails to close is gone too.
-        with suppress(Exception):
-            await self._stream.aclose()
+        # This waits for as long as the stream does. One that has ended or was closed is closed.
+        with suppress(anyio.EndOfStream, anyio.ClosedResourceError):
+            await self.aclose()
         return True
 
     async def wait_room(self) -> None:
         raise AssertionError("unreachable")
 
     async def abort(self) -> None:
+        self._drop()
+        await self._close_forcefully()
+
+    def _drop(self) -> None:
         self._dropped = True
         self.stop_receiving()
         if self._sending is not None:
             self._sending.cancel()
-        await anyio.aclose_forcefully(self._stream)
+
+    async def _close_forcefully(self) -> None:
+        with suppress(Exception):  # of any kind: a stream that fails to close is gone too
+            await anyio.aclose_forcefully(self._stream)
 
     async def let_go(self) -> bool:
-        await self.abort()
+        self._drop()
+        await self._close_forcefully()
         return True  # what was lost by that cannot be known
 
     async def wait_hangup(self, *, after_eof: bool) -> Exception | None:
@@ -326,5 +370,36 @@ class ForeignTransport(Transport):
         raise NoSocketError(f"it is no socket of the system's, but a {kind}")
 
     @property
+    def alpn(self) -> str | None:
+        from anyio.streams.tls import TLSAttribute  # here, because hardly anybody needs it
+
+        names: Any = TLSAttribute  # its members are keys here, but typed as what they stand for
+        alpn = attribute_of(self, names.alpn_protocol)
+        return alpn if isinstance(alpn, str) else None
+
+    @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         return self._stream.extra_attributes
+
+
+def attribute_of(stream: ByteStream, attribute: Any) -> Any:
+    """A typed attribute of a stream of any kind; None if it has none, or fails to tell it."""
+    try:
+        return stream.extra(attribute, None)
+    except Exception:  # noqa: BLE001  # it may be foreign code
+        return None
+
+
+def _checked(data: Any) -> bytes:
+    """What a foreign stream has received, if it is something.
+
+    :raises anyio.BrokenResourceError: it is nothing, which may mean an end or not
+    :raises TypeError: it is not bytes
+    """
+    data = bytes(memoryview(data))
+    if not data:
+        raise anyio.BrokenResourceError(
+            "the stream below has received nothing: at its end it should raise anyio.EndOfStream"
+        )
+    checked: bytes = data
+    return checked

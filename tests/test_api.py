@@ -33,6 +33,7 @@ from anyio_connect import (
     DelimiterNotFoundError,
     DetachError,
     EventLoopRunningError,
+    HalfCloseError,
     IncompleteReadError,
     InvalidAddressError,
     InvalidOptionError,
@@ -176,6 +177,7 @@ ERRORS: dict[type[SocketError], tuple[str, tuple[type[Exception], ...]]] = {
     EventLoopRunningError: ("event_loop_running", (SocketError, RuntimeError)),
     ClosedError: ("closed", (SocketError, anyio.ClosedResourceError)),
     BrokenError: ("broken", (SocketError, anyio.BrokenResourceError)),
+    HalfCloseError: ("half_close", (SocketError, NotImplementedError)),
     IncompleteReadError: ("incomplete_read", (SocketError, anyio.IncompleteRead)),
     DelimiterNotFoundError: ("delimiter_not_found", (SocketError, anyio.DelimiterNotFound)),
 }
@@ -311,6 +313,7 @@ LAYERS = [
     {"_options", "_proxy", "_tls_errors", "_raw", "_transport", "_dial_errors"},
     {"_dialer", "_proxy_http", "_proxy_socks", "_read_ahead", "_resolver", "_tcp", "_tls"},
     {"_connection", "_dial", "_memory"},
+    {"_layered"},
     {"_open", "_streams"},
     {"_socket", "_tunnel"},
     {"_connector", "_listen", "_preludes"},

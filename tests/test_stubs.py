@@ -135,11 +135,13 @@ def test_methods_have_the_same_annotations(page: Page, node: ast.ClassDef) -> No
             member = members[method.name]
             decorators = [ast.unparse(name) for name in method.decorator_list]
             setter = [f"{method.name}.setter"]
-            assert decorators in ([["property"], setter] if isinstance(member, property) else [[]])
             if isinstance(member, property):
+                assert decorators in (["property"], setter)
                 function: Any = member.fset if decorators == setter else member.fget
             else:
-                function = member
+                static = isinstance(member, staticmethod)
+                assert decorators == ["staticmethod"] * static
+                function = getattr(member, "__func__", member)
             on_page = dict(shown(page, method))
             hidden = meant(function).keys() - on_page.keys()
             assert not hidden or method.name == "__init__"

@@ -52,6 +52,7 @@ __all__ = (
     "DetachError",
     "Dialer",
     "EventLoopRunningError",
+    "HalfCloseError",
     "IncompleteReadError",
     "InvalidAddressError",
     "InvalidOptionError",
@@ -223,8 +224,14 @@ WORKERS: AddressPolicy  # public unicast addresses, no port 25, no loops
 class Socket(ByteStream):
     """A TCP connection, to be made or made. A ByteStream: it goes wherever AnyIO takes one."""
 
-    # Sockets come from connect().
+    # Sockets come from connect(), or from wrap().
     def __init__(self, opener: Never, target: Never, slot: Never) -> None: ...
+    @staticmethod
+    def wrap(stream: ByteStream, **options: Unpack[SocketOptions]) -> Socket:
+        """Return a socket over a stream that is connected already, such as a Unix socket's.
+
+        It behaves as any other, as far as the stream can. TLS over a Socket is TLS in TLS.
+        """
     @property
     def readable(self) -> ReadableStream:
         """What the peer sends."""
@@ -512,6 +519,11 @@ class BrokenError(SocketError, anyio.BrokenResourceError):
     """The connection is unusable: reset, lost, aborted, or a send was cut short."""
 
     code: ClassVar[str] = "broken"
+
+class HalfCloseError(SocketError, NotImplementedError):
+    """The stream under Socket.wrap() cannot end one direction alone. Nothing has changed."""
+
+    code: ClassVar[str] = "half_close"
 
 class IncompleteReadError(SocketError, anyio.IncompleteRead):
     """The peer ended before all came that was to be received. receive() returns what did."""

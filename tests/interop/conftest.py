@@ -124,7 +124,7 @@ def postgresql(certificate: Certificate) -> Iterator[PostgreSQL]:
     programs = Path(servers.need("postgresql", servers.postgres_programs))
     account = servers.unprivileged()  # PostgreSQL does not run as root
     with servers.private_directory(account) as directory:
-        server = PostgreSQL((HOST, 0))
+        server = PostgreSQL((HOST, 0), directory)
         data = directory / "data"
         password = directory / "password"
         password.write_text(server.password)
@@ -137,6 +137,7 @@ def postgresql(certificate: Certificate) -> Iterator[PostgreSQL]:
         hba.write_text(
             f"host    all {server.user}         {HOST}/32 scram-sha-256\n"
             f"hostssl all {server.trusted_user} {HOST}/32 trust\n"
+            f"local   all {server.user}                 scram-sha-256\n"
             f"local   all all                           peer\n"
         )
         if account is not None:
@@ -179,7 +180,7 @@ def postgresql(certificate: Certificate) -> Iterator[PostgreSQL]:
             account=account,
             stop=signal.SIGINT,  # its fast shutdown; SIGTERM would wait for every client
         ) as (_, port):
-            yield PostgreSQL((HOST, port))
+            yield PostgreSQL((HOST, port), directory / f".s.PGSQL.{port}")
 
 
 # --- Redis
@@ -279,6 +280,17 @@ def closed_microsocks() -> Iterator[ProxyServer]:
     """A SOCKS5 proxy that wants a user and a password."""
     for server in microsocks("-u", USER, "-P", PASSWORD):
         yield replace(server, user=USER, password=PASSWORD)
+
+
+@pytest.fixture(scope="session")
+def redis_front(redis_server: RedisServer, certificate: Certificate) -> Iterator[tuple[str, int]]:
+    """Where TLS leads to the TLS of Redis: TLS in TLS."""
+    script = Path(__file__).with_name("tls_front.py")
+    files = [str(certificate.chain), str(certificate.key)]
+    host, port = redis_server.tls
+    command = [sys.executable, str(script), *files, host, str(port)]
+    with servers.started("TLS in front of Redis", command) as server:
+        yield HOST, int(server.wait_for(r"listening on (\d+)\n")[1])
 
 
 # --- half-close

@@ -323,6 +323,7 @@ class PostgreSQL:
     """A server with two users: one needs a password, the other TLS and no password."""
 
     address: tuple[str, int]
+    path: Path  #: of its Unix socket
     user: str = "alice"
     password: str = "correct horse battery staple"
     trusted_user: str = "bob"

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import pytest
 from anyio.streams.tls import TLSAttribute
 
@@ -228,6 +229,18 @@ async def test_password_without_tls(postgresql: PostgreSQL) -> None:
         ssl_context=None,
     ) as database:
         assert await database.query("SELECT current_user::text") == [(postgresql.user,)]
+
+
+async def test_over_its_unix_socket(postgresql: PostgreSQL) -> None:
+    async with (
+        Socket.wrap(await anyio.connect_unix(postgresql.path)) as socket,
+        logged_in(socket, postgresql.user, postgresql.password, "postgres") as database,
+    ):
+        query = "SELECT current_user::text, inet_client_addr() IS NULL"
+        assert await database.query(query) == [(postgresql.user, True)]
+        rows = await database.query("SELECT n, repeat('x', n) FROM generate_series(1, 1000) n")
+        assert rows == [(n, "x" * n) for n in range(1, 1001)]
+    assert socket.closed.result() is None
 
 
 @pytest.mark.parametrize("tls", [True, False])

@@ -136,3 +136,15 @@ async def test_large_value(server: tuple[tuple[str, int], ssl.SSLContext | None]
         assert await redis(b"SET", b"large", value) == b"OK"
         assert await redis(b"GET", b"large") == value
         assert await redis(b"QUIT") == b"OK"
+
+
+async def test_tls_in_tls(redis_front: tuple[str, int], ssl_context: ssl.SSLContext) -> None:
+    value = bytes(range(256)) * 4096
+    outer = connect(redis_front, secure_transport="on", ssl_context=ssl_context)
+    async with Socket.wrap(
+        outer, secure_transport="on", sni=redis_front[0], ssl_context=ssl_context
+    ) as socket:
+        redis = Redis(socket)
+        assert await redis(b"SET", b"twice", value) == b"OK"
+        assert await redis(b"GET", b"twice") == value
+    assert outer.closed.result() is None

@@ -32,7 +32,7 @@ from anyio.abc import (
 from anyio.streams.buffered import BufferedByteReceiveStream, BufferedByteStream
 from anyio.streams.stapled import StapledByteStream
 from anyio.streams.text import TextReceiveStream, TextSendStream, TextStream
-from anyio.streams.tls import TLSListener
+from anyio.streams.tls import TLSListener, TLSStream
 from typing_extensions import assert_type
 
 from anyio_connect import (
@@ -50,6 +50,7 @@ from anyio_connect import (
     DetachError,
     Dialer,
     EventLoopRunningError,
+    HalfCloseError,
     IncompleteReadError,
     InvalidAddressError,
     InvalidOptionError,
@@ -176,6 +177,17 @@ async def methods(socket: Socket, view: memoryview) -> None:
     assert_type(await socket.aclose(), None)
     async for chunk in socket:
         assert_type(chunk, bytes)
+
+
+async def wrapping(
+    stream: ByteStream, unix: anyio.abc.UNIXSocketStream, socket: Socket, given: SocketOptions
+) -> None:
+    assert_type(Socket.wrap(stream), Socket)
+    assert_type(Socket.wrap(unix, secure_transport="on", sni="db.example"), Socket)
+    assert_type(Socket.wrap(await TLSStream.wrap(stream), allow_half_open=True), Socket)
+    assert_type(Socket.wrap(StapledByteStream(socket.writable, socket.readable)), Socket)
+    async with Socket.wrap(socket, **given) as outer:
+        assert_type(outer, Socket)
 
 
 class Mine(Socket):
@@ -378,6 +390,7 @@ def caught_as_before() -> None:
     as_closed: type[anyio.ClosedResourceError] = ClosedError
     as_broken: type[anyio.BrokenResourceError] = BrokenError
     as_incomplete: type[anyio.IncompleteRead] = IncompleteReadError
+    as_not_implemented: type[NotImplementedError] = HalfCloseError
     as_not_found: type[anyio.DelimiterNotFound] = DelimiterNotFoundError
 
 

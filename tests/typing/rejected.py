@@ -10,7 +10,7 @@ them no longer does is an error itself (warn_unused_ignores, reportUnnecessaryTy
 
 from __future__ import annotations
 
-from anyio.abc import SocketAttribute
+from anyio.abc import ByteStream, SocketAttribute
 
 from anyio_connect import (
     WORKERS,
@@ -85,6 +85,14 @@ async def not_made_by_hand() -> None:
     await connect("h:1")  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
     with connect("h:1"):  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]
         pass
+
+
+def wrapping(socket: Socket, stream: ByteStream) -> None:
+    Socket.wrap()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Socket.wrap("h:1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Socket.wrap(socket.readable)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Socket.wrap(stream, secure_transport="tls")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Socket.wrap(stream, hostname="h")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def read_only(socket: Socket, other: Socket) -> None:

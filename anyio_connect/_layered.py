@@ -1,0 +1,47 @@
+"""A socket as the stream under another: TLS in TLS, for one."""
+
+from __future__ import annotations
+
+import anyio
+from anyio.abc import ByteStream
+
+from ._connection import Connection
+from ._transport import ForeignTransport
+
+
+class LayeredTransport(ForeignTransport):
+    """One of our sockets. It says what was cut short, can be reset, and knows what is readable."""
+
+    def __init__(self, stream: ByteStream, connection: Connection) -> None:
+        """``connection`` is that of ``stream``."""
+        super().__init__(stream)
+        self._connection = connection
+
+    async def open(self) -> None:
+        """Have the connection made, if it is not yet.
+
+        :raises SocketError: it cannot be made
+        """
+        await self._connection.opened
+
+    def is_readable(self) -> bool:
+        return super().is_readable() or self._connection.is_readable()
+
+    def _is_torn(self) -> bool:
+        return self._connection.torn
+
+    async def finish(self) -> bool:
+        await self._connection.close()
+        error = self._connection.closed.exception()
+        if not isinstance(error, anyio.BrokenResourceError):
+            return True
+        try:
+            raise error
+        finally:
+            del error  # or it would keep this frame, and this frame it
+
+    async def abort(self) -> None:
+        self._drop()
+        with anyio.CancelScope(shield=True):  # it waits for nothing
+            await self._connection.abort(None)
+        await self._close_forcefully()
