@@ -95,7 +95,7 @@ def _has_a_reason(world: World, call: Call) -> None:
             world.fault("a receive was not woken", repr(sock))
     elif call.kind in _SENDING and (end.released or end.writable):
         world.fault(f"{call.kind} was not woken", repr(sock))
-    elif call.kind == "closed" and end.dead and not end.rx and not call.tls:
+    elif call.kind == "closed" and end.dead and not (end.rx or kept(sock)) and not call.tls:
         world.fault("closed waits though the connection is gone", repr(sock))
     elif call.kind == "pipe":
         _pipe_has_a_reason(world, call, end)
@@ -217,7 +217,7 @@ def _somebody_ended(world: World, call: Call) -> None:
         for other in world.calls
         if other is not call
         and other.party is party
-        and other.kind in ("send_eof", "close", "abort", "w.aclose", "start_tls")
+        and other.kind in ("send_eof", "close", "abort", "w.aclose", "start_tls", "detach")
         and other.how != "BusyResourceError"
         and _later(call.over, other.begun)
     ]
@@ -234,7 +234,7 @@ def _somebody_ended(world: World, call: Call) -> None:
     if not enders:
         world.fault("a send was refused for nothing")
     elif all(
-        other.kind in ("w.aclose", "start_tls") and _later(other.begun, call.begun)
+        other.kind in ("w.aclose", "start_tls", "detach") and _later(other.begun, call.begun)
         for other in enders
     ):
         kinds = "+".join(sorted({other.kind for other in enders}))

@@ -90,6 +90,11 @@ class Network:
             epoll.forget(fd)
         thing.watchers.clear()
 
+    def replace(self, fd: int, thing: Pollable) -> Pollable:
+        """Another thing has that descriptor from now on; return the one that had it."""
+        before, self._things[fd] = self._things[fd], thing
+        return before
+
     def thing(self, fd: int) -> Pollable:
         """What has that descriptor.
 

@@ -103,6 +103,7 @@ _WEIGHTS = {
     "close": 1.2,
     "abort": 1.0,
     "start_tls": 1.5,
+    "detach": 3.0,
     "opened": 2.0,
     "closed": 4.0,
     "cancel": 6.0,

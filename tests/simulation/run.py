@@ -22,7 +22,10 @@ from anyio.lowlevel import checkpoint
 
 import anyio_connect
 from anyio_connect import AddressPolicy, Connector, Listener, Socket, SocketError, SocketFuture
+from anyio_connect._lifecycle import Inbound, Link, Outbound
 from anyio_connect._memory_tcp import accept, connect
+from anyio_connect._tcp import TCPTransport
+from sockets import Made, opened_by
 
 from . import judge, reading
 from .certificates import NAMES, contexts
@@ -41,6 +44,9 @@ _QUIET = 50.0
 _PATIENCE = 1000.0
 #: How far apart the moments are at which a server answers, in seconds.
 _TICK = 0.005
+_SENDING = ("send", "send_eof", "w.aclose")
+#: How many turns of the loop a receive that was cancelled has to end.
+_TURNS = 3
 #: How much processor time a history may take, in seconds. Most take a few thousandths.
 _MOST_WORK = 10.0
 
@@ -177,7 +183,10 @@ class _History:
             if plan.profile == "listen":
                 await self._listen()
             for step in plan.steps:
-                self._take(step)
+                if step.kind == "detach":
+                    await self._detach(step)
+                else:
+                    self._take(step)
                 for _ in range(step.turns):
                     await checkpoint()
                 if step.seconds:
@@ -320,15 +329,18 @@ class _History:
         pending = [call for call in world.calls if call.pending]
         if not pending:
             return
-        call = pending[-min(step.back, len(pending))]
+        self._cancel_call(pending[-min(step.back, len(pending))], native=step.kind == "native")
+
+    def _cancel_call(self, call: Call, *, native: bool) -> None:
+        world = self.world
         if call.cancelled_at is not None:
             return
         call.cancelled_at = world.tick()
         if call.scope is None:
             return  # it has not begun, and finds its scope cancelled
-        world.network.note(step.kind, call.kind, call.number)
+        world.network.note("native" if native else "cancel", call.kind, call.number)
         call.idle_when_cancelled = judge.idle(world, call)
-        if step.kind == "native" and call.task is not None:
+        if native and call.task is not None:
             call.native = True
             call.task.cancel()
         else:
@@ -385,6 +397,58 @@ class _History:
                 peer.may_upgrade = True
         call.over = world.tick()
         world.network.note("start_tls", call.number, call.how)
+
+    async def _detach(self, step: Step) -> None:
+        """Detach the kernel's socket, and go on with another socket over it."""
+        world = self.world
+        if step.who >= len(world.parties) or world.plan.profile in ("pipe", "slots"):
+            return  # what holds a slot is a socket of the standard library's
+        party = world.parties[step.who]
+        if step.back > 1:  # a receive that waits would be in its way
+            for call in world.calls:
+                if call.pending and call.party is party and call.kind == "receive":
+                    self._cancel_call(call, native=step.back == 2)
+            for _ in range(_TURNS):
+                await checkpoint()
+        sock = party.last
+        state = sock._connection.state
+        if state.inbound is Inbound.CANCELLED or state.outbound is Outbound.ENDED:
+            return  # which goes along, but the next socket would not know
+        call = Call(step, party, sock, party.tls(sock))
+        world.calls.append(call)
+        call.begun = world.tick()
+        held = sock._connection.held
+        try:
+            given: Any = sock.detach()
+        except SocketError as exc:
+            call.how, call.error = type(exc).__name__, exc
+            self._may_refuse(call)
+        else:
+            call.how = "ok"
+            if held:
+                world.fault("bytes that were read ahead were lost by a detach", held)
+            if given.watchers:
+                world.fault("an event loop watches what was detached")
+            transport = TCPTransport(given)
+            party.handed.append(opened_by(Made(transport), half_open=party.subject.half_open))
+            party.sockets.append(party.handed[-1])
+        call.over = world.tick()
+        world.network.note("detach", call.number, call.how)
+        if call.how == "ok":
+            await party.last.opened
+
+    def _may_refuse(self, call: Call) -> None:
+        """See that there was a reason to refuse."""
+        link = self.world.link(call.party)
+        busy = any(
+            other.pending and other.party is call.party and other.kind in ("receive", *_SENDING)
+            for other in self.world.calls
+        )
+        connection = call.socket._connection
+        over = connection.state.link is not Link.OPEN
+        reasons = (call.tls, busy, over, link is None, connection.held)
+        if call.how == "DetachError" and not any(reasons):
+            self.world.fault("a detach was refused for nothing", str(call.error))
 
     async def _make(self, call: Call, act: Callable[[], Awaitable[Any]]) -> None:
         """Make the call, in a scope of its own, and note what comes of it."""

@@ -43,7 +43,6 @@ class Socket:
         proto: int = 0,
         fileno: int | None = None,
     ) -> None:
-        assert fileno is None, "a simulated socket cannot be made of a descriptor"
         self.family = family
         self.type = type
         self.proto = proto
@@ -53,7 +52,16 @@ class Socket:
         self._network = setting.network
         self._backlog: Backlog | None = None
         self._local: tuple[str, int] = ("::" if family == socket.AF_INET6 else "0.0.0.0", 0)
-        self._fd = self._network.open(self)
+        if fileno is None:
+            self._fd = self._network.open(self)
+        else:
+            self._fd = fileno
+            self._take_over(self._network.replace(fileno, self))
+
+    def _take_over(self, other: Any) -> None:
+        """Be what ``other`` was until its descriptor was taken from it."""
+        self.watchers, self.options, self._local = other.watchers, other.options, other._local
+        self._hold(other.end)
 
     @classmethod
     def of(cls, end: End, family: int) -> Socket:
@@ -71,6 +79,10 @@ class Socket:
 
     def fileno(self) -> int:
         return self._fd
+
+    def detach(self) -> int:
+        fd, self._fd = self._fd, -1
+        return fd
 
     def setblocking(self, flag: bool) -> None:
         assert not flag, "a blocking socket would stop the event loop"

@@ -64,12 +64,14 @@ class Call:
 
 @dataclass(eq=False)
 class Party:
-    """A socket, those that start_tls() made of it, and who is on the other side."""
+    """A socket, those that start_tls() or detach() led to, and who is on the other side."""
 
     number: int
     subject: Subject
     sockets: list[Socket]
     upgraded: bool = False  #: start_tls() was called
+    #: What was made of the kernel's socket of one before: it goes on with that connection.
+    handed: list[Socket] = field(default_factory=list)
     peers: list[Peer] = field(default_factory=list)  #: one for each connection that was made
     received: dict[bool, bytearray] = field(
         default_factory=lambda: {False: bytearray(), True: bytearray()}
@@ -85,7 +87,8 @@ class Party:
         return self.sockets[-1]
 
     def tls(self, socket: Socket) -> bool:
-        return socket is not self.sockets[0] or self.subject.secure == "on"
+        plain = socket is self.sockets[0] or socket in self.handed
+        return not plain or self.subject.secure == "on"
 
     @property
     def peer(self) -> Peer | None:
