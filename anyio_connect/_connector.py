@@ -318,8 +318,8 @@ class Connector:
 
         :raises InvalidAddressError: the address names no TCP endpoint
         :raises InvalidOptionError: an option has a bad value
-        :raises DetachError: the connection is no socket of the kernel's: a ``dialer`` made it, or
-            it goes through TLS to a proxy
+        :raises DetachError: the connection is no socket of the kernel's: a ``dialer`` returned
+            another stream, or it goes through TLS to a proxy
         :raises ConnectError: the connection could not be made, or was reset at once
         """
         options = {"connect_timeout": connect_timeout, "keep_alive": keep_alive}
@@ -344,8 +344,8 @@ class Connector:
         :raises EventLoopRunningError: an event loop runs in this thread, and would stand still
         :raises InvalidAddressError: the address names no TCP endpoint
         :raises InvalidOptionError: an option has a bad value
-        :raises DetachError: the connection is no socket of the kernel's: a ``dialer`` made it, or
-            it goes through TLS to a proxy
+        :raises DetachError: the connection is no socket of the kernel's: a ``dialer`` returned
+            another stream, or it goes through TLS to a proxy
         :raises ConnectError: the connection could not be made, or was reset at once
         """
         options = {"connect_timeout": connect_timeout, "keep_alive": keep_alive}

@@ -317,6 +317,24 @@ async def test_a_stream_of_a_dialers_is_no_socket() -> None:
                 await stream.receive()
 
 
+async def test_what_another_connector_dialled_keeps_the_slots_of_both() -> None:
+    async with listening() as listener:
+        inner = Connector(max_connections=3)
+
+        async def dial(address: SocketAddress) -> ByteStream:
+            return inner.connect(listener.address)
+
+        outer = Connector(dialer=dial, max_connections=2)
+        with await outer.connect_socket("host.test:1") as sock:
+            assert sock.getpeername() == listener.address
+            assert (slots(outer).free, slots(inner).free) == (1, 2)
+        assert (slots(outer).free, slots(inner).free) == (2, 3)
+        async with outer.connect("host.test:1") as socket:
+            with socket.detach():
+                assert (slots(outer).free, slots(inner).free) == (1, 2)
+            assert (slots(outer).free, slots(inner).free) == (2, 3)
+
+
 async def test_through_a_proxy() -> None:
     async def script(proxy: Proxy, line: Line) -> None:
         await hear_http(proxy, line)
