@@ -288,6 +288,22 @@ async def test_a_stream_of_another_make_that_is_never_done_with_closing_is_given
         await socket.closed
 
 
+async def test_a_stream_of_another_make_is_closed() -> None:
+    class Quick(Endless):
+        closed = 0
+
+        async def aclose(self) -> None:
+            self.closed += 1
+            await checkpoint()
+
+    stream = Quick()
+    socket = opened_by(Made(ForeignTransport(stream)))
+    await socket.send(b"hello")
+    await socket.close()
+    assert socket.closed.result() is None
+    assert stream.closed == 1
+
+
 async def test_a_receive_that_close_overtakes_gets_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -152,6 +152,27 @@ async def test_a_destination_that_ends_is_noticed_while_the_source_is_idle(
 
 
 @each_end
+async def test_of_several_pipes_each_is_told_of_the_end(act: Act, error: type[Exception]) -> None:
+    """Also when one of them, begun before or after it, is over."""
+    async with (
+        connected() as (one, peer_of_one),
+        connected() as (two, _),
+        connected() as (three, peer_of_three),
+        connected() as (sink, receiver),
+        anyio.create_task_group() as group,
+    ):
+        pipes = [Piping(source, sink.writable, prevent_close=True) for source in (one, two, three)]
+        for pipe in pipes:
+            group.start_soon(pipe)
+            await all_blocked()
+        for peer, pipe in ((peer_of_one, pipes[0]), (peer_of_three, pipes[2])):
+            peer.fin()
+            assert await pipe.wait() is None
+        await act(sink, receiver)
+        assert isinstance(await pipes[1].wait(), error)
+
+
+@each_end
 async def test_what_comes_in_the_turn_of_the_end_is_left_to_be_received(
     act: Act, error: type[Exception]
 ) -> None:

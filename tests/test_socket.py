@@ -619,6 +619,7 @@ async def test_closed_notices_an_end_that_nobody_wants_to_read() -> None:
         await socket.readable.aclose()
         group.start_soon(watch)
         await all_blocked()
+        assert not socket.closed.done()
         peer.fin()
 
 

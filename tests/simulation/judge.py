@@ -18,6 +18,7 @@ from .tcp import End
 from .world import Call, Party, World
 
 _SENDING = ("send", "send_eof", "w.aclose")
+_ENDING = ("send_eof", "w.aclose", "abort")
 #: Whoever asks for one of these asks for less than a clean end of what was sent.
 _FORCING = ("send", "send_eof", "close", "w.aclose", "opened", "pipe")
 
@@ -65,7 +66,7 @@ def quiet(world: World) -> None:
         missed(world, party)
         link = world.link(party)
         if link is not None:
-            _is_as_it_should_be(world, party, link[0])
+            _is_as_it_should_be(world, party, *link)
 
 
 def _has_a_reason(world: World, call: Call) -> None:
@@ -127,7 +128,7 @@ def _pipe_has_a_reason(world: World, call: Call, source: End) -> None:
         world.fault("pipe_to() was not woken")
 
 
-def _is_as_it_should_be(world: World, party: Party, end: End) -> None:
+def _is_as_it_should_be(world: World, party: Party, end: End, peer: Peer) -> None:
     sock = party.last
     calls = [call for call in world.calls if call.party is party and call.socket is sock]
     tls = party.tls(sock)
@@ -148,6 +149,16 @@ def _is_as_it_should_be(world: World, party: Party, end: End) -> None:
             world.fault("open though both sides ended", repr(sock))
     if not end.released and any(c.kind == "close" and c.how in ("ok", "cancelled") for c in calls):
         world.fault("open after close()", repr(sock))
+    if sock.closed.done() and sock.closed.exception() is None and not _was_ended(party, peer, calls):
+        world.fault("closed settled though nobody ended the connection", repr(sock))
+
+
+def _was_ended(party: Party, peer: Peer, calls: list[Call]) -> bool:
+    """Whether there is a reason for ``closed`` to have resolved."""
+    if peer.fin_wanted or peer.closed or party.piped_to or party.piped_from:
+        return True
+    kinds = {call.kind for call in calls}
+    return "close" in kinds or ("r.aclose" in kinds and not kinds.isdisjoint(_ENDING))
 
 
 # --- at the end
