@@ -149,7 +149,8 @@ def _is_as_it_should_be(world: World, party: Party, end: End, peer: Peer) -> Non
             world.fault("open though both sides ended", repr(sock))
     if not end.released and any(c.kind == "close" and c.how in ("ok", "cancelled") for c in calls):
         world.fault("open after close()", repr(sock))
-    if sock.closed.done() and sock.closed.exception() is None and not _was_ended(party, peer, calls):
+    clean = sock.closed.done() and sock.closed.exception() is None
+    if clean and not _was_ended(party, peer, calls):
         world.fault("closed settled though nobody ended the connection", repr(sock))
 
 
