@@ -274,7 +274,7 @@ def _got_what_was_sent(world: World, party: Party, end: End, peer: Peer) -> None
         if early or (ends and not clean):
             if not (peer.reset_sent or end.got_reset):
                 world.fault("an early end of stream", tls)
-            elif not peer.fin_wanted:
+            elif not peer.fin_wanted and (tls or not end._fin_received):
                 world.fault("a reset was told as the end of stream", tls)
     ended = ("abort", "close", "r.aclose", "start_tls", "w.aclose", "pipe")
     for call in world.calls:
