@@ -11,8 +11,8 @@ import ipaddress
 import socket as stdlib
 import ssl
 import unicodedata
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -41,6 +41,7 @@ from anyio_connect import (
 from anyio_connect._transport import ForeignTransport
 from errors import is_copy
 from peers import has_ipv6, listening, refusing_address
+from spying import spying
 from tls_peers import NAME, TLSPeer, client_context, server_context
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
@@ -87,32 +88,6 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
     resolver = Resolver()
     monkeypatch.setattr(_dial, "getaddrinfo", resolver.getaddrinfo)
     return resolver
-
-
-@contextmanager
-def spying(*, really: Callable[[str], bool] = lambda _: False) -> Iterator[list[str]]:
-    """Record every address that any socket of this process is told to connect to.
-
-    Only where ``really`` says so is it connected; every other attempt is refused.
-    """
-    dialled: list[str] = []
-    connect, connect_ex = stdlib.socket.connect, stdlib.socket.connect_ex
-
-    def spy(sock: stdlib.socket, address: Any) -> None:
-        if sock.type == stdlib.SOCK_STREAM:  # others only look for a route
-            dialled.append(address[0])
-            if not really(address[0]):
-                raise ConnectionRefusedError
-        connect(sock, address)
-
-    def spy_ex(sock: stdlib.socket, address: Any) -> int:
-        raise AssertionError(address)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stdlib.socket, "connect", spy, raising=False)
-        patch.setattr(stdlib.socket, "connect_ex", spy_ex, raising=False)
-        yield dialled
-    assert (stdlib.socket.connect, stdlib.socket.connect_ex) == (connect, connect_ex)
 
 
 # --- rebinding
