@@ -414,7 +414,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def stubs(session: nox.Session) -> None:
     """Compare stubs/, the public API on a page, with the package at run time."""
-    session.install(".[proxy]", *group("types"))
+    session.install(".[aiohttp,httpx,proxy,trio]", *group("types"))
     tmp = Path(session.create_tmp()).resolve()
     copy = tmp / "stubs"
     shutil.rmtree(copy, ignore_errors=True)

@@ -323,6 +323,7 @@ LAYERS = [
 ]
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+ADAPTERS = sorted(PACKAGE.glob("adapters/*.py"))
 
 
 def imports(module: str) -> set[str]:
@@ -349,6 +350,21 @@ def test_a_module_imports_only_from_the_layers_below_it(module: str) -> None:
     below = set().union(*LAYERS[:level])
     assert imports(module) & set(MODULES) <= below
     assert "anyio_connect" not in imports(module)
+
+
+@pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.stem)
+def test_an_adapter_uses_only_what_is_public(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "anyio_connect":
+            assert {alias.name for alias in node.names} <= set(anyio_connect.__all__)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level
+            assert not str(node.module).startswith("anyio_connect._")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_package_knows_nothing_of_its_adapters(module: str) -> None:
+    assert not {name for name in imports(module) if "adapters" in name}
 
 
 def test_the_layers_have_no_other_modules() -> None:

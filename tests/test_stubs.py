@@ -17,6 +17,11 @@ from typing import Any, NamedTuple, TypedDict, get_type_hints
 import pytest
 from typing_extensions import Never
 
+import anyio_connect.adapters.aiohttp
+import anyio_connect.adapters.asyncio
+import anyio_connect.adapters.httpcore
+import anyio_connect.adapters.httpx
+import anyio_connect.adapters.trio
 import anyio_connect.testing
 from anyio_connect._future import T_co
 
@@ -62,7 +67,15 @@ def name_of(node: ast.stmt) -> str:
     return str(getattr(node, "name", ""))
 
 
-PAGES = [Page(anyio_connect), Page(anyio_connect.testing)]
+PAGES = [
+    Page(anyio_connect),
+    Page(anyio_connect.testing),
+    Page(anyio_connect.adapters.aiohttp),
+    Page(anyio_connect.adapters.asyncio),
+    Page(anyio_connect.adapters.httpcore),
+    Page(anyio_connect.adapters.httpx),
+    Page(anyio_connect.adapters.trio),
+]
 
 
 def _each(*kinds: type[ast.stmt]) -> list[Any]:

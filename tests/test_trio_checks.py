@@ -1,96 +1,34 @@
 """trio's own checks of a half-closeable stream, on a socket.
 
-They need trio's stream classes, method names and exceptions, so an adapter stands between.
-Renaming is all it should do. Each line that does more is marked DEVIATION and explained.
+They need trio's stream classes, method names and exceptions: those of the adapter for trio, which
+renames, and does little more.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import TypeAlias
 
-import anyio
 import pytest
 import trio
 import trio.testing
 
 from anyio_connect import Socket
+from anyio_connect.adapters.trio import Stream
 from sockets import raw, socket_pair
 from tls_peers import TLS12, TLS13, tls_socket_pair
 
-
-@contextmanager
-def trio_errors() -> Iterator[None]:
-    """Rename AnyIO's exceptions to trio's: the same three, in other classes."""
-    try:
-        yield
-    except anyio.BusyResourceError as exc:
-        raise trio.BusyResourceError(str(exc)) from exc
-    except anyio.ClosedResourceError as exc:
-        raise trio.ClosedResourceError(str(exc)) from exc
-    except anyio.BrokenResourceError as exc:
-        raise trio.BrokenResourceError(str(exc)) from exc
-
-
-class TrioStream(trio.abc.HalfCloseableStream):
-    def __init__(self, socket: Socket) -> None:
-        self.socket = socket
-        # DEVIATION: wait_send_all_might_not_block() is trio's alone. That it excludes, and is
-        # excluded by, sending is checked, so the adapter that provides it has to guard it. The
-        # lifecycle cannot: it does not know of the method.
-        self.waiting = False
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        self.check_not_waiting()  # DEVIATION: see __init__
-        with trio_errors():
-            await self.socket.send(data)
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        with trio_errors():
-            try:
-                if max_bytes is None:
-                    return await self.socket.receive()
-                return await self.socket.receive(max_bytes)
-            except anyio.EndOfStream:  # a rename, too: AnyIO's word for trio's b""
-                return b""
-
-    async def send_eof(self) -> None:
-        self.check_not_waiting()  # DEVIATION: see __init__
-        with trio_errors():
-            await self.socket.send_eof()
-
-    async def aclose(self) -> None:
-        await self.socket.aclose()
-
-    # DEVIATION, all of it: a socket has no such method. It is built from what it does have:
-    # an empty send tells whether sending is allowed, and the kernel when there is room.
-    async def wait_send_all_might_not_block(self) -> None:
-        self.check_not_waiting()
-        with trio_errors():
-            await self.socket.send(b"")
-            self.waiting = True
-            try:
-                await trio.lowlevel.wait_writable(raw(self.socket))
-            finally:
-                self.waiting = False
-            await self.socket.send(b"")  # what woke it may have been our own end
-
-    def check_not_waiting(self) -> None:
-        if self.waiting:
-            raise trio.BusyResourceError("another task waits for room")
-
-
 Maker: TypeAlias = Callable[[], Awaitable[tuple[Socket, Socket]]]
-TrioMaker: TypeAlias = Callable[[], Awaitable[tuple[TrioStream, TrioStream]]]
+TrioMaker: TypeAlias = Callable[[], Awaitable[tuple[Stream, Stream]]]
 
 
 def streams(pair: Maker) -> TrioMaker:
-    async def make() -> tuple[TrioStream, TrioStream]:
+    async def make() -> tuple[Stream, Stream]:
         ours, theirs = await pair()
-        return TrioStream(ours), TrioStream(theirs)
+        return Stream(ours), Stream(theirs)
 
     return make
 
@@ -98,7 +36,7 @@ def streams(pair: Maker) -> TrioMaker:
 def clogged_streams(pair: Maker) -> TrioMaker:
     """Pairs of which neither can send any more until the other receives."""
 
-    async def make() -> tuple[TrioStream, TrioStream]:
+    async def make() -> tuple[Stream, Stream]:
         ours, theirs = await streams(pair)()
         await clog(raw(ours.socket))
         await clog(raw(theirs.socket))

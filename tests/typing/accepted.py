@@ -7,6 +7,7 @@ Both the types in the package and stubs/, the page that says the same, must pass
 
 from __future__ import annotations
 
+import asyncio
 import math
 import socket as stdlib
 import ssl
@@ -17,7 +18,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from mmap import mmap
 from typing import Any, Literal
 
+import aiohttp
 import anyio
+import httpcore
+import httpx
+import trio
 from anyio.abc import (
     AnyByteReceiveStream,
     AnyByteSendStream,
@@ -74,6 +79,11 @@ from anyio_connect import (
     connect,
     listen,
 )
+from anyio_connect.adapters.aiohttp import socket_factory
+from anyio_connect.adapters.asyncio import open_connection
+from anyio_connect.adapters.httpcore import NetworkBackend
+from anyio_connect.adapters.httpx import Transport
+from anyio_connect.adapters.trio import Stream, open_tcp_stream
 from anyio_connect.testing import MemoryListener, Network
 
 Mode = Literal["off", "on", "starttls"]
@@ -546,3 +556,19 @@ async def serving_in_memory(listener: MemoryListener, group: TaskGroup) -> None:
     await listener.serve(handler, group)
     anyio_listener: anyio.abc.Listener[Socket] = listener
     secure = TLSListener(listener, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+
+
+# --- adapters
+
+
+async def adapters(connector: Connector) -> None:
+    httpx.AsyncClient(transport=Transport())
+    httpx.AsyncClient(transport=Transport(connector, http2=True, limits=httpx.Limits(), retries=1))
+    httpcore.AsyncConnectionPool(network_backend=NetworkBackend(connector))
+    aiohttp.TCPConnector(socket_factory=socket_factory(WORKERS))
+    reader, writer = await open_connection("h:1", connector=connector, ssl=True)
+    assert_type(reader, asyncio.StreamReader)
+    assert_type(writer, asyncio.StreamWriter)
+    stream = await open_tcp_stream("h", 1, connector=connector, secure_transport="on")
+    assert_type(stream, Stream)
+    of_trio: trio.abc.HalfCloseableStream = stream

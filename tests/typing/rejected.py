@@ -29,6 +29,11 @@ from anyio_connect import (
     connect,
     listen,
 )
+from anyio_connect.adapters.aiohttp import socket_factory
+from anyio_connect.adapters.asyncio import open_connection
+from anyio_connect.adapters.httpcore import NetworkBackend
+from anyio_connect.adapters.httpx import Transport
+from anyio_connect.adapters.trio import open_tcp_stream
 from anyio_connect.testing import Network
 
 # --- connect()
@@ -253,3 +258,14 @@ async def networks() -> None:
     await network.listen("h:1")  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
     network.listen("h:1", backlog=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     network.connector(WORKERS)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# --- adapters
+
+
+async def adapters() -> None:
+    Transport(WORKERS)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    NetworkBackend(WORKERS)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    socket_factory(Connector())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await open_connection("h:1", ssl="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await open_tcp_stream("h:1")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,55 @@
+"""For aiohttp: every socket is judged by an ``AddressPolicy``.
+
+::
+
+    connector = aiohttp.TCPConnector(socket_factory=socket_factory(WORKERS))
+    async with aiohttp.ClientSession(connector=connector) as session:
+        response = await session.get(url)
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from aiohttp import AddrInfoType, SocketFactoryType
+
+from anyio_connect import AddressNotAllowedError, AddressPolicy
+
+__all__ = ("socket_factory",)
+
+
+def socket_factory(policy: AddressPolicy) -> SocketFactoryType:
+    """Return what makes sockets for an ``aiohttp.TCPConnector`` only where ``policy`` allows it.
+
+    aiohttp resolves names and connects by itself. For each address that it is about to connect
+    to, it asks this for a socket: those of names, also if they have others the second time, IP
+    literals, and redirects. An address that is refused is skipped. If none is left, the request
+    fails with ``aiohttp.ClientConnectorError``. Its text names the rule, and its ``os_error`` is
+    an :class:`AddressNotAllowedError`.
+
+    If aiohttp is given a proxy (``proxy=`` or ``trust_env=True``), the proxy's address is judged,
+    and nothing of what the proxy connects to. ``refuse_loops`` of the policy has no effect: only
+    a ``Connector`` knows what this process listens on. ``public_only`` and ``deny`` do.
+    """
+
+    def make(info: AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, address = info
+        _judge(policy, address[0], address[1])
+        return socket.socket(family, kind, protocol)
+
+    return make
+
+
+def _judge(policy: AddressPolicy, host: str, port: int) -> None:
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    cause: Exception | None = None
+    try:
+        why = policy.refusal(host, port)
+    except Exception as exc:  # noqa: BLE001  # a policy of the user's; a failed one allows nothing
+        why, cause = f"it raised {type(exc).__name__} in place of judging it", exc
+    if why is None:
+        return
+    error = AddressNotAllowedError(f"{where}: the policy forbids it: {why}")
+    error.errno, error.strerror = errno.EACCES, str(error)  # aiohttp shows the latter
+    raise error from cause

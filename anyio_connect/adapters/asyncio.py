@@ -1,0 +1,69 @@
+"""For code on asyncio's streams: ``open_connection()`` over a ``Connector``.
+
+::
+
+    reader, writer = await open_connection("echo.example:7", connector=Connector(WORKERS))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl as tls
+
+from anyio_connect import Connector, InvalidOptionError, SocketAddress
+
+__all__ = ("open_connection",)
+
+#: How much a StreamReader holds before the peer has to wait, in bytes: asyncio's own default.
+_LIMIT = 1 << 16
+
+
+async def open_connection(
+    address: str | SocketAddress | tuple[str, int],
+    *,
+    connector: Connector | None = None,
+    connect_timeout: float | None = None,
+    keep_alive: float | None = None,
+    ssl: tls.SSLContext | bool | None = None,
+    server_hostname: str | None = None,
+    limit: int = _LIMIT,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect by a ``Connector``, and return asyncio's own reader and writer.
+
+    Only the way there is the connector's: policy, race of addresses, ``max_connections`` (the
+    slot comes back when the writer's transport has closed the socket). Afterwards it is asyncio
+    that reads, writes, closes and speaks TLS, with its own errors.
+
+    ``address``, ``connect_timeout`` and ``keep_alive``: as for ``connect()``; the time limit does
+    not count the TLS handshake. ``ssl``, ``server_hostname`` and ``limit``: as for
+    ``asyncio.open_connection()``; ``ssl=True`` takes the connector's context, if it has one, and
+    ``server_hostname`` is the host connected to unless given.
+
+    Cancelled, it leaves nothing open.
+
+    :raises InvalidAddressError: the address names no TCP endpoint
+    :raises InvalidOptionError: an option has a bad value, or no effect
+    :raises ConnectError: the connection could not be made; it is an OSError, as asyncio's is
+    :raises OSError: the TLS handshake failed: an ``ssl.SSLError``, or why it broke
+    """
+    connector = Connector() if connector is None else connector
+    if ssl is not None and not isinstance(ssl, (bool, tls.SSLContext)):
+        raise InvalidOptionError(f"bad ssl {ssl!r}: it must be True or an ssl.SSLContext")
+    if server_hostname is not None and not ssl:
+        raise InvalidOptionError(
+            f"server_hostname={server_hostname!r} has no effect without ssl: leave it out"
+        )
+    context = connector.ssl_context if ssl is True and connector.ssl_context else ssl
+    sock = await connector.connect_socket(
+        address, connect_timeout=connect_timeout, keep_alive=keep_alive
+    )
+    # From here on it is asyncio's to close, also if the handshake fails or is cancelled.
+    if not context:
+        return await asyncio.open_connection(sock=sock, limit=limit)
+    return await asyncio.open_connection(
+        sock=sock, limit=limit, ssl=context, server_hostname=server_hostname or _host(address)
+    )
+
+
+def _host(address: str | SocketAddress | tuple[str, int]) -> str:
+    return address.rpartition(":")[0].strip("[]") if isinstance(address, str) else address[0]

@@ -1,0 +1,125 @@
+"""For libraries on trio: a socket as trio's own kind of stream, with trio's errors.
+
+::
+
+    stream = await open_tcp_stream("echo.example", 7, connector=Connector(WORKERS))
+    async with stream:
+        await stream.send_all(b"hello")
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+import trio
+from anyio.abc import SocketAttribute
+
+from anyio_connect import Connector, Socket, SocketOptions
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
+    from typing_extensions import Unpack
+
+__all__ = ("Stream", "open_tcp_stream")
+
+
+async def open_tcp_stream(
+    host: str,
+    port: int,
+    *,
+    connector: Connector | None = None,
+    **options: Unpack[SocketOptions],
+) -> Stream:
+    """Connect, as ``trio.open_tcp_stream()`` does, and with TLS if the options say so.
+
+    The options are those of ``connect()``, but ``allow_half_open`` is True unless given: to
+    trio's streams the peer's end is the end of one direction.
+
+    :raises InvalidAddressError: there is no such host or port
+    :raises InvalidOptionError: an option is unknown, has a bad value, or contradicts another
+    :raises ConnectError: the connection could not be made; it is an OSError, as trio's is
+    """
+    connector = Connector() if connector is None else connector
+    if options.get("allow_half_open") is None:
+        options["allow_half_open"] = True
+    socket = connector.connect((host, port), **options)
+    await socket.__aenter__()
+    return Stream(socket)
+
+
+class Stream(trio.abc.HalfCloseableStream):
+    """A :class:`Socket` for whatever takes a ``trio.abc.Stream``.
+
+    It has trio's errors in place of AnyIO's: ``trio.BusyResourceError``,
+    ``trio.ClosedResourceError`` and ``trio.BrokenResourceError``, with the same text. What
+    ``trio.testing.check_half_closeable_stream()`` asks for holds if the socket was made with
+    ``allow_half_open=True``.
+    """
+
+    socket: Socket
+    """The socket that this stream is made of."""
+
+    def __init__(self, socket: Socket) -> None:
+        """``socket`` may be pending: what needs the connection makes it."""
+        self.socket = socket
+        self._waiting = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of ``data``. Cancelled part-way, it leaves our side broken."""
+        self._check_not_waiting()
+        with _errors_as_trio():
+            await self.socket.send(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the kernel has room for more."""
+        self._check_not_waiting()
+        with _errors_as_trio():
+            await self.socket.send(b"")  # tells whether sending is allowed
+            self._waiting = True
+            try:
+                await trio.lowlevel.wait_writable(self.socket.extra(SocketAttribute.raw_socket))
+            finally:
+                self._waiting = False
+            await self.socket.send(b"")  # what woke it may have been our own end
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive at least one byte and at most ``max_bytes``; b"" is the peer's end."""
+        with _errors_as_trio():
+            try:
+                if max_bytes is None:
+                    return await self.socket.receive()
+                return await self.socket.receive(max_bytes)
+            except anyio.EndOfStream:
+                return b""
+
+    async def send_eof(self) -> None:
+        """End our side; go on receiving."""
+        self._check_not_waiting()
+        with _errors_as_trio():
+            await self.socket.send_eof()
+
+    async def aclose(self) -> None:
+        """Close both directions, as :meth:`Socket.close` does."""
+        await self.socket.close()
+
+    def _check_not_waiting(self) -> None:
+        # Waiting for room and sending exclude each other. The socket knows nothing of the former,
+        # which trio alone has.
+        if self._waiting:
+            raise trio.BusyResourceError("another task waits for room")
+
+
+@contextmanager
+def _errors_as_trio() -> Iterator[None]:
+    try:
+        yield
+    except anyio.BusyResourceError as exc:
+        raise trio.BusyResourceError(str(exc)) from exc
+    except anyio.ClosedResourceError as exc:
+        raise trio.ClosedResourceError(str(exc)) from exc
+    except anyio.BrokenResourceError as exc:
+        raise trio.BrokenResourceError(str(exc)) from exc

@@ -1,0 +1,30 @@
+"""For libraries on trio: a socket as trio's own kind of stream, with trio's errors."""
+
+import sys
+
+import trio
+
+from anyio_connect import Connector, Socket, SocketOptions
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
+    from typing_extensions import Unpack
+
+__all__ = ("Stream", "open_tcp_stream")
+
+async def open_tcp_stream(
+    host: str, port: int, *, connector: Connector | None = None, **options: Unpack[SocketOptions]
+) -> Stream:
+    """Connect, as ``trio.open_tcp_stream()`` does, and with TLS if the options say so."""
+
+class Stream(trio.abc.HalfCloseableStream):
+    """A ``Socket`` for whatever takes a ``trio.abc.Stream``."""
+
+    socket: Socket
+    def __init__(self, socket: Socket) -> None: ...
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None: ...
+    async def wait_send_all_might_not_block(self) -> None: ...
+    async def receive_some(self, max_bytes: int | None = None) -> bytes: ...
+    async def send_eof(self) -> None: ...
+    async def aclose(self) -> None: ...

@@ -1,0 +1,543 @@
+"""Other libraries' clients over a Connector, against a server of the tests' own."""
+
+from __future__ import annotations
+
+import socket as stdlib
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from importlib.util import find_spec
+from typing import Any
+
+import aiohttp
+import aiohttp.abc
+import anyio
+import httpcore
+import httpx
+import pytest
+
+from anyio_connect import (
+    WORKERS,
+    AddressNotAllowedError,
+    AddressPolicy,
+    Connector,
+    InvalidOptionError,
+    RefusedError,
+    TLSError,
+)
+from anyio_connect.adapters.aiohttp import socket_factory
+from anyio_connect.adapters.asyncio import open_connection
+from anyio_connect.adapters.httpcore import NetworkBackend
+from anyio_connect.adapters.httpx import Transport
+from anyio_connect.adapters.trio import open_tcp_stream
+from http_peers import HTTPServer, Reply, serving_http
+from peers import listening, refusing_address
+from spying import spying
+from tls_peers import client_context, server_context
+
+#: Of this machine's loopback addresses, one may be connected to and the others may not.
+ONE = AddressPolicy(allow=["127.0.0.1"])
+
+#: Ways to write an address of this machine, or of its network, in a URL.
+INWARD = (
+    "http://127.0.0.1:8080/",
+    "http://127.1:8080/",
+    "http://2130706433:8080/",
+    "http://0x7f000001:8080/",
+    "http://0177.0.0.1:8080/",
+    "http://0:8080/",
+    "http://0.0.0.0:8080/",
+    "http://127.0.0.2:8080/",
+    "http://localhost:8080/",
+    "http://LOCALHOST:8080/",
+    "http://[::1]:8080/",
+    "http://[::]:8080/",
+    "http://[::ffff:127.0.0.1]:8080/",
+    "http://[::ffff:7f00:1]:8080/",
+    "http://[64:ff9b::7f00:1]:8080/",
+    "http://[2002:7f00:1::]:8080/",
+    "http://\uff11\uff12\uff17.0.0.1:8080/",
+    "http://user@127.0.0.1:8080/",
+    "http://169.254.169.254:8080/latest/meta-data/",
+)
+
+
+#: httpx and httpcore do so if a request or a body is given up in the midst of it, and trio warns.
+leaves_generators = pytest.mark.filterwarnings(
+    "ignore:Async generator '(httpx|httpcore|anyio_connect.adapters.httpx)\\.:ResourceWarning"
+)
+
+INWARDS = Reply(status=302, headers=(("location", "http://127.0.0.2:8080/"),))
+
+
+def causes(error: BaseException | None) -> list[BaseException]:
+    found = []
+    while error is not None:
+        found.append(error)
+        error = error.__cause__
+    return found
+
+
+def client(connector: Connector | None = None, **options: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=Transport(connector, **options))
+
+
+def for_http2() -> ssl.SSLContext:
+    context = server_context()
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+# --- httpx
+
+
+async def test_httpx_keeps_its_connection_and_closes_it_with_the_client() -> None:
+    async with serving_http(lambda request: Reply(request.content)) as server:
+        async with client() as http:
+            for content in (b"one", b"two" * 100_000):
+                response = await http.post(server.url, content=content)
+                assert (response.status_code, response.content) == (200, content)
+        assert server.connections == 1
+        await none_left(server)
+
+
+async def none_left(server: HTTPServer) -> None:
+    with anyio.fail_after(10):
+        while server.open:
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_httpx_over_tls() -> None:
+    async with serving_http(tls=server_context()) as server:
+        async with client(ssl_context=client_context()) as http:
+            assert (await http.get(server.url)).text == "hello"
+        async with client(Connector(ssl_context=client_context())) as http:
+            assert (await http.get(server.url)).text == "hello"
+
+
+async def test_httpx_over_http2() -> None:
+    async with (
+        serving_http(tls=for_http2()) as server,
+        client(ssl_context=client_context(), http2=True) as http,
+    ):
+        async with anyio.create_task_group() as group:
+            for number in range(20):
+                group.start_soon(http.get, f"{server.url}{number}")
+        assert {request.version for request in server.requests} == {"HTTP/2"}
+        assert len(server.requests) == 20
+
+
+async def test_httpx_tells_an_untrusted_certificate() -> None:
+    async with serving_http(tls=server_context()) as server, client() as http:
+        with pytest.raises(httpx.ConnectError, match="certificate") as caught:
+            await http.get(server.url)
+        assert any(isinstance(cause, TLSError) for cause in causes(caught.value))
+
+
+@pytest.mark.parametrize("url", INWARD)
+async def test_httpx_is_not_led_inwards(url: str) -> None:
+    with spying() as dialled:
+        async with client(Connector(WORKERS)) as http:
+            with pytest.raises((httpx.TransportError, httpx.InvalidURL)):
+                await http.get(url)
+    assert not dialled
+
+
+async def test_httpx_names_the_rule() -> None:
+    async with client(Connector(WORKERS)) as http:
+        with pytest.raises(httpx.ConnectError, match=r"127\.0\.0\.0/8 is Loopback") as caught:
+            await http.get("http://127.0.0.1:1/")
+        assert any(isinstance(c, AddressNotAllowedError) for c in causes(caught.value))
+        assert caught.value.request.url == "http://127.0.0.1:1/"
+
+
+async def test_httpx_follows_no_redirect_inwards() -> None:
+    with spying(really=lambda ip: ip == "127.0.0.1") as dialled:
+        async with serving_http(lambda _: INWARDS) as server, client(Connector(ONE)) as http:
+            http.follow_redirects = True
+            with pytest.raises(httpx.ConnectError, match=r"127\.0\.0\.2"):
+                await http.get(server.url)
+            assert len(server.requests) == 1
+    assert dialled == ["127.0.0.1"]
+
+
+async def test_httpx_tells_what_the_kernel_said() -> None:
+    async with client() as http:
+        with pytest.raises(httpx.ConnectError) as caught:
+            await http.get("http://{}:{}/".format(*refusing_address()))
+        assert any(isinstance(cause, RefusedError) for cause in causes(caught.value))
+
+
+@leaves_generators
+async def test_httpx_waits_no_longer_than_it_is_told() -> None:
+    async with listening() as silent, client() as http:
+        url = "http://{}:{}/".format(*silent.address)
+        with pytest.raises(httpx.ReadTimeout, match=r"0\.05 seconds"):
+            await http.get(url, timeout=httpx.Timeout(10, read=0.05))
+        content = bytes(64 << 20)
+        with pytest.raises(httpx.WriteTimeout):
+            await http.post(url, content=content, timeout=httpx.Timeout(10, write=0.05))
+        secure = url.replace("http", "https")
+        with pytest.raises(httpx.ConnectTimeout):
+            await http.get(secure, timeout=httpx.Timeout(10, connect=0.05))
+
+
+async def test_httpx_uses_no_connection_that_the_server_has_ended() -> None:
+    async with serving_http(lambda _: Reply(hangs_up=True)) as server, client() as http:
+        for _ in range(3):
+            assert (await http.get(server.url)).text == "hello"
+            await none_left(server)
+        assert server.connections == 3
+
+
+async def test_httpx_frees_the_slot_of_a_request_that_is_given_up() -> None:
+    connector = Connector(max_connections=1)
+    async with serving_http() as server, listening() as silent, client(connector) as http:
+        with anyio.move_on_after(0.05):
+            await http.get("http://{}:{}/".format(*silent.address))
+        assert (await http.get(server.url)).text == "hello"
+
+
+async def test_httpx_opens_no_more_connections_than_the_connector_allows() -> None:
+    """The pool's idle connections hold slots too: a greater limit of its own would block."""
+    async with (
+        serving_http() as server,
+        serving_http() as other,
+        client(Connector(max_connections=1)) as http,
+    ):
+        for _ in range(2):
+            assert (await http.get(server.url)).text == "hello"
+            assert (await http.get(other.url)).text == "hello"
+
+
+@leaves_generators
+async def test_httpx_goes_on_with_what_was_begun_when_a_body_is_left_unread() -> None:
+    async with serving_http(lambda _: Reply(bytes(1 << 22))) as server, client() as http:
+        async with http.stream("GET", server.url) as response:
+            async for _ in response.aiter_raw():
+                break
+        assert len((await http.get(server.url)).content) == 1 << 22
+        assert server.connections == 2
+
+
+# --- httpcore
+
+
+async def test_a_pool_of_httpcore() -> None:
+    async with (
+        serving_http() as server,
+        httpcore.AsyncConnectionPool(network_backend=NetworkBackend()) as pool,
+    ):
+        response = await pool.request("GET", server.url)
+        assert response.content == b"hello"
+
+
+async def test_httpcore_is_told_of_the_stream() -> None:
+    async with serving_http(tls=server_context()) as server:
+        host, _, port = server.address.partition(":")
+        nodelay = (stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 0)
+        plain = await NetworkBackend().connect_tcp(host, int(port), socket_options=[nodelay])
+        sock = plain.get_extra_info("socket")
+        assert not sock.getsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY)
+        assert plain.get_extra_info("server_addr") == (host, int(port))
+        assert plain.get_extra_info("client_addr") == sock.getsockname()
+        assert plain.get_extra_info("ssl_object") is None
+        assert plain.get_extra_info("is_readable") is False
+        assert plain.get_extra_info("made up") is None
+        secure = await plain.start_tls(client_context(), host, 10)
+        assert secure.get_extra_info("ssl_object").version() == "TLSv1.3"
+        await secure.aclose()
+        assert secure.get_extra_info("is_readable") is True
+
+
+async def test_httpcore_cannot_choose_the_local_address_of_one_connection() -> None:
+    with pytest.raises(InvalidOptionError, match="local_host"):
+        await NetworkBackend().connect_tcp("127.0.0.1", 1, local_address="127.0.0.1")
+
+
+async def test_httpcore_asks_for_a_name_that_is_not_checked() -> None:
+    asked = []
+
+    def note(_: object, name: str | None, __: object) -> None:
+        asked.append(name)
+
+    context = server_context()
+    context.sni_callback = note
+    unchecked = client_context()
+    unchecked.check_hostname = False
+    unchecked.verify_mode = ssl.CERT_NONE
+    async with serving_http(tls=context) as server:
+        host, _, port = server.address.partition(":")
+        stream = await NetworkBackend().connect_tcp(host, int(port))
+        secure = await stream.start_tls(unchecked, "other.example", 10)
+        assert asked == ["other.example"]
+        await secure.aclose()
+
+
+async def test_httpcore_over_a_unix_socket(tmp_path: Any) -> None:
+    path = str(tmp_path / "socket")
+    async with await anyio.create_unix_listener(path) as listener:
+
+        async def serve(stream: anyio.abc.SocketStream) -> None:
+            async with stream:
+                await stream.receive()
+                await stream.send(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")
+
+        async with (
+            anyio.create_task_group() as group,
+            httpcore.AsyncConnectionPool(uds=path, network_backend=NetworkBackend()) as pool,
+        ):
+            group.start_soon(listener.serve, serve)
+            response = await pool.request("GET", "http://made-up.example/")
+            assert response.content == b"hello"
+            group.cancel_scope.cancel()
+
+
+async def test_httpcore_through_an_https_proxy_to_an_https_server() -> None:
+    """TLS in TLS."""
+    async with (
+        serving_http(tls=server_context()) as server,
+        tunnelling(server.address) as proxy,
+        httpcore.AsyncConnectionPool(
+            proxy=httpcore.Proxy(f"https://{proxy}", ssl_context=client_context()),
+            ssl_context=client_context(),
+            network_backend=NetworkBackend(),
+        ) as pool,
+    ):
+        response = await pool.request("GET", server.url)
+        assert response.content == b"hello"
+
+
+@asynccontextmanager
+async def tunnelling(address: str) -> AsyncIterator[str]:
+    """An HTTPS proxy, which connects to one address only."""
+    from anyio.streams.tls import TLSListener
+
+    host, _, port = address.partition(":")
+
+    async def serve(stream: anyio.abc.ByteStream) -> None:
+        async with stream, await anyio.connect_tcp(host, int(port)) as onward:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += await stream.receive()
+            assert head.startswith(f"CONNECT {address} ".encode())
+            await stream.send(b"HTTP/1.1 200 OK\r\n\r\n")
+            async with anyio.create_task_group() as group:
+                group.start_soon(pass_on, stream, onward, group.cancel_scope)
+                group.start_soon(pass_on, onward, stream, group.cancel_scope)
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    secure = TLSListener(listener, server_context(), standard_compatible=False)
+    async with secure, anyio.create_task_group() as group:
+        group.start_soon(secure.serve, serve)
+        yield "{}:{}".format(*listener.extra(anyio.abc.SocketAttribute.local_address))
+        group.cancel_scope.cancel()
+
+
+async def pass_on(
+    source: anyio.abc.ByteReceiveStream,
+    destination: anyio.abc.ByteSendStream,
+    over: anyio.CancelScope,
+) -> None:
+    with suppress(anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        while True:
+            await destination.send(await source.receive())
+    over.cancel()
+
+
+# --- aiohttp
+
+aiohttps_loops = pytest.mark.parametrize(
+    "anyio_backend", [pytest.param(("asyncio", {}), id="asyncio")], indirect=True
+)
+
+
+def session(policy: AddressPolicy, **options: Any) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(socket_factory=socket_factory(policy), **options)
+    return aiohttp.ClientSession(connector=connector)
+
+
+@aiohttps_loops
+async def test_aiohttp_goes_where_it_may() -> None:
+    async with serving_http() as server, session(ONE) as http, http.get(server.url) as response:
+        assert await response.text() == "hello"
+
+
+@aiohttps_loops
+@pytest.mark.parametrize("url", INWARD)
+async def test_aiohttp_is_not_led_inwards(url: str) -> None:
+    with spying() as dialled:
+        async with session(WORKERS) as http:
+            with pytest.raises((aiohttp.ClientError, ValueError)):
+                await http.get(url)
+    assert not dialled
+
+
+@aiohttps_loops
+async def test_aiohttp_names_the_rule() -> None:
+    async with session(WORKERS) as http:
+        with pytest.raises(
+            aiohttp.ClientConnectorError, match=r"127\.0\.0\.0/8 is Loopback"
+        ) as caught:
+            await http.get("http://127.0.0.1:1/")
+        assert isinstance(caught.value.os_error, AddressNotAllowedError)
+
+
+@aiohttps_loops
+async def test_aiohttp_follows_no_redirect_inwards() -> None:
+    with spying(really=lambda ip: ip == "127.0.0.1") as dialled:
+        async with serving_http(lambda _: INWARDS) as server, session(ONE) as http:
+            with pytest.raises(aiohttp.ClientConnectorError, match=r"127\.0\.0\.2"):
+                await http.get(server.url)
+            assert len(server.requests) == 1
+    assert dialled == ["127.0.0.1"]
+
+
+class Rebinding(aiohttp.abc.AbstractResolver):
+    """A name server that says something else each time."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers = list(answers)
+
+    async def resolve(
+        self, host: str, port: int = 0, family: stdlib.AddressFamily = stdlib.AF_INET
+    ) -> list[aiohttp.abc.ResolveResult]:
+        return [
+            aiohttp.abc.ResolveResult(
+                hostname=host, host=self.answers.pop(0), port=port, family=family, proto=0, flags=0
+            )
+        ]
+
+    async def close(self) -> None: ...
+
+
+@aiohttps_loops
+async def test_aiohttp_is_not_led_inwards_by_a_name_that_moves() -> None:
+    resolver = Rebinding("127.0.0.1", "127.0.0.2")
+    async with serving_http() as server:
+        port = server.address.partition(":")[2]
+        async with session(ONE, resolver=resolver, use_dns_cache=False, force_close=True) as http:
+            url = f"http://moving.example:{port}/"
+            async with http.get(url) as response:
+                assert response.status == 200
+            with pytest.raises(aiohttp.ClientConnectorError, match=r"127\.0\.0\.2"):
+                await http.get(url)
+
+
+@aiohttps_loops
+async def test_aiohttp_is_refused_everything_by_a_policy_that_fails() -> None:
+    class Broken(AddressPolicy):
+        def refusal(self, address: Any, port: int) -> str | None:
+            raise RuntimeError("out of order")
+
+    async with session(Broken()) as http:
+        with pytest.raises(aiohttp.ClientConnectorError, match="RuntimeError") as caught:
+            await http.get("http://127.0.0.1:1/")
+        assert isinstance(caught.value.os_error.__cause__, RuntimeError)
+
+
+# --- trio
+
+trios_loop = pytest.mark.parametrize(
+    "anyio_backend", [pytest.param(("trio", {}), id="trio")], indirect=True
+)
+
+
+@trios_loop
+async def test_a_stream_of_trio() -> None:
+    async with (
+        listening() as listener,
+        await open_tcp_stream(*listener.address) as stream,
+    ):
+        peer = await listener.accept()
+        await stream.send_all(b"hello")
+        await stream.send_eof()
+        assert await peer.receive_all() == b"hello"
+        await peer.send(b"world")
+        peer.fin()
+        assert await stream.receive_some(3) == b"wor"
+        assert await stream.receive_some() == b"ld"
+        assert await stream.receive_some() == b""
+
+
+@trios_loop
+async def test_a_stream_of_trio_goes_only_where_it_may() -> None:
+    with pytest.raises(AddressNotAllowedError):
+        await open_tcp_stream("127.0.0.1", 1, connector=Connector(WORKERS))
+
+
+# --- asyncio
+
+ON_ASYNCIO = [pytest.param(("asyncio", {}), id="asyncio")]
+if find_spec("uvloop") is not None:
+    import uvloop
+
+    on_uvloop = ("asyncio", {"loop_factory": uvloop.new_event_loop})
+    ON_ASYNCIO.append(pytest.param(on_uvloop, id="uvloop"))
+asyncios_loops = pytest.mark.parametrize("anyio_backend", ON_ASYNCIO, indirect=True)
+
+
+@asyncios_loops
+async def test_streams_of_asyncio() -> None:
+    connector = Connector(max_connections=1)
+    async with listening() as listener:
+        for _ in range(3):
+            reader, writer = await open_connection(listener.address, connector=connector)
+            peer = await listener.accept()
+            writer.write(b"hello\n")
+            writer.write_eof()
+            assert await peer.receive_all() == b"hello\n"
+            await peer.send(b"world\n")
+            peer.fin()
+            assert await reader.readline() == b"world\n"
+            assert await reader.read() == b""
+            writer.close()
+            await writer.wait_closed()
+
+
+@asyncios_loops
+async def test_streams_of_asyncio_over_tls() -> None:
+    connector = Connector(ssl_context=client_context(), max_connections=1)
+    async with serving_http(tls=server_context()) as server:
+        for ssl_ in (True, client_context()):
+            _, writer = await open_connection(server.address, connector=connector, ssl=ssl_)
+            assert writer.get_extra_info("ssl_object").version() == "TLSv1.3"
+            writer.close()
+            await writer.wait_closed()
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await open_connection(
+                server.address, connector=connector, ssl=True, server_hostname="other.example"
+            )
+        # And the slot of what failed is free.
+        _, writer = await open_connection(server.address, connector=connector, connect_timeout=10)
+        writer.close()
+        await writer.wait_closed()
+
+
+@asyncios_loops
+async def test_streams_of_asyncio_are_given_up_in_the_midst_of_a_handshake() -> None:
+    connector = Connector(max_connections=1)
+    async with listening() as silent:
+        for _ in range(2):
+            with anyio.move_on_after(0.05) as scope:
+                await open_connection(silent.address, connector=connector, ssl=client_context())
+            assert scope.cancelled_caught
+        peers = [await silent.accept() for _ in range(2)]
+        for peer in peers:
+            with suppress(ConnectionResetError):
+                await peer.receive_all()
+
+
+@asyncios_loops
+async def test_streams_of_asyncio_go_only_where_they_may() -> None:
+    with pytest.raises(AddressNotAllowedError):
+        await open_connection("127.0.0.1:1", connector=Connector(WORKERS))
+
+
+@asyncios_loops
+async def test_streams_of_asyncio_refuse_what_has_no_effect() -> None:
+    with pytest.raises(InvalidOptionError, match="has no effect without ssl"):
+        await open_connection("127.0.0.1:1", server_hostname="peer.example")
+    wrong: Any = "yes"
+    with pytest.raises(InvalidOptionError, match="bad ssl 'yes'"):
+        await open_connection("127.0.0.1:1", ssl=wrong)
