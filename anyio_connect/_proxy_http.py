@@ -68,6 +68,7 @@ async def _answer(transport: Transport, connection: h11.Connection, proxy: Proxy
         try:
             event = connection.next_event()
         except h11.RemoteProtocolError as exc:
+            exc.__traceback__ = None  # h11 raises it in a frame of its own, which is a cycle
             # It shows what was said, which may be what the proxy has heard from us.
             cause = fresh(exc) if proxy.credentials is None else None
             why = "it answered with something that is not HTTP: is it an HTTP proxy?"

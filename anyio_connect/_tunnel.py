@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
+from enum import Enum, auto
 from functools import partial
 
 import anyio
@@ -52,6 +53,15 @@ def through(
     return partial(Tunnel, route, proxy, context)
 
 
+class _Phase(Enum):
+    """What a tunnel is at."""
+
+    FINDING = auto()  #: the addresses of the target
+    REACHING = auto()  #: the proxy
+    SHAKING = auto()  #: hands with it, for TLS
+    ASKING = auto()
+
+
 class Tunnel:
     """The way to ``target`` through ``proxy``.
 
@@ -75,7 +85,8 @@ class Tunnel:
         self._found = Progress(target.address)
         self._attempts: list[ProxyError] = []
         self._asked = self._where  # what the proxy was asked for last
-        self._too_late: Callable[[float], ConnectTimeoutError] = self._found.too_late
+        self._phase = _Phase.FINDING
+        self._reaching = self._found  # how far connecting to the proxy has come
 
     # --- as _open.Way has it
 
@@ -113,7 +124,14 @@ class Tunnel:
 
     def too_late(self, seconds: float) -> ConnectTimeoutError:
         """The error for when ``connect_timeout``, in seconds, runs out in the midst of it."""
-        return self._too_late(seconds)
+        if self._phase is _Phase.FINDING:
+            return self._found.too_late(seconds)
+        if self._phase is _Phase.REACHING:
+            error = self._reaching.too_late(seconds)
+            return proxy_not_reached(self._where, self._proxy, str(self._reaching), error)
+        if self._phase is _Phase.SHAKING:
+            return handshake_timed_out(self._name, seconds)
+        return proxy_silent(self._where, self._proxy, seconds, tuple(self._attempts))
 
     def describe(self, transport: Transport) -> SocketInfo:
         """What is known of the connection: the addresses of its sockets are ours and the proxy's.
@@ -127,7 +145,7 @@ class Tunnel:
 
     async def _through(self, host: str) -> Transport:
         transport = await self._reach()
-        self._too_late = self._silent
+        self._phase = _Phase.ASKING
         if log.debugs:
             log.debug("%s: asking the proxy %s for %s", self._where, self._proxy, self._asked)
         try:
@@ -145,19 +163,20 @@ class Tunnel:
 
     async def _reach(self) -> Transport:
         """Connect to the proxy, and put TLS on that if it is for it."""
-        proxy, progress = self._proxy, Progress(self._proxy.address)
-        self._too_late = partial(self._not_reached, progress)
+        proxy = self._proxy
+        self._phase = _Phase.REACHING
+        self._reaching = Progress(proxy.address)
         try:
-            transport = await dial(self._to_proxy, progress)
+            transport = await dial(self._to_proxy, self._reaching)
         except ConnectError as exc:
-            raise proxy_unreachable(self._where, proxy, str(progress), exc) from exc.__cause__
+            at = str(self._reaching)
+            raise proxy_unreachable(self._where, proxy, at, exc) from exc.__cause__
         if not proxy.over_tls:
             return transport
-        name = f"the proxy {proxy}"
-        self._too_late = partial(handshake_timed_out, name)
+        self._phase = _Phase.SHAKING
         secure = await start_tls(
             transport,
-            where=name,
+            where=self._name,
             server_hostname=proxy.address.hostname,
             alpn=_ALPN,
             context=self._context,
@@ -168,9 +187,6 @@ class Tunnel:
             raise ProxyAnswerError("it insists on another protocol than HTTP/1.1 (by ALPN)")
         return secure
 
-    def _not_reached(self, progress: Progress, seconds: float) -> ConnectTimeoutError:
-        error = progress.too_late(seconds)
-        return proxy_not_reached(self._where, self._proxy, str(progress), error)
-
-    def _silent(self, seconds: float) -> ConnectTimeoutError:
-        return proxy_silent(self._where, self._proxy, seconds, tuple(self._attempts))
+    @property
+    def _name(self) -> str:
+        return f"the proxy {self._proxy}"

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-import gc
 import select
 import socket as stdlib
 import ssl
 import subprocess
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from types import FrameType
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from weakref import ref
 
@@ -35,38 +33,12 @@ from anyio_connect import (
     connect,
 )
 from anyio_connect._copies import fresh
+from cycles import nothing_to_collect
 from errors import is_copy
 from peers import Peer, listening, refusing_address
 from sockets import arrived, connected
 from tls_peers import NAME, TLSPeer, client_context, server_context
 from turns import all_blocked
-
-
-@contextmanager
-def nothing_to_collect() -> Iterator[None]:
-    """Fail if what runs in here leaves reference cycles behind."""
-    enabled, debug = gc.isenabled(), gc.get_debug()
-    gc.disable()
-    gc.freeze()  # to look at everything takes long, and what is here by now is of no interest
-    try:
-        yield
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        gc.collect()
-        left = [thing for thing in gc.garbage if is_ours(thing)]
-        assert not left, f"reference cycles were left: {left}"
-    finally:
-        gc.set_debug(debug)
-        gc.garbage.clear()
-        gc.unfreeze()
-        if enabled:
-            gc.enable()
-
-
-def is_ours(thing: object) -> bool:
-    if isinstance(thing, FrameType):
-        return str(thing.f_globals["__name__"]).startswith("anyio_connect")
-    return type(thing).__module__.partition(".")[0] == "anyio_connect"
-
 
 # --- what a copy is
 

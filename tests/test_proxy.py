@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import socket as stdlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -43,6 +44,7 @@ from anyio_connect import (
 from anyio_connect._proxy import Credentials, ProxyAnswerError, parse_proxy
 from anyio_connect._slots import Slots
 from cancelling import CancelAt, Moment
+from cycles import nothing_to_collect
 from peers import listening, refusing_address
 from proxies import (
     ESTABLISHED,
@@ -1056,6 +1058,47 @@ async def test_the_name_of_a_proxy_that_does_not_exist(names: dict[str, list[Any
         await Connector(proxy="http://proxy.example:80").connect("192.0.2.1:80").opened
 
 
+async def rst(proxy: Proxy, line: Line) -> None:
+    await line.receive()
+    line.peer.rst()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "script"),
+    [
+        ("http", http(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")),
+        ("http", http(b"HTTP/1.1 407 No\r\n\r\n")),
+        ("http", http(b"no HTTP\r\n\r\n")),
+        ("http", silent),
+        ("http", rst),
+        ("https", says(b"no TLS")),
+        ("https", http(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")),
+        ("https", rst),
+        ("https", silent),
+        ("socks5", socks(b"\5\5")),
+        ("socks5", says(b"\5\xff")),
+        ("socks5", rst),
+        ("http", http()),
+    ],
+    ids=itertools.count(),
+)
+async def test_nothing_is_left_to_the_garbage_collector(scheme: str, script: Script) -> None:
+    over_tls = scheme == "https" and script is not silent
+    async with proxying(script, over_tls=over_tls) as proxy:
+        connector = Connector(
+            proxy=proxy.url(scheme), ssl_context=client_context(), connect_timeout=0.2
+        )
+
+        async def use_it() -> None:
+            with suppress(ConnectError):
+                async with connector.connect("192.0.2.1:80"):
+                    pass
+
+        await use_it()  # what is made once for all is made
+        with nothing_to_collect():
+            await use_it()
+
+
 # --- too late
 
 
@@ -1220,7 +1263,7 @@ async def wait_for(socket: Socket) -> None:
 
 def cut(data: bytes, places: list[float]) -> list[bytes]:
     at = sorted({0, len(data), *(round(place * len(data)) for place in places)})
-    return [data[a:b] for a, b in pairwise(at)]
+    return [data[a:b] for a, b in itertools.pairwise(at)]
 
 
 PLACES = st.lists(st.floats(0, 1), max_size=30)

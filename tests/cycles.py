@@ -1,0 +1,34 @@
+"""That nothing is left to the garbage collector."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def nothing_to_collect() -> Iterator[None]:
+    """Fail if what runs in here leaves reference cycles behind."""
+    enabled, debug = gc.isenabled(), gc.get_debug()
+    gc.disable()
+    gc.freeze()  # to look at everything takes long, and what is here by now is of no interest
+    try:
+        yield
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [thing for thing in gc.garbage if is_ours(thing)]
+        assert not left, f"reference cycles were left: {left}"
+    finally:
+        gc.set_debug(debug)
+        gc.garbage.clear()
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
+
+
+def is_ours(thing: object) -> bool:
+    if isinstance(thing, FrameType):
+        return str(thing.f_globals["__name__"]).startswith("anyio_connect")
+    return type(thing).__module__.partition(".")[0] == "anyio_connect"
