@@ -1099,6 +1099,34 @@ async def test_nothing_is_left_to_the_garbage_collector(scheme: str, script: Scr
             await use_it()
 
 
+@pytest.mark.parametrize("how", ["off", "on"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_socket_that_is_dropped_is_closed(scheme: str, how: Any) -> None:
+    """The proxy sees an end, and the slot is free again, without the garbage collector."""
+
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_http(proxy, line)
+        await line.send(ESTABLISHED)
+        if how == "on":
+            await TLSPeer(Inner(line), server_context()).shake()  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        with suppress(anyio.EndOfStream, ConnectionError):
+            await line.receive_all()
+        ended.set()
+
+    ended = anyio.Event()
+    async with proxying(script, over_tls=scheme == "https") as proxy:
+        connector = Connector(
+            proxy=proxy.url(scheme), ssl_context=client_context(), max_connections=1
+        )
+        socket = connector.connect(f"{NAME}:443", secure_transport=how)
+        await socket.opened
+        with pytest.warns(ResourceWarning, match=f"^unclosed connection to {NAME}:443: "):
+            del socket
+        with anyio.fail_after(30):
+            await ended.wait()
+        assert slots(connector).free == 1
+
+
 # --- too late
 
 
