@@ -77,7 +77,9 @@ MUTATED = {
     "_connection": "tests/test_simulation.py::test_mended_faults_stay_away "
     "tests/test_simulation.py::test_random_histories tests/test_in_flight.py "
     "tests/test_dropped.py tests/test_closing.py tests/test_pipe.py tests/test_socket.py "
-    "tests/test_start_tls.py tests/test_connector.py tests/test_detach.py",
+    "tests/test_start_tls.py tests/test_connector.py tests/test_detach.py "
+    "tests/test_tls_transport.py::test_who_awaits_closed_ends_our_side_when_there_is_room "
+    "tests/test_tls_transport.py::test_who_has_awaited_closed_before_ends_our_side_too",
 }
 
 #: The same histories for each mutant, and none shortened: that one fails is enough.

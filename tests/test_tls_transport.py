@@ -2018,6 +2018,27 @@ async def test_who_awaits_closed_ends_our_side_when_there_is_room(version: ssl.T
 
 
 @each_version
+async def test_who_has_awaited_closed_before_ends_our_side_too(version: ssl.TLSVersion) -> None:
+    """Begun while the connection was open, it turns to waiting for room."""
+    tls, wire, server = shaken(version)
+    socket = socket_over(tls)
+    await socket.send(b"all of it")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(settle, socket.closed)
+        await all_blocked()
+        wire.make_room(0)
+        wire.arrive(server.close_notify())
+        with pytest.raises(anyio.EndOfStream):
+            await socket.receive()
+        await all_blocked()
+        assert not socket.closed.done()
+        wire.make_room()
+    assert socket.closed.result() is None
+    server.decrypt(wire.take())
+    assert server.ended
+
+
+@each_version
 async def test_close_ends_our_side_when_there_is_room(version: ssl.TLSVersion) -> None:
     async with lingering(version) as (socket, wire, server):
         async with anyio.create_task_group() as tasks:
