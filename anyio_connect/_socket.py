@@ -222,7 +222,7 @@ class Socket(ByteStream):
         early where another object goes on with the connection: ``SSLContext.wrap_socket()``
         calls ``detach()``; what ``dup()`` returns has no slot. A library that takes no subclass,
         such as trio's ``from_stdlib_socket()``, needs ``socket.socket(fileno=sock.detach())``.
-        (asyncio's ``open_connection(sock=..., ssl=...)`` and AnyIO's ``TLSStream`` keep it.)
+        asyncio keeps it until it closes the connection, with ``ssl=`` as well.
 
         For TLS from the first byte, hand over a plain connection and let that library make the
         handshake: :meth:`Connector.connect_socket` makes one.

@@ -243,6 +243,29 @@ async def test_refused_in_the_midst_of_a_pipe() -> None:
             group.cancel_scope.cancel()
 
 
+async def test_a_pipe_into_it_ends() -> None:
+    """Nothing is sent at that moment, and nothing can be any more."""
+    async with connected() as (socket, peer):
+        source, theirs = await socket_pair()
+        async with source, theirs, anyio.create_task_group() as group:
+            raised: list[SocketError] = []
+
+            async def pipe() -> None:
+                try:
+                    await source.readable.pipe_to(socket.writable)
+                except ClosedError as exc:
+                    raised.append(exc)
+
+            group.start_soon(pipe)
+            await theirs.send(b"before")
+            assert await peer.receive_exactly(6) == b"before"
+            await all_blocked()
+            with socket.detach() as sock:
+                await all_blocked()
+                assert "detach() was called" in str(raised[0])
+                check_usable(sock, peer)
+
+
 async def test_refused_before_the_connection_is_made() -> None:
     async with listening() as listener:
         socket = connect(listener.address)

@@ -29,6 +29,7 @@ import anyio.to_thread
 import pytest
 import trio
 from anyio.abc import ByteStream
+from anyio.lowlevel import checkpoint
 
 from anyio_connect import (
     WORKERS,
@@ -47,6 +48,7 @@ from anyio_connect import (
     SocketAddress,
     _blocking,
     _dial,
+    _raw,
     listen,
 )
 from anyio_connect._slots import Slots
@@ -54,7 +56,7 @@ from anyio_connect._tcp import TCPTransport
 from peers import Peer, full, has_ipv6, listening, refusing_address
 from proxies import ESTABLISHED, Line, Proxy, hear_http, proxying
 from servers import echo, serving
-from tls_peers import NAME, client_context, server_context
+from tls_peers import NAME, TLSPeer, client_context, server_context
 from turns import all_blocked
 
 LOOPBACK = AddressPolicy(allow=["127.0.0.0/8"])
@@ -80,7 +82,7 @@ class Names(dict[str, Any]):
         self.asked = threading.Event()
 
     async def getaddrinfo(self, host: str, port: int) -> list[Any]:
-        await anyio.lowlevel.checkpoint()
+        await checkpoint()
         self.asked.set()
         answer = self[host]
         if answer == "silence":
@@ -369,7 +371,7 @@ async def test_a_connection_that_was_reset_at_once_is_no_success(
     """The kernel has told of the reset, and would not tell it the next one who reads."""
 
     async def connect_and_be_reset(endpoint: Any, route: Any) -> TCPTransport:
-        await anyio.lowlevel.checkpoint()
+        await checkpoint()
         sock = stdlib.create_connection(endpoint.sockaddr)
         sock.setblocking(False)
         error = OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
@@ -403,7 +405,10 @@ async def test_nothing_is_kept_of_a_failure(no_collector: None) -> None:
         host, port = listener.address
         for dialer in (None, dial):
             connector = Connector(max_connections=1, dialer=dialer)
-            assert (await fail(connector))() is None
+            local = await fail(connector)
+            # AnyIO's scope, in which the stream is closed, keeps its cancellation until then.
+            await checkpoint()
+            assert local() is None
             assert slots(connector).free == 1
 
 
@@ -523,6 +528,19 @@ async def test_a_copy_has_none() -> None:
             assert await peer.receive() == b"still open"
 
 
+async def test_no_memory_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object, *args: object, **kwargs: object) -> None:
+        raise MemoryError
+
+    async with listening() as listener:
+        connector = Connector(max_connections=1)
+        monkeypatch.setattr(_raw.SlotSocket, "__init__", fail)
+        with pytest.raises(MemoryError):
+            await connector.connect_socket(listener.address)
+        assert slots(connector).free == 1
+        assert await (await listener.accept()).receive_all() == b""
+
+
 async def test_trio_takes_it_without_its_slot() -> None:
     async with holding() as (connector, sock, _):
         with pytest.raises(TypeError, match=r"expected object of type 'socket\.socket'"):
@@ -531,6 +549,26 @@ async def test_trio_takes_it_without_its_slot() -> None:
         assert slots(connector).free == 1
         with trio.socket.from_stdlib_socket(plain):
             pass
+
+
+async def test_asyncio_gives_it_back_when_it_closes_its_tls() -> None:
+    if trio.lowlevel.in_trio_run():
+        return
+    async with holding() as (connector, sock, peer):
+        tls = TLSPeer(peer, server_context())
+        async with anyio.create_task_group() as group:
+            group.start_soon(tls.shake)
+            reader, writer = await asyncio.open_connection(
+                sock=sock, ssl=client_context(), server_hostname=NAME
+            )
+        await tls.send(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        assert slots(connector).free == 0
+        writer.close()
+        peer.close()
+        with suppress(ConnectionError, ssl.SSLError):
+            await writer.wait_closed()
+        assert slots(connector).free == 1
 
 
 async def test_asyncio_gives_it_back_when_it_closes() -> None:
@@ -996,7 +1034,7 @@ def test_what_was_given_up_before_it_began_does_not_begin() -> None:
 
 def test_what_it_returns_and_raises() -> None:
     async def fail() -> Made:
-        await anyio.lowlevel.checkpoint()
+        await checkpoint()
         raise ZeroDivisionError
 
     made = _blocking.wait_for(make, Made.drop)
