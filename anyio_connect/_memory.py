@@ -46,7 +46,7 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now: float = 0.0
         self._due: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._count = 0
         self._running = False
@@ -386,8 +386,8 @@ class Memory:
     """The network: who is there, what is silent, and what its connections are like."""
 
     def __init__(self, buffer_size: int) -> None:
-        self.clock = Clock()
-        self.latency = 0.0
+        self.clock: Clock = Clock()
+        self.latency: float = 0.0
         self.hosts: dict[Address, Host[Line]] = {}
         self._buffer_size = buffer_size
         self._silent: dict[Address, list[Kept]] = {}

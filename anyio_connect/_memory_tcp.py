@@ -71,23 +71,23 @@ class End:
     """
 
     def __init__(self, network: Timeline, wire: Wire) -> None:
-        self.network = network
-        self.wire = wire
+        self.network: Timeline = network
+        self.wire: Wire = wire
         self.local: tuple[str, int] = ("", 0)
         self.remote: tuple[str, int] = ("", 0)
         self.changed: Callable[[int], None] = lambda key: None
         self.peer: End | None = None  # once the connection is made
-        self.connecting = True
-        self.dead = False  # TCP_CLOSE
-        self.error = 0  # sk_err: told once
-        self.released = False  # close() was called
-        self.rx = bytearray()  # arrived, not yet received
+        self.connecting: bool = True
+        self.dead: bool = False  # TCP_CLOSE
+        self.error: int = 0  # sk_err: told once
+        self.released: bool = False  # close() was called
+        self.rx: bytearray = bytearray()  # arrived, not yet received
         self._linger0 = False
         # Sending: what was accepted waits for room at the peer, then flies, then is kept until it
         # is acknowledged.
-        self.waiting = bytearray()
-        self.flying = 0
-        self.kept = 0
+        self.waiting: bytearray = bytearray()
+        self.flying: int = 0
+        self.kept: int = 0
         self._last_arrival = 0.0  # at the other end: TCP delivers in order
         self._fin_wanted = self._fin_sent = self._fin_acknowledged = False
         self._starved = False  # somebody found no room (SOCK_NOSPACE)
