@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import TaskGroup
 
 from anyio_connect import BrokenError, ClosedError, RefusedError, Socket, SocketError
 from peers import Peer, listening
@@ -19,9 +20,39 @@ from turns import all_blocked
 BIG = 64 * 1024 * 1024
 
 
+class Calls:
+    """Calls in tasks of their own, and how each ended."""
+
+    def __init__(self, group: TaskGroup) -> None:
+        self.group = group
+        self.outcomes: dict[str, object] = {}
+        self.scopes: dict[str, anyio.CancelScope] = {}
+
+    async def begin(self, **calls: Any) -> None:
+        """Make these, in this order, up to where they wait."""
+        for name, call in calls.items():
+            self.group.start_soon(self._make, name, call)
+        await all_blocked()
+
+    async def _make(self, name: str, call: Any) -> None:
+        with anyio.CancelScope() as self.scopes[name]:
+            try:
+                outcome = await call()
+            except (SocketError, anyio.EndOfStream, anyio.BusyResourceError) as exc:
+                outcome = type(exc)
+            self.outcomes[name] = outcome
+
+
 @asynccontextmanager
-async def unmade() -> AsyncIterator[tuple[Socket, Peer, Slow]]:
-    """A socket whose connection is made when the test says so, and its peer.
+async def calling() -> AsyncIterator[Calls]:
+    """All calls have ended when this does."""
+    async with anyio.create_task_group() as group:
+        yield Calls(group)
+
+
+@asynccontextmanager
+async def unmade() -> AsyncIterator[tuple[Socket, Peer, Slow, Calls]]:
+    """A socket whose connection is made when the test says so, its peer, and calls.
 
     A third task is already making it, so that every call of the test waits for that one.
     """
@@ -33,7 +64,8 @@ async def unmade() -> AsyncIterator[tuple[Socket, Peer, Slow]]:
             group.start_soon(settled, socket)
             await all_blocked()
             try:
-                yield socket, await listener.accept(), opener
+                async with calling() as calls:
+                    yield socket, await listener.accept(), opener, calls
             finally:
                 group.cancel_scope.cancel()
                 with anyio.CancelScope(shield=True):
@@ -45,29 +77,10 @@ async def settled(socket: Socket) -> None:
         await socket.opened
 
 
-class Calls:
-    """Calls in tasks of their own, and how each ended."""
-
-    def __init__(self) -> None:
-        self.outcomes: dict[str, object] = {}
-        self.scopes: dict[str, anyio.CancelScope] = {}
-
-    async def make(self, name: str, call: Any) -> None:
-        with anyio.CancelScope() as self.scopes[name]:
-            try:
-                outcome = await call()
-            except (SocketError, anyio.EndOfStream, anyio.BusyResourceError) as exc:
-                outcome = type(exc)
-            self.outcomes[name] = outcome
-
-
 async def test_an_end_goes_out_behind_the_send_that_it_found_waiting() -> None:
-    calls = Calls()
-    async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
-        group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
-        await all_blocked()
-        group.start_soon(calls.make, "end", socket.writable.aclose)
-        await all_blocked()
+    async with unmade() as (socket, peer, opener, calls):
+        await calls.begin(send=lambda: socket.send(b"HELLO"))
+        await calls.begin(end=socket.writable.aclose)
         # Its turn is the next: nothing gets in between.
         with pytest.raises(ClosedError, match="our side of this socket has ended"):
             await socket.send(b"too late")
@@ -79,24 +92,17 @@ async def test_an_end_goes_out_behind_the_send_that_it_found_waiting() -> None:
 
 
 async def test_two_tasks_end_behind_a_send() -> None:
-    calls = Calls()
-    async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
-        group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
-        await all_blocked()
-        group.start_soon(calls.make, "end", socket.writable.aclose)
-        group.start_soon(calls.make, "again", socket.writable.aclose)
-        await all_blocked()
+    async with unmade() as (socket, peer, opener, calls):
+        await calls.begin(send=lambda: socket.send(b"HELLO"))
+        await calls.begin(end=socket.writable.aclose, again=socket.writable.aclose)
         opener.go_on.set()
         assert await peer.receive_all() == b"HELLO"
     assert calls.outcomes == {"send": None, "end": None, "again": None}
 
 
 async def test_a_second_call_finds_the_first_in_flight() -> None:
-    calls = Calls()
-    async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
-        group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
-        group.start_soon(calls.make, "receive", socket.receive)
-        await all_blocked()
+    async with unmade() as (socket, peer, opener, calls):
+        await calls.begin(send=lambda: socket.send(b"HELLO"), receive=socket.receive)
         for call in (lambda: socket.send(b"x"), socket.send_eof, socket.receive):
             with pytest.raises(anyio.BusyResourceError):
                 await call()
@@ -107,43 +113,35 @@ async def test_a_second_call_finds_the_first_in_flight() -> None:
 
 
 async def test_a_call_that_is_given_up_gives_up_its_turn() -> None:
-    calls = Calls()
-    async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
-        for name, call in (
-            ("send", lambda: socket.send(b"never sent")),
-            ("send_eof", socket.send_eof),
-            ("receive", socket.receive),
-        ):
-            group.start_soon(calls.make, name, call)
-            await all_blocked()
+    async with unmade() as (socket, peer, opener, calls):
+        given_up: dict[str, Any] = {
+            "send": lambda: socket.send(b"never sent"),
+            "send_eof": socket.send_eof,
+            "receive": socket.receive,
+        }
+        for name, call in given_up.items():
+            await calls.begin(**{name: call})
             calls.scopes[name].cancel()
             await all_blocked()
-        group.start_soon(calls.make, "receive again", socket.receive)
-        group.start_soon(calls.make, "send again", lambda: socket.send(b"HELLO"))
-        await all_blocked()
+        await calls.begin(receive_again=socket.receive, send_again=lambda: socket.send(b"HELLO"))
         opener.go_on.set()
         assert await peer.receive() == b"HELLO"
         await peer.send(b"WORLD")
-    assert calls.outcomes == {"send again": None, "receive again": b"WORLD"}
+    assert calls.outcomes == {"send_again": None, "receive_again": b"WORLD"}
 
 
 async def test_an_end_that_is_cancelled_before_the_connection_is_made_aborts() -> None:
-    calls = Calls()
-    async with unmade() as (socket, _, _), anyio.create_task_group() as group:
-        group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
-        await all_blocked()
-        group.start_soon(calls.make, "end", socket.writable.aclose)
-        await all_blocked()
+    async with unmade() as (socket, _, _, calls):
+        await calls.begin(send=lambda: socket.send(b"HELLO"))
+        await calls.begin(end=socket.writable.aclose)
         calls.scopes["end"].cancel()
         assert isinstance(await settle(socket.closed), BrokenError)
     assert calls.outcomes == {"send": BrokenError}
 
 
 async def test_readable_aclose_wakes_a_receive_that_waits_for_the_connection() -> None:
-    calls = Calls()
-    async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
-        group.start_soon(calls.make, "receive", socket.receive)
-        await all_blocked()
+    async with unmade() as (socket, peer, opener, calls):
+        await calls.begin(receive=socket.receive)
         await socket.readable.aclose()
         await all_blocked()
         assert calls.outcomes == {"receive": ClosedError}
@@ -153,14 +151,12 @@ async def test_readable_aclose_wakes_a_receive_that_waits_for_the_connection() -
 
 
 async def test_readable_aclose_wakes_the_receive_that_makes_the_connection() -> None:
-    calls = Calls()
     async with listening() as listener:
         opener = Slow(dialled(listener))
         opener.stop.set()
         socket = opened_by(opener)
-        async with anyio.create_task_group() as group:
-            group.start_soon(calls.make, "receive", socket.receive)
-            await all_blocked()
+        async with calling() as calls:
+            await calls.begin(receive=socket.receive)
             await socket.readable.aclose()
         assert calls.outcomes == {"receive": ClosedError}
         assert not socket.opened.done()
@@ -170,13 +166,9 @@ async def test_readable_aclose_wakes_the_receive_that_makes_the_connection() -> 
 
 
 async def test_close_finishes_a_send_that_waits_for_the_connection() -> None:
-    calls = Calls()
-    async with unmade() as (socket, peer, opener), anyio.create_task_group() as group:
-        group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
-        group.start_soon(calls.make, "receive", socket.receive)
-        await all_blocked()
-        group.start_soon(calls.make, "close", socket.close)
-        await all_blocked()
+    async with unmade() as (socket, peer, opener, calls):
+        await calls.begin(send=lambda: socket.send(b"HELLO"), receive=socket.receive)
+        await calls.begin(close=socket.close)
         assert calls.outcomes == {"receive": ClosedError}
         opener.go_on.set()
         assert await peer.receive_all() == b"HELLO"
@@ -186,12 +178,9 @@ async def test_close_finishes_a_send_that_waits_for_the_connection() -> None:
 
 @pytest.mark.parametrize("cancelled", ["send", "close"])
 async def test_close_makes_no_connection_for_a_send_that_is_given_up(cancelled: str) -> None:
-    calls = Calls()
-    async with unmade() as (socket, _, opener), anyio.create_task_group() as group:
-        group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
-        await all_blocked()
-        group.start_soon(calls.make, "close", socket.close)
-        await all_blocked()
+    async with unmade() as (socket, _, opener, calls):
+        await calls.begin(send=lambda: socket.send(b"HELLO"))
+        await calls.begin(close=socket.close)
         assert not calls.outcomes
         calls.scopes[cancelled].cancel()
         await all_blocked()
@@ -204,12 +193,9 @@ async def test_close_makes_no_connection_for_a_send_that_is_given_up(cancelled: 
 
 
 async def test_a_dial_that_fails_as_close_waits_for_a_send() -> None:
-    calls = Calls()
-    async with unmade() as (socket, _, opener), anyio.create_task_group() as group:
-        group.start_soon(calls.make, "send", lambda: socket.send(b"HELLO"))
-        await all_blocked()
-        group.start_soon(calls.make, "close", socket.close)
-        await all_blocked()
+    async with unmade() as (socket, _, opener, calls):
+        await calls.begin(send=lambda: socket.send(b"HELLO"))
+        await calls.begin(close=socket.close)
         opener.error = RefusedError("no way there")
         opener.go_on.set()
     assert calls.outcomes == {"send": RefusedError, "close": None}
@@ -222,7 +208,6 @@ ENDERS = ("send", "send_eof", "aclose", "abort", "close")
 @pytest.mark.parametrize("order", [*permutations(ENDERS, 3)], ids="+".join)
 async def test_what_closed_says_is_what_the_peer_sees(order: tuple[str, ...]) -> None:
     """Three calls in one turn of the event loop, in every order."""
-    calls = Calls()
     async with connected(half_open=True) as (socket, peer):
         ways: dict[str, Any] = {
             "send": lambda: socket.send(b"a message"),
@@ -231,9 +216,8 @@ async def test_what_closed_says_is_what_the_peer_sees(order: tuple[str, ...]) ->
             "abort": socket.writable.abort,
             "close": socket.close,
         }
-        async with anyio.create_task_group() as group:
-            for name in order:
-                group.start_soon(calls.make, name, ways[name])
+        async with calling() as calls:
+            await calls.begin(**{name: ways[name] for name in order})
         try:
             got, reset = await peer.receive_all(), False
         except ConnectionResetError:
@@ -249,7 +233,6 @@ async def test_what_closed_says_is_what_the_peer_sees(order: tuple[str, ...]) ->
 
 @pytest.mark.parametrize("ending", ["send_eof", "aclose", "send"])
 async def test_who_meets_a_reset_says_so_even_as_the_socket_is_closed(ending: str) -> None:
-    calls = Calls()
     async with connected() as (socket, peer):
         ways: dict[str, Any] = {
             "send_eof": socket.send_eof,
@@ -258,9 +241,8 @@ async def test_who_meets_a_reset_says_so_even_as_the_socket_is_closed(ending: st
         }
         peer.rst()
         arrived(socket, select.POLLERR)
-        async with anyio.create_task_group() as group:
-            group.start_soon(calls.make, ending, ways[ending])
-            group.start_soon(calls.make, "close", socket.close)
+        async with calling() as calls:
+            await calls.begin(**{ending: ways[ending], "close": socket.close})
         if socket.closed.exception() is None:  # close() was first, and met nobody to tell
             assert calls.outcomes[ending] in (ClosedError, None)
         else:
@@ -269,13 +251,10 @@ async def test_who_meets_a_reset_says_so_even_as_the_socket_is_closed(ending: st
 
 
 async def test_the_end_that_could_not_be_made_is_no_success() -> None:
-    calls = Calls()
     async with connected(receive_buffer=4096) as (socket, peer):
-        async with anyio.create_task_group() as group:
-            group.start_soon(calls.make, "send", lambda: socket.send(bytes(BIG)))
-            await all_blocked()
-            group.start_soon(calls.make, "aclose", socket.writable.aclose)
-            await all_blocked()
+        async with calling() as calls:
+            await calls.begin(send=lambda: socket.send(bytes(BIG)))
+            await calls.begin(aclose=socket.writable.aclose)
             peer.rst()
         assert calls.outcomes == {"send": BrokenError, "aclose": BrokenError}
         await socket.writable.aclose()  # it has failed already, and was told
