@@ -278,8 +278,8 @@ class Connector:
         Connector have them: the port is the one that was asked for, for every address.
 
         The client must dial these and not resolve the name again, or the policy has judged
-        nothing. Where its connection leads in the end is not judged, and ``max_connections`` does
-        not count it.
+        nothing. Where its connection leads in the end is not judged, ``max_connections`` does not
+        count it, and a ``proxy`` or a ``dialer`` has no part in it.
 
         ``connect_timeout``: in place of the Connector's, in seconds; None: not given.
 
@@ -336,7 +336,9 @@ class Connector:
 
         The thread waits while asyncio connects in a thread of its own, which has ended when this
         returns. So one ``Connector`` serves threads and event loops alike, with the same rules and
-        slots. The socket is blocking, without a timeout.
+        slots. The socket is blocking, without a timeout. What the Connector calls (the policy,
+        ``resolver``, ``prepare``, ``dialer``) is called in that thread, in a copy of this one's
+        context.
 
         What a signal handler raises meanwhile, such as KeyboardInterrupt, is raised as soon as the
         attempt was cancelled; it leaves nothing behind either.

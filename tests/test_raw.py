@@ -881,6 +881,25 @@ def test_the_policy_is_asked_in_the_callers_context() -> None:
         Connector(Personal()).connect_socket_blocking("127.0.0.1:1")
 
 
+def test_what_the_connector_calls_is_called_in_one_other_thread() -> None:
+    called: dict[str, int] = {}
+
+    async def resolver(host: str, port: int) -> list[str]:
+        assert isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop)
+        called["resolver"] = threading.get_ident()
+        return ["127.0.0.1"]
+
+    def prepare(sock: stdlib.socket) -> None:
+        called["prepare"] = threading.get_ident()
+
+    with serving(echo) as address:
+        port = int(address.rpartition(":")[2])
+        connector = Connector(resolver=resolver, prepare=prepare)
+        connector.connect_socket_blocking(("host.test", port)).close()
+    assert [*called] == ["resolver", "prepare"]
+    assert len({*called.values(), threading.get_ident()}) == 2
+
+
 def test_no_thread_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
