@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import errno
 import socket
-
-from aiohttp import AddrInfoType, SocketFactoryType
+from collections.abc import Callable
+from typing import Any
 
 from anyio_connect import AddressNotAllowedError, AddressPolicy
 
 __all__ = ("socket_factory",)
 
 
-def socket_factory(policy: AddressPolicy) -> SocketFactoryType:
+def socket_factory(
+    policy: AddressPolicy,
+) -> Callable[[tuple[int, int, int, str, tuple[Any, ...]]], socket.socket]:
     """Return what makes sockets for an ``aiohttp.TCPConnector`` only where ``policy`` allows it.
 
     aiohttp resolves names and connects by itself. For each address that it is about to connect
@@ -33,7 +35,7 @@ def socket_factory(policy: AddressPolicy) -> SocketFactoryType:
     a ``Connector`` knows what this process listens on. ``public_only`` and ``deny`` do.
     """
 
-    def make(info: AddrInfoType) -> socket.socket:
+    def make(info: tuple[int, int, int, str, tuple[Any, ...]]) -> socket.socket:
         family, kind, protocol, _, address = info
         _judge(policy, address[0], address[1])
         return socket.socket(family, kind, protocol)

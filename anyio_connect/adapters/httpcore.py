@@ -169,7 +169,8 @@ async def _opened(
         with anyio.fail_after(timeout):
             await socket.opened
         for option in socket_options or ():
-            socket.extra(SocketAttribute.raw_socket).setsockopt(*option)
+            raw: Any = socket.extra(SocketAttribute.raw_socket)
+            raw.setsockopt(*option)
     except BaseException:
         await socket.close()
         raise

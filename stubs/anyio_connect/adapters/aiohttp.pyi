@@ -1,10 +1,14 @@
 """For aiohttp: every socket is judged by an ``AddressPolicy``."""
 
-from aiohttp import SocketFactoryType
+from collections.abc import Callable
+from socket import socket
+from typing import Any
 
 from anyio_connect import AddressPolicy
 
 __all__ = ("socket_factory",)
 
-def socket_factory(policy: AddressPolicy) -> SocketFactoryType:
+def socket_factory(
+    policy: AddressPolicy,
+) -> Callable[[tuple[int, int, int, str, tuple[Any, ...]]], socket]:
     """What makes sockets for an ``aiohttp.TCPConnector`` only where ``policy`` allows it."""
