@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from contextlib import suppress
 from inspect import isawaitable
 from typing import Protocol
 
@@ -58,7 +59,8 @@ async def reach(dialer: Dialer, address: SocketAddress) -> Transport:
     stream: object = await answer
     if not isinstance(stream, ByteStream):
         if isinstance(stream, AsyncResource):
-            await anyio.aclose_forcefully(stream)
+            with suppress(Exception):  # what it returned matters more
+                await anyio.aclose_forcefully(stream)
         raise not_a_stream(format_address(*address), stream, "return an anyio.abc.ByteStream")
     transport = stream if isinstance(stream, Transport) else ForeignTransport(stream)
     try:

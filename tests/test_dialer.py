@@ -347,6 +347,7 @@ async def test_half_a_stream_is_closed() -> None:
 
         async def aclose(self) -> None:
             self.closed = True
+            raise ValueError("which is of no interest")
 
     half = Half()
 

@@ -9,7 +9,7 @@ import socket as stdlib
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,10 @@ import anyio
 import pytest
 import trio.testing
 from anyio.abc import ByteStream, SocketAttribute
+from anyio.lowlevel import checkpoint
 from anyio.streams.tls import TLSListener, TLSStream
+from hypothesis import given
+from hypothesis import strategies as st
 
 import guards
 from anyio_connect import (
@@ -180,6 +183,48 @@ async def test_a_send_waits_for_a_peer_that_does_not_read() -> None:
         assert data[500:] == b"".join([chunk async for chunk in theirs.readable])
     await ours.close()
     await theirs.close()
+
+
+@pytest.mark.slow
+@given(
+    latency=st.sampled_from([0, 1e-6, 1e-4]),
+    buffer_size=st.integers(1, 1000),
+    sizes=st.lists(st.integers(1, 300), max_size=5),
+    most=st.integers(1, 400),
+    silent=st.booleans(),
+)
+async def test_what_is_sent_arrives_whole_and_in_order(
+    latency: float, buffer_size: int, sizes: list[int], most: int, silent: bool
+) -> None:
+    """Both ways at once, on two connections."""
+    network = Network(latency=latency, buffer_size=buffer_size)
+    data = [bytes((number + size) % 256 for number in range(size)) for size in sizes]
+    arrived: list[bytes] = []
+
+    async def send(socket: Socket) -> None:
+        for message in data:
+            await socket.send(message)
+        await socket.send_eof()
+
+    async def receive(socket: Socket) -> None:
+        came = b""
+        with suppress(anyio.EndOfStream):
+            while True:
+                came += await socket.receive(most)
+        arrived.append(came)
+        await socket.close()
+
+    async with network.listen("b.example:1", allow_half_open=True) as listener:
+        other = network.connector().connect("b.example:1", allow_half_open=True)
+        await other.opened
+        sockets = [other, await listener.accept(), *await pair(network)]
+    async with anyio.create_task_group() as group:
+        with network.silence(DB) if silent else nullcontext():
+            for socket in sockets:
+                group.start_soon(send, socket)
+                group.start_soon(receive, socket)
+            await checkpoint()
+    assert arrived == [b"".join(data)] * 4
 
 
 async def test_what_a_cancelled_send_leaves_is_a_reset() -> None:
