@@ -44,9 +44,23 @@ def dialled(world: World, client: End) -> None:
     plan = world.plan
     if client.remote[0] in [ADDRESSES[number] for number in plan.forbidden]:
         world.fault("an address was dialled that the policy forbids", client.remote)
-    alive = {end.remote[1] for end in _dialled(world) if not end.dead}
+    alive = {end.remote[1] for end in _dialled(world) if not end.dead} - _cut_off(world)
     if plan.max_connections is not None and len(alive) > plan.max_connections:
         world.fault("there are more connections than max_connections")
+
+
+def _cut_off(world: World) -> set[int]:
+    """The ports of connections that are kept only so that what they have read can be had.
+
+    TLS ended without close_notify: `closed` was rejected, and so the slot came back.
+    """
+    return {
+        link[0].remote[1]
+        for party in world.parties
+        if (link := world.link(party)) is not None
+        and party.last.closed.done()
+        and "close_notify" in str(party.last.closed.exception())
+    }
 
 
 def _dialled(world: World) -> list[End]:
@@ -184,6 +198,9 @@ def final(world: World) -> None:
             _got_what_was_sent(world, party, *link)
             _peer_got_what_was_sent(world, party, *link)
     _piped(world)
+    dialled = sum(end.dialling for end in world.network.ends)
+    if world.plan.prepare and world.prepared < dialled:
+        world.fault("a socket was dialled that was not prepared")
 
 
 def _was_answered(world: World, call: Call) -> None:
@@ -197,6 +214,12 @@ def _was_answered(world: World, call: Call) -> None:
     if call.how == "ClosedError" and call.kind == "send":
         _somebody_ended(world, call)
     link = world.link(call.party)
+    if link is not None and call.party.subject.lenient and call.kind != "pipe":
+        told = str(call.error)
+        if "without TLS close_notify" in told:
+            world.fault("close_notify was missed, and not required", call.kind)
+        if "in the middle of a TLS record" in told and link[1].bare and not link[1].closed:
+            world.fault("an end between records was told as one in a record", call.kind)
     if call.kind == "receive" and call.how == "BrokenError" and not call.tls and link is not None:
         end, peer = link
         if not end.got_reset and not _forced(world, call.party) and not peer.closed:
@@ -269,8 +292,13 @@ def _got_what_was_sent(world: World, party: Party, end: End, peer: Peer) -> None
             continue
         if not sent.startswith(received):
             world.fault("what was received was never sent so", tls)
-        # Over TLS only close_notify is an end.
-        clean = (peer.fin_wanted or (peer.closed and not tls)) and sent == received
+        # Over TLS only close_notify is an end, unless that is not required.
+        lenient = not tls or party.subject.lenient
+        clean = (peer.fin_wanted or (peer.closed and lenient)) and sent == received
+        if tls and lenient and peer.closed and not peer.fin_wanted:
+            clean = True  # how much it had sent by then, is not known here
+        if tls and ends and peer.bare and not lenient:
+            world.fault("a bare end of TLS was told as the end of stream")
         if early or (ends and not clean):
             if not (peer.reset_sent or end.got_reset):
                 world.fault("an early end of stream", tls)
@@ -344,7 +372,12 @@ def _peer_got_what_was_sent(world: World, party: Party, end: End, peer: Peer) ->
                 world.fault(f"a reset: {end.sent_reset or peer.end.sent_reset}")
             elif how is None:
                 world.fault("the peer never sees an end")
-            elif how == "truncated" and not peer.end.got_reset:
+            elif (
+                how == "truncated"
+                and not peer.end.got_reset
+                # Whoever looks whether there is something to receive finds the session lost.
+                and not (peer.bare and not party.subject.lenient)
+            ):
                 world.fault("the peer misses close_notify")
         if error is not None:
             if "aborted on our side" in str(error) and how == "eof":
@@ -352,6 +385,11 @@ def _peer_got_what_was_sent(world: World, party: Party, end: End, peer: Peer) ->
             if "close_timeout" in str(error):
                 if not any(s.kind == "p.stop" for s in world.plan.steps):
                     world.fault("close() gave up though the peer reads", repr(error))
+            elif "without TLS close_notify" in str(error):
+                if party.subject.lenient:
+                    world.fault("close_notify was missed, and not required")
+                elif not peer.bare and not peer.closed:
+                    world.fault("close_notify was missed, and sent")
             elif unforced and not end.got_reset and not peer.reset_sent:
                 world.fault("closed was rejected for nothing", repr(error))
         ended = [c for c in calls if c.kind == "send_eof" and c.how == "ok" and c.tls == tls]

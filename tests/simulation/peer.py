@@ -35,6 +35,7 @@ class Peer:
         #: "eof", "reset", "truncated" (TLS without close_notify) or "tls error".
         self.ended: dict[bool, str | None] = {False: None, True: None}
         self.fin_wanted = self.reset_sent = self.closed = False
+        self.bare = False  # ended TLS without close_notify
         #: An act of ours was cut short: some of `sent` may never have left.
         self.secured = False  # speaks TLS, or tries to
         self.shaken = False  # and its handshake is done
@@ -70,13 +71,14 @@ class Peer:
 
         self._when_clear(act)
 
-    def finish(self) -> None:
-        """End our side: over TLS with close_notify."""
+    def finish(self, *, notify: bool = True) -> None:
+        """End our side: over TLS with close_notify, unless not told so."""
 
         def act() -> None:
             if self.closed or self.fin_wanted:
                 return
-            if self._tls is not None:
+            self.bare = self._tls is not None and not notify
+            if self._tls is not None and notify:
                 with suppress(ssl.SSLError):  # it would like to read the other's
                     self._tls.unwrap()
                 self._queue += self._outgoing.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -38,6 +39,8 @@ class Subject:
     timeout: float | None = None  #: connect_timeout
     routes: tuple[Route, ...] = (Route(),)
     task_group: bool = False
+    keep_alive: float | None = None  #: the simulated kernel takes it, and asks nobody
+    lenient: bool = False  #: require_close_notify=False
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class Plan:
     ack_delay: float = 0.0
     read_delay: float = 0.0  #: between two reads of a peer
     resolving: float = 0.0
+    resolver: bool = False  #: names are looked up by a resolver of the user's
+    prepare: bool = False  #: sockets are prepared by a function of the user's
     drain: bool = False  #: read what is left before closing
 
 
@@ -112,6 +117,7 @@ _WEIGHTS = {
     "feed": 0.5,
     "p.send": 12.0,
     "p.fin": 1.5,
+    "p.bare": 0.5,
     "p.reset": 0.8,
     "p.close": 0.7,
     "p.stop": 3.0,
@@ -119,7 +125,7 @@ _WEIGHTS = {
 }
 _ENDS = (
     *("send_eof", "w.aclose", "r.aclose", "close", "abort", "start_tls"),
-    *("p.fin", "p.reset", "p.close"),
+    *("p.fin", "p.bare", "p.reset", "p.close"),
 )
 _PIPING = {"pipe": 3.0, "send": 0.0, "p.send": 16.0, "p.reset": 2.0, "cancel": 3.0}
 _ROUGH = {
@@ -155,6 +161,8 @@ def plan(seed: int) -> Plan:
         ack_delay=rng.choice((0, 0, 0.04)),
         read_delay=rng.choice((0, 0, 0.003)),
         resolving=rng.choice((0, 0.001, 0.2)),
+        resolver=rng.random() < 0.3,
+        prepare=rng.random() < 0.3,
         drain=rng.random() < 0.5,
     )
 
@@ -188,6 +196,8 @@ def _subject(rng: random.Random, profile: Profile) -> Subject:
             Route(rng.choices(answers, weights)[0], rng.choice(delays)) for _ in range(count)
         ),
         task_group=rng.random() < 0.3,
+        keep_alive=rng.choice((None, None, 1, math.inf)),
+        lenient=secure != "off" and rng.random() < 0.4,
     )
 
 
@@ -201,6 +211,8 @@ def _steps(
         weights.update(_ROUGH)
     if profile == "stuck":
         weights.update(_STUCK)
+    if any(subject.secure != "off" for subject in subjects):
+        weights["p.bare"] = 3.0
     if profile == "listen":
         weights.update({"knock": 6.0, "l.close": 0.4})
     kinds = [*weights]

@@ -210,10 +210,21 @@ class _History:
 
     def _connector(self) -> Connector:
         plan = self.world.plan
-        if not plan.forbidden:
-            return Connector(max_connections=plan.max_connections)
-        policy = AddressPolicy(deny=[ADDRESSES[number] for number in plan.forbidden])
-        return Connector(policy=policy, max_connections=plan.max_connections)
+        denied = [ADDRESSES[number] for number in plan.forbidden]
+        return Connector(
+            policy=AddressPolicy(deny=denied) if denied else None,
+            max_connections=plan.max_connections,
+            resolver=self._resolve if plan.resolver else None,
+            prepare=self._prepare if plan.prepare else None,
+        )
+
+    async def _resolve(self, host: str, port: int) -> list[str]:
+        await anyio.sleep(self.world.plan.resolving)
+        return [address for _, address in self.names[host]]
+
+    def _prepare(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.world.prepared += 1
 
     def _connect(self, connector: Any, number: int, subject: Subject) -> None:
         world, network = self.world, self.world.network
@@ -231,6 +242,9 @@ class _History:
             "allow_half_open": subject.half_open,
             "secure_transport": subject.secure,
         }
+        if subject.secure != "off":
+            options["require_close_notify"] = not subject.lenient
+        options["keep_alive"] = subject.keep_alive
         if subject.timeout is not None:
             options["connect_timeout"] = subject.timeout
         if subject.secure == "on":
@@ -315,6 +329,8 @@ class _History:
             peer.send(message(step.number, step.size))
         elif step.kind == "p.fin":
             peer.finish()
+        elif step.kind == "p.bare":
+            peer.finish(notify=False)
         elif step.kind == "p.reset":
             peer.reset()
         elif step.kind == "p.close":

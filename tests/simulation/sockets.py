@@ -21,6 +21,10 @@ from .tcp import End, Wire
 Address = tuple[Any, ...]
 
 
+#: The state of a socket that was not used yet (linux/tcp.h).
+_TCP_CLOSE = 7
+
+
 class Setting:
     """Which network sockets belong to, and over which wires their connections go."""
 
@@ -202,6 +206,8 @@ class Socket:
         self._check()
         if (level, option) == (socket.SOL_SOCKET, socket.SO_ERROR):
             return 0 if self.end is None else self.end.take_error()
+        if (level, option) == (socket.IPPROTO_TCP, socket.TCP_INFO):
+            return bytes([_TCP_CLOSE if self.end is None and self._backlog is None else 1])
         return self.options.get((level, option), bytes(buflen) if buflen else 0)
 
     # --- the rest

@@ -108,6 +108,7 @@ class World:
         self.calls: list[Call] = []
         self.faults: list[str] = []
         self.closing_began: int | None = None
+        self.prepared = 0  # how many sockets a function of the user's was given
         self._ticks = 0
         #: By the port of our side, for connections that we made or accepted.
         self.ours: dict[int, End] = {}
