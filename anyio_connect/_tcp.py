@@ -480,14 +480,11 @@ class TCPTransport(Transport):
     def detach(self) -> socket.socket:
         if self._error is not None:
             raise self._failed(self._error) from self._error
-        # Nobody will lift the limit any more for a peer that has no room. Keepalive stays on.
-        if self._limited and limit_of(self._sock) == self._limit:
-            set_limit(self._sock, 0)
+        if self._limited:  # nobody will lift it any more for a peer that has no room
+            self._lift_limit()
         with suppress(RuntimeError):  # no event loop runs any more, and nothing is watched
             self._unwatch()
         self._ready.detach()
-        if self._limited:  # nobody will look after it
-            self._lift_limit()
         self._closed = True
         return moved(self._sock)
 

@@ -445,7 +445,7 @@ class _History:
                 world.fault("bytes that were read ahead were lost by a detach", held)
             if given.watchers:
                 world.fault("an event loop watches what was detached")
-            transport = TCPTransport(given)
+            transport = TCPTransport(given, remote=given.end.remote)  # it may be reset by now
             party.handed.append(opened_by(Made(transport), half_open=party.subject.half_open))
             party.sockets.append(party.handed[-1])
         call.over = world.tick()
