@@ -212,7 +212,6 @@ async def test_what_is_sent_arrives_whole_and_in_order(
             while True:
                 came += await socket.receive(most)
         arrived.append(came)
-        await socket.close()
 
     async with network.listen("b.example:1", allow_half_open=True) as listener:
         other = network.connector().connect("b.example:1", allow_half_open=True)
@@ -225,6 +224,8 @@ async def test_what_is_sent_arrives_whole_and_in_order(
                 group.start_soon(receive, socket)
             await checkpoint()
     assert arrived == [b"".join(data)] * 4
+    for socket in sockets:
+        await socket.closed
 
 
 async def test_what_a_cancelled_send_leaves_is_a_reset() -> None:
