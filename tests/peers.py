@@ -7,11 +7,12 @@ mistake in one cannot hide in the other.
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import cycle
 
 import anyio
@@ -148,12 +149,21 @@ async def listening(
 async def full() -> AsyncIterator[Listener]:
     """A listener whose backlog is full: Linux leaves further SYNs unanswered."""
     async with listening() as listener:
-        listener.sock.listen(0)
-        with socket.socket() as first, socket.socket() as second:
-            for filler in (first, second):
-                filler.setblocking(False)
-                filler.connect_ex(listener.address)
+        with full_backlog(listener.sock):
             yield listener
+
+
+@contextmanager
+def full_backlog(listening: socket.socket) -> Iterator[None]:
+    """Fill the backlog of a socket that listens: Linux leaves further SYNs unanswered."""
+    listening.listen(0)
+    with socket.socket() as first, socket.socket() as second:
+        first.connect(listening.getsockname())
+        # The place is taken when the last packet of the handshake is there, and not before.
+        assert select.select([listening], [], [], 5)[0]
+        second.setblocking(False)
+        second.connect_ex(listening.getsockname())
+        yield
 
 
 def _bound() -> socket.socket:

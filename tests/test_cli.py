@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from peers import refusing_address
+from peers import full_backlog, refusing_address
 from servers import echo, serving
 from tls_peers import Server
 
@@ -209,14 +209,7 @@ def test_reset(backend: list[str]) -> None:
 
 
 def test_timeout() -> None:
-    with (
-        socket.create_server(("127.0.0.1", 0), backlog=0) as full,
-        socket.socket() as first,
-        socket.socket() as second,
-    ):
-        for filler in (first, second):
-            filler.setblocking(False)
-            filler.connect_ex(full.getsockname())
+    with socket.create_server(("127.0.0.1", 0)) as full, full_backlog(full):
         ran = run("{}:{}".format(*full.getsockname()), "--timeout", "0.05")
     assert ran.returncode == 1
     assert b"no connection within 0.05 seconds" in ran.stderr

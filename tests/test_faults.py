@@ -17,7 +17,7 @@ import ssl
 import tracemalloc
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -47,7 +47,7 @@ from anyio_connect import (
 from anyio_connect import _tls as implementation
 from anyio_connect._lifecycle import Outbound
 from errors import is_copy
-from peers import Listener, Peer, listening
+from peers import Listener, Peer, full_backlog, listening
 from sockets import arrived, connected, raw, stuck
 from tls_peers import NAME, TLS12, TLS13, TLSPeer, authority, client_context, server_context
 
@@ -815,15 +815,11 @@ def test_the_loop_ends_in_the_midst(
             group.cancel_scope.cancel()
 
     listener = Listener(receive_buffer=4096)  # which outlives the loop
-    fillers = [stdlib.socket(), stdlib.socket()]
-    if moment == "dial":  # is left unanswered where the backlog is full
-        listener.sock.listen(0)
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(listener.address)
     tasks: list[object] = []
-    with warnings.catch_warnings(record=True) as warned:
+    with ExitStack() as fillers, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
+        if moment == "dial":  # is left unanswered where the backlog is full
+            fillers.enter_context(full_backlog(listener.sock))
         with (
             pytest.RaisesGroup(Mishap, flatten_subgroups=True)
             if ending == "an exception"
@@ -833,7 +829,7 @@ def test_the_loop_ends_in_the_midst(
         tasks.clear()
         gc.collect()
     assert not warned
-    for sock in (*fillers, listener.sock, *(peer.sock for peer in listener.peers)):
+    for sock in (listener.sock, *(peer.sock for peer in listener.peers)):
         sock.close()
     (socket,) = kept
     assert socket.closed.done()

@@ -27,7 +27,7 @@ from anyio_connect import (
     connect,
 )
 from errors import is_copy
-from peers import Peer, has_ipv6, listening, refusing_address
+from peers import Peer, full, has_ipv6, listening, refusing_address
 from sockets import Slow, arrived, connected, opened_by, raw, settle, socket_pair
 from tls_peers import dial
 from turns import all_blocked
@@ -163,40 +163,35 @@ async def test_all_waiters_share_one_dial() -> None:
 
 async def test_a_cancelled_driver_hands_over_to_the_next_waiter() -> None:
     # A full backlog: Linux answers no more SYNs, so the dial stays under way.
-    async with listening() as listener:
-        listener.sock.listen(0)
-        with stdlib.socket() as first, stdlib.socket() as second:
-            for filler in (first, second):
-                filler.setblocking(False)
-                filler.connect_ex(listener.address)
-            socket = connect(listener.address)
-            driver = anyio.CancelScope()
-            outcome: list[object] = []
+    async with full() as listener:
+        socket = connect(listener.address)
+        driver = anyio.CancelScope()
+        outcome: list[object] = []
 
-            async def drive() -> None:
-                with driver:
-                    await socket.opened
-                outcome.append("cancelled")
+        async def drive() -> None:
+            with driver:
+                await socket.opened
+            outcome.append("cancelled")
 
-            async def wait() -> None:
-                outcome.append(await socket.opened)
+        async def wait() -> None:
+            outcome.append(await socket.opened)
 
-            async with anyio.create_task_group() as group:
-                group.start_soon(drive)
-                await all_blocked()
-                group.start_soon(wait)
-                await all_blocked()
-                driver.cancel()
-                await all_blocked()
-                assert outcome == ["cancelled"]
-                assert not socket.opened.done()
-                with anyio.fail_after(30):
-                    while len(outcome) < 2:
-                        # Each place that is taken out of the backlog lets a next SYN in.
-                        with anyio.move_on_after(0.1):
-                            await listener.accept()
-            assert isinstance(outcome[1], SocketInfo)
-            await socket.close()
+        async with anyio.create_task_group() as group:
+            group.start_soon(drive)
+            await all_blocked()
+            group.start_soon(wait)
+            await all_blocked()
+            driver.cancel()
+            await all_blocked()
+            assert outcome == ["cancelled"]
+            assert not socket.opened.done()
+            with anyio.fail_after(30):
+                while len(outcome) < 2:
+                    # Each place that is taken out of the backlog lets a next SYN in.
+                    with anyio.move_on_after(0.1):
+                        await listener.accept()
+        assert isinstance(outcome[1], SocketInfo)
+        await socket.close()
 
 
 async def test_a_cancelled_dial_leaves_the_socket_pending_and_usable() -> None:
@@ -285,17 +280,12 @@ async def test_unresolvable() -> None:
 
 
 async def test_connect_timeout() -> None:
-    async with listening() as listener:
-        listener.sock.listen(0)
-        with stdlib.socket() as first, stdlib.socket() as second:
-            for filler in (first, second):
-                filler.setblocking(False)
-                filler.connect_ex(listener.address)
-            socket = connect(listener.address, connect_timeout=0.05)
-            with pytest.raises(ConnectTimeoutError, match=r"no connection within 0\.05 seconds"):
-                await socket.opened
-            assert isinstance(socket.opened.exception(), TimeoutError)
-            await socket.close()
+    async with full() as listener:
+        socket = connect(listener.address, connect_timeout=0.05)
+        with pytest.raises(ConnectTimeoutError, match=r"no connection within 0\.05 seconds"):
+            await socket.opened
+        assert isinstance(socket.opened.exception(), TimeoutError)
+        await socket.close()
 
 
 # --- the peer ends
@@ -757,24 +747,19 @@ async def test_close_before_open_does_not_dial() -> None:
 
 
 async def test_close_during_the_dial_stops_it() -> None:
-    async with listening() as listener:
-        listener.sock.listen(0)
-        with stdlib.socket() as first, stdlib.socket() as second:
-            for filler in (first, second):
-                filler.setblocking(False)
-                filler.connect_ex(listener.address)
-            socket = connect(listener.address)
+    async with full() as listener:
+        socket = connect(listener.address)
 
-            async def open_() -> None:
-                with pytest.raises(ClosedError):
-                    await socket.opened
+        async def open_() -> None:
+            with pytest.raises(ClosedError):
+                await socket.opened
 
-            async with anyio.create_task_group() as group:
-                group.start_soon(open_)
-                await all_blocked()
-                with anyio.fail_after(5):
-                    await socket.close()
-                assert socket.closed.result() is None
+        async with anyio.create_task_group() as group:
+            group.start_soon(open_)
+            await all_blocked()
+            with anyio.fail_after(5):
+                await socket.close()
+            assert socket.closed.result() is None
 
 
 async def test_close_during_the_dial_returns_when_nothing_is_left_of_it() -> None:
