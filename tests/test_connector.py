@@ -696,6 +696,22 @@ async def test_a_holder_whose_closed_was_awaited_for_a_while_is_looked_at() -> N
                 assert isinstance(socket.closed.exception(), BrokenError)
 
 
+@pytest.mark.parametrize("half_open", [False, True])
+async def test_a_holder_that_has_stopped_reading_is_not_taken_to_be_over(half_open: bool) -> None:
+    async with held(1, allow_half_open=half_open) as (connector, [(socket, peer)], listener):
+        await socket.readable.aclose()
+        late = connector.connect(listener.address)
+        async with anyio.create_task_group() as group:
+            group.start_soon(waits, late)
+            await turns()
+            assert slots(connector).queue
+            assert not socket.closed.done()
+            await socket.send(b"still here")
+            assert await peer.receive() == b"still here"
+            group.cancel_scope.cancel()
+        await late.close()
+
+
 async def test_a_holder_that_only_waits_for_the_peer_to_have_it_all_is_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
