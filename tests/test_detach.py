@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import anyio
 import anyio.to_thread
@@ -539,16 +539,18 @@ async def test_the_slot_goes_along() -> None:
 
 # --- no byte is lost
 
+Way: TypeAlias = Literal["some", "into", "exactly"]
 Act: TypeAlias = (
     tuple[Literal["peer"], int]
     | tuple[Literal["receive"], int]
-    | tuple[Literal["cancelled"], int, int, int, bool]
+    | tuple[Literal["cancelled"], Way, int, int, int, bool]
 )
 ACTS: st.SearchStrategy[Any] = st.one_of(
     st.tuples(st.just("peer"), st.integers(1, 300)),
     st.tuples(st.just("receive"), st.integers(1, 200)),
     st.tuples(
         st.just("cancelled"),
+        st.sampled_from(get_args(Way)),
         st.integers(1, 200),  # how much the receive asks for
         st.integers(0, 300),  # how much comes meanwhile
         st.integers(0, 4),  # how many turns of the loop before the cancellation
@@ -582,14 +584,22 @@ class Reading:
         else:
             await self.cancelled(*act[1:])
 
-    async def cancelled(self, most: int, size: int, turns: int, native: bool) -> None:
+    async def receive(self, way: Way, most: int) -> bytes:
+        if way == "into":
+            buffer = bytearray(most)
+            return bytes(buffer[: await self.socket.receive_into(buffer)])
+        if way == "exactly":
+            return await self.socket.receive_exactly(most)
+        return await self.socket.receive(most)
+
+    async def cancelled(self, way: Way, most: int, size: int, turns: int, native: bool) -> None:
         tasks: list[Any] = []
 
         async def receive() -> None:
             if not trio.lowlevel.in_trio_run():
                 tasks.append(asyncio.current_task())
             with scope, suppress(asyncio.CancelledError):
-                self.got += await self.socket.receive(most)
+                self.got += await self.receive(way, most)
 
         scope = anyio.CancelScope()
         async with anyio.create_task_group() as group:
@@ -610,11 +620,10 @@ async def test_no_byte_is_lost(acts: list[Act], rest: int) -> None:
         reading = Reading(socket, peer)
         for act in acts:
             await reading.take(act)
-        held = socket._connection.held
-        if held:
+        while held := socket._connection.held:
             with pytest.raises(DetachError, match=f"while {held} bytes"):
                 socket.detach()
-            reading.got += await socket.receive(held)
+            reading.got += await socket.receive()
         with socket.detach() as sock:
             peer.sock.sendall(PATTERN[reading.sent : reading.sent + rest])
             peer.fin()
