@@ -79,7 +79,8 @@ MUTATED = {
     "tests/test_dropped.py tests/test_closing.py tests/test_pipe.py tests/test_socket.py "
     "tests/test_start_tls.py tests/test_connector.py tests/test_detach.py "
     "tests/test_tls_transport.py::test_who_awaits_closed_ends_our_side_when_there_is_room "
-    "tests/test_tls_transport.py::test_who_has_awaited_closed_before_ends_our_side_too",
+    "tests/test_tls_transport.py::test_who_has_awaited_closed_before_ends_our_side_too "
+    "tests/test_tls_transport.py::test_an_end_that_is_cancelled_half_way_cuts_a_message",
 }
 
 #: The same histories for each mutant, and none shortened: that one fails is enough.

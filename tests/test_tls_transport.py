@@ -880,6 +880,19 @@ async def test_a_cancelled_short_send_lets_no_other_follow() -> None:
     assert wire.calls == ["abort"]
 
 
+async def test_an_end_that_is_cancelled_half_way_cuts_a_message() -> None:
+    tls, wire, _ = shaken(TLS13)
+    socket = opened_by(Made(tls), half_open=True)
+    await socket.opened
+    wire.make_room(3)
+    await cancelled(socket.send_eof)
+    for call in (socket.send_eof, partial(socket.send, b"x")):
+        with pytest.raises(BrokenError, match="cut short"):
+            await call()
+    await socket.close()
+    assert "cut short" in str(socket.closed.exception())
+
+
 async def test_a_socket_tells_that_closing_it_dropped_a_message_that_was_cut() -> None:
     tls, wire, _ = shaken(TLS13)
     socket = opened_by(Made(tls))
