@@ -332,6 +332,15 @@ async def test_refused_over_a_stream_of_another_kind() -> None:
             assert await (await listener.accept()).receive() == b"still works"
 
 
+async def test_refused_over_a_socket_that_was_wrapped() -> None:
+    """Which has a socket of the kernel's, and is the one to ask for it."""
+    async with connected() as (inner, peer), Socket.wrap(inner) as socket:
+        with pytest.raises(DetachError, match="but a Socket"):
+            socket.detach()
+        await socket.send(b"still works")
+        assert await peer.receive() == b"still works"
+
+
 async def test_a_reset_that_the_kernel_has_told_of_is_not_forgotten() -> None:
     """It would look like an end of what the peer has said to whoever gets the socket."""
     async with listening() as listener:
