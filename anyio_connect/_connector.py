@@ -30,7 +30,7 @@ from ._errors import (
     bad_option,
     quote,
 )
-from ._keepalive import KEEP_ALIVE, limit_of
+from ._keepalive import KEEP_ALIVE, keep_alive_as_before
 from ._open import Dialled, Straight, Target, Way, addresses_of
 from ._options import (
     CLOSE_TIMEOUT,
@@ -524,7 +524,7 @@ async def _opened(dialling: Awaitable[ByteStream]) -> ByteStream:
         sock = stream.detach()
     except (DetachError, BrokenError):
         return stream  # which is used as any other
-    return TCPTransport(sock, remote=remote, limit=limit_of(sock))
+    return TCPTransport(sock, remote=remote, limit=keep_alive_as_before(sock))
 
 
 _DEFAULT = Connector()

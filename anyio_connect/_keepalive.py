@@ -23,6 +23,9 @@ KEEP_ALIVE = 60.0
 #: The longest silence that Linux takes, in seconds (MAX_TCP_KEEPIDLE).
 LONGEST = 32767
 
+#: The option for the silence; macOS has another name for it.
+_IDLE = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
+
 #: How far apart questions are, in seconds, and how many of them are asked.
 _INTERVAL = 15
 _QUESTIONS = 4
@@ -36,12 +39,10 @@ def keep_alive(sock: socket.socket, silence: float) -> int:
     if silence == math.inf:
         return 0
     seconds = int(silence)
-    # macOS has another name for the first.
-    idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in (
-            (idle, seconds),
+            (_IDLE, seconds),
             (getattr(socket, "TCP_KEEPINTVL", None), _INTERVAL),
             (getattr(socket, "TCP_KEEPCNT", None), _QUESTIONS),
         ):
@@ -51,6 +52,14 @@ def keep_alive(sock: socket.socket, silence: float) -> int:
         limit = _limit(seconds)
         if set_limit(sock, limit):
             return limit
+    return 0
+
+
+def keep_alive_as_before(sock: socket.socket) -> int:
+    """Set the TCP_USER_TIMEOUT again, of a socket that was detached, and return it; or 0."""
+    with suppress(OSError):
+        if _IDLE is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+            return keep_alive(sock, sock.getsockopt(socket.IPPROTO_TCP, _IDLE))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import socket as stdlib
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -405,6 +406,23 @@ async def test_a_socket_gives_its_connection_away() -> None:
             await peer.receive()
         async with slots.connect(listener.address, connect_timeout=5):
             pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has TCP_USER_TIMEOUT")
+@pytest.mark.parametrize(("silence", "limit"), [(30, 90_000), (math.inf, 0)])
+async def test_a_socket_keeps_its_keepalive(silence: float, limit: int) -> None:
+    async with listening() as listener:
+
+        async def dial(address: SocketAddress) -> ByteStream:
+            return connect(listener.address, keep_alive=silence)
+
+        async with Connector(dialer=dial).connect("db.example:1", keep_alive=7) as socket:
+            sock = raw(socket)
+            kept = sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_KEEPALIVE)
+            assert bool(kept) == (silence != math.inf)
+            assert sock.getsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_USER_TIMEOUT) == limit
+            idle = sock.getsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_KEEPIDLE)
+            assert not kept or idle == silence
 
 
 async def test_a_socket_with_tls_stays_what_it_is() -> None:
