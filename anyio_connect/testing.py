@@ -79,24 +79,22 @@ class Network:
 
     @latency.setter
     def latency(self, seconds: float) -> None:
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-            raise bad_option("latency", seconds, "must be a number of seconds, 0 or more")
-        if not 0 <= seconds < float("inf"):
-            raise bad_option("latency", seconds, "must be a number of seconds, 0 or more")
-        self._memory.latency = float(seconds)
+        self._memory.latency = _seconds("latency", seconds)
 
     # --- who is there
 
     def add_host(self, name: str, *addresses: str) -> None:
-        """Have a name exist, with these IP addresses; with one that is made up, if none is given.
+        """Have a name exist, with these IP addresses in place of those that it had.
 
-        Policies judge it by these. One that is made up is public.
+        If none is given, it keeps those that it has, or gets one that is made up and public.
+        Policies judge it by these. What listens at the name already, listens where it did.
 
         :raises InvalidAddressError: the name is none, or an address is no IP address
         """
         host = _host(name)
-        ips = tuple(_ip(address) for address in addresses)
-        self._names[host] = ips or (next(self._made_up),)
+        ips = tuple(dict.fromkeys(_ip(address) for address in addresses))
+        if ips or host not in self._names:
+            self._names[host] = ips or (next(self._made_up),)
 
     def listen(
         self,
@@ -124,7 +122,7 @@ class Network:
                 f"cannot listen at {format_address(*where)}: a network in memory has no address "
                 "that stands for all: write the host that clients connect to"
             )
-        if not _is_ip(host) and host not in self._names:
+        if not _is_ip(host):
             self.add_host(host)
         ips = self._addresses(host)
         port = where.port or self._free_port(*ips)
@@ -141,6 +139,7 @@ class Network:
         """Have each dial of ``address`` fail with ``failure``; None: no more.
 
         ``OSError(errno.EHOSTUNREACH, "")`` is a router's word, for example. It is told at once.
+        A name that does not exist yet, does from then on.
 
         :raises InvalidAddressError: the address names no TCP endpoint
         :raises InvalidOptionError: the failure is no OSError
@@ -161,7 +160,8 @@ class Network:
 
         As if a cable were pulled: dials get no answer, and connections that were made neither end
         nor are reset. What was under way arrives. After the block, everything that was sent
-        meanwhile arrives in order, as TCP sends it again.
+        meanwhile arrives in order, as TCP sends it again. A name that does not exist yet, does
+        from then on.
 
         :raises InvalidAddressError: the address names no TCP endpoint
         """
@@ -225,7 +225,7 @@ class Network:
 
     def _keys(self, where: SocketAddress) -> list[tuple[str, int]]:
         host = _host(where.hostname)
-        if not _is_ip(host) and host not in self._names:
+        if not _is_ip(host):
             self.add_host(host)
         return [(ip, where.port) for ip in self._addresses(host)]
 
@@ -346,6 +346,16 @@ class MemoryListener(abc.Listener[Socket]):
 def _host(name: str) -> str:
     """A name as the table of names has it, or an IP address: there is one link, and no zones."""
     return parse_address((name, 1)).hostname.partition("%")[0].removesuffix(".")
+
+
+def _seconds(name: str, value: object) -> float:
+    """A number of seconds, which may be 0 and not infinite."""
+    with suppress(OverflowError):  # of an int beyond what a float can hold
+        if not isinstance(value, bool) and isinstance(value, (int, float)):
+            seconds = float(value)
+            if 0 <= seconds < float("inf"):
+                return seconds
+    raise bad_option(name, value, "must be a number of seconds, 0 or more")
 
 
 def _ip(text: str) -> str:

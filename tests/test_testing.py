@@ -551,6 +551,22 @@ async def test_each_name_has_an_address_of_its_own() -> None:
     assert len(seen) == 300
 
 
+async def test_a_name_keeps_its_addresses_until_it_is_given_others() -> None:
+    network = Network()
+    async with network.listen("db.example:1"):
+        before = await network.resolve("db.example", 1)
+        network.add_host("db.example")
+        assert await network.resolve("db.example", 1) == before
+        network.add_host("db.example", "10.0.0.1", "10.0.0.1", "10.0.0.2")
+        assert await network.resolve("db.example", 1) == ["10.0.0.1", "10.0.0.2"]
+        with pytest.raises(RefusedError):
+            await network.connector().connect("db.example:1").opened
+        async with network.listen("db.example:1") as listener:
+            assert listener.addresses == ["10.0.0.1:1", "10.0.0.2:1"]
+        async with network.connector().connect((before[0], 1)):
+            pass
+
+
 async def test_the_network_is_a_dialer_and_a_resolver() -> None:
     network = Network()
     async with network.listen(DB) as listener:
@@ -817,6 +833,7 @@ async def test_the_sockets_of_a_listener_have_its_options() -> None:
         ({"latency": math.inf}, "0 or more"),
         ({"latency": math.nan}, "0 or more"),
         ({"latency": True}, "0 or more"),
+        ({"latency": 10**400}, "0 or more"),
         ({"latency": "1"}, "0 or more"),
         ({"buffer_size": 0}, "buffer_size"),
         ({"buffer_size": 1.5}, "buffer_size"),
