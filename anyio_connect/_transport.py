@@ -353,7 +353,9 @@ class ForeignTransport(Transport):
             self._sending.cancel()
 
     async def _close_forcefully(self) -> None:
-        with suppress(Exception):  # of any kind: a stream that fails to close is gone too
+        # Shielded: a cancellation of the caller, raised in here, would keep it from what comes
+        # next. An exception of any kind: a stream that fails to close is gone too.
+        with anyio.CancelScope(shield=True), suppress(Exception):
             await anyio.aclose_forcefully(self._stream)
 
     async def let_go(self) -> bool:

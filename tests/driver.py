@@ -21,14 +21,16 @@ from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import anyio
-from anyio.abc import TaskGroup
+from anyio.abc import ByteStream, TaskGroup
 from anyio.lowlevel import checkpoint
 
 from anyio_connect import BrokenError, ClosedError, Socket, SocketFuture, connect
 from anyio_connect._tcp import TCPTransport
 from anyio_connect._tls import TLSTransport
+from anyio_connect._transport import ForeignTransport
 from model import BIG, Call, Model, Outcome
 from peers import Listener, Peer, listening
+from sockets import dialled
 from tls_peers import NAME, Server, client_context, server_context
 
 #: Both kernel buffers of a direction. Together far less than BIG, so that a send of that waits.
@@ -42,6 +44,17 @@ PATIENCE_AFTER_FAILURE = 1
 #: Turns of the event loop that a mistake has to show itself in. The longest way from an event
 #: of the kernel to the end of a call that it wakes takes six.
 TURNS = 12
+
+#: What a connection may go over.
+Over: TypeAlias = ssl.TLSVersion | Literal["tcp", "wrapped"]
+
+#: What the peer sees -> what it may see. A stream that is closed by force may end in either way.
+HOW_IT_ENDS: dict[str, tuple[str, ...]] = {
+    "more": ("more",),
+    "end": ("end",),
+    "reset": ("reset",),
+    "dropped": ("more", "end", "reset"),
+}
 
 ActName: TypeAlias = Literal["send", "fin", "rst", "close"]
 
@@ -112,12 +125,15 @@ class Driver:
     def __init__(self, listener: Listener, group: TaskGroup, **options: Any) -> None:
         self.listener = listener
         self.group = group
-        self.socket = connect(listener.address, **options)
+        self.socket = self.make(**options)
         self.peer: Peer | None = None
         self.peer_was_told = False  # how it ended
         self.limited = False  # our kernel buffer
         self.scopes: dict[int, anyio.CancelScope] = {}
         self.outcomes: dict[int, Outcome] = {}
+
+    def make(self, **options: Any) -> Socket:
+        return connect(self.listener.address, **options)
 
     # --- our calls
 
@@ -153,6 +169,9 @@ class Driver:
         transport = self.socket._connection.transport
         if isinstance(transport, TLSTransport):
             transport = transport._transport
+        if isinstance(transport, ForeignTransport):
+            assert isinstance(transport._stream, Plain)
+            transport = transport._stream.transport
         assert transport is None or isinstance(transport, TCPTransport)
         return None if transport is None or transport._sock.fileno() == -1 else transport._sock
 
@@ -230,7 +249,11 @@ class Driver:
         agreeing = []
         for model in models:
             sent, all_of_it = model.sent[before:], (model.sent + model.piece)[before:]
-            if found == model.then and data.startswith(sent) and all_of_it.startswith(data):
+            if (
+                found in HOW_IT_ENDS[model.then]
+                and data.startswith(sent)
+                and all_of_it.startswith(data)
+            ):
                 agreeing.append(model)
             model.taken = before + len(data)
         assert agreeing, f"the peer got {len(data)} bytes, then {found}: {models[0]}"
@@ -320,7 +343,33 @@ class Driver:
 
     def ends_shown(self, model: Model) -> tuple[str, ...]:
         """What the peer's kernel may show of how our side stands."""
-        return (model.then,)
+        return HOW_IT_ENDS[model.then]
+
+
+class Plain(ByteStream):
+    """A stream that can do what AnyIO asks of one, and no more."""
+
+    def __init__(self, transport: TCPTransport) -> None:
+        self.transport = transport
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        return await self.transport.receive(max_bytes)
+
+    async def send(self, item: bytes) -> None:
+        await self.transport.send(item)
+
+    async def send_eof(self) -> None:
+        await self.transport.send_eof()
+
+    async def aclose(self) -> None:
+        await self.transport.aclose()
+
+
+class WrappedDriver(Driver):
+    """The same over a stream that exists already, about which little can be known."""
+
+    def make(self, **options: Any) -> Socket:
+        return Socket.wrap(Plain(dialled(self.listener)), **options)
 
 
 class TLSDriver(Driver):
@@ -436,17 +485,17 @@ def settled(future: SocketFuture[Any]) -> str | None:
 
 
 @asynccontextmanager
-async def driving(version: ssl.TLSVersion | None, *, half_open: bool) -> AsyncIterator[Driver]:
-    """Over TLS of that version, or over plain TCP."""
+async def driving(over: Over, *, half_open: bool) -> AsyncIterator[Driver]:
+    """Over TLS of that version, over TCP, or over a stream of which little is known."""
     async with (
         listening(receive_buffer=BUFFER) as listener,
         anyio.create_task_group() as group,
     ):
-        driver = (
-            Driver(listener, group, allow_half_open=half_open)
-            if version is None
-            else TLSDriver(listener, group, version, allow_half_open=half_open)
-        )
+        if isinstance(over, ssl.TLSVersion):
+            driver: Driver = TLSDriver(listener, group, over, allow_half_open=half_open)
+        else:
+            kind = Driver if over == "tcp" else WrappedDriver
+            driver = kind(listener, group, allow_half_open=half_open)
         try:
             yield driver
         finally:

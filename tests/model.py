@@ -36,6 +36,7 @@ class Call:
 class Model:
     half_open: bool
     tls: bool = False
+    wrapped: bool = False  #: over a stream that can be received from, sent to, ended and closed
 
     # What the peer did, whether we know it yet or not.
     inbox: bytes = b""  #: has arrived, and nobody has received it
@@ -47,7 +48,7 @@ class Model:
     sent: bytes = field(default=b"", repr=False)
     #: Some of this may follow, from its beginning on.
     piece: bytes = field(default=b"", repr=False)
-    then: Literal["more", "end", "reset"] = "more"
+    then: Literal["more", "end", "reset", "dropped"] = "more"
     taken: int = 0  #: how much of it the peer has read
 
     # Where we are.
@@ -273,7 +274,7 @@ class Model:
             self.over = "resolved"
 
     def watch(self) -> Outcome | None:
-        if self.over is None and not self.closed:
+        if self.over is None and not self.closed and not self.wrapped:
             if self.reset:
                 self.lose()
             elif self.fin and (self.stopped or not (self.inbox or self.waits("receive"))):
@@ -297,7 +298,8 @@ class Model:
         self.writing = "broken"
         self.inbox, self.fin, self.reset = b"", False, True
         if self.then == "more":
-            self.then = "reset"
+            # Nobody knows how a stream of another kind ends that is closed by force.
+            self.then = "dropped" if self.wrapped else "reset"
 
     def abort(self) -> None:
         done = self.closed and not self.sending

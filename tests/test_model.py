@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driver import PATIENCE, ActName, Driver, Move, driving
+from driver import PATIENCE, ActName, Driver, Move, Over, driving
 from model import BIG, Call, Kind, Model
 from tls_peers import TLS12, TLS13
 
@@ -113,7 +113,7 @@ class History:
 
     async def peer(self, act: ActName) -> None:
         model = self.model
-        if not self.has_peer or (act in ("send", "fin") and model.then == "reset"):
+        if not self.has_peer or (act in ("send", "fin") and model.then in ("reset", "dropped")):
             return
         if act in ("send", "fin") and model.peer != "open":
             return
@@ -186,11 +186,18 @@ def patience() -> Iterator[None]:
     Driver.patience = PATIENCE
 
 
-@pytest.mark.parametrize("version", [None, TLS12, TLS13], ids=["tcp", "tls-1.2", "tls-1.3"])
+@pytest.mark.parametrize(
+    "over", ["tcp", "wrapped", TLS12, TLS13], ids=["tcp", "wrapped", "tls-1.2", "tls-1.3"]
+)
 @given(half_open=st.booleans(), steps=st.lists(STEPS, min_size=1, max_size=15))
-async def test_model(version: ssl.TLSVersion | None, half_open: bool, steps: list[Step]) -> None:
-    async with driving(version, half_open=half_open) as driver:
-        history = History(driver, Model(half_open, tls=version is not None))
+async def test_model(over: Over, half_open: bool, steps: list[Step]) -> None:
+    async with driving(over, half_open=half_open) as driver:
+        model = Model(half_open, tls=isinstance(over, ssl.TLSVersion), wrapped=over == "wrapped")
+        history = History(driver, model)
+        if model.wrapped:  # the connection is there already
+            await driver.socket.opened
+            model.made = True
+            await history.make(Move())
         for step in steps:
             await history.take(step)
         await history.finish()

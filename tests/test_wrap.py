@@ -288,6 +288,25 @@ async def test_aborting_closes_both_futures_and_the_stream(kind: Kind, tmp_path:
             await theirs.receive()
 
 
+@each_kind
+@pytest.mark.parametrize("opened", [False, True], ids=["pending", "open"])
+async def test_a_cancelled_close_closes(kind: Kind, tmp_path: Path, opened: bool) -> None:
+    async with kind(tmp_path) as (stream, theirs):
+        socket = Socket.wrap(stream)
+        if opened:
+            await socket.send(b"x")
+        for _ in range(2):
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await socket.close()
+            assert scope.cancelled_caught
+            assert socket.closed.result() is None
+        await socket.close()
+        with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+            while True:
+                assert await theirs.receive() == b"x"
+
+
 # --- what is known of it
 
 
@@ -738,6 +757,37 @@ async def test_a_stream_that_never_waits_lets_others_run_and_can_be_cancelled() 
     await socket.send(b"nothing was cut")
     await socket.close()
     assert socket.closed.result() is None
+
+
+@pytest.mark.parametrize("how", ["exactly", "until"])
+async def test_no_rest_is_taken_for_the_whole(how: str) -> None:
+    """What came first was thrown away by aclose(); the stream cannot be kept from receiving."""
+    go_on = anyio.Event()
+
+    class Stubborn(Odd):
+        async def receive(self, max_bytes: int = 65536) -> bytes:
+            if "receive" not in self.calls:
+                return await super().receive(max_bytes)
+            with anyio.CancelScope(shield=True):
+                await go_on.wait()
+            return b"line\n"
+
+    socket = Socket.wrap(Stubborn(receive=b"first"))
+
+    async def read() -> None:
+        with pytest.raises(ClosedError):
+            await (
+                socket.receive_exactly(10) if how == "exactly" else socket.receive_until(b"\n", 99)
+            )
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(read)
+        await anyio.wait_all_tasks_blocked()
+        assert socket._connection._kept == b"first"
+        await socket.readable.aclose()
+        go_on.set()
+    assert not socket._connection._kept
+    await socket.close()
 
 
 async def test_a_stream_that_closes_for_ever_is_given_up() -> None:
