@@ -715,7 +715,7 @@ class TLSTransport(Transport):
     keeps = True
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
-        if self.torn or self._flushing or self._negotiating or not data:
+        if self.torn or self._flushing or not data:
             return 0
         self._check_sending()
         written = self._encrypt(memoryview(data).cast("B"))

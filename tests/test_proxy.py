@@ -1234,6 +1234,15 @@ async def refuse_then_tunnel(proxy: Proxy, line: Line) -> None:
         await target_over_tls(line)
 
 
+async def tls_in_tls(proxy: Proxy, line: Line) -> None:
+    await hear_http(proxy, line)
+    await line.send(ESTABLISHED)
+    tls = TLSPeer(Inner(line), server_context())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await tls.shake()
+    while data := await tls.receive():
+        await tls.send(data)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize(
@@ -1241,9 +1250,10 @@ async def refuse_then_tunnel(proxy: Proxy, line: Line) -> None:
     [
         ("http", refuse_then_tunnel, {"secure_transport": "on", "sni": NAME}),
         ("https", http(), {}),
+        ("https", tls_in_tls, {"secure_transport": "on", "sni": NAME}),
         ("socks5", socks(wants_user=True), {}),
     ],
-    ids=["http", "https", "socks5"],
+    ids=["http", "https", "tls-in-tls", "socks5"],
 )
 async def test_cancelled_at_every_checkpoint(
     scheme: str,
