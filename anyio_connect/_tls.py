@@ -722,6 +722,14 @@ class TLSTransport(Transport):
         self._flush_nowait()
         return written
 
+    async def flush(self) -> None:
+        try:
+            if self._unsent or self._outgoing.pending:
+                await self._flush()
+        except BaseException:
+            self.torn = True  # as of a send that was cut short
+            raise
+
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         """Send all of ``item``.
 
@@ -829,12 +837,13 @@ class TLSTransport(Transport):
         self._flushing = True
         try:
             while ciphertext := self._ciphertext():
-                # The caller wants it to be gone, not kept.
-                sent = 0 if self._transport.keeps else self._transport.send_nowait(ciphertext)
+                sent = self._transport.send_nowait(ciphertext)
                 self._unsent = rest = ciphertext[sent:]
                 if rest:
                     await self._transport.send(rest)
                     self._unsent = self._unsent[len(rest) :]
+            if self._transport.keeps:
+                await self._transport.flush()
         finally:
             # If it was not cut, the same ciphertext can still go out.
             self.torn = self.torn or self._transport.torn
@@ -872,8 +881,7 @@ class TLSTransport(Transport):
                 self._check_sending()
             self._check_session()
             # If there is room, or the peer is gone, this is done even if the caller is cancelled.
-            if not self._transport.keeps:
-                self._flush_nowait()
+            self._flush_nowait()
             await self._flush()
         except BaseException as exc:
             self.torn = True

@@ -111,6 +111,9 @@ class Transport(ByteStream):
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         """Hand over as much of ``data`` as fits at once; return how many bytes that was."""
 
+    async def flush(self) -> None:
+        """Wait until what :meth:`send_nowait` has kept has gone out."""
+
     @abstractmethod
     async def wait_hangup(self, *, after_eof: bool) -> Exception | None:
         """Wait, taking no data, until the peer has ended or reset the connection.

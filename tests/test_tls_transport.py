@@ -767,6 +767,27 @@ async def test_a_half_close_ends_the_inner_one_alone() -> None:
         await tls.receive()
 
 
+async def test_a_half_close_for_which_there_is_room_is_done_even_if_cancelled() -> None:
+    tls, _, arrived, _, back = nested()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await tls.send_eof()
+    assert not tls.torn
+    assert arrived() == b""
+    assert back.ended
+
+
+async def test_nothing_follows_a_send_that_was_cut_short_in_the_outer_one() -> None:
+    """Not even with the receiving of something else."""
+    tls, wire, _, front, back = nested()
+    wire.make_room(10)
+    await cancelled(tls.send, b"a piece of it")
+    wire.make_room()
+    wire.arrive(front.encrypt(back.encrypt(b"still")))
+    assert await tls.receive() == b"still"
+    assert len(wire.take()) == 10
+
+
 async def test_a_half_close_waits_for_room_in_the_outer_one() -> None:
     tls, wire, arrived, _, back = nested()
     ended = False
