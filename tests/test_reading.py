@@ -363,6 +363,37 @@ async def test_start_tls_refuses_while_anything_is_kept() -> None:
                     socket.start_tls()
 
 
+async def test_what_is_kept_goes_with_the_reading_half() -> None:
+    async with connected(half_open=True) as (socket, peer):
+        await peer.send(b"line\nrest")
+        arrived(socket)
+        assert await socket.receive_until(b"\n", 100) == b"line"
+        assert kept(socket) == 4
+        await socket.readable.aclose()
+        assert kept(socket) == 0
+        with pytest.raises(ClosedError):
+            await socket.receive()
+
+
+@pytest.mark.parametrize("call", ["receive", "into", "exactly", "until", "nothing"])
+async def test_taking_what_is_kept_is_a_checkpoint(call: str) -> None:
+    """A cancellation that is due is raised before anything is taken."""
+    calls: dict[str, Act] = {**CALLS, "nothing": lambda socket: socket.receive_exactly(0)}
+    async with connected(half_open=True) as (socket, peer):
+        await peer.send(b"line\n12345678\n")
+        arrived(socket)
+        assert await socket.receive_until(b"\n", 100) == b"line"
+        if call == "nothing":
+            assert await socket.receive() == b"12345678\n"
+        before = kept(socket)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await calls[call](socket)
+        assert scope.cancelled_caught
+        assert kept(socket) == before
+        assert await calls[call](socket) in (b"12345678\n", 9, b"12345678", b"")
+
+
 # --- one turn
 
 CALLS: dict[str, Act] = {
@@ -619,6 +650,17 @@ async def test_is_readable_leaves_a_send_what_it_waits_for() -> None:
             await anyio.wait_all_tasks_blocked()
         assert await peer[0].receive() == b"behind it"
         await socket.close()
+
+
+async def test_is_readable_takes_nothing_from_a_task_that_reads() -> None:
+    tls, wire, server = shaken(TLS12)
+    wire.arrive(server.encrypt(b"data"))
+    tls._reading = True  # by a task that sends, and waits for this
+    assert not tls.is_readable()
+    assert wire.arriving
+    tls._reading = False
+    assert tls.is_readable()
+    assert await tls.receive() == b"data"
 
 
 async def test_is_readable_of_what_is_kept() -> None:
