@@ -43,13 +43,14 @@ class Log:
     def debugs(self) -> bool:
         """Whether anybody wants debug lines."""
         try:
-            if self._logger is None:
+            logger = self._logger
+            if logger is None:
                 # If another thread is about to import it, it may have nothing in it yet.
                 get_logger = getattr(sys.modules.get("logging"), "getLogger", None)
                 if get_logger is None:
                     return False
-                self._logger = get_logger(_NAME)
-            return self._logger.isEnabledFor(_DEBUG)
+                logger = self._logger = get_logger(_NAME)
+            return logger.isEnabledFor(_DEBUG)
         except Exception:  # noqa: BLE001  # of a logger class of the user's
             return False
 

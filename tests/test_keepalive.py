@@ -166,9 +166,11 @@ _SO_ATTACH_FILTER = 26
 def vanish(peer: Peer) -> None:
     """From now on, the peer's kernel throws away all that comes in, and says nothing."""
     program = ctypes.create_string_buffer(_DROP)
-    peer.sock.setsockopt(
-        stdlib.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program))
-    )
+    filters = struct.pack("HP", 1, ctypes.addressof(program))
+    try:
+        peer.sock.setsockopt(stdlib.SOL_SOCKET, _SO_ATTACH_FILTER, filters)
+    except OSError as exc:
+        pytest.skip(f"this kernel drops no packets for us: {exc}")
 
 
 @pytest.fixture
