@@ -7,7 +7,9 @@ goes on with that for some fifteen minutes, which is what TCP_USER_TIMEOUT is fo
 
 Yet Linux also counts that limit for data that the peer has no room for, however often the peer
 answers that it is there (tcp(7)), which RFC 1122 4.2.2.17 forbids. A peer may stop reading for as
-long as it likes. So the limit is in force only while the kernel has sent all that it holds.
+long as it likes. So the limit is in force only while the peer has room for all that the
+kernel holds. That is looked up once in as many bytes as there was room for: what a peer has said
+that it has room for, it does not take back (RFC 9293 3.8.6).
 """
 
 from __future__ import annotations
@@ -70,9 +72,13 @@ def _limit(silence: int) -> int:
 
 if sys.platform == "linux":
     import fcntl
+    import termios
 
-    #: linux/sockios.h; Python has no name for it.
+    #: What was not even sent yet (linux/sockios.h); Python has no name for it.
     _SIOCOUTQNSD = 0x894B
+
+    #: Where tcpi_snd_wnd is in TCP_INFO, a number of 4 bytes (linux/tcp.h; Linux 5.4).
+    _SND_WND = 228
 
     def set_limit(sock: socket.socket, limit: int) -> bool:
         """Set TCP_USER_TIMEOUT, in milliseconds; 0 is none. Return whether it can be set."""
@@ -86,13 +92,23 @@ if sys.platform == "linux":
         """What TCP_USER_TIMEOUT is, in milliseconds."""
         return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
 
-    def all_sent(sock: socket.socket) -> bool:
-        """Whether the kernel has sent all that it was given, acknowledged or not."""
+    def room_of(sock: socket.socket) -> int:
+        """How much more the peer has room for, in bytes; negative if there is too little already.
+
+        It has at least that much room.
+        """
         try:
-            found = fcntl.ioctl(sock, _SIOCOUTQNSD, bytes(4))
+            held = _held(sock, termios.TIOCOUTQ)
+            # After that: what is acknowledged in between makes it too little, and not too much.
+            found = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SND_WND + 4)
+            if len(found) == _SND_WND + 4:
+                return int.from_bytes(found[_SND_WND:], sys.byteorder) - held
+            return -1 if _held(sock, _SIOCOUTQNSD) else 0  # an older kernel
         except (OSError, ValueError):  # not every kernel that passes for Linux has it; or closed
-            return False
-        return not int.from_bytes(found, sys.byteorder)
+            return -1
+
+    def _held(sock: socket.socket, what: int) -> int:
+        return int.from_bytes(fcntl.ioctl(sock, what, bytes(4)), sys.byteorder)
 
 else:
 
@@ -104,6 +120,6 @@ else:
         """What TCP_USER_TIMEOUT is: nothing here."""
         return 0
 
-    def all_sent(sock: socket.socket) -> bool:
-        """Whether the kernel has sent all that it was given: not known here."""
-        return False
+    def room_of(sock: socket.socket) -> int:
+        """How much more the peer has room for: not known here."""
+        return -1

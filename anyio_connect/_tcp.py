@@ -17,7 +17,7 @@ from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
 from ._copies import fresh
-from ._keepalive import all_sent, limit_of, set_limit
+from ._keepalive import limit_of, room_of, set_limit
 from ._linger import outstanding, wait_arrival
 from ._raw import moved
 from ._readiness import Pause, Readiness, readiness
@@ -128,6 +128,7 @@ class TCPTransport(Transport):
         self._error: OSError | None = None  # a reset; the kernel tells of it only once
         self._limit = limit
         self._limited = limit > 0  # it is in force
+        self._room = 0  # how much may go out until that has to be looked at again
         if error is not None:
             self._note(error)
         # Read now: the names are wanted after close too, and getpeername() fails after a reset.
@@ -303,13 +304,16 @@ class TCPTransport(Transport):
         except OSError as exc:
             raise self._failed(exc) from exc
         if self._limited:
-            self._limit_no_more()
+            self._use_room(sent)
         return sent
 
-    def _limit_no_more(self) -> None:
+    def _use_room(self, count: int) -> None:
         """Have the kernel wait for a peer that has no room, for as long as that answers."""
-        if not all_sent(self._sock):
-            self._lift_limit()
+        self._room -= count
+        if self._room < 0:
+            self._room = room_of(self._sock)
+            if self._room < 0:
+                self._lift_limit()
 
     def _lift_limit(self) -> None:
         self._limited = False
@@ -319,8 +323,9 @@ class TCPTransport(Transport):
             self._limit = 0  # somebody has set another one, which is not ours to change
 
     def _limit_again(self) -> None:
-        """Do so no more: it has sent all, and the peer is to acknowledge it."""
-        if all_sent(self._sock):
+        """Do so no more, if the peer has room for all there is, and is to acknowledge it."""
+        self._room = room_of(self._sock)
+        if self._room >= 0:
             if limit_of(self._sock) == 0:
                 self._limited = set_limit(self._sock, self._limit)
             else:
@@ -360,7 +365,7 @@ class TCPTransport(Transport):
             raise self._failed(exc) from exc
         self._ended = True
         if self._limited:
-            self._limit_no_more()
+            self._use_room(1)
 
     # --- ending
 
@@ -418,7 +423,7 @@ class TCPTransport(Transport):
         with suppress(OSError):  # it was reset: what is unacknowledged tells
             self._sock.shutdown(socket.SHUT_WR)
             if self._limited:
-                self._limit_no_more()
+                self._use_room(1)
 
     async def wait_room(self) -> None:
         if self._closed:

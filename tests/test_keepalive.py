@@ -25,7 +25,7 @@ from anyio_connect import (
     connect,
     listen,
 )
-from anyio_connect._keepalive import limit_of
+from anyio_connect._keepalive import limit_of, room_of
 from anyio_connect._tcp import TCPTransport
 from anyio_connect._transport import ForeignTransport
 from peers import Listener, Peer, listening
@@ -286,7 +286,11 @@ def _fill(socket: Socket) -> int:
 
 
 @linux
-async def test_the_limit_is_in_force_while_all_is_sent() -> None:
+@pytest.mark.parametrize("at", [_keepalive._SND_WND, 1000], ids=["", "older kernel"])
+async def test_the_limit_is_in_force_while_the_peer_has_room(
+    at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_keepalive, "_SND_WND", at)
     async with listening(receive_buffer=4096) as listener, connect(listener.address) as socket:
         peer = await listener.accept()
 
@@ -311,6 +315,59 @@ async def test_the_limit_is_in_force_while_all_is_sent() -> None:
         assert await while_receiving() == limit_of(raw(socket)) == 7000
         await peer.receive_exactly(count)
         assert await while_receiving() == limit_of(raw(socket)) == 7000
+
+
+@linux
+async def test_the_room_of_a_peer_is_what_the_peer_takes() -> None:
+    """Without reading: what the kernel has for us besides is not counted."""
+    async with listening(receive_buffer=65536) as listener, connect(listener.address) as socket:
+        peer = await listener.accept()
+        room = room_of(raw(socket))
+        assert room > 1000
+        await socket.send(bytes(room))
+        assert room_of(raw(socket)) >= 0
+        count = room + _fill(socket)
+        assert room_of(raw(socket)) < 0
+        await peer.receive_exactly(count)
+    assert room_of(raw(socket)) < 0  # it is closed
+
+
+@linux
+async def test_the_peer_is_asked_for_its_room_once_in_so_many_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[int] = []
+
+    def look(sock: stdlib.socket) -> int:
+        looks.append(room_of(sock))
+        return 1000
+
+    monkeypatch.setattr("anyio_connect._tcp.room_of", look)
+    async with listening() as listener, connect(listener.address) as socket:
+        await listener.accept()
+        for _ in range(23):
+            await socket.send(bytes(100))
+        assert len(looks) == 3
+
+
+@linux
+@pytest.mark.parametrize("end", [Socket.send_eof, Socket.close])
+async def test_an_end_takes_room_as_well(
+    end: Callable[[Socket], Coroutine[Any, Any, None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+
+    def look(sock: stdlib.socket) -> int:
+        looks.append(room_of(sock))
+        return 0
+
+    monkeypatch.setattr("anyio_connect._tcp.room_of", look)
+    async with listening() as listener, connect(listener.address) as socket:
+        await socket.send(b"x")
+        await (await listener.accept()).receive()
+        assert len(looks) == 1
+        await end(socket)
+        assert len(looks) == 2
 
 
 @linux
