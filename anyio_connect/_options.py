@@ -44,14 +44,14 @@ class SocketOptions(TypedDict, total=False):
     given. It begins anew whenever the peer acknowledges more of what was sent. When it is over,
     ``close()`` returns and ``closed`` fails with :class:`BrokenError`. ``math.inf`` is no limit.
 
-    ``keep_alive``: how many seconds of silence there may be until the kernel asks whether the
-    peer is still there: whole seconds from 1 to 32767; 60 unless given. It asks 4 times, 15
-    seconds apart. If nothing comes back, the connection is lost: calls raise
-    :class:`BrokenError`, and ``closed`` fails with it, caused by the kernel's ETIMEDOUT as a rule.
-    So it is on Linux if what was sent is not acknowledged in all that time, which is 120 seconds
-    (TCP_USER_TIMEOUT), in place of some 15 minutes. But a peer that answers may leave unread what
-    it has no room for as long as it likes. ``math.inf``: the kernel does not ask, and a peer that
-    vanishes in silence may never be noticed (RFC 9293 3.8.4).
+    ``keep_alive``: how many seconds of silence there may be until the kernel asks whether the peer
+    is still there: whole seconds from 1 to 32767; 60 unless given. It asks 4 times, 15 seconds
+    apart. If nothing comes back, the connection is lost: calls raise :class:`BrokenError`, and
+    ``closed`` fails with it, caused by the kernel's ETIMEDOUT as a rule. On Linux the same happens
+    if what was sent is not acknowledged in all that time, which is 120 seconds unless given
+    (TCP_USER_TIMEOUT); without that it takes some 15 minutes. A peer that answers may leave unread
+    what it has no room for, as long as it likes. ``math.inf``: the kernel does not ask, and a peer
+    that vanishes in silence may never be noticed (RFC 9293 3.8.4).
 
     ``require_close_notify``: what an end of the connection without TLS close_notify means. True
     (the default): it is a :class:`BrokenError`, as somebody in between may have cut off what the
@@ -87,11 +87,11 @@ class SocketOptions(TypedDict, total=False):
     """How many seconds of silence there may be until the kernel asks whether the peer is still
     there: whole seconds from 1 to 32767; 60 unless given. It asks 4 times, 15 seconds apart. If
     nothing comes back, the connection is lost: calls raise :class:`BrokenError`, and ``closed``
-    fails with it, caused by the kernel's ETIMEDOUT as a rule. So it is on Linux if what was sent
-    is not acknowledged in all that time, which is 120 seconds (TCP_USER_TIMEOUT), in place of some
-    15 minutes. But a peer that answers may leave unread what it has no room for as long as it
-    likes. ``math.inf``: the kernel does not ask, and a peer that vanishes in silence may never be
-    noticed (RFC 9293 3.8.4)."""
+    fails with it, caused by the kernel's ETIMEDOUT as a rule. On Linux the same happens if what
+    was sent is not acknowledged in all that time, which is 120 seconds unless given
+    (TCP_USER_TIMEOUT); without that it takes some 15 minutes. A peer that answers may leave unread
+    what it has no room for, as long as it likes. ``math.inf``: the kernel does not ask, and a peer
+    that vanishes in silence may never be noticed (RFC 9293 3.8.4)."""
     require_close_notify: bool | None
     """What an end of the connection without TLS close_notify means. True (the default): it is a
     :class:`BrokenError`, as somebody in between may have cut off what the peer had yet to say (RFC
