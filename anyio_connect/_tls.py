@@ -575,15 +575,11 @@ class TLSTransport(Transport):
         if first is None:
             return None
         count = len(first)
-        if count == _RECORD:
-            with suppress(
-                anyio.EndOfStream, anyio.BrokenResourceError
-            ):  # the next call tells that
-                while count < max_bytes:
-                    more = self._next(max_bytes - count, view[count:])
-                    if more is None:
-                        break
-                    count += len(more)
+        if count < _RECORD:
+            return count
+        with suppress(anyio.EndOfStream, anyio.BrokenResourceError):  # the next call tells that
+            while count < max_bytes and (more := self._next(max_bytes - count, view[count:])):
+                count += len(more)
         return count
 
     @overload

@@ -112,4 +112,18 @@ BROKEN: tuple[Broken, ...] = (
         "        raise self._lost(self._error) from self._error\n\n    def _check_session",
         "        raise anyio.EndOfStream\n\n    def _check_session",
     ),
+    Broken(
+        "what came before the peer's end is lost to a receive that wanted more",
+        "a",
+        "_connection",
+        "        if not self._kept:\n            if ended:\n",
+        "        if ended or not self._kept:\n            if ended:\n",
+    ),
+    Broken(
+        "receive_until() reads further ahead than it may",
+        "e",
+        "_read_ahead",
+        "min(max_bytes - len(self), DEFAULT_MAX_BYTES)",
+        "DEFAULT_MAX_BYTES",
+    ),
 )
