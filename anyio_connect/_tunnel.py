@@ -155,9 +155,9 @@ class Tunnel:
             if isinstance(exc, anyio.EndOfStream):
                 raise ProxyAnswerError("it hung up in place of an answer") from None
             if isinstance(exc, anyio.BrokenResourceError):
-                cause = exc.__cause__ or exc
+                cause = fresh(exc.__cause__ or exc)  # or this frame would keep itself
                 why = f"the connection to it broke before it had answered: {text_of(cause)}"
-                raise ProxyAnswerError(why) from fresh(cause)
+                raise ProxyAnswerError(why) from cause
             raise
         return transport
 
