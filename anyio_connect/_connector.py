@@ -124,8 +124,9 @@ class Connector:
     connects to one; ``socks5h`` is then an error. Otherwise the proxy is given the name, except
     with ``socks5``, for which it is always resolved here. If the proxy cannot be reached, refuses,
     or gives no proper answer, both futures of the socket fail with :class:`ProxyError`.
-    ``connect_timeout`` covers all of it, ``happy_eyeballs_delay`` and ``local_host`` are for
-    connecting to the proxy, and ``ssl_context`` is also for TLS with it.
+    ``connect_timeout`` covers all of it. ``happy_eyeballs_delay``, ``local_host`` and ``prepare``
+    are for connecting to the proxy, ``resolver`` looks its name up too, and ``ssl_context`` is
+    also for TLS with it.
 
     :raises InvalidOptionError: a value is bad
     """
@@ -190,8 +191,9 @@ class Connector:
     connects to one; ``socks5h`` is then an error. Otherwise the proxy is given the name, except
     with ``socks5``, for which it is always resolved here. If the proxy cannot be reached, refuses,
     or gives no proper answer, both futures of the socket fail with :class:`ProxyError`.
-    ``connect_timeout`` covers all of it, ``happy_eyeballs_delay`` and ``local_host`` are for
-    connecting to the proxy, and ``ssl_context`` is also for TLS with it."""
+    ``connect_timeout`` covers all of it. ``happy_eyeballs_delay``, ``local_host`` and ``prepare``
+    are for connecting to the proxy, ``resolver`` looks its name up too, and ``ssl_context`` is
+    also for TLS with it."""
 
     def __init__(
         self,
