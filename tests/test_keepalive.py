@@ -31,6 +31,7 @@ from anyio_connect._transport import ForeignTransport
 from peers import Listener, Peer, listening
 from sockets import raw
 from tls_peers import NAME, TLSPeer, client_context, server_context
+from turns import all_blocked
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems have other options")
 
@@ -297,7 +298,7 @@ async def test_the_limit_is_in_force_while_the_peer_has_room(
         async def while_receiving() -> int:
             async with anyio.create_task_group() as group:
                 group.start_soon(socket.receive)
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 limit = limit_of(raw(socket))
                 await peer.send(b"x")
             return limit
@@ -379,7 +380,7 @@ async def test_a_limit_that_is_set_while_ours_is_not_in_force_stays() -> None:
         await peer.receive_exactly(count)
         async with anyio.create_task_group() as group:
             group.start_soon(socket.receive)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert limit_of(raw(socket)) == 7000
             await peer.send(b"x")
 

@@ -41,6 +41,7 @@ from tls_peers import (
     server_context,
     shaken,
 )
+from turns import all_blocked
 
 Act: TypeAlias = Callable[[Socket], Awaitable[Any]]
 
@@ -221,7 +222,7 @@ async def test_the_end_is_told_after_what_was_read_ahead() -> None:
         assert await socket.receive_until(b"\n", 100) == b"line"
         async with anyio.create_task_group() as group:
             group.start_soon(settle, socket.closed)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert not socket.closed.done()
             await socket.send(b"still open")
             assert await socket.receive() == b"rest"
@@ -239,7 +240,7 @@ async def test_closed_settles_once_what_was_read_ahead_is_received() -> None:
         assert await socket.receive_until(b"\n", 100) == b"line"
         async with anyio.create_task_group() as group:
             group.start_soon(settle, socket.closed)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert await socket.receive() == b"rest"
         assert socket.closed.result() is None  # no call had to meet the end
 
@@ -453,9 +454,9 @@ async def test_a_receive_in_flight_is_woken(
         if call in (CALLS["exactly"], CALLS["until"]):
             await remote.send(b"part")
         group.start_soon(read)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         await act(socket)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert kept(socket) == 0
         with pytest.raises(error):
             await call(socket)
@@ -639,15 +640,15 @@ async def test_is_readable_leaves_a_send_what_it_waits_for() -> None:
 
         group.start_soon(serve)
         await socket.opened
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         await peer[0].ask()
         arrived(socket)
         group.start_soon(socket.send, b"behind it")
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert socket._connection.transport is not None
         for _ in range(3):
             assert not socket.is_readable()
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
         assert await peer[0].receive() == b"behind it"
         await socket.close()
 
@@ -681,13 +682,13 @@ async def test_is_readable_before_and_after() -> None:
         assert not socket.is_readable()
         async with anyio.create_task_group() as group:
             group.start_soon(settle, socket.opened)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert not socket.is_readable()
             opener.go_on.set()
         assert not socket.is_readable()
         async with anyio.create_task_group() as group:
             group.start_soon(socket.receive)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert socket.is_readable()  # a second receive would raise at once
             with pytest.raises(anyio.BusyResourceError):
                 await socket.receive()

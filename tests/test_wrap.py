@@ -37,6 +37,7 @@ from peers import listening, refusing_address
 from remotes import MemoryStream
 from sockets import arrived, settle, socket_pair
 from tls_peers import NAME, TLSPeer, client_context, server_context
+from turns import all_blocked
 
 #: More than fits in between.
 BIG = bytes(range(256)) * 40_000
@@ -254,7 +255,7 @@ async def test_a_receive_that_waits_is_woken(kind: Kind, tmp_path: Path) -> None
                 await socket.receive()
 
         group.start_soon(read)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert socket.is_readable()  # a second receive would raise
         await socket.close()
 
@@ -265,7 +266,7 @@ async def test_a_receive_that_is_cancelled_loses_nothing(kind: Kind, tmp_path: P
         socket = Socket.wrap(stream)
         async with anyio.create_task_group() as group:
             group.start_soon(socket.receive_exactly, 100)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             await theirs.send(b"kept")
             while not socket._connection._kept:
                 await checkpoint()
@@ -596,7 +597,7 @@ async def test_a_send_that_was_cut_short_is_torn(kind: Kind, tmp_path: Path) -> 
             for _ in range(ITEMS if kind is memory else 0):  # each of any size
                 await socket.send(b"first")
             group.start_soon(socket.send, bytes(1 << 26))
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             group.cancel_scope.cancel()
         with pytest.raises(BrokenError, match="cut short"):
             await socket.send(b"behind it")
@@ -782,7 +783,7 @@ async def test_no_rest_is_taken_for_the_whole(how: str) -> None:
 
     async with anyio.create_task_group() as group:
         group.start_soon(read)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert socket._connection._kept == b"first"
         await socket.readable.aclose()
         go_on.set()
