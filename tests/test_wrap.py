@@ -816,7 +816,7 @@ async def test_a_stream_that_closes_for_ever_is_given_up() -> None:
         ({"secureTransport": "on"}, "did you mean 'secure_transport'"),
         ({"task_group": None}, "unknown option"),
     ],
-    ids=str,
+    ids=("on", "on with a context", "off with sni", "keep_alive", "timeout", "name", "task_group"),
 )
 def test_bad_options_leave_the_stream_alone(options: dict[str, Any], why: str) -> None:
     stream = Odd()
