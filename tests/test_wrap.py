@@ -23,6 +23,7 @@ from anyio_connect import (
     ClosedError,
     ConnectTimeoutError,
     HalfCloseError,
+    IncompleteReadError,
     InvalidOptionError,
     RefusedError,
     Socket,
@@ -493,7 +494,8 @@ async def test_a_handshake_cancelled_at_every_checkpoint(
                 made += 1
             except TLSError:
                 failed += 1
-                assert isinstance(socket.closed.exception(), TLSError)
+                for future in (socket.opened, socket.closed):
+                    assert "was cancelled part-way" in str(future.exception())
             await socket.close()
             assert socket.closed.done()
             await theirs.aclose()
@@ -584,6 +586,21 @@ async def test_a_send_cancelled_before_anything_went_out_is_not_torn() -> None:
         with anyio.CancelScope() as scope:
             scope.cancel()
             await outer.send(b"never")
+        await outer.send(b"whole")
+        assert await theirs.receive() == b"whole"
+
+
+async def test_a_send_that_was_refused_is_not_torn() -> None:
+    """As somebody uses the inner socket in spite of all."""
+    ours, theirs = await socket_pair()
+    big = bytes(1 << 26)
+    async with theirs, Socket.wrap(ours, allow_half_open=True) as outer:
+        async with anyio.create_task_group() as group:
+            group.start_soon(ours.send, big)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(anyio.BusyResourceError):
+                await outer.send(b"x")
+            await theirs.receive_exactly(len(big))
         await outer.send(b"whole")
         assert await theirs.receive() == b"whole"
 
@@ -733,6 +750,16 @@ async def test_more_than_was_asked_for_is_kept() -> None:
         with pytest.raises(anyio.EndOfStream):
             await socket.receive()
     assert stream.calls.count("receive") == 3  # an end is one for good
+    await socket.close()
+
+
+async def test_an_end_stays_one_whatever_comes_after_it() -> None:
+    socket = Socket.wrap(Odd(receive=[b"data", anyio.EndOfStream(), b"late"]))
+    with pytest.raises(IncompleteReadError):
+        await socket.receive_exactly(9)
+    assert await socket.receive() == b"data"
+    with pytest.raises(anyio.EndOfStream):
+        await socket.receive()
     await socket.close()
 
 
