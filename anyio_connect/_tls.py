@@ -230,7 +230,9 @@ async def start_tls(
     records = None if require_close_notify else Records()
     try:
         try:
-            engine = await _make_engine(context, alpn or (), incoming, outgoing, name)
+            # Only what was empty from the start is no name at all: nothing else goes unverified.
+            wanted = name if server_hostname else None
+            engine = await _make_engine(context, alpn or (), incoming, outgoing, wanted)
             while True:
                 finished = await _shake(engine)
                 if ciphertext := outgoing.read():
@@ -276,7 +278,7 @@ async def _make_engine(
     alpn: tuple[str, ...],
     incoming: ssl.MemoryBIO,
     outgoing: ssl.MemoryBIO,
-    name: str,
+    name: str | None,
 ) -> ssl.SSLObject:
     try:
         if context is None:
@@ -284,7 +286,7 @@ async def _make_engine(
         chosen = context
 
         def make() -> ssl.SSLObject:
-            return chosen.wrap_bio(incoming, outgoing, server_hostname=name or None)
+            return chosen.wrap_bio(incoming, outgoing, server_hostname=name)
 
         # The standard library's reads no files. Another's may: truststore reads its authorities.
         return make() if _is_native(context) else await _threads.run(make)
