@@ -505,7 +505,9 @@ async def _connect(endpoint: Endpoint, route: Route) -> Transport:
             stream = await anyio.connect_tcp(host, port, local_host=route.local_host)
         except OSError as exc:
             raise fresh(system_error(exc)) from None
-        keep_alive(stream.extra(SocketAttribute.raw_socket), route.keep_alive)
+        made = stream.extra(SocketAttribute.raw_socket, None)
+        if made is not None:
+            keep_alive(made, route.keep_alive)
         return ForeignTransport(stream)
     except BaseException:
         sock.close()
