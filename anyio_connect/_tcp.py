@@ -177,8 +177,8 @@ class TCPTransport(Transport):
         if self._arrived or not (self._drained and self._ready.waits_first):
             if not self._ready.may_go_on(min(max_bytes, DEFAULT_MAX_BYTES)):
                 await checkpoint()
-                if self._stopped:  # close() may have thrown some of it away meanwhile
-                    raise anyio.ClosedResourceError
+            if self._stopped:  # close() may have thrown some of it away
+                raise anyio.ClosedResourceError
             data = self.receive_nowait(max_bytes)
             if data is not None:
                 return data
@@ -196,8 +196,8 @@ class TCPTransport(Transport):
         if self._arrived or not (self._drained and self._ready.waits_first):
             if not self._ready.may_go_on(min(len(view), DEFAULT_MAX_BYTES)):
                 await checkpoint()
-                if self._stopped:
-                    raise anyio.ClosedResourceError
+            if self._stopped:
+                raise anyio.ClosedResourceError
             count = self._receive_into_nowait(view)
             if count is not None:
                 return count

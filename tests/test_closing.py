@@ -325,6 +325,22 @@ async def test_a_receive_that_close_overtakes_gets_nothing(
             await transport.receive(10)
 
 
+@pytest.mark.parametrize("into", [False, True])
+async def test_a_receive_of_several_reads_does_not_go_on_behind_a_close(into: bool) -> None:
+    """It would take the peer's end for that of what it has, though close() threw some away."""
+    async with connected() as (socket, peer):
+        transport = socket._connection.transport
+        assert isinstance(transport, TCPTransport)
+        peer.fin()
+        arrived(socket)
+        transport._drained = False  # so that it tries before it waits
+        transport.stop_receiving()
+        with pytest.raises(anyio.ClosedResourceError):
+            await (
+                transport.receive_into(memoryview(bytearray(9))) if into else transport.receive()
+            )
+
+
 @linux_only
 async def test_a_reset_that_takes_what_was_sent_is_told() -> None:
     async with connected(receive_buffer=4096) as (socket, peer):
