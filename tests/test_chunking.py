@@ -70,6 +70,7 @@ async def receive_all(receive: Callable[[int], Awaitable[bytes]], sizes: list[in
 # --- both ways at once
 
 
+@pytest.mark.slow
 @over
 @pytest.mark.parametrize("stapled", [False, True], ids=["socket", "stapled"])
 @given(
@@ -180,6 +181,7 @@ async def test_buffered(over: Over, messages: list[bytes], cuts: list[float]) ->
         assert socket.closed.result() is None
 
 
+@pytest.mark.slow
 @over
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
 @given(texts=st.lists(st.text(max_size=50), max_size=8), cuts=CUTS)

@@ -350,6 +350,7 @@ async def meeting(
             await socket.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "then", ["read", "cancelled", "closed", "close cancelled", "aborted", "reset"]
 )
@@ -712,6 +713,7 @@ async def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) 
 # --- the end of the event loop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tcp", "tls-1.3"])
 def test_the_loop_ends_with_sockets_open(
     anyio_backend: tuple[str, dict[str, Any]], kind: str

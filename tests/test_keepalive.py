@@ -193,6 +193,7 @@ def check_vanished(error: Exception | None) -> None:
     assert error.__cause__.errno == errno.ETIMEDOUT
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.usefixtures("impatient")
 async def test_a_peer_that_vanished_is_noticed() -> None:
@@ -217,6 +218,7 @@ async def test_a_peer_that_vanished_is_noticed() -> None:
                         vanish(await listener.accept())
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.usefixtures("impatient")
 async def test_it_is_noticed_over_tls() -> None:
@@ -243,6 +245,7 @@ async def test_it_is_noticed_over_tls() -> None:
 # --- a peer that is there, and only does not read
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.usefixtures("impatient")
 async def test_a_peer_may_leave_unread_what_it_has_no_room_for() -> None:

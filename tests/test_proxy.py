@@ -1064,6 +1064,7 @@ async def rst(proxy: Proxy, line: Line) -> None:
     line.peer.rst()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "script"),
     [
@@ -1440,6 +1441,7 @@ async def test_any_answer_to_socks_is_one_or_an_error(
             assert data.startswith((b"\5\0\5\0", b"\5\2\1\0\5\0"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spare", [0, 1])
 @pytest.mark.parametrize("piece", [70, 1000, 100_000])
 async def test_a_head_of_just_that_length(spare: int, piece: int) -> None:

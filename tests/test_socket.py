@@ -161,6 +161,7 @@ async def test_all_waiters_share_one_dial() -> None:
         await socket.close()
 
 
+@pytest.mark.slow
 async def test_a_cancelled_driver_hands_over_to_the_next_waiter() -> None:
     # A full backlog: Linux answers no more SYNs, so the dial stays under way.
     async with full() as listener:

@@ -347,6 +347,7 @@ CUT = (
 )
 
 
+@pytest.mark.slow
 @each_version
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 async def test_an_end_between_records_is_an_end_and_any_other_is_an_error(
@@ -1123,6 +1124,7 @@ async def test_key_updates_keep_the_event_loop_no_longer_than_others_do(
     assert 0 < counting.most <= turns * 2 * 65536
 
 
+@pytest.mark.slow
 async def test_a_flood_without_data_lets_others_run() -> None:
     """A peer that sends, as fast as we read, what is no data."""
     tls, wire, _, forger = forged()

@@ -361,6 +361,7 @@ def on(**options: Any) -> dict[str, Any]:
     return {"secure_transport": "on", "ssl_context": client_context(), "sni": NAME, **options}
 
 
+@pytest.mark.slow
 @each_kind
 async def test_tls_over_a_stream_of_any_kind(kind: Kind, tmp_path: Path) -> None:
     """Over TLS of AnyIO it is TLS in TLS. Its half-close works over what has none."""
