@@ -9,6 +9,7 @@ import inspect
 import itertools
 import json
 import pickle
+import re
 import socket
 import ssl
 import subprocess
@@ -369,6 +370,14 @@ def test_the_package_knows_nothing_of_its_adapters(module: str) -> None:
 
 def test_the_layers_have_no_other_modules() -> None:
     assert set().union(*LAYERS) == set(MODULES)
+
+
+def test_the_architecture_names_each_module_once() -> None:
+    page = (Path(__file__).parent.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = page.partition("\n## Modules\n")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = [module for cell in cells for module in re.findall(r"`(\w+)`", cell)]
+    assert sorted(named) == MODULES, "see the table of modules in ARCHITECTURE.md"
 
 
 def test_the_lifecycle_can_do_no_input_or_output() -> None:
