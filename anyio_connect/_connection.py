@@ -604,7 +604,7 @@ class Connection:
         """Tell what ended a receive; return what it is to raise. None: the state says that.
 
         As long as something is kept the next receive returns that. The one after it meets the
-        same end in the transport, and tells it.
+        same end in the transport, or finds the transport closed, and tells it.
         """
         ended = isinstance(exc, anyio.EndOfStream)
         receiving = self._state.inbound is Inbound.RECEIVING  # or another task has ended it
@@ -617,7 +617,7 @@ class Connection:
                 await self._tell(Event.RESET, broken("receiving", exc))
             return None
         if not ended:
-            await self._tell(Event.RESET_UNREAD, broken("receiving", exc))
+            await self._tell(Event.LOST, broken("receiving", exc))
         self._ask(Event.RECEIVE_DONE)
         return Verdict.AT_EOF if ended else Verdict.BROKEN
 

@@ -109,6 +109,7 @@ class Event(_Name):
     # the whole connection
     RESET = auto()  #: broken, with nothing left to read
     RESET_UNREAD = auto()  #: broken for sending; reading has more to tell (data, or an end)
+    LOST = auto()  #: broken; what was read ahead is left, and needs no transport
     CLOSE = auto()  #: close()
     FLUSHED = auto()  #: close() has waited for what was in flight
     SHUT = auto()  #: the transport is closed
@@ -201,6 +202,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
         _L.OPEN: {
             _E.RESET: (_L.RESET, _F.REJECT_CLOSED, _F.DROP),
             _E.RESET_UNREAD: (_L.RESET, _F.REJECT_CLOSED),
+            _E.LOST: (_L.RESET, _F.REJECT_CLOSED, _F.DROP),
             _E.ABORT: (_L.RESET, _F.REJECT_CLOSED, _F.DROP),
             _E.CLOSE: _L.FLUSHING,
             # `closed` resolves: this socket's part is over. The TLS socket has its own.
@@ -229,7 +231,9 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.CLOSE: (_L.CLOSING, _F.ACLOSE),
         },
         # The unread data was read to its end, or nobody will read it.
-        _L.RESET: dict.fromkeys((_E.RESET, _E.PEER_EOF, _E.CANCEL, _E.CLOSE), (_L.RESET, _F.DROP)),
+        _L.RESET: dict.fromkeys(
+            (_E.RESET, _E.LOST, _E.PEER_EOF, _E.CANCEL, _E.CLOSE), (_L.RESET, _F.DROP)
+        ),
     },
     "inbound": {
         _I.OPEN: {
@@ -285,6 +289,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.END_LAST: (_O.ENDING, _V.PROCEED),
             _E.RESET: _O.BROKEN,
             _E.RESET_UNREAD: _O.BROKEN,
+            _E.LOST: _O.BROKEN,
             _E.ABORT: _O.BROKEN,
             _E.CLOSE: _O.CLOSED,
             _E.UPGRADE: _O.CLOSED,
@@ -298,6 +303,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.SEND_TORN: _O.TORN,
             _E.RESET: _O.BROKEN,
             _E.RESET_UNREAD: _O.BROKEN,
+            _E.LOST: _O.BROKEN,
             _E.ABORT: _O.BROKEN,
             _E.CLOSE: _O.FLUSHING,
             _E.UPGRADE: _O.FLUSHING,
@@ -310,6 +316,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.SEND_TORN: _O.TORN,
             _E.RESET: _O.BROKEN,
             _E.RESET_UNREAD: _O.BROKEN,
+            _E.LOST: _O.BROKEN,
             _E.ABORT: _O.BROKEN,
             _E.CLOSE: _O.FLUSHING,
         },
@@ -319,6 +326,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.END_LAST: (_O.ENDING, _V.PROCEED),
             _E.RESET: _O.BROKEN,
             _E.RESET_UNREAD: _O.BROKEN,
+            _E.LOST: _O.BROKEN,
             _E.ABORT: _O.BROKEN,
             _E.CLOSE: _O.CLOSED,
         },
@@ -331,6 +339,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.SEND_TORN: _O.TORN,
             _E.RESET: _O.BROKEN,
             _E.RESET_UNREAD: _O.BROKEN,
+            _E.LOST: _O.BROKEN,
             _E.ABORT: _O.BROKEN,
             _E.CLOSE: _O.FLUSHING,
         },
@@ -362,6 +371,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.END_LAST: (_O.TORN, _V.BROKEN),
             _E.RESET: _O.BROKEN,
             _E.RESET_UNREAD: _O.BROKEN,
+            _E.LOST: _O.BROKEN,
             _E.ABORT: _O.BROKEN,
             _E.DISOWN: (_O.BROKEN, _F.DROP),
             _E.ABANDON: (_O.BROKEN, _F.DROP),

@@ -79,6 +79,8 @@ def really_happens(state: State, event: Event) -> bool:
             return state.dial is Dial.DONE and state.link is not Link.CLOSING
         case Event.RESET:
             return state.dial is Dial.DONE
+        case Event.LOST:
+            return state.dial is Dial.DONE and state.inbound is Inbound.RECEIVING
         case Event.FLUSHED:
             return state.link is Link.FLUSHING and state.outbound is not Outbound.FLUSHING
         case Event.SHUT | Event.CROWDED:

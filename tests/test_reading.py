@@ -293,6 +293,25 @@ async def test_what_came_before_a_reset_is_kept(how: str) -> None:
                 await socket.receive()
 
 
+@pytest.mark.parametrize("version", [TLS12, TLS13])
+async def test_a_connection_that_was_cut_off_is_dropped_though_something_is_kept(
+    version: Any,
+) -> None:
+    """Its slot is free by then, so it may not go on."""
+    async with over_tcp(server_context(version)) as (transport, peer):
+        socket = socket_over(transport, half_open=True)
+        await peer.send(b"short")
+        peer.peer.fin()
+        with pytest.raises(BrokenError, match="close_notify"):
+            await socket.receive_until(b"\n", 100)
+        with pytest.raises(ConnectionResetError):
+            await peer.peer.receive_all()
+        assert await socket.receive() == b"short"
+        for _ in range(2):
+            with pytest.raises(BrokenError, match="close_notify"):
+                await socket.receive()
+
+
 async def test_a_send_that_meets_a_reset_loses_nothing_that_is_kept() -> None:
     async with connected(half_open=True) as (socket, peer):
         await peer.send(b"line\nrest")

@@ -44,23 +44,9 @@ def dialled(world: World, client: End) -> None:
     plan = world.plan
     if client.remote[0] in [ADDRESSES[number] for number in plan.forbidden]:
         world.fault("an address was dialled that the policy forbids", client.remote)
-    alive = {end.remote[1] for end in _dialled(world) if not end.dead} - _cut_off(world)
+    alive = {end.remote[1] for end in _dialled(world) if not end.dead}
     if plan.max_connections is not None and len(alive) > plan.max_connections:
         world.fault("there are more connections than max_connections")
-
-
-def _cut_off(world: World) -> set[int]:
-    """The ports of connections that are kept only so that what they have read can be had.
-
-    TLS ended without close_notify: `closed` was rejected, and so the slot came back.
-    """
-    return {
-        link[0].remote[1]
-        for party in world.parties
-        if (link := world.link(party)) is not None
-        and party.last.closed.done()
-        and "close_notify" in str(party.last.closed.exception())
-    }
 
 
 def _dialled(world: World) -> list[End]:
