@@ -587,6 +587,8 @@ class Connection:
             self._ask(Event.RECEIVE_DONE)
             return value
         await checkpoint()
+        if self._state.inbound not in _OPEN_INBOUND:
+            verdict = None  # close() came, and has thrown away what was kept
         raise self._refusal(verdict or self._ask(Event.RECEIVE), "receiving from")
 
     async def _pass(self, amount: int) -> None:

@@ -481,6 +481,29 @@ async def test_a_receive_in_flight_is_woken(
             await call(socket)
 
 
+@pytest.mark.parametrize("how", ["exactly", "until"])
+async def test_close_at_the_last_checkpoint_of_an_incomplete_read(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has thrown away what was kept: nothing is there that the error could speak of."""
+    async with connected(half_open=True) as (socket, peer):
+        closed = False
+
+        async def others_run() -> None:
+            nonlocal closed
+            if not closed:
+                closed = True
+                await socket.close()
+            await checkpoint()
+
+        await peer.send(b"part")
+        peer.fin()
+        monkeypatch.setattr("anyio_connect._connection.checkpoint", others_run)
+        with pytest.raises(ClosedError):
+            await CALLS[how](socket)
+        assert closed
+
+
 @each_call
 async def test_a_call_makes_the_connection_or_says_why_it_cannot(call: Act) -> None:
     async with listening() as listener, connect(listener.address) as other:
