@@ -44,7 +44,7 @@ from ._options import (
 )
 from ._policy import UNRESTRICTED, AddressPolicy, judges_addresses
 from ._slots import Slot, Slots
-from ._socket import Socket
+from ._socket import Socket, transport_of
 from ._tcp import TCPTransport
 from ._threads import NoThreadError
 
@@ -309,8 +309,8 @@ class Connector:
 
         It goes the way of :meth:`connect`: the policy, the race of addresses, the wait for a slot
         of ``max_connections``, and both options are the same. The socket is connected and
-        non-blocking, has TCP_NODELAY set, and is the caller's to close. TLS is for the library to
-        add.
+        non-blocking, has TCP_NODELAY set, and is the caller's to close. It has keepalive, but no
+        limit for what was sent and is not acknowledged. TLS is for the library to add.
 
         With ``max_connections`` it is of a subclass of ``socket.socket``, which gives the slot
         back when it is closed; see :meth:`Socket.detach` for what gives it back too early. Until
@@ -525,7 +525,7 @@ async def _opened(dialling: Awaitable[ByteStream]) -> ByteStream:
     try:
         sock = stream.detach()
     except (DetachError, BrokenError):
-        return stream  # which is used as any other
+        return transport_of(stream)  # which is used as by Socket.wrap()
     return TCPTransport(sock, remote=remote, limit=keep_alive_as_before(sock))
 
 

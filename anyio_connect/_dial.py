@@ -456,8 +456,9 @@ async def _have_dialled(
     dialer: Dialer, endpoint: Endpoint, progress: Progress
 ) -> Transport | None:
     """Have a dialer try an address. Where its stream leads is not judged again: it was told."""
-    address = SocketAddress(*host_and_port(endpoint.sockaddr))
     try:
+        # It may have a zone of a number that no interface has.
+        address = SocketAddress(*host_and_port(endpoint.sockaddr))
         return await reach(dialer, address)
     except SocketError as exc:
         progress.told = error = fresh(exc)

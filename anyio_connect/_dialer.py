@@ -27,8 +27,8 @@ class Dialer(Protocol):
 
     The stream belongs to the new socket, which closes it. It may be one of AnyIO's, or any other
     ``ByteStream``. A ``Socket`` is connected first. Then it gives its connection away, as by
-    ``detach()``. If it cannot, because it has TLS for example, it is used as any other stream is,
-    and needs ``allow_half_open`` if the new socket has it.
+    ``detach()``. If it cannot, because it has TLS for example, it is used as by
+    :meth:`Socket.wrap`, and needs ``allow_half_open`` if the new socket has it.
 
     A :class:`SocketError` that is raised is what the futures of the socket fail with. If there are
     several addresses, it is in ``attempts`` of the :class:`ConnectError`, like that of any

@@ -286,7 +286,8 @@ def quote(value: object) -> str:
         text = repr(value)
     except Exception:  # noqa: BLE001  # an int of more than 4300 digits has none
         return f"({type(value).__name__})"
-    user, at, rest = text.rpartition("@")
+    # Whoever escapes a whole URL escapes its '@' too.
+    user, at, rest = text.replace("%40", "@").rpartition("@")
     if at:
         scheme = re.match(r"\W*(?:[A-Za-z][A-Za-z0-9+.-]*://)?", user)
         text = f"{scheme[0] if scheme else ''}***@{rest}"

@@ -60,8 +60,13 @@ def keep_alive(sock: socket.socket, silence: float) -> int:
 def keep_alive_as_before(sock: socket.socket) -> int:
     """Set the TCP_USER_TIMEOUT again, of a socket that was detached, and return it; or 0."""
     with suppress(OSError):
-        if _IDLE is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
-            return keep_alive(sock, sock.getsockopt(socket.IPPROTO_TCP, _IDLE))
+        if (
+            _IDLE is not None
+            and sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            and not limit_of(sock)  # or somebody has set another one, which is not ours to change
+        ):
+            limit = _limit(sock.getsockopt(socket.IPPROTO_TCP, _IDLE))
+            return limit if set_limit(sock, limit) else 0
     return 0
 
 

@@ -41,7 +41,7 @@ _RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
 class Clock:
     """What happens when, in the time of the running event loop.
 
-    There is no task and no timer behind it: whoever does something, or waits, has happen what is
+    There is no task and no timer behind it: whichever task does something, or waits, does what is
     due by then, each thing at its own time.
     """
 
@@ -63,7 +63,7 @@ class Clock:
         self._sooner = self._sooner or self._due[0][1] == self._count
 
     def catch_up(self) -> None:
-        """Have happen what is due."""
+        """Do what is due."""
         if self._running:
             return
         now = anyio.current_time()
@@ -103,7 +103,7 @@ class Bell:
             event.set()
 
     async def wait(self) -> None:
-        """Wait until it rings; there may be false alarms. Has happen what is due by then."""
+        """Wait until it rings; there may be false alarms. Do what is due by then."""
         event = anyio.Event()
         self._waiting[event] = None
         try:

@@ -114,7 +114,7 @@ _BEHIND_HOST = re.compile(
 
 def _masked(url: str) -> str:
     """``repr(url)`` without what is, or may be, a user or a password."""
-    if "@" not in url:
+    if "@" not in url and "%40" not in url:
         # What follows a ':' and is no port may be a password, if the host was forgotten.
         found = _BEHIND_HOST.match(url)
         if found and not re.match(r"[0-9]{1,5}(?:[/?#]|$)", found[2]):

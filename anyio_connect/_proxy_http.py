@@ -42,7 +42,8 @@ async def ask(transport: Transport, proxy: Proxy, host: str, port: int) -> None:
     """Ask the proxy for a tunnel to ``host``; from then on the transport is that.
 
     Of what the proxy says, no more than the head of its answer is read. Behind a 2xx answer
-    comes what the target says, whatever ``Content-Length`` and ``Transfer-Encoding`` there are.
+    comes what the target says, whatever ``Content-Length`` and ``Transfer-Encoding`` say of it, if
+    h11 can read them.
 
     :raises ProxyAnswerError: it refused, or what it said is no answer
     :raises anyio.EndOfStream: it hung up before it had answered

@@ -108,7 +108,7 @@ class Socket(ByteStream):
         """
         parsed = parse_stream_options(options)
         target = Wrapping(_name_of(stream), parsed)
-        return Socket(Wrapped(_transport_of(stream), target), target, None)
+        return Socket(Wrapped(transport_of(stream), target), target, None)
 
     @property
     def readable(self) -> ReadableStream:
@@ -404,7 +404,8 @@ class Socket(ByteStream):
         return f"<Socket {self._target} {word} secure_transport={self.secure_transport!r}>"
 
 
-def _transport_of(stream: ByteStream) -> Transport:
+def transport_of(stream: ByteStream) -> Transport:
+    """A stream as a transport that knows all that can be known of it."""
     if isinstance(stream, Socket):
         return LayeredTransport(stream, stream._connection)  # noqa: SLF001  # of this module
     return stream if isinstance(stream, Transport) else ForeignTransport(stream)

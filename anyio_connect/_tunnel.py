@@ -22,7 +22,14 @@ from ._dial_errors import (
     proxy_silent,
     proxy_unreachable,
 )
-from ._errors import ConnectError, ConnectTimeoutError, InvalidOptionError, ProxyError, text_of
+from ._errors import (
+    ConnectError,
+    ConnectTimeoutError,
+    InvalidOptionError,
+    ProxyError,
+    quote,
+    text_of,
+)
 from ._log import log
 from ._open import Target
 from ._policy import UNRESTRICTED, judges_addresses
@@ -184,7 +191,10 @@ class Tunnel:
         )
         if secure.alpn not in (None, *_ALPN):
             await secure.abort()
-            raise ProxyAnswerError("it insists on another protocol than HTTP/1.1 (by ALPN)")
+            raise ProxyAnswerError(
+                f"TLS with it agreed on {quote(secure.alpn)} (ALPN), and it is asked by HTTP/1.1: "
+                "have the ssl_context of the Connector offer that, or nothing"
+            )
         return secure
 
     @property

@@ -105,8 +105,8 @@ class Network:
     ) -> MemoryListener:
         """Listen at ``address``, at once: as the package's ``listen()``, which is to be awaited.
 
-        A name that does not exist yet, does from then on: :meth:`add_host`. It is listened to at
-        all its addresses.
+        A new name exists from then on: :meth:`add_host`. It is listened to at all its
+        addresses.
 
         :raises InvalidAddressError: the address names no TCP endpoint
         :raises InvalidOptionError: an option has a bad value
@@ -139,7 +139,7 @@ class Network:
         """Have each dial of ``address`` fail with ``failure``; None: no more.
 
         ``OSError(errno.EHOSTUNREACH, "")`` is a router's word, for example. It is told at once.
-        A name that does not exist yet, does from then on.
+        A new name exists from then on.
 
         :raises InvalidAddressError: the address names no TCP endpoint
         :raises InvalidOptionError: the failure is no OSError

@@ -26,14 +26,16 @@ from anyio_connect import (
     TLSError,
 )
 from anyio_connect.adapters.aiohttp import socket_factory
+from anyio_connect.adapters.asyncio import _name as name_to_verify
 from anyio_connect.adapters.asyncio import open_connection
 from anyio_connect.adapters.httpcore import NetworkBackend
 from anyio_connect.adapters.httpx import Transport
 from anyio_connect.adapters.trio import open_tcp_stream
+from anyio_connect.testing import Network
 from http_peers import HTTPServer, Reply, serving_http
 from peers import listening, refusing_address
 from spying import spying
-from tls_peers import client_context, server_context
+from tls_peers import certificate, client_context, server_context
 
 #: Of this machine's loopback addresses, one may be connected to and the others may not.
 ONE = AddressPolicy(allow=["127.0.0.1"])
@@ -108,11 +110,11 @@ async def none_left(server: HTTPServer) -> None:
 
 
 async def test_httpx_over_tls() -> None:
-    async with serving_http(tls=server_context()) as server:
-        async with client(ssl_context=client_context()) as http:
-            assert (await http.get(server.url)).text == "hello"
-        async with client(Connector(ssl_context=client_context())) as http:
-            assert (await http.get(server.url)).text == "hello"
+    async with (
+        serving_http(tls=server_context()) as server,
+        client(ssl_context=client_context()) as http,
+    ):
+        assert (await http.get(server.url)).text == "hello"
 
 
 async def test_httpx_over_http2() -> None:
@@ -541,3 +543,83 @@ async def test_streams_of_asyncio_refuse_what_has_no_effect() -> None:
     wrong: Any = "yes"
     with pytest.raises(InvalidOptionError, match="bad ssl 'yes'"):
         await open_connection("127.0.0.1:1", ssl=wrong)
+
+
+@asyncios_loops
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"ssl": client_context(), "server_hostname": "x" * 70}, "no TLS is possible"),
+        ({"ssl": server_context()}, "no TLS is possible"),
+        ({"limit": 0}, "bad limit 0"),
+    ],
+    ids=["name", "context", "limit"],
+)
+async def test_streams_of_asyncio_refuse_bad_input_before_they_connect(
+    wrong: dict[str, Any], why: str
+) -> None:
+    connector = Connector(max_connections=1, connect_timeout=30)
+    async with listening() as listener:
+        with pytest.raises(InvalidOptionError, match=why):
+            await open_connection(listener.address, connector=connector, **wrong)
+        with pytest.raises(BlockingIOError):
+            listener.sock.accept()
+        _, writer = await open_connection(listener.address, connector=connector)
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("fa\xdf.example", "xn--fa-hia.example"),
+        ("a_b.fa\xdf.example", "a_b.xn--fa-hia.example"),
+        ("localhost.", "localhost"),
+        ("[::1]", "::1"),
+        ("fe80::1%eth0", "fe80::1"),
+    ],
+)
+def test_the_name_that_is_verified_is_the_one_that_is_connected_to(host: str, name: str) -> None:
+    assert name_to_verify(host) == name
+
+
+@asyncios_loops
+async def test_streams_of_asyncio_take_no_certificate_of_a_name_of_idna_2003() -> None:
+    async def here(host: str, port: int) -> list[str]:
+        assert host == "xn--fa-hia.example"
+        return ["127.0.0.1"]
+
+    connector = Connector(resolver=here, ssl_context=client_context())
+    tls = server_context(cert=certificate("fass.example"))
+    async with serving_http(tls=tls) as server:
+        address = ("fa\xdf.example", int(server.address.partition(":")[2]))
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await open_connection(address, connector=connector, ssl=True)
+
+
+# --- over a stream that is no socket of the system's
+
+
+@trios_loop
+async def test_a_stream_of_trio_over_a_network_in_memory() -> None:
+    network = Network()
+    async with network.listen("peer.example:7") as listener:
+        connector = network.connector()
+        async with await open_tcp_stream("peer.example", 7, connector=connector) as stream:
+            await stream.wait_send_all_might_not_block()
+            await stream.send_all(b"hello")
+            async with await listener.accept() as peer:
+                assert await peer.receive() == b"hello"
+
+
+async def test_httpcore_over_a_network_in_memory() -> None:
+    network = Network()
+    async with network.listen("peer.example:7") as listener:
+        nodelay = (stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)
+        stream = await NetworkBackend(network.connector()).connect_tcp(
+            "peer.example", 7, socket_options=[nodelay]
+        )
+        await stream.write(b"hello")
+        async with await listener.accept() as peer:
+            assert await peer.receive() == b"hello"
+        await stream.aclose()

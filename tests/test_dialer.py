@@ -38,7 +38,7 @@ from anyio_connect import (
 )
 from errors import is_copy
 from peers import listening, refusing_address
-from sockets import raw
+from sockets import arrived, raw
 from tls_peers import NAME, TLS13, TLSPeer, client_context, server_context
 from turns import all_blocked
 
@@ -666,3 +666,39 @@ async def test_over_the_streams_of_a_unix_socket(tmp_path: Any) -> None:
                 assert b"".join([data async for data in socket.readable]) == b"over a path"
                 await socket.closed
             group.cancel_scope.cancel()
+
+
+async def test_an_abort_resets_the_connection_of_a_socket_that_a_dialer_returned() -> None:
+    """Also of one that cannot be given away, here because something was read ahead."""
+    async with listening() as listener:
+        peers = []
+
+        async def dial(_: SocketAddress) -> Socket:
+            socket = connect(listener.address)
+            await socket.opened
+            peers.append(await listener.accept())
+            await peers[0].send(b"ready\nmore")
+            arrived(socket)
+            assert await socket.receive_until(b"\n", 100) == b"ready"
+            return socket
+
+        socket = Connector(dialer=dial).connect("made-up.example:1")
+        assert await socket.receive() == b"more"
+        await socket.send(b"half of a message")
+        await socket.writable.abort()
+        with pytest.raises(ConnectionResetError):
+            await peers[0].receive_all()
+
+
+async def test_an_address_with_a_zone_that_there_is_not_is_one_attempt_of_several() -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["fe80::1%999", "127.0.0.1"]
+
+    async with listening() as listener:
+
+        async def dial(address: SocketAddress) -> anyio.abc.ByteStream:
+            return await anyio.connect_tcp(*address)
+
+        connector = Connector(AddressPolicy(deny=["127.0.0.2"]), resolver=resolve, dialer=dial)
+        async with connector.connect(("made-up.example", listener.address[1])) as socket:
+            assert (await socket.opened).remote_address == "{}:{}".format(*listener.address)

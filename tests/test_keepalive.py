@@ -400,3 +400,22 @@ async def test_a_socket_that_is_given_away_has_no_limit_that_nobody_looks_after(
         raw(socket).setsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_USER_TIMEOUT, 7000)
         with socket.detach() as sock:
             assert told(sock) == (1, 60, 15, 4, 7000)
+
+
+@linux
+async def test_what_was_prepared_stays_with_a_socket_that_a_dialer_returned() -> None:
+    """It was promised that keepalive can be changed."""
+    chosen = {"TCP_KEEPIDLE": 7, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 9, "TCP_USER_TIMEOUT": 7777}
+
+    def prepare(sock: stdlib.socket) -> None:
+        for name, value in chosen.items():
+            sock.setsockopt(stdlib.IPPROTO_TCP, getattr(stdlib, name), value)
+
+    async with listening() as listener:
+        inner = Connector(prepare=prepare)
+
+        async def dial(_: SocketAddress) -> Socket:
+            return inner.connect(listener.address)
+
+        async with Connector(dialer=dial).connect("made-up.example:1") as socket:
+            assert told(raw(socket)) == (1, *chosen.values())

@@ -661,7 +661,7 @@ async def test_a_proxy_that_insists_on_another_protocol() -> None:
         proxy = Proxy(listener, silent, theirs)
         group.start_soon(proxy.serve)
         socket = Connector(proxy=proxy.url("https"), ssl_context=ours).connect("h:1")
-        with pytest.raises(ProxyError, match=r"another protocol than HTTP/1\.1"):
+        with pytest.raises(ProxyError, match="agreed on 'h2'"):
             await socket.opened
         group.cancel_scope.cancel()
 
@@ -1464,3 +1464,15 @@ async def test_a_head_of_just_that_length(spare: int, piece: int) -> None:
 def test_credentials_are_a_value_that_shows_nothing() -> None:
     assert repr(Credentials(b"user", SECRET.encode())) == "Credentials(***)"
     assert str(_proxy.ProxyURL("http://h:1")) == "http://h:1"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://alice%3AsEcReT%40proxy.example:3128", "http%3A//alice:sEcReT%40h:1"]
+)
+def test_no_password_is_shown_of_a_url_that_was_escaped_as_a_whole(url: str) -> None:
+    with pytest.raises(InvalidOptionError) as caught:
+        Connector(proxy=url)
+    assert "sEcReT" not in str(caught.value)
+    with pytest.raises(InvalidAddressError) as refused:
+        Connector().connect(url)
+    assert "sEcReT" not in str(refused.value)

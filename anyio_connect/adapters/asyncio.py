@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import ssl as tls
 
+import idna
+
 from anyio_connect import Connector, InvalidOptionError, SocketAddress
 
 __all__ = ("open_connection",)
@@ -43,6 +45,8 @@ async def open_connection(
 
     :raises InvalidAddressError: the address names no TCP endpoint
     :raises InvalidOptionError: an option has a bad value, or no effect
+    :raises DetachError: the connection is no socket of the system's, as an HTTPS proxy or a
+        ``dialer`` is in between
     :raises ConnectError: the connection could not be made; it is an OSError, as asyncio's is
     :raises OSError: the TLS handshake failed: an ``ssl.SSLError``, or why it broke
     """
@@ -53,17 +57,42 @@ async def open_connection(
         raise InvalidOptionError(
             f"server_hostname={server_hostname!r} has no effect without ssl: leave it out"
         )
+    if limit < 1:
+        raise InvalidOptionError(f"bad limit {limit!r}: it must be a number of bytes, from 1")
+    connector.connect(address)  # which checks it, and does no I/O
     context = connector.ssl_context if ssl is True and connector.ssl_context else ssl
+    name = server_hostname or _name(_host(address))
+    if context:
+        context = _checked(context, name)
     sock = await connector.connect_socket(
         address, connect_timeout=connect_timeout, keep_alive=keep_alive
     )
     # From here on it is asyncio's to close, also if the handshake fails or is cancelled.
     if not context:
         return await asyncio.open_connection(sock=sock, limit=limit)
-    return await asyncio.open_connection(
-        sock=sock, limit=limit, ssl=context, server_hostname=server_hostname or _host(address)
-    )
+    return await asyncio.open_connection(sock=sock, limit=limit, ssl=context, server_hostname=name)
+
+
+def _checked(context: tls.SSLContext | bool, name: str) -> tls.SSLContext:
+    """See that TLS with ``name`` is possible: if not, asyncio would leave a socket open."""
+    made = context if isinstance(context, tls.SSLContext) else tls.create_default_context()
+    try:
+        made.wrap_bio(tls.MemoryBIO(), tls.MemoryBIO(), server_hostname=name)
+    except (ValueError, TypeError, AttributeError, tls.SSLError) as exc:
+        raise InvalidOptionError(f"no TLS is possible with {name!r}: {exc}") from exc
+    return made
 
 
 def _host(address: str | SocketAddress | tuple[str, int]) -> str:
     return address.rpartition(":")[0].strip("[]") if isinstance(address, str) else address[0]
+
+
+def _name(host: str) -> str:
+    """The name that the certificate must be for, as ``connect()`` reads it: by IDNA 2008.
+
+    Python's ssl knows IDNA 2003 only, which takes "fass" for the same name as "faß".
+    """
+    if not host.isascii():
+        labels = idna.uts46_remap(host, std3_rules=False).split(".")
+        host = ".".join(x if x.isascii() else idna.alabel(x).decode() for x in labels)
+    return host.strip("[]").removesuffix(".").partition("%")[0]

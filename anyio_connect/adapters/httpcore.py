@@ -168,9 +168,10 @@ async def _opened(
     try:
         with anyio.fail_after(timeout):
             await socket.opened
+        raw: Any = socket.extra(SocketAttribute.raw_socket, None)
         for option in socket_options or ():
-            raw: Any = socket.extra(SocketAttribute.raw_socket)
-            raw.setsockopt(*option)
+            if raw is not None:  # another kind of stream has no such options
+                raw.setsockopt(*option)
     except BaseException:
         await socket.close()
         raise

@@ -58,7 +58,8 @@ class Transport(httpx.AsyncBaseTransport):
         """Need no running event loop.
 
         ``connector``: None allows every address, and any number of connections. ``ssl_context``:
-        that of the connector unless given, or else httpx's default. ``http2`` needs
+        httpx's default unless given. httpcore sets its ALPN protocols, so give one that nothing
+        else uses. That of the connector, which is never changed, has no effect. ``http2`` needs
         ``httpx[http2]``. ``limits``: httpx's own unless given, and never more connections than
         the connector's ``max_connections``, of which each idle connection takes one as well.
         ``retries``: how often to try again to connect.
@@ -72,7 +73,7 @@ class Transport(httpx.AsyncBaseTransport):
             )
         most = [n for n in (limits.max_connections, connector.max_connections) if n is not None]
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=ssl_context or connector.ssl_context or httpx.create_ssl_context(),
+            ssl_context=ssl_context or httpx.create_ssl_context(),
             max_connections=min(most) if most else None,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,

@@ -79,9 +79,12 @@ class Stream(trio.abc.HalfCloseableStream):
         self._check_not_waiting()
         with _errors_as_trio():
             await self.socket.send(b"")  # tells whether sending is allowed
+            raw = self.socket.extra(SocketAttribute.raw_socket, None)
+            if raw is None:  # of a stream that is no kernel's, nobody can tell
+                return
             self._waiting = True
             try:
-                await trio.lowlevel.wait_writable(self.socket.extra(SocketAttribute.raw_socket))
+                await trio.lowlevel.wait_writable(raw)
             finally:
                 self._waiting = False
             await self.socket.send(b"")  # what woke it may have been our own end

@@ -20,8 +20,9 @@ class Wire(_memory_tcp.Wire):
 class End(_memory_tcp.End):
     """One end, and what whoever judges wants to know of it."""
 
-    network: Network
-    wire: Wire
+    # Narrower than there, where nothing but one end sets them.
+    network: Network  # pyright: ignore[reportIncompatibleVariableOverride]
+    wire: Wire  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, network: Network, name: str, wire: Wire) -> None:
         super().__init__(network, wire)
