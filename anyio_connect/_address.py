@@ -9,7 +9,7 @@ filter, the resolver and TLS.
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from ._errors import InvalidAddressError, quote, shorten
@@ -222,3 +222,12 @@ def _c_reading(parts: list[str]) -> IPv4Address | None:
         return IPv4Address(bytes(high) + low.to_bytes(4 - len(high), "big"))
     except (ValueError, OverflowError):  # "08", "0x", or too large a number
         return None
+
+
+def is_ip(text: str) -> bool:
+    """Whether it is an IP address, perhaps with a zone."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

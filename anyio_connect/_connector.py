@@ -10,12 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from inspect import isawaitable, iscoroutinefunction
-from ipaddress import ip_address
 from typing import Any
 
 from anyio.abc import ByteStream, SocketAttribute, TaskGroup
 
-from ._address import SocketAddress, parse_address
+from ._address import SocketAddress, is_ip, parse_address
 from ._blocking import event_loop_runs, wait_for
 from ._dial import HAPPY_EYEBALLS_DELAY, Route
 from ._dial_errors import no_thread
@@ -442,7 +441,7 @@ def _check(connector: Connector) -> None:
     if not _is_duration(delay):
         raise bad_option("happy_eyeballs_delay", delay, "must be a number of seconds, 0 or more")
     host: object = connector.local_host
-    if host is not None and not (isinstance(host, str) and _is_ip(host)):
+    if host is not None and not (isinstance(host, str) and is_ip(host)):
         raise bad_option("local_host", host, "must be an IP address of this machine")
     check_timeout("close_timeout", connector.close_timeout)
     check_timeout("connect_timeout", connector.connect_timeout)
@@ -489,14 +488,6 @@ def _is_duration(value: object) -> bool:
         return float(value) >= 0
     except OverflowError:  # an int beyond what a float can hold
         return False
-
-
-def _is_ip(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 class _Opened:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from inspect import isawaitable
-from ipaddress import ip_address
 from itertools import islice
 from typing import TypeAlias
 
-from ._address import SocketAddress
+from ._address import SocketAddress, is_ip
 from ._dial_errors import bad_answer, resolve_failed, resolver_failed
 
 #: What ``Connector(resolver=)`` takes.
@@ -41,7 +40,7 @@ async def ask(resolver: Resolver, address: SocketAddress) -> tuple[list[str], in
         raise resolver_failed(host, port, exc) from exc
     addresses: list[str] = []
     for text in listed:
-        if not isinstance(text, str) or not _is_ip(text):
+        if not isinstance(text, str) or not is_ip(text):
             raise bad_answer(host, port, text, "is no IP address")
         addresses.append(text)
     if not addresses:
@@ -54,11 +53,3 @@ class _NoAwaitable:
 
     def __init__(self, answer: object) -> None:
         self.answer = answer
-
-
-def _is_ip(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True

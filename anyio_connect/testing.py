@@ -26,7 +26,7 @@ from anyio import abc
 from anyio.abc import ByteStream, SocketAttribute, TaskGroup
 from anyio.lowlevel import checkpoint
 
-from ._address import SocketAddress, format_address, parse_address
+from ._address import SocketAddress, format_address, is_ip, parse_address
 from ._connector import Connector
 from ._copies import fresh
 from ._errors import InvalidAddressError, ListenError, bad_option, cannot_listen, quote
@@ -117,12 +117,12 @@ class Network:
             {"allow_half_open": allow_half_open, "close_timeout": close_timeout}
         )
         host = _host(where.hostname)
-        if _is_ip(host) and not int(ip_address(host)):
+        if is_ip(host) and not int(ip_address(host)):
             raise ListenError(
                 f"cannot listen at {format_address(*where)}: a network in memory has no address "
                 "that stands for all: write the host that clients connect to"
             )
-        if not _is_ip(host):
+        if not is_ip(host):
             self.add_host(host)
         ips = self._addresses(host)
         port = where.port or self._free_port(*ips)
@@ -225,12 +225,12 @@ class Network:
 
     def _keys(self, where: SocketAddress) -> list[tuple[str, int]]:
         host = _host(where.hostname)
-        if not _is_ip(host):
+        if not is_ip(host):
             self.add_host(host)
         return [(ip, where.port) for ip in self._addresses(host)]
 
     def _addresses(self, host: str) -> tuple[str, ...]:
-        if _is_ip(host):
+        if is_ip(host):
             return (host,)
         try:
             return self._names[host]
@@ -360,14 +360,6 @@ def _seconds(name: str, value: object) -> float:
 
 def _ip(text: str) -> str:
     host = _host(text)
-    if not _is_ip(host):
+    if not is_ip(host):
         raise InvalidAddressError(f"bad address {quote(text)}: write an IP address")
     return host
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
