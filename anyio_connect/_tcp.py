@@ -387,7 +387,7 @@ class TCPTransport(Transport):
         self._talks = self._talks or found is not _Found.NOTHING
         if found is _Found.OVER:
             # If the peer has only ended, the kernel goes on delivering after close().
-            lost = self._error if self.unacknowledged() else None
+            lost = self._error if self.unacknowledged() > self.expendable else None
             self._shut_down()
             self._release()
             if lost is not None:

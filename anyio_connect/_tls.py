@@ -899,6 +899,7 @@ class TLSTransport(Transport):
                 self._decrypted += data
         if self._error is not None:
             return True
+        before = self._outgoing.pending + len(self._unsent)
         try:
             self._engine.unwrap()
         except ssl.SSLError as exc:  # as a rule, it wants to read the peer's: receive() will
@@ -909,7 +910,7 @@ class TLSTransport(Transport):
         except Exception as exc:
             self._error = fresh(exc)
             return True
-        self._ciphertext()
+        self._transport.expendable = max(0, len(self._ciphertext()) - before)
         self._ended = True
         return True
 

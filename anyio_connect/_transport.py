@@ -45,6 +45,10 @@ class Transport(ByteStream):
     #: were sent after it would be misread.
     torn: bool = False
 
+    #: So many bytes at the end of what was sent are missed by nobody if a reset takes them away.
+    #: They are the close_notify of a TLS above, which a peer need not wait for (RFC 8446 6.1).
+    expendable: int = 0
+
     #: What :meth:`send_nowait` takes may wait here for room. It goes out before anything else.
     keeps: bool = False
 

@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import socket as stdlib
+import ssl
 from typing import Any
 
 import anyio
@@ -28,8 +29,10 @@ from sockets import (
     opened_by,
     raw,
     settle,
+    socket_over,
     use_up_the_turn,
 )
+from tls_peers import TLS12, TLS13, over_tcp, server_context
 from turns import all_blocked
 
 linux_only = pytest.mark.skipif(
@@ -473,3 +476,20 @@ async def test_on_other_systems_a_peer_that_takes_nothing_while_it_talks_is_hear
                 await taken(peer)
                 assert await peer.receive_all() == data
         assert socket.closed.result() is None
+
+
+@pytest.mark.parametrize("version", [TLS12, TLS13])
+@pytest.mark.parametrize("half_open", [False, True])
+async def test_a_peer_that_hangs_up_behind_its_close_notify_misses_nothing(
+    version: ssl.TLSVersion, half_open: bool
+) -> None:
+    """It answers ours with a reset, which takes away nothing but that."""
+    async with over_tcp(server_context(version)) as (transport, peer):
+        socket = socket_over(transport, half_open=half_open)
+        await peer.peer.send(peer.server.encrypt(b"bye") + peer.server.close_notify())
+        peer.peer.close()
+        assert await socket.receive() == b"bye"
+        with pytest.raises(anyio.EndOfStream):
+            await socket.receive()
+        await socket.close()
+        await socket.closed
