@@ -136,6 +136,7 @@ async def test_httpx_tells_an_untrusted_certificate() -> None:
         assert any(isinstance(cause, TLSError) for cause in causes(caught.value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", INWARD)
 async def test_httpx_is_not_led_inwards(url: str) -> None:
     with spying() as dialled:

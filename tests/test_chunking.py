@@ -126,6 +126,7 @@ async def test_duplex(
         await stream.aclose()
 
 
+@pytest.mark.slow
 @over
 @given(theirs=PAYLOADS, cuts=CUTS)
 @fewer
@@ -145,6 +146,7 @@ async def test_iteration(over: Over, theirs: bytes, cuts: list[float]) -> None:
 # --- under AnyIO's streams
 
 
+@pytest.mark.slow
 @over
 @given(
     messages=st.lists(st.one_of(st.binary(max_size=30), st.just(repeating(5000)))),

@@ -623,6 +623,7 @@ class Reading:
                 scope.cancel()
 
 
+@pytest.mark.slow
 @given(acts=st.lists(ACTS, max_size=8), rest=st.integers(0, 300))
 async def test_no_byte_is_lost(acts: list[Act], rest: int) -> None:
     async with connected(half_open=True) as (socket, peer):

@@ -993,6 +993,7 @@ async def test_a_reply_that_is_none(answer: bytes) -> None:
     assert "not SOCKS5" in str(error) or "it hung up" in str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "why"),
     [

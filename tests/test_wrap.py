@@ -163,6 +163,7 @@ async def receive_all(stream: ByteStream) -> bytes:
 # --- as any other socket
 
 
+@pytest.mark.slow
 @each_kind
 async def test_all_arrives_both_ways_and_the_peer_sees_the_end(kind: Kind, tmp_path: Path) -> None:
     async with kind(tmp_path) as (stream, theirs):
