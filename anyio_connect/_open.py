@@ -40,10 +40,6 @@ class Target(NamedTuple):
         """What the certificate must be for; empty: for any name."""
         return self.options.server_hostname or self.options.sni or self.address.hostname
 
-    async def secure(self, transport: Transport | None) -> Transport:
-        """Put TLS on a connected transport."""
-        return await _secure(self, transport)
-
 
 class Wrapping(NamedTuple):
     """The same of a socket over a stream that exists already, and leads who knows where."""
@@ -58,11 +54,9 @@ class Wrapping(NamedTuple):
     def hostname(self) -> str:
         return self.options.server_hostname or self.options.sni or ""
 
-    async def secure(self, transport: Transport | None) -> Transport:
-        return await _secure(self, transport)
-
 
 async def _secure(target: Target | Wrapping, transport: Transport | None) -> Transport:
+    """Put TLS on a connected transport."""
     assert transport is not None
     options = target.options
     return await start_tls(
@@ -82,6 +76,10 @@ class Step(NamedTuple):
     take: Callable[[Transport | None], Awaitable[Transport | None]]
     #: The error for when ``connect_timeout``, in seconds, runs out in the midst of it.
     too_late: Callable[[float], SocketError]
+
+
+def _handshake(target: Target | Wrapping) -> Step:
+    return Step(partial(_secure, target), partial(handshake_timed_out, str(target)))
 
 
 class Way(Protocol):
@@ -243,7 +241,7 @@ class Dialled:
         target = self._target
         yield Step(lambda _: way.connect(), way.too_late)
         if target.options.secure_transport == "on":
-            yield Step(target.secure, partial(handshake_timed_out, str(target)))
+            yield _handshake(target)
 
     def spent(self) -> SocketError | None:
         return None
@@ -296,19 +294,15 @@ class Wrapped:
         return await take(self._steps(), self._target, info_of)
 
     def _steps(self) -> Iterator[Step]:
-        target = str(self._target)
-        yield Step(self._begin, partial(not_opened, target))
+        yield Step(self._begin, partial(not_opened, str(self._target)))
         if self._target.options.secure_transport == "on":
-            yield Step(self._secure, partial(handshake_timed_out, target))
+            self._shaking = True  # from here on, it cannot be begun again
+            yield _handshake(self._target)
 
     async def _begin(self, _: Transport | None) -> Transport:
         if isinstance(self._transport, LayeredTransport):
             await self._transport.open()
         return self._transport
-
-    async def _secure(self, transport: Transport | None) -> Transport:
-        self._shaking = True
-        return await self._target.secure(transport)
 
     def spent(self) -> SocketError | None:
         return _cancelled(self._target) if self._shaking else None
@@ -352,9 +346,8 @@ class TakenOver:
         return await take(self._steps(), self._target, describe)
 
     def _steps(self) -> Iterator[Step]:
-        target = str(self._target)
-        yield Step(self._surrender, partial(not_flushed, target))
-        yield Step(self._target.secure, partial(handshake_timed_out, target))
+        yield Step(self._surrender, partial(not_flushed, str(self._target)))
+        yield _handshake(self._target)
 
     async def _surrender(self, _: Transport | None) -> Transport:
         transport = await self._plain.surrender()
