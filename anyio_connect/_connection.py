@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, overload
+from typing import Any, NoReturn, Protocol, overload
 from weakref import WeakMethod
 
 import anyio
@@ -541,8 +541,7 @@ class Connection:
         else:
             self._ask(Event.RECEIVE_DONE)
             return data
-        await checkpoint()  # may raise instead of the error: the state keeps that for later
-        raise self._refusal(verdict or self._ask(Event.RECEIVE), "receiving from")
+        return await self._raise_over(verdict)
 
     async def receive_exactly(self, count: int) -> bytes:
         try:
@@ -586,10 +585,7 @@ class Connection:
         else:
             self._ask(Event.RECEIVE_DONE)
             return value
-        await checkpoint()
-        if self._state.inbound not in _OPEN_INBOUND:
-            verdict = None  # close() came, and has thrown away what was kept
-        raise self._refusal(verdict or self._ask(Event.RECEIVE), "receiving from")
+        return await self._raise_over(verdict)
 
     async def _pass(self, amount: int) -> None:
         """Be a checkpoint before about ``amount`` bytes are taken of what is kept."""
@@ -622,6 +618,13 @@ class Connection:
             await self._tell(Event.LOST, broken("receiving", exc))
         self._ask(Event.RECEIVE_DONE)
         return Verdict.AT_EOF if ended else Verdict.BROKEN
+
+    async def _raise_over(self, verdict: Verdict | None) -> NoReturn:
+        """Raise what ended a receive, as :meth:`_receive_over` has it."""
+        await checkpoint()  # may raise instead of the error: the state keeps that for later
+        if self._state.inbound not in _OPEN_INBOUND:
+            verdict = None  # close() came, and has thrown away what was kept
+        raise self._refusal(verdict or self._ask(Event.RECEIVE), "receiving from")
 
     def is_readable(self) -> bool:
         """Whether a receive would return or raise without waiting; False if that is not known."""
