@@ -39,6 +39,7 @@ from ._options import (
     check_keep_alive,
     check_ssl_context,
     check_timeout,
+    check_wait,
     parse_options,
 )
 from ._policy import UNRESTRICTED, AddressPolicy, judges_addresses
@@ -261,7 +262,7 @@ class Connector:
         """
         target = self._target(address, options)
         slot = self._slot()
-        socket = Socket(Dialled(target, self.policy, vars(self)["_way"], slot), target, slot)
+        socket = Socket(self._dialled(target, slot), target, slot)
         if task_group is not None:
             task_group.start_soon(_open_now, socket, name=f"connect {target}")
         return socket
@@ -324,7 +325,7 @@ class Connector:
         :raises ConnectError: the connection could not be made, or was reset at once
         """
         options = {"connect_timeout": connect_timeout, "keep_alive": keep_alive}
-        return await self._dialled(self._target(address, options)).open_socket()
+        return await self._dialled(self._target(address, options), self._slot()).open_socket()
 
     def connect_socket_blocking(
         self,
@@ -359,7 +360,8 @@ class Connector:
                 "would stop: await connect_socket(), or call this in a worker thread"
             )
         try:
-            sock = wait_for(self._dialled(target).open_socket, stdlib.socket.close)
+            opener = self._dialled(target, self._slot())
+            sock = wait_for(opener.open_socket, stdlib.socket.close)
         except SocketError:
             raise
         except (NoThreadError, OSError) as exc:
@@ -384,8 +386,8 @@ class Connector:
         slots: Slots | None = vars(self)["_slots"]
         return None if slots is None else Slot(slots)
 
-    def _dialled(self, target: Target) -> Dialled:
-        return Dialled(target, self.policy, vars(self)["_way"], self._slot())
+    def _dialled(self, target: Target, slot: Slot | None) -> Dialled:
+        return Dialled(target, self.policy, vars(self)["_way"], slot)
 
     def __copy__(self) -> Self:
         return self  # what it is cannot change, and its slots are not to be had twice
@@ -437,9 +439,7 @@ def _check(connector: Connector) -> None:
         check_count("max_connections", connector.max_connections)
     if connector.ssl_context is not None:
         check_ssl_context("ssl_context", connector.ssl_context)
-    delay: object = connector.happy_eyeballs_delay
-    if not _is_duration(delay):
-        raise bad_option("happy_eyeballs_delay", delay, "must be a number of seconds, 0 or more")
+    check_wait("happy_eyeballs_delay", connector.happy_eyeballs_delay)
     host: object = connector.local_host
     if host is not None and not (isinstance(host, str) and is_ip(host)):
         raise bad_option("local_host", host, "must be an IP address of this machine")
@@ -479,15 +479,6 @@ def _no_effect(name: str, value: object, why: str) -> InvalidOptionError:
     return InvalidOptionError(
         f"{name}={quote(value)} has no effect with a dialer, {why}: leave it out"
     )
-
-
-def _is_duration(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return float(value) >= 0
-    except OverflowError:  # an int beyond what a float can hold
-        return False
 
 
 class _Opened:

@@ -294,6 +294,16 @@ def check_timeout(name: str, value: object) -> float:
     raise bad_option(name, value, "must be a number of seconds greater than 0")
 
 
+def check_wait(name: str, value: object) -> float:
+    """A number of seconds, which may be 0; ``math.inf`` is for ever."""
+    try:
+        if not isinstance(value, bool) and isinstance(value, (int, float)) and float(value) >= 0:
+            return float(value)
+    except OverflowError:
+        pass  # an int beyond what a float can hold
+    raise bad_option(name, value, "must be a number of seconds, 0 or more")
+
+
 def check_keep_alive(name: str, value: object) -> float:
     """Whole seconds that every system takes; ``math.inf`` switches it off."""
     if not isinstance(value, bool) and isinstance(value, (int, float)):

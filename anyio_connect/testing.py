@@ -13,6 +13,7 @@ TCP on Linux: half-close, resets, buffers that are full, ``close()`` that waits 
 from __future__ import annotations
 
 import errno
+import math
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, contextmanager, suppress
@@ -34,7 +35,7 @@ from ._listen import handle
 from ._memory import Backlog, Memory
 from ._memory_tcp import error
 from ._open import Accepted, Target
-from ._options import Options, check_count, parse_options
+from ._options import Options, check_count, check_wait, parse_options
 from ._policy import AddressPolicy, judges_addresses
 from ._socket import Socket
 
@@ -160,8 +161,7 @@ class Network:
 
         As if a cable were pulled: dials get no answer, and connections that were made neither end
         nor are reset. What was under way arrives. After the block, everything that was sent
-        meanwhile arrives in order, as TCP sends it again. A name that does not exist yet, does
-        from then on.
+        meanwhile arrives in order, as TCP sends it again. A new name exists from then on.
 
         :raises InvalidAddressError: the address names no TCP endpoint
         """
@@ -350,12 +350,10 @@ def _host(name: str) -> str:
 
 def _seconds(name: str, value: object) -> float:
     """A number of seconds, which may be 0 and not infinite."""
-    with suppress(OverflowError):  # of an int beyond what a float can hold
-        if not isinstance(value, bool) and isinstance(value, (int, float)):
-            seconds = float(value)
-            if 0 <= seconds < float("inf"):
-                return seconds
-    raise bad_option(name, value, "must be a number of seconds, 0 or more")
+    seconds = check_wait(name, value)
+    if seconds == math.inf:
+        raise bad_option(name, value, "must be a number of seconds, 0 or more")
+    return seconds
 
 
 def _ip(text: str) -> str:
