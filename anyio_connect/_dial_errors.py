@@ -280,8 +280,7 @@ def opening_failed(where: str, exc: Exception) -> ConnectError:
 
 def proxy_unreachable(where: str, proxy: object, at: str, exc: ConnectError) -> ProxyError:
     """The error for a proxy, at the address ``at``, that could not be connected to."""
-    why = f"it cannot be reached: {str(exc).removeprefix(f'cannot connect to {at}: ')}"
-    error = ProxyError(_through(where, proxy, why), attempts=exc.attempts)
+    error = ProxyError(_unreached(where, proxy, at, exc), attempts=exc.attempts)
     error.errno = exc.errno
     error.__cause__ = exc.__cause__
     return error
@@ -333,8 +332,7 @@ def proxy_not_reached(
     where: str, proxy: object, at: str, error: ConnectTimeoutError
 ) -> ConnectTimeoutError:
     """``connect_timeout`` ran out, with ``error``, before the proxy at ``at`` was reached."""
-    why = f"it cannot be reached: {str(error).removeprefix(f'cannot connect to {at}: ')}"
-    return _too_late(_through(where, proxy, why), error.attempts)
+    return _too_late(_unreached(where, proxy, at, error), error.attempts)
 
 
 def proxy_silent(
@@ -345,6 +343,11 @@ def proxy_silent(
     if attempts:
         why += f"; {_listed(attempts)}"
     return _too_late(_through(where, proxy, why), attempts)
+
+
+def _unreached(where: str, proxy: object, at: str, error: ConnectError) -> str:
+    why = str(error).removeprefix(f"cannot connect to {at}: ")
+    return _through(where, proxy, f"it cannot be reached: {why}")
 
 
 def _through(where: str, proxy: object, why: str) -> str:
@@ -449,8 +452,8 @@ def _listed(things: Sequence[object], prefix: str = "", *, separator: str = "; "
     return f"{text} and {more} more" if more > 0 else text
 
 
-def _caused(error: ConnectError, exc: Exception | None, number: int | None = None) -> ConnectError:
-    error.errno = _errno(exc) if number is None else number
+def _caused(error: ConnectError, exc: Exception | None) -> ConnectError:
+    error.errno = _errno(exc)
     error.__cause__ = None if exc is None else fresh(exc)
     return error
 
