@@ -49,7 +49,10 @@ SKIP_CONFORMANCE = "ANYIO_CONNECT_SKIP_CONFORMANCE"
 
 
 #: For `types`.
-CHECKED = ("anyio_connect", "tests", "benchmarks", "noxfile.py")
+CHECKED = (
+    *("anyio_connect", "tests", "benchmarks"),
+    *("docs/made.py", "docs/links.py", "noxfile.py"),
+)
 
 #: For `stubs`: pyproject.toml's settings for tests/typing, and to take the types from the page.
 PYRIGHT_ON_THE_PAGE = {
@@ -445,6 +448,23 @@ def stubs(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the pages of docs/, where a warning is an error; see that each link leads somewhere.
+
+    Links to other sites are left out: they would need the network. What is shown of the package
+    is brought up to date by ``nox -s docs -- made``.
+    """
+    session.install(".[aiohttp,httpx,proxy,trio]", *group("docs"))
+    if session.posargs == ["made"]:
+        session.run("python", "docs/made.py")
+    site = Path(session.create_tmp()).resolve() / "site"
+    shutil.rmtree(site, ignore_errors=True)
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", str(site))
+    session.run("python", "docs/links.py", str(site))
+    session.log(f"the pages are in {site}/index.html")
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build the sdist and, from it, the wheel; look into both; install the wheel and use it."""
     session.install(*group("build"))
@@ -466,7 +486,7 @@ def build(session: nox.Session) -> None:
 
     with tarfile.open(sdist) as archive:
         shipped = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = {"stubs/anyio_connect/__init__.pyi", "tests/conftest.py", "docs/testing.md"}
+    wanted = {"stubs/anyio_connect/__init__.pyi", "tests/conftest.py", "docs/conf.py"}
     wanted |= {"noxfile.py", ".ci/run"}
     if not wanted <= shipped:
         session.error(f"missing from the sdist: {sorted(wanted - shipped)}")

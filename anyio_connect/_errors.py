@@ -23,6 +23,8 @@ class SocketError(Exception):
     ``code`` is a stable, machine-readable name for the kind of failure; ``str(error)`` is for
     people and may change between releases. ``__cause__`` holds the low-level error, where
     there was one.
+
+    What to do: catch it if the kind of failure makes no difference.
     """
 
     code: ClassVar[str] = "socket_error"
@@ -34,19 +36,29 @@ class SocketError(Exception):
 
 
 class InvalidAddressError(SocketError, ValueError):
-    """The address given to ``connect()`` cannot name a TCP endpoint. Raised before any I/O."""
+    """The address given to ``connect()`` cannot name a TCP endpoint. Raised before any I/O.
+
+    What to do: write ``"host:port"``, ``"[IPv6]:port"`` or a pair of host and port. The message
+    says which part is wrong.
+    """
 
     code: ClassVar[str] = "invalid_address"
 
 
 class InvalidOptionError(SocketError, ValueError):
-    """An option is unknown, has a bad value, or contradicts another. Raised before any I/O."""
+    """An option is unknown, has a bad value, or contradicts another. Raised before any I/O.
+
+    What to do: mend the call. The message names the option, its value and what it may be.
+    """
 
     code: ClassVar[str] = "invalid_option"
 
 
 class PendingError(SocketError, RuntimeError):
-    """``result()`` or ``exception()`` of a future was asked for before it settled."""
+    """``result()`` or ``exception()`` of a future was asked for before it settled.
+
+    What to do: await the future, or ask its ``done()`` first.
+    """
 
     code: ClassVar[str] = "pending"
 
@@ -56,6 +68,8 @@ class ConnectError(SocketError, OSError):
 
     ``errno`` is that of the last attempt, or None. ``attempts`` holds one error for each
     address that was tried, in the order in which they failed; their messages name the address.
+
+    What to do: see what the message says of each address. If it is the network, try again later.
     """
 
     code: ClassVar[str] = "connect_failed"
@@ -71,37 +85,58 @@ class ConnectError(SocketError, OSError):
 
 
 class ResolveError(ConnectError, socket.gaierror):
-    """The host name has no usable address, or cannot be looked up: all threads for that hang."""
+    """The host name has no usable address, or cannot be looked up: all threads for that hang.
+
+    What to do: check the name, and what the system's resolver makes of it (``getent hosts NAME``).
+    """
 
     code: ClassVar[str] = "resolve_failed"
 
 
 class RefusedError(ConnectError, ConnectionRefusedError):
-    """The peer answered that nothing listens on the port (RFC 9293 3.10.7.1)."""
+    """The peer answered that nothing listens on the port (RFC 9293 3.10.7.1).
+
+    What to do: start the server, or check the port.
+    """
 
     code: ClassVar[str] = "refused"
 
 
 class ConnectTimeoutError(ConnectError, TimeoutError):
-    """``connect_timeout`` ran out, or the operating system gave up waiting."""
+    """``connect_timeout`` ran out, or the operating system gave up waiting.
+
+    What to do: check whether a firewall drops what is sent there, or allow more time. With
+    ``max_connections``, see that sockets are closed after use: others wait for their slots.
+    """
 
     code: ClassVar[str] = "connect_timeout"
 
 
 class AddressNotAllowedError(ConnectError, PermissionError):
-    """The policy of the ``Connector`` forbids it. Nothing was sent there."""
+    """The policy of the ``Connector`` forbids it. Nothing was sent there.
+
+    What to do: if it was to be allowed, say so: ``dataclasses.replace(policy, allow=[...])``. The
+    message names the rule. If a stranger named the address, turn the request down.
+    """
 
     code: ClassVar[str] = "address_not_allowed"
 
 
 class LoopError(ConnectError):
-    """The connection would be to this process itself, which the policy refuses."""
+    """The connection would be to this process itself, which the policy refuses.
+
+    What to do: connect elsewhere, or take a policy without ``refuse_loops``.
+    """
 
     code: ClassVar[str] = "loop"
 
 
 class ListenError(SocketError, OSError):
-    """The address cannot be listened at, or no more connections can be accepted there."""
+    """The address cannot be listened at, or no more connections can be accepted there.
+
+    What to do: stop what listens there already, or take another address or port. The message says
+    which.
+    """
 
     code: ClassVar[str] = "listen_failed"
 
@@ -116,6 +151,9 @@ class ProxyError(ConnectError):
     6). None if there was no such answer; SOCKS5 has none for a user or a password that is wrong.
     ``attempts`` holds one error for each address that the proxy was asked for, if it was asked,
     or else for each address of the proxy that was tried.
+
+    What to do: look at ``status``. HTTP's 407 is a wrong user or password, 403 a rule of the
+    proxy's. None: check the proxy's address.
     """
 
     code: ClassVar[str] = "proxy_failed"
@@ -133,7 +171,11 @@ class ProxyError(ConnectError):
 
 
 class TLSError(ConnectError, ssl.SSLError):
-    """The TLS handshake failed. ``library`` and ``reason`` are OpenSSL's, or None."""
+    """The TLS handshake failed. ``library`` and ``reason`` are OpenSSL's, or None.
+
+    What to do: see whose fault the message says it is. Often the port speaks no TLS, or wants
+    STARTTLS first.
+    """
 
     code: ClassVar[str] = "tls_failed"
 
@@ -143,6 +185,9 @@ class CertificateError(TLSError, ssl.SSLCertVerificationError):
 
     ``verify_code`` is OpenSSL's number for what is wrong (``X509_V_ERR_...``), 0 if code
     other than OpenSSL judged it; ``verify_message`` is the text that goes with it.
+
+    What to do: trust the authority by an ``ssl_context`` with its certificate, or name the host
+    that the certificate is for (``sni``), or have it renewed. To verify nothing is no remedy.
     """
 
     code: ClassVar[str] = "certificate_rejected"
@@ -151,37 +196,58 @@ class CertificateError(TLSError, ssl.SSLCertVerificationError):
 
 
 class StartTLSError(SocketError, RuntimeError):
-    """``start_tls()`` was called where it cannot work. The socket is as it was before."""
+    """``start_tls()`` was called where it cannot work. The socket is as it was before.
+
+    What to do: connect with ``secure_transport="starttls"``, receive the peer's go-ahead and no
+    byte more, and call it while nothing is being received.
+    """
 
     code: ClassVar[str] = "start_tls"
 
 
 class DetachError(SocketError, RuntimeError):
-    """There is no socket to give away: by ``detach()``, or on the way of ``connect_socket()``."""
+    """There is no socket to give away: by ``detach()``, or on the way of ``connect_socket()``.
+
+    What to do: await ``opened``, finish the calls that are in flight, receive what was read ahead,
+    and detach before TLS.
+    """
 
     code: ClassVar[str] = "detach"
 
 
 class EventLoopRunningError(SocketError, RuntimeError):
-    """``connect_socket_blocking()`` was called where an event loop runs, which it would stop."""
+    """``connect_socket_blocking()`` was called where an event loop runs, which it would stop.
+
+    What to do: await ``connect_socket()`` there, or call this in a worker thread.
+    """
 
     code: ClassVar[str] = "event_loop_running"
 
 
 class ClosedError(SocketError, anyio.ClosedResourceError):
-    """The socket, or this half of it, was closed on our side."""
+    """The socket, or this half of it, was closed on our side.
+
+    What to do: nothing, if another task closed it on purpose. Otherwise use no socket after its
+    ``close()``, and send nothing after its ``send_eof()``.
+    """
 
     code: ClassVar[str] = "closed"
 
 
 class BrokenError(SocketError, anyio.BrokenResourceError):
-    """The connection is unusable: reset by the peer, lost, aborted, or a send was cut short."""
+    """The connection is unusable: reset by the peer, lost, aborted, or a send was cut short.
+
+    What to do: connect anew. Whether the peer got what was sent last, only its protocol can tell.
+    """
 
     code: ClassVar[str] = "broken"
 
 
 class HalfCloseError(SocketError, NotImplementedError):
-    """The stream below cannot end one direction alone. The socket is as it was before."""
+    """The stream below cannot end one direction alone. The socket is as it was before.
+
+    What to do: end the conversation as its protocol does, or ``close()`` both directions.
+    """
 
     code: ClassVar[str] = "half_close"
 
@@ -190,6 +256,8 @@ class IncompleteReadError(SocketError, anyio.IncompleteRead):
     """The peer ended before all came that ``receive_exactly()`` or ``receive_until()`` wait for.
 
     What did come is kept: ``receive()`` returns it.
+
+    What to do: take the message for cut off, and connect anew.
     """
 
     code: ClassVar[str] = "incomplete_read"
@@ -202,6 +270,8 @@ class DelimiterNotFoundError(SocketError, anyio.DelimiterNotFound):
     """What ``receive_until()`` looks for is not within ``max_bytes``.
 
     What did come is kept: ``receive()`` returns it.
+
+    What to do: hang up, as the peer speaks another protocol, or allow more ``max_bytes``.
     """
 
     code: ClassVar[str] = "delimiter_not_found"

@@ -1,0 +1,89 @@
+"""How Sphinx builds these pages: ``nox -s docs``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib.metadata import version as version_of
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+project = "anyio_connect"
+project_copyright = "anyio_connect contributors"
+version = release = version_of("anyio-connect")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+
+# --- Markdown
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+
+# --- the reference, from the docstrings
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 80
+toc_object_entries_show_parents = "hide"
+
+# Whatever a docstring refers to has to be there. What other projects document is not looked up:
+# that would need the network.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(anyio|asyncio|aiohttp|httpcore|httpx|trio|ssl|socket|stdlib|tls)\b.*"),
+    (r"py:.*", r"(collections|contextlib|types|typing|typing_extensions|ipaddress)\b.*"),
+    # What annotations say: names of the standard library, of AnyIO, and of private modules.
+    (r"py:(class|obj)", r"[A-Za-z_]*(Buffer|ByteStream|Callable|Awaitable|Mapping|Sequence).*"),
+    (r"py:(class|obj)", r"(TaskGroup|Self|Unpack|SOCKET_OPTION|optional|Protocol)"),
+    (r"py:class", r"anyio_connect\._future\.T_co|anyio_connect\.adapters\.trio\.Stream"),
+    (r"py:(class|obj)", r"(IPv[46](Address|Network)|Network|Port|SecureTransport|Iterable|Any)"),
+    (r"py:(class|obj)", r"(Connection|Opener|Target|Outcome|Options|Memory|TracebackType)"),
+    (r"py:exc", r"(TypeError|ValueError|OSError|Exception)"),
+]
+
+# --- the site
+
+html_theme = "furo"
+html_title = f"anyio_connect {version}"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_show_sphinx = False
+html_copy_source = False
+
+
+def _drop_attributes(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Leave out of a class what its attributes say below it.
+
+    Each attribute is described in the docstring of its class too, for ``help()``.
+    """
+    if what not in ("class", "exception"):
+        return
+    names = "|".join(inspect.get_annotations(obj)) if isinstance(obj, type) else ""
+    if not names:
+        return
+    paragraphs = re.split(r"\n{2,}", "\n".join(lines))
+    kept = [text for text in paragraphs if not re.match(rf"``({names})``: ", text)]
+    lines[:] = "\n\n".join(kept).split("\n")
+
+
+def _of_the_package(app: Sphinx, env: Any, node: Any, contents: Any) -> Any:
+    """Find a public name that a docstring of another module refers to by that name alone."""
+    target = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or target.startswith("anyio_connect."):
+        return None
+    python = env.domains["py"]
+    where, name = node.get("refdoc"), f"anyio_connect.{target}"
+    return python.resolve_xref(env, where, app.builder, node["reftype"], name, node, contents)
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the above."""
+    app.connect("autodoc-process-docstring", _drop_attributes)
+    app.connect("missing-reference", _of_the_package)

@@ -1,0 +1,63 @@
+"""docs/: what is made from the package is current, and each page can be found."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import anyio_connect
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
+
+
+def module(name: str) -> Any:
+    """A module of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+made = module("made")
+links = module("links")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_is_made_from_the_package_is_current(name: str) -> None:
+    assert made.current(PAGES[name]) == PAGES[name], "bring it up to date: python docs/made.py"
+
+
+def test_all_that_is_made_is_shown() -> None:
+    shown = [name for page in PAGES.values() for name in re.findall("<!-- made: (.*) -->", page)]
+    assert sorted(shown) == sorted(made.MADE)
+    assert sum(page.count("<!-- /made -->") for page in PAGES.values()) == len(shown)
+
+
+def test_the_table_of_errors_misses_none() -> None:
+    table = made.errors_table()
+    for name in anyio_connect.__all__:
+        if name.endswith("Error"):
+            assert f"`{name}` |" in table
+
+
+def test_the_index_lists_every_page() -> None:
+    trees = re.findall(r"```{toctree}\n(.*?)```", PAGES["index"], re.DOTALL)
+    listed = [line for tree in trees for line in tree.splitlines() if line and line[0] != ":"]
+    assert sorted(listed) == sorted(PAGES.keys() - {"index"})
+
+
+def test_a_dead_link_is_found(tmp_path: Path) -> None:
+    (tmp_path / "there.html").write_text("<p id='here'>", encoding="utf-8")
+    (tmp_path / "page.html").write_text(
+        "<a href='there.html#here'><a href='there.html#gone'><a href='https://x.example/y'>"
+        "<img src='gone.svg'><a href='#'>",
+        encoding="utf-8",
+    )
+    assert links.dead_links(tmp_path) == ["page.html: there.html#gone", "page.html: gone.svg"]
