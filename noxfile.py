@@ -48,6 +48,9 @@ WORKERD = "1.20261117.1"
 SKIP_CONFORMANCE = "ANYIO_CONNECT_SKIP_CONFORMANCE"
 
 
+#: For `lint`.
+WORKFLOWS = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob(".github/workflows/*.yml"))]
+
 #: For `types`.
 CHECKED = (
     *("anyio_connect", "tests", "benchmarks"),
@@ -398,10 +401,17 @@ def survivors_explained(notes: str) -> dict[str, set[str]]:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Run the linter and check the formatting."""
+    """Run the linter, check the formatting, and the configuration of what runs elsewhere."""
     session.install(*group("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    for schema, *paths in (
+        ("vendor.github-workflows", *WORKFLOWS),
+        ("vendor.readthedocs", ".readthedocs.yaml"),
+    ):
+        session.run("check-jsonschema", "--builtin-schema", schema, *paths)
+    session.run("zizmor", "--offline", "--no-progress", *WORKFLOWS)
+    session.run("pre-commit", "validate-config")
 
 
 @nox.session
@@ -487,7 +497,7 @@ def build(session: nox.Session) -> None:
     with tarfile.open(sdist) as archive:
         shipped = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"stubs/anyio_connect/__init__.pyi", "tests/conftest.py", "docs/conf.py"}
-    wanted |= {"noxfile.py", ".ci/run"}
+    wanted |= {"noxfile.py", ".ci/run", ".github/workflows/checks.yml", "CONTRIBUTING.md"}
     if not wanted <= shipped:
         session.error(f"missing from the sdist: {sorted(wanted - shipped)}")
 

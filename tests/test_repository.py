@@ -1,0 +1,97 @@
+"""What stands around the code: CHANGELOG, CONTRIBUTING, the workflow. None contradicts another."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+
+#: The sessions that the workflow leaves out, each with the reason.
+NOT_IN_WORKFLOW = {
+    "quick": "part of tests",
+    "mutants": "takes an hour, and what survives has to be judged by a person",
+}
+
+
+def read(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def sessions() -> set[str]:
+    """The sessions that noxfile.py defines."""
+    return {
+        node.name
+        for node in ast.parse(read("noxfile.py")).body
+        if isinstance(node, ast.FunctionDef)
+        and any("nox.session" in ast.unparse(decorator) for decorator in node.decorator_list)
+    }
+
+
+def in_workflow() -> set[str]:
+    """The sessions that the workflow runs."""
+    workflow = read(".github/workflows/checks.yml")
+    named = re.findall(r"nox -s ([\w ]+)$", workflow, re.MULTILINE)
+    named += re.findall(r"^ +session: (\w+)$", workflow, re.MULTILINE)
+    named += [", ".join(re.findall(r"session: \[(.*)\]", workflow)).replace(",", " ")]
+    return {session for names in named for session in names.split()}
+
+
+def test_the_changelog_has_the_version_of_the_package() -> None:
+    (version,) = re.findall(r'^version = "(.+?)"', read("pyproject.toml"), re.MULTILINE)
+    headings = re.findall(r"^## (.*)$", read("CHANGELOG.md"), re.MULTILINE)
+    assert headings[0] == "[Unreleased]", "what is to come stands first, under [Unreleased]"
+    released = [re.fullmatch(r"\[(.+)\] - (\d{4}-\d\d-\d\d)", heading) for heading in headings[1:]]
+    assert all(released), "each release is headed [version] - year-month-day"
+    assert released[0]
+    assert released[0][1] == version, "see 'To release' in CONTRIBUTING.md"
+    dates = [match[2] for match in released if match]
+    assert dates == sorted(dates, reverse=True), "the newest release stands first"
+
+
+def test_the_changelog_has_only_the_kinds_of_change_that_it_promises() -> None:
+    kinds = set(re.findall(r"^### (.*)$", read("CHANGELOG.md"), re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", read(page)):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_contributing_names_each_session() -> None:
+    table = read("CONTRIBUTING.md").partition("\n## Sessions\n")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = {session for cell in cells for session in re.findall(r"`(\w+)`", cell)}
+    assert named == sessions(), "see the table of sessions in CONTRIBUTING.md"
+
+
+def test_the_workflow_runs_each_session() -> None:
+    assert in_workflow() == sessions() - set(NOT_IN_WORKFLOW), (
+        "add the session to .github/workflows/checks.yml, or to NOT_IN_WORKFLOW with the reason"
+    )
+
+
+def test_the_workflow_tests_each_supported_python() -> None:
+    supported = re.findall(r"Programming Language :: Python :: (3\.\d+)", read("pyproject.toml"))
+    workflow = read(".github/workflows/checks.yml")
+    (matrix,) = re.findall(r"^ +python: \[(.*)\]$", workflow, re.MULTILINE)
+    assert matrix.replace('"', "").split(", ") == supported
+    (together,) = re.findall(r"^ +python-version: \|\n((?: +3\.\d+\n)+)", workflow, re.MULTILINE)
+    assert sorted(together.split()) == sorted(supported)
+
+
+def test_the_workflow_installs_the_servers_that_are_tested() -> None:
+    """Node and npm are on the machine that it asks for."""
+    command = r"apt-get install -y --no-install-recommends ([\w\s\\-]+?)\n\n"
+    (wanted,) = re.findall(command, read("tests/interop/conftest.py"))
+    (installed,) = re.findall(
+        r"--no-install-recommends ([\w\s\\-]+?)\n +- run", read(".github/workflows/checks.yml")
+    )
+    packages = set(wanted.replace("\\", "").split()) - {"nodejs"}
+    assert set(installed.replace("\\", "").split()) == packages
