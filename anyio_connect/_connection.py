@@ -369,7 +369,13 @@ class Connection:
         """Close the transport, and let the system deliver what is on its way."""
         if self.transport is None:
             await self._opener.discard()
-        elif await self._transport.let_go():
+            return
+        try:
+            whole = await self._transport.let_go()
+        except _BROKEN as exc:
+            await self._tell(Event.RESET, broken("closing", exc))
+            return
+        if whole:
             await self._tell(Event.SHUT)
         else:
             why = "the peer got a reset, because close() was cancelled before our end had gone out"

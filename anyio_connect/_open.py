@@ -314,7 +314,9 @@ class Wrapped:
         if aborted:
             await self._transport.abort()
         else:
-            await self._transport.let_go()
+            # If the peer has reset it: the socket is not opened, which its futures tell already.
+            with suppress(anyio.BrokenResourceError):
+                await self._transport.let_go()
 
     async def gone(self) -> None: ...
 

@@ -125,7 +125,9 @@ class TCPTransport(Transport):
         self._view: memoryview | None = None  # the same for a receive into such memory
         self._filled = 0
         self._drained = True  # the last receive took all there was, or so it seems
-        self._error: OSError | None = None  # a reset; the kernel tells of it only once
+        # The kernel tells of a reset only once. What receives are told of it, and what close() is.
+        self._error: OSError | None = None
+        self._reset: OSError | None = None
         self._limit = limit
         self._limited = limit > 0  # it is in force
         self._room = 0  # how much may go out until that has to be looked at again
@@ -377,7 +379,8 @@ class TCPTransport(Transport):
         except anyio.BrokenResourceError:
             await checkpoint()  # it has gone already, and is closed
         except BaseException:
-            await self.let_go()
+            with suppress(anyio.BrokenResourceError):
+                await self.let_go()
             raise
 
     async def finish(self) -> bool:
@@ -387,11 +390,7 @@ class TCPTransport(Transport):
         self._talks = self._talks or found is not _Found.NOTHING
         if found is _Found.OVER:
             # If the peer has only ended, the kernel goes on delivering after close().
-            lost = self._error if self.unacknowledged() > self.expendable else None
-            self._shut_down()
-            self._release()
-            if lost is not None:
-                raise anyio.BrokenResourceError(str(lost)) from lost
+            self._release_and_tell()
             return True
         at_once = not self._talks and not self.unacknowledged()
         self._shut_down()
@@ -399,6 +398,25 @@ class TCPTransport(Transport):
             return False
         self._release()
         return True
+
+    def _release_and_tell(self) -> None:
+        """Close; raise if a reset took away what was sent."""
+        lost = self._loss()
+        self._shut_down()
+        self._release()
+        if lost is not None:
+            raise anyio.BrokenResourceError(str(lost)) from lost
+
+    def _loss(self) -> OSError | None:
+        """The reset that took away what was sent, if there was one."""
+        if self.unacknowledged() <= self.expendable:
+            return None
+        if self._reset is None:
+            # Behind the peer's end, receives are not told of a reset.
+            code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                self._note(OSError(code, os.strerror(code)))
+        return self._reset
 
     def _discard(self) -> _Found:
         """Throw away what has come in."""
@@ -452,7 +470,7 @@ class TCPTransport(Transport):
         if self.torn or self._discard() is _Found.MORE:
             await self.abort()
             return False
-        self._release()
+        self._release_and_tell()
         return True
 
     async def wait_arrival(self) -> None:
@@ -515,11 +533,14 @@ class TCPTransport(Transport):
         return anyio.BrokenResourceError(str(exc))
 
     def _note(self, exc: OSError) -> None:
-        # EPIPE is what a reset says after the peer's FIN (RFC 9293 3.10.7.4): what it had
-        # sent is whole, and reading may go on to that end.
         # ENOTCONN, from shutdown(), says only that there is nothing left to shut down.
-        if exc.errno not in (errno.EPIPE, errno.ENOTCONN):
-            self._error = fresh(exc)
+        if exc.errno == errno.ENOTCONN:
+            return
+        self._reset = fresh(exc)
+        # EPIPE is what a reset says after the peer's FIN (RFC 9293 3.10.7.4): what the peer had
+        # sent is whole, and reading may go on to that end.
+        if exc.errno != errno.EPIPE:
+            self._error = self._reset
 
     def _raise_end(self) -> None:
         if self._error is not None:

@@ -160,6 +160,8 @@ class Transport(ByteStream):
 
         Waits for nothing, and is done even if the caller is cancelled. False: something was
         cut or left unread, so that the peer gets a reset.
+
+        :raises anyio.BrokenResourceError: the peer's reset took away what was sent; it is closed
         """
         await self.abort()
         return False

@@ -6,8 +6,10 @@ import errno
 import logging
 import math
 import random
+import select
 import socket as stdlib
 import ssl
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -57,6 +59,14 @@ async def filled(socket: Socket, peer: Peer, size: int = 300_000) -> bytes:
 async def taken(peer: Peer) -> None:
     """Wait until our kernel has all that the peer sent: what comes after a close is a reset."""
     while outstanding(peer.sock):
+        await checkpoint()
+
+
+async def reset_arrived(sock: stdlib.socket) -> None:
+    """Wait until our kernel has the peer's reset, without taking the error from it."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    while not poll.poll(0):
         await checkpoint()
 
 
@@ -356,6 +366,35 @@ async def test_a_reset_that_takes_what_was_sent_is_told() -> None:
         with pytest.raises(BrokenError, match="while closing") as caught:
             await socket.closed
         assert isinstance(caught.value.__cause__, ConnectionResetError)
+
+
+@linux_only
+@pytest.mark.parametrize("cancelled", [False, True])
+@pytest.mark.parametrize("over_tls", [False, True])
+async def test_a_reset_behind_the_peers_end_that_takes_what_was_sent_is_told(
+    over_tls: bool, cancelled: bool
+) -> None:
+    """The kernel says EPIPE then, and receives go on to tell of the end."""
+    async with AsyncExitStack() as stack:
+        if over_tls:
+            pair = await stack.enter_async_context(over_tcp(server_context(TLS13)))
+            socket, peer = socket_over(pair[0], half_open=True), pair[1].peer
+            await peer.send(pair[1].server.close_notify())
+        else:
+            socket, peer = await stack.enter_async_context(connected(half_open=True))
+        stack.push_async_callback(socket.close)
+        peer.close()
+        with pytest.raises(anyio.EndOfStream):
+            await socket.receive()
+        await socket.send(b"nobody is there to take it")
+        await reset_arrived(raw(socket))
+        with anyio.CancelScope() as scope:
+            if cancelled:
+                scope.cancel()
+            await socket.close()
+        with pytest.raises(BrokenError, match="while closing") as caught:
+            await socket.closed
+        assert isinstance(caught.value.__cause__, BrokenPipeError)
 
 
 @linux_only

@@ -30,6 +30,7 @@ class End(_memory_tcp.End):
         self.dialling = False  # connect() was called by the package
         self.delivered = 0  # bytes that arrived here in all
         self.got_reset = False
+        self.lost = 0  # bytes that a reset took away before the socket was closed
         self.sent_reset = ""  # why
         network.ends.append(self)
 
@@ -69,6 +70,8 @@ class End(_memory_tcp.End):
                 self.delivered += size
             case ("gets a reset",):
                 self.got_reset = True
+                if not self.released:
+                    self.lost = self.unacknowledged - self._fin_wanted
             case ("answers data with a reset", _):
                 self.sent_reset = self.sent_reset or "data came after close()"
             case ("sends a reset:", str(why)):
