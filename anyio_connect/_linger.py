@@ -35,23 +35,22 @@ class Patience:
         self._until = anyio.current_time() + seconds
 
     async def wait(self, step: Callable[[], Awaitable[object]]) -> bool:
-        """Do a step, or see that something has moved, which may be all that was waited for.
+        """Do a step, for as long as one look may take; False: nothing has moved in all that time.
 
-        False: neither for all that time.
+        True: something has moved, or may have. No step may have noticed, since a process without
+        descriptors to spare cannot watch; so after each look the caller tries again.
         """
-        while True:
-            now, seen = anyio.current_time(), self._progress()
-            if seen != self._seen:
-                # No step may have noticed: a process without descriptors to spare cannot watch.
-                self._seen = seen
-                self._until = now + self._seconds
-                await checkpoint()  # it may move again and again, each time that it is looked at
-                return True
-            if now >= self._until:
-                return False
-            with anyio.move_on_after(min(self._until - now, self._seconds / _LOOKS)):
-                await step()
-                return True
+        now, seen = anyio.current_time(), self._progress()
+        if seen != self._seen:
+            self._seen = seen
+            self._until = now + self._seconds
+            await checkpoint()  # it may move again and again, each time that it is looked at
+            return True
+        if now >= self._until:
+            return False
+        with anyio.move_on_after(min(self._until - now, self._seconds / _LOOKS)):
+            await step()
+        return True
 
 
 if sys.platform == "linux":
