@@ -398,6 +398,20 @@ async def test_a_reset_behind_the_peers_end_that_takes_what_was_sent_is_told(
 
 
 @linux_only
+async def test_a_socket_that_was_to_become_tls_is_closed_though_the_peer_has_reset_it() -> None:
+    async with listening() as listener:
+        socket = connect(listener.address, secure_transport="starttls")
+        await socket.opened
+        (await listener.accept()).close()
+        await socket.send(b"nobody is there to take it")
+        await reset_arrived(raw(socket))
+        tls = socket.start_tls()
+        await tls.close()
+        with pytest.raises(ClosedError, match="before the connection was made"):
+            await tls.opened
+
+
+@linux_only
 async def test_a_cancelled_close_leaves_the_rest_to_the_kernel() -> None:
     async with connected(receive_buffer=4096) as (socket, peer):
         await small_window(socket)
