@@ -9,8 +9,9 @@ filter, the resolver and TLS.
 from __future__ import annotations
 
 import re
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ._errors import InvalidAddressError, quote, shorten
 
@@ -49,6 +50,9 @@ def parse_address(address: str | tuple[str, int], *, lowest_port: int = 1) -> So
     :raises InvalidAddressError: the address names no TCP endpoint; ``__cause__`` is what
         ``idna`` or ``ipaddress`` said about it, if they were asked
     """
+    plain = _plain(address)
+    if plain is not None and lowest_port <= plain.port <= 65535:
+        return plain
     try:
         host, port = _split_text(address) if isinstance(address, str) else _split_pair(address)
         return SocketAddress(normal_host(host), _normal_port(port, lowest_port))
@@ -60,6 +64,36 @@ def parse_address(address: str | tuple[str, int], *, lowest_port: int = 1) -> So
 def format_address(host: str, port: int) -> str:
     """``"host:port"``, an IPv6 address in brackets, with its zone if it has one."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+_PORT = re.compile("[0-9]{1,5}")
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_LABEL = "[a-z0-9_-]{1,63}"
+
+#: An IPv4 address in its normal form.
+IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
+
+#: A name in its normal form that cannot be meant for an IPv4 address.
+_NAME = re.compile(rf"(?:{_LABEL}\.)*(?=[a-z]){_LABEL}\.?")
+
+
+def _is_plain(host: str) -> bool:
+    """Whether a host is its own normal form, and easily seen to be. Most are."""
+    return len(host) <= 253 and bool(IPV4.fullmatch(host) or _NAME.fullmatch(host))
+
+
+def _plain(address: Any) -> SocketAddress | None:
+    """The address, if its host is plain and its port a number of some kind; else None."""
+    # Exact types: what comes back has none of a subclass of the user's.
+    if type(address) is str:
+        host, _, digits = address.rpartition(":")
+        if _is_plain(host) and _PORT.fullmatch(digits):
+            return SocketAddress(host, int(digits))
+    elif type(address) in (tuple, SocketAddress) and len(address) == 2:
+        host, port = address
+        if type(host) is str and type(port) is int and _is_plain(host):
+            return SocketAddress(host, port)
+    return None
 
 
 class HostError(Exception):
@@ -90,9 +124,14 @@ _NOT_IN_NAMES: _Rules = (
 )
 
 
+@cache
+def _any_of(rules: _Rules) -> re.Pattern[str]:
+    return re.compile("|".join([pattern for pattern, _ in rules]))
+
+
 def _check(text: str, rules: _Rules) -> None:
     # As a rule there is nothing to find, which one search can tell.
-    if not re.search("|".join([pattern for pattern, _ in rules]), text):
+    if not _any_of(rules).search(text):
         return
     for pattern, why in rules:
         if found := re.search(pattern, text):
@@ -113,7 +152,7 @@ def _split_text(text: str) -> tuple[str, int]:
         # "::1:80" is an IPv6 address as it stands, and also one with a port.
         raise HostError("it has more than one ':': write an IPv6 address as '[::1]:80'")
     # int() alone would take "+80", "8_0" and the digits of every script.
-    if not re.fullmatch("[0-9]{1,5}", port):
+    if not _PORT.fullmatch(port):
         raise HostError(f"the port {quote(port)} must be a number from 1 to 65535, in digits")
     return inside + bracket + before, int(port)
 
@@ -140,6 +179,8 @@ def normal_host(host: str) -> str:
     """
     if not host:
         raise HostError("it has no host: write 'host:port'")
+    if type(host) is str and _is_plain(host):
+        return host
     if host.startswith("[") and host.endswith("]"):
         normal = _normal_ipv6(host[1:-1])
     elif ":" in host:

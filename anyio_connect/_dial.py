@@ -16,7 +16,7 @@ import anyio
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from ._address import SocketAddress, format_address
+from ._address import IPV4, SocketAddress, format_address
 from ._copies import fresh
 from ._dial_errors import (
     attempt_failed,
@@ -254,6 +254,8 @@ async def _allowed(
 def _literal(address: SocketAddress) -> list[Endpoint]:
     """The endpoint of an IP address, for which no resolver is needed; none for a name."""
     host, port = address
+    if IPV4.fullmatch(host):  # which is what getaddrinfo() would say
+        return [Endpoint(socket.AF_INET, (host, port))]
     try:
         # This call keeps an IPv6 zone, which AnyIO's drops.
         return _endpoints(

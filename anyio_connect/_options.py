@@ -132,6 +132,8 @@ def parse_options(options: Mapping[str, object], defaults: Options = _DEFAULTS) 
     :raises InvalidOptionError: an option is unknown, has a bad value, or makes no sense with
         the others
     """
+    if not options and defaults.secure_transport == "off" and defaults.ssl_context is None:
+        return defaults
     for name in options:
         if name not in _NAMES:
             raise _unknown(name)

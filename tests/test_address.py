@@ -559,6 +559,41 @@ def test_every_valid_address_is_accepted(host: str, port: int) -> None:
         assert address.hostname == host.lower()
 
 
+class Spelled(str):
+    """A string whose reader takes the long way, as it might be anything."""
+
+    __slots__ = ()
+
+
+@given(
+    (HOSTS | names().map(str.lower)).flatmap(
+        lambda host: st.just(host) | st.sampled_from([host + ".", "0" + host, "a" * 200 + host])
+    ),
+    st.integers(-1, 65536),
+)
+@example(LONGEST_NAME, 80)
+@example(LONGEST_NAME + ".", 80)
+@example(LONGEST_NAME + "a", 80)
+@example("a" * 64, 80)
+@example("1.2.3.4.", 80)
+@example("1.2.3.256", 80)
+@example("01.2.3.4", 80)
+@example("name.0x", 80)
+@example("name.x0", 80)
+@example("name.-", 80)
+def test_plain_hosts_are_read_as_any_other(host: str, port: int) -> None:
+    """There is a short cut for hosts that are their own normal form."""
+    found: list[object] = []
+    for spelled in (host, Spelled(host)):
+        for address in ((spelled, port), type(spelled)(f"{spelled}:{port}")):
+            try:
+                found.append(parse_address(address))
+            except InvalidAddressError as exc:
+                found.append(str(exc))
+    assert found[:2] == found[2:]
+    assert all(type(it.hostname) is str for it in found if isinstance(it, SocketAddress))
+
+
 @given(
     HOSTS,
     PORTS,
