@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -315,9 +314,7 @@ class Wrapped:
         if aborted:
             await self._transport.abort()
         else:
-            # If the peer has reset it: the socket is not opened, which its futures tell already.
-            with suppress(anyio.BrokenResourceError):
-                await self._transport.let_go()
+            await self._transport.let_go()
 
     async def gone(self) -> None: ...
 
