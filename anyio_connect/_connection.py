@@ -307,7 +307,7 @@ class Connection:
         if Effect.RESOLVE_CLOSED in effects:
             self._closed.resolve(None)
             if log.debugs:
-                how = "goes on over TLS" if self.upgraded else "closed"
+                how = _HOW_OVER.get(self._state.link, "closed")
                 log.debug("%s: %s", self._name, how)
         elif Effect.REJECT_CLOSED in effects:
             error = error or self._broken()
@@ -1025,6 +1025,10 @@ _WHY_NO_UPGRADE = {
     "receives could be the peer's TLS handshake, so finish or cancel it first",
     Verdict.ENDED: "start_tls() needs both directions, and one of them has ended",
 }
+
+
+#: What is logged if ``closed`` resolves though the connection goes on.
+_HOW_OVER = {Link.UPGRADED: "goes on over TLS", Link.DETACHED: "detached"}
 
 
 _WHY_NO_DETACH = {

@@ -157,6 +157,15 @@ async def _open_and_close(address: tuple[str, int]) -> None:
         pass
 
 
+async def test_a_socket_that_was_given_away(lines: Lines) -> None:
+    async with listening() as listener:
+        socket = connect(listener.address)
+        await socket.opened
+        lines.take()
+        with socket.detach():
+            assert lines.take() == ["{}:{}: detached".format(*listener.address)]
+
+
 async def test_a_handshake(lines: Lines) -> None:
     async with listening() as listener:
         where = "{}:{}".format(*listener.address)
