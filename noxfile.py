@@ -224,7 +224,7 @@ def floors(session: nox.Session) -> None:
 @nox.session
 def interop(session: nox.Session) -> None:
     """Talk to real servers, which have to be installed: see tests/interop/conftest.py."""
-    session.install(".", *group("test"))
+    session.install(".", *group("test", "interop"))
     session.run("pytest", "tests/interop", *session.posargs)
 
 

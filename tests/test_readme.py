@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -22,14 +21,10 @@ import trustme
 
 import anyio_connect
 from anyio_connect import _tls
+from pages import RECIPES, ROOT, blocks_of
 from servers import echo, serving
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks_of(text: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 BLOCKS = blocks_of(README)
@@ -37,6 +32,7 @@ DOCS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").
 DOC_BLOCKS = [
     pytest.param(block, id=f"{page} {number}")
     for page, text in sorted(DOCS.items())
+    if page != RECIPES.stem  # which tests/interop/test_clients.py runs
     for number, block in enumerate(blocks_of(text), 1)
 ]
 COMMANDS = re.findall(r"^<!-- runs -->\n```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)

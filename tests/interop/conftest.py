@@ -4,19 +4,21 @@ The tests start the servers themselves, on free ports of loopback, and stop them
 They only have to be installed, on Debian and Ubuntu by
 
     apt-get install -y --no-install-recommends postgresql redis-server openssl nodejs \
-        tinyproxy microsocks
+        tinyproxy microsocks openssh-server mosquitto
 
-and aiosmtpd comes from PyPI, with the other packages that the tests need. The servers that
-Debian starts by itself after installing are not used, and do no harm.
+and aiosmtpd, aiohttp and nats-server come from PyPI, with the other packages that the tests need.
+The servers that Debian starts by itself after installing are not used, and do no harm.
 
 A server that is missing fails the tests that need it. To do without, say so: set
 ANYIO_CONNECT_SKIP_INTEROP to 1, or to the names of some servers, as in "postgresql,node".
 
-The client in each of the test modules shows how to speak the protocol with this package.
+The client in each of the test modules shows how to speak the protocol with this package, except in
+test_clients.py, which has other libraries' clients: those of docs/clients.md.
 """
 
 from __future__ import annotations
 
+import getpass
 import signal
 import ssl
 import sys
@@ -28,7 +30,15 @@ import pytest
 import trustme
 
 from interop import servers
-from interop.servers import MailServer, OpenSSL, PostgreSQL, ProxyServer, RedisServer
+from interop.servers import (
+    Broker,
+    MailServer,
+    OpenSSL,
+    PostgreSQL,
+    ProxyServer,
+    RedisServer,
+    SSHServer,
+)
 
 HOST = "127.0.0.1"
 
@@ -215,6 +225,91 @@ def redis_server(
         port,
     ):
         yield RedisServer((HOST, plain_port), (HOST, port))
+
+
+# --- aiohttp
+
+
+@pytest.fixture(scope="session")
+def web_server() -> Iterator[tuple[str, int]]:
+    """Where web_server.py listens, for HTTP and for WebSocket."""
+    script = Path(__file__).with_name("web_server.py")
+    with servers.started("web_server", [sys.executable, str(script)]) as server:
+        yield HOST, int(server.wait_for(r"listening on (\d+)\n")[1])
+
+
+# --- OpenSSH
+
+
+@pytest.fixture(scope="session")
+def ssh_server() -> Iterator[SSHServer]:
+    sshd = servers.need("openssh", servers.program("sshd"))
+    account = servers.unprivileged()  # as root, it needs a directory that Debian makes at boot
+    user = account.name if account else getpass.getuser()
+    with servers.private_directory(account) as directory:
+        host_key, key = directory / "host", directory / "client"
+        for path in (host_key, key):
+            keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)]
+            servers.run(keygen, account)
+        known_hosts = directory / "known_hosts"
+
+        def command(port: int) -> list[str]:
+            public = host_key.with_suffix(".pub").read_text()
+            known_hosts.write_text(f"[{HOST}]:{port} {public}")
+            options = {
+                "ListenAddress": HOST,
+                "Port": port,
+                "HostKey": host_key,
+                "PidFile": "none",
+                "AuthorizedKeysFile": key.with_suffix(".pub"),
+                "StrictModes": "no",
+                "UsePAM": "no",
+                "Subsystem": "sftp internal-sftp",
+            }
+            words = (word for name, v in options.items() for word in ("-o", f"{name}={v}"))
+            return [sshd, "-D", "-e", "-f", "/dev/null", *words]
+
+        with servers.started_on_free_port(
+            "sshd", command, "Server listening on", account=account
+        ) as (_, port):
+            yield SSHServer((HOST, port), user, key, known_hosts)
+
+
+# --- mosquitto
+
+
+@pytest.fixture(scope="session")
+def mosquitto(
+    certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Broker]:
+    mosquitto = servers.need("mosquitto", servers.program("mosquitto"))
+    config = tmp_path_factory.mktemp("mosquitto") / "mosquitto.conf"
+    plain_port = servers.free_port()
+
+    def command(port: int) -> list[str]:
+        config.write_text(
+            f"user {getpass.getuser()}\nallow_anonymous true\n"
+            f"listener {plain_port} {HOST}\n"
+            f"listener {port} {HOST}\ncertfile {certificate.chain}\nkeyfile {certificate.key}\n"
+        )
+        return [mosquitto, "-c", str(config)]
+
+    with servers.started_on_free_port("mosquitto", command, " running") as (_, port):
+        yield Broker((HOST, plain_port), (HOST, port))
+
+
+# --- NATS
+
+
+@pytest.fixture(scope="session")
+def nats_server() -> Iterator[tuple[str, int]]:
+    nats = servers.need("nats", servers.program("nats-server"))
+
+    def command(port: int) -> list[str]:
+        return [nats, "--addr", HOST, "--port", str(port)]
+
+    with servers.started_on_free_port("nats-server", command, "Server is ready") as (_, port):
+        yield HOST, port
 
 
 # --- proxies

