@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -30,7 +25,10 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 SUPPORTED = nox.project.python_versions(PYPROJECT)
 CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"
 
-#: Where `every` leaves what the tests covered, for `coverage`: a directory for each Python.
+#: For `on`: the one that runs nox is worth a try, even if it is newer than what is promised.
+PYTHONS = [*SUPPORTED, *{CURRENT}.difference(SUPPORTED)]
+
+#: Where `on` leaves what the tests covered, for `coverage`: a directory for each Python.
 COVERED = ROOT / ".nox" / "covered"
 
 #: Branch coverage in percent, all tested Pythons together, below which `coverage` fails.
@@ -69,41 +67,6 @@ PYRIGHT_ON_THE_PAGE = {
 }
 
 
-#: For `mutants`: the modules that have to be proof against it, and the tests that prove it.
-MUTATED = {
-    "_lifecycle": "tests/test_lifecycle.py",
-    "_address": "tests/test_address.py",
-    "_policy": "tests/test_policy.py",
-    "_ranges": "tests/test_policy.py",
-    "_streams": "tests/test_socket.py tests/test_pipe.py tests/test_stream_checks.py",
-    "_socket": "tests/test_socket.py tests/test_start_tls.py tests/test_options.py",
-    "_tls": "tests/test_tls_transport.py tests/test_tls_handshake.py tests/test_trio_checks.py "
-    "tests/test_faults.py::test_no_descriptor_for_the_authorities",
-    # Random histories find most within a second, so they come first.
-    "_connection": "tests/test_simulation.py::test_mended_faults_stay_away "
-    "tests/test_simulation.py::test_random_histories tests/test_in_flight.py "
-    "tests/test_dropped.py tests/test_closing.py tests/test_pipe.py tests/test_socket.py "
-    "tests/test_start_tls.py tests/test_connector.py tests/test_detach.py "
-    "tests/test_tls_transport.py::test_who_awaits_closed_ends_our_side_when_there_is_room "
-    "tests/test_tls_transport.py::test_who_has_awaited_closed_before_ends_our_side_too "
-    "tests/test_tls_transport.py::test_an_end_that_is_cancelled_half_way_cuts_a_message",
-}
-
-#: The same histories for each mutant, and none shortened: that one fails is enough.
-SAME_HISTORIES = {
-    "SIMULATION_SEED": "0",
-    "SIMULATION_COUNT": "400",
-    "SIMULATION_SHRINK": "0",
-}
-
-#: Changes that make no difference, or none that a test could see: `|` in an annotation, and an
-#: order asked of what is compared by `is`.
-NO_MUTATIONS = [
-    "core/ReplaceBinaryOperator_BitOr_.*",
-    "core/ReplaceComparisonOperator_Is(Not)?_(Lt|LtE|Gt|GtE|Eq|NotEq)",
-]
-
-
 def runs(version: str) -> bool:
     """Whether this machine has that Python. Being on PATH is not enough: it has to start."""
     command = ["py", f"-{version}"] if os.name == "nt" else [f"python{version}"]
@@ -112,14 +75,6 @@ def runs(version: str) -> bool:
     except (OSError, subprocess.CalledProcessError):
         return False
     return True
-
-
-# The Python that runs nox is always tested, so that one Python is enough. Its own directory comes
-# first, because elsewhere on PATH its name may stand for nothing, or for one that does not start.
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-FOUND = [version for version in SUPPORTED if version == CURRENT or runs(version)]
-if CURRENT not in FOUND:
-    FOUND.append(CURRENT)  # newer than what pyproject.toml promises: worth a try
 
 
 def group(*names: str) -> list[str]:
@@ -153,15 +108,27 @@ def quick(session: nox.Session) -> None:
     session.run("pytest", *SPREAD, "-m", "not slow", *session.posargs, env=quickly)
 
 
-@nox.session(python=FOUND)
+@nox.session(venv_backend="none")
 def every(session: nox.Session) -> None:
-    """Run the tests on every supported Python of this machine, keeping what they cover.
-
-    And in asyncio's debug mode, which finds calls from the wrong thread. Arguments go to pytest.
-    """
-    missing = [version for version in SUPPORTED if version not in FOUND]
-    if missing:
+    """Run `on` for every supported Python of this machine. Arguments go to pytest."""
+    found = [version for version in PYTHONS if version == CURRENT or runs(version)]
+    if missing := [version for version in PYTHONS if version not in found]:
         session.warn(f"not tested, because not found here: Python {', '.join(missing)}")
+    shutil.rmtree(COVERED, ignore_errors=True)
+    # The Python that runs nox is always tested, so that one is enough. Its own directory comes
+    # first, because elsewhere on PATH its name may stand for nothing, or for one that does not
+    # start.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    command = (sys.executable, "-m", "nox", "-s", *(f"on-{version}" for version in found))
+    session.run(*command, "--", *session.posargs, env={"PATH": path}, external=True)
+
+
+@nox.session(python=PYTHONS)
+def on(session: nox.Session) -> None:
+    """Run the tests on this Python, keeping what they cover. Arguments go to pytest.
+
+    And in asyncio's debug mode, which finds calls from the wrong thread.
+    """
     session.install(".", *group("test"))
     data = COVERED / str(session.python)
     shutil.rmtree(data, ignore_errors=True)
@@ -270,133 +237,11 @@ def benchmarks(session: nox.Session) -> None:
 def mutants(session: nox.Session) -> None:
     """Break the code in every small way, one at a time, and see that a test fails: takes an hour.
 
-    Arguments choose modules (``nox -s mutants -- _lifecycle``). What survives and is not
-    explained in tests/MUTANTS.md fails, and so does an explanation of what does not survive.
+    Arguments choose modules, or what changed: see tests/mutants.py.
     """
-    modules = session.posargs or [*MUTATED]
     session.install(*PYPROJECT["project"]["dependencies"], *group("test", "mutants"))
-    tmp = Path(session.create_tmp()).resolve()
-    explained = survivors_explained((ROOT / "tests" / "MUTANTS.md").read_text(encoding="utf-8"))
-    surprises: list[str] = []
-    session.env.update(SAME_HISTORIES)
-    with session.chdir(tmp), breakers(session, tmp) as urls:
-        for module in modules:
-            found = mutate(session, module, urls)
-            wanted = explained.get(module, set())
-            surprises += (f"{module}: survived\n{diff}" for diff in sorted(found - wanted))
-            surprises += (f"{module}: explained, but killed\n{d}" for d in sorted(wanted - found))
-    if surprises:
-        session.error("\n\n".join(surprises))
-
-
-@contextmanager
-def breakers(session: nox.Session, tmp: Path) -> Iterator[list[str]]:
-    """Run a process for each core, which breaks and tests a copy of its own; give addresses."""
-    # Their tests are of this session's environment, and so is the command.
-    path = os.pathsep.join([session.bin, os.environ["PATH"]])
-    env = {**os.environ, **SAME_HISTORIES, "PATH": path}
-    urls = []
-    with ExitStack() as stack:
-        for number in range(cores()):
-            copy = tmp / f"tree-{number}"
-            shutil.rmtree(copy, ignore_errors=True)
-            ignored = shutil.ignore_patterns(".*", "__pycache__")
-            shutil.copytree(ROOT, copy, ignore=ignored)
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            command = [str(Path(session.bin, "cosmic-ray")), "http-worker", f"--port={port}"]
-            worker = stack.enter_context(
-                subprocess.Popen(command, cwd=copy, env=env, stdout=subprocess.DEVNULL)  # noqa: S603
-            )
-            stack.callback(worker.terminate)
-            while not answers(port) and worker.poll() is None:
-                time.sleep(0.1)
-            urls.append(f"http://127.0.0.1:{port}")
-        yield urls
-
-
-def cores() -> int:
-    """How many this process may use: ``taskset`` leaves some to others."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def answers(port: int) -> bool:
-    """Whether somebody listens there."""
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
-
-
-def mutate(session: nox.Session, module: str, urls: list[str]) -> set[str]:
-    """Try every mutant of a module, at these addresses; return what survived, as diffs."""
-    # One event loop is enough to tell, and trio is the strictest. The first failure ends a run.
-    tests = f"{MUTATED[module]} -k 'not asyncio and not uvloop and not soak'"
-    config, results = f"{module}.toml", f"{module}.sqlite"
-    # A test that blocks its thread for so long hangs, however long all of them take.
-    command = f"python -m pytest -p no:cacheprovider -o faulthandler_timeout=120 -x -q {tests}"
-    with session.chdir("tree-0"):  # unbroken, they pass
-        started = time.monotonic()
-        session.run(*shlex.split(command))
-        took = time.monotonic() - started
-    settings = {
-        "module-path": f"anyio_connect/{module}.py",
-        "timeout": 10 + 3 * took,  # longer, and it hangs
-        "excluded-modules": [],
-        "test-command": command,
-    }
-    lines = ["[cosmic-ray]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
-    lines += [
-        "[cosmic-ray.distributor]",
-        'name = "http"',
-        "[cosmic-ray.distributor.http]",
-        f"worker-urls = {json.dumps(urls)}",
-        "[cosmic-ray.filters.operators-filter]",
-    ]
-    lines += [f"exclude-operators = {json.dumps(NO_MUTATIONS)}"]
-    Path(config).write_text("\n".join(lines), encoding="utf-8")
-    with session.chdir("tree-0"):
-        session.run("cosmic-ray", "init", "--force", f"../{config}", f"../{results}")
-    session.run("cr-filter-operators", results, config)
-    session.run("cosmic-ray", "exec", config, results)
-    dump = session.run("cosmic-ray", "dump", results, silent=True)
-    assert isinstance(dump, str)
-    killed, other, survivors = 0, 0, []
-    for line in dump.splitlines():
-        _, result = json.loads(line)
-        result = result or {"worker_outcome": "none", "test_outcome": None}
-        if result["worker_outcome"] == "skipped":
-            continue
-        if result["worker_outcome"] == "abnormal":
-            session.error(f"{module}: {result['output']}")
-        if result["test_outcome"] == "survived":
-            survivors.append(changed_lines(result["diff"]))
-        elif result["test_outcome"] == "killed":
-            killed += 1
-        else:  # it could not be made, so that no test had a say
-            other += 1
-    tried = killed + len(survivors)
-    session.log(f"{module}: {killed} of {tried} mutants killed; {other} could not be tried")
-    return set(survivors)
-
-
-def changed_lines(diff: str) -> str:
-    """The lines of a diff that differ, without what says where they are."""
-    lines = (line.rstrip() for line in diff.splitlines())
-    return "\n".join(
-        line for line in lines if line[:1] in ("-", "+") and line[:4] not in ("--- ", "+++ ")
-    )
-
-
-def survivors_explained(notes: str) -> dict[str, set[str]]:
-    """The diffs that stand in the notes under the heading of each module."""
-    explained: dict[str, set[str]] = {}
-    for section in notes.split("\n## ")[1:]:
-        module = section.split("`")[1]
-        diffs = section.split("```diff\n")[1:]
-        explained[module] = {changed_lines(diff.partition("```")[0]) for diff in diffs}
-    return explained
+    work = Path(session.create_tmp()).resolve()
+    session.run("python", "tests/mutants.py", f"--work={work}", *session.posargs)
 
 
 @nox.session

@@ -55,9 +55,6 @@ def uvloop_loop() -> asyncio.AbstractEventLoop:
 
 
 HAS_UVLOOP = find_spec("uvloop") is not None
-if HAS_UVLOOP:
-    # The first uvloop of a process opens a pipe for signals, which stays open for all others.
-    uvloop_loop().close()
 
 # Not in asyncio's debug mode, which keeps a stack for each future and callback: users do not run
 # it, and it takes half the time of most tests. CI turns it on (`nox -s every`).
@@ -128,6 +125,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", f"time_limit(seconds): may take that long, and not {TIME_LIMIT} seconds"
     )
     config.addinivalue_line("markers", "slow: `nox -s quick` does without")
+    if HAS_UVLOOP:
+        # The first uvloop of a process opens a pipe for signals, which stays open for all others.
+        uvloop_loop().close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,6 +14,7 @@ PAGES = ["ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
 #: The sessions that the workflow leaves out, each with the reason.
 NOT_IN_WORKFLOW = {
     "quick": "part of tests",
+    "on": "part of every",
     "mutants": "takes an hour, and what survives has to be judged by a person",
 }
 
