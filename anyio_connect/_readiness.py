@@ -13,7 +13,6 @@ turn of the loop costs more than a small send, and asyncio's own streams never g
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -25,6 +24,7 @@ from weakref import ref
 import anyio
 from anyio.lowlevel import RunVar, checkpoint, checkpoint_if_cancelled, current_token
 
+from ._cancellation import IsDue, cancellation_due
 from ._watch import CAN_WATCH_ALL, IN, OUT, Watch
 
 if TYPE_CHECKING:  # which event loop there is, is decided when it runs
@@ -125,8 +125,8 @@ def readiness(sock: socket.socket) -> Readiness:
             pass
         else:
             orderly = isinstance(loop, asyncio.SelectorEventLoop)
-            deadline = token.backend_class.current_effective_deadline
-            return LoopReadiness(sock, loop, deadline, orderly=orderly)
+            is_due = cancellation_due(token.backend_class)
+            return LoopReadiness(sock, loop, is_due, orderly=orderly)
     elif hasattr(loop, "run_sync_soon"):
         import trio
         from trio import lowlevel as low
@@ -300,9 +300,9 @@ class LoopReadiness:
         "_attempt",
         "_budget",
         "_closed",
-        "_deadline",
         "_fd",
         "_forks",
+        "_is_due",
         "_loop",
         "_reader",
         "_reading",
@@ -320,7 +320,7 @@ class LoopReadiness:
         self,
         sock: socket.socket,
         loop: asyncio.AbstractEventLoop,
-        deadline: Callable[[], float],
+        is_due: IsDue,
         *,
         orderly: bool,
     ) -> None:
@@ -328,7 +328,7 @@ class LoopReadiness:
         self._fd = sock.fileno()
         self._forks = _forks
         self._loop = loop
-        self._deadline = deadline
+        self._is_due = is_due
         self._stopped = False
         self._closed = False
         # asyncio's own loop runs what was due before it looks at sockets, so that a cancellation
@@ -353,7 +353,7 @@ class LoopReadiness:
         budget = self._budget
         budget.left -= _CALL + amount
         if budget.left > 0:
-            return self._deadline() != -math.inf  # which is how AnyIO says: cancelled
+            return not self._is_due(self._loop)
         budget.left = _BUDGET
         return False
 
@@ -415,7 +415,7 @@ class LoopReadiness:
         _wake(self._writing)
 
     async def _raise_if_cancelled(self) -> None:
-        if self._deadline() == -math.inf:
+        if self._is_due(self._loop):
             await checkpoint_if_cancelled()
 
     # --- registered with the event loop
