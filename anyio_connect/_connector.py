@@ -255,7 +255,9 @@ class Connector:
     ) -> Socket:
         """Return a socket to ``address`` at once, as the module's ``connect()`` does.
 
-        What the policy forbids is no error here: the futures of the socket fail.
+        The arguments are those of that function. ``connect_timeout``, ``close_timeout``,
+        ``keep_alive`` and ``ssl_context`` are those of this ``Connector`` unless given. What the
+        policy forbids is no error here: the futures of the socket fail.
 
         :raises InvalidAddressError: the address names no TCP endpoint
         :raises InvalidOptionError: an option is unknown, has a bad value, or contradicts another
@@ -270,14 +272,15 @@ class Connector:
     async def resolve(
         self, host: str, port: int, *, connect_timeout: float | None = None
     ) -> list[str]:
-        """Return the IP addresses that the policy allows, in the order of :meth:`connect`.
+        """Return the IP addresses of ``host`` that the policy allows for ``port``.
 
-        For clients that dial by themselves: psycopg's ``hostaddr``, a resolver of aiohttp's. There
-        is at least one; IPv6 addresses have no brackets, and keep their zone. At most 64 of the
-        name's addresses are judged; those of the other family than ``local_host`` are left out.
+        They are for clients that dial by themselves, as psycopg does with ``hostaddr``, or aiohttp
+        with a resolver. There is at least one, and they are in the order in which :meth:`connect`
+        would try them. At most 64 of the name's addresses are judged; those of the other family
+        than ``local_host`` are left out.
 
         They are plain strings, as libpq, ``getaddrinfo()`` and the ``resolver`` of another
-        Connector have them: the port is the one that was asked for, for every address.
+        Connector take them. IPv6 addresses have no brackets, and keep their zone.
 
         The client must dial these and not resolve the name again, or the policy has judged
         nothing. Where its connection leads in the end is not judged, ``max_connections`` does not
@@ -307,10 +310,11 @@ class Connector:
     ) -> stdlib.socket:
         """Connect, and return the kernel's socket, for a library that takes one (``sock=``).
 
-        It goes the way of :meth:`connect`: the policy, the race of addresses, the wait for a slot
-        of ``max_connections``, and both options are the same. The socket is connected and
-        non-blocking, has TCP_NODELAY set, and is the caller's to close. It has keepalive, but no
-        limit for what was sent and is not acknowledged. TLS is for the library to add.
+        ``address``, ``connect_timeout``, ``keep_alive``: as for :meth:`connect`. So are the
+        policy, the race of addresses, and the wait for a slot of ``max_connections``. The socket
+        is connected and non-blocking, has TCP_NODELAY set, and is the caller's to close. It has
+        keepalive, but no limit for how long what was sent may stay unacknowledged. The library may
+        put TLS on it.
 
         With ``max_connections`` it is of a subclass of ``socket.socket``, which gives the slot
         back when it is closed; see :meth:`Socket.detach` for what gives it back too early. Until
@@ -335,6 +339,8 @@ class Connector:
         keep_alive: float | None = None,
     ) -> stdlib.socket:
         """Do as :meth:`connect_socket` does, in a thread that has no event loop.
+
+        ``address``, ``connect_timeout``, ``keep_alive``: as for that method.
 
         The thread waits while asyncio connects in a thread of its own, which has ended when this
         returns. So one ``Connector`` serves threads and event loops alike, with the same rules and
@@ -404,12 +410,41 @@ def connect(
 ) -> Socket:
     """Return a socket to ``address`` at once; the connection is made when it is first needed.
 
-    ``address`` is ``"host:port"``, ``"[IPv6]:port"``, or a pair of host name and port. The
-    options are those of :class:`SocketOptions`. With ``task_group``, a task in it makes the
-    connection right away; a failure settles the socket's futures and does not cancel the group.
-
     Needs no running event loop. It is the ``connect()`` of ``Connector()``: every address is
     allowed, and any number of connections. Source: the WinterTC Sockets API draft, ``connect()``.
+
+    ``address``: ``"host:port"``, ``"[IPv6]:port"``, or a pair of host name and port.
+
+    ``task_group``: a task in this group makes the connection right away. A failure settles the
+    socket's futures, and does not cancel the group.
+
+    For each option, None means the same as leaving it out. :class:`SocketOptions` says more about
+    them.
+
+    ``secure_transport``: ``"off"`` (the default) is plain TCP, ``"on"`` is TLS from the first
+    byte, ``"starttls"`` is plain TCP until ``start_tls()``.
+
+    ``allow_half_open``: with True, we may go on sending after the peer has ended; with False (the
+    default), the peer's end ends our side too.
+
+    ``sni``: the server name to ask for in the TLS handshake and to verify, in place of the
+    address's host name.
+
+    ``alpn``: the protocols to offer in the TLS handshake, most wanted first.
+
+    ``ssl_context``: the settings of TLS, such as a CA of your own or a client certificate.
+
+    ``connect_timeout``: how long connecting may take in all, TLS included, in seconds;
+    ``math.inf`` (the default) is no limit.
+
+    ``close_timeout``: how long ``close()`` may go on without any progress, in seconds; 5 unless
+    given.
+
+    ``keep_alive``: how many seconds of silence there may be until the kernel asks whether the peer
+    is still there; 60 unless given.
+
+    ``require_close_notify``: with True (the default), a TLS connection that ends without
+    close_notify is broken; with False, it has ended.
 
     :raises InvalidAddressError: the address names no TCP endpoint
     :raises InvalidOptionError: an option is unknown, has a bad value, or contradicts another

@@ -64,12 +64,16 @@ async def listen(
 ) -> Listener:
     """Listen at ``address``; each connection that is accepted becomes a :class:`Socket`.
 
-    ``address`` is as for ``connect()``, and its port may be 0: one that is free. A name is
-    listened to at all its addresses that this machine has. For every address of the machine,
-    write ``"0.0.0.0:80"`` or ``"[::]:80"``, each for its own family. ``allow_half_open``,
-    ``close_timeout`` and ``keep_alive`` are as for ``connect()``, of each socket.
+    ``address``: as for ``connect()``, but the port may be 0, for any free port. If it is a name,
+    this listens at all its addresses that this machine has. To listen at every address of the
+    machine, write ``"0.0.0.0:80"`` or ``"[::]:80"``, each for its own family.
+
+    ``allow_half_open``, ``close_timeout``, ``keep_alive``: as for ``connect()``, for each socket.
+
     ``backlog``: how many connections the kernel keeps until they are accepted, at most; 65536,
     or what the system allows, unless given.
+
+    For each option, None means the same as leaving it out.
 
     Plain TCP only. For TLS, ``anyio.streams.tls.TLSListener(listener, ssl_context)``, whose
     handlers get AnyIO's ``TLSStream``.

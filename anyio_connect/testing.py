@@ -1,4 +1,4 @@
-"""A network in memory under ``connect()``, for the tests of what is written on it.
+"""A network in memory under ``connect()``, for tests of code that uses it.
 
     network = Network()
     async with network.listen("db.example:5432") as listener:
@@ -41,8 +41,8 @@ from ._socket import Socket
 
 __all__ = ("MemoryListener", "Network")
 
-#: The addresses of names that were given none: those of AS112 (RFC 7534, RFC 7535), which are
-#: public by every rule, and no host's that anybody would want to connect to.
+#: The addresses of names that were given none. They are those of AS112 (RFC 7534, RFC 7535): they
+#: count as public by every rule, and nobody would want to connect to the hosts that have them.
 _MADE_UP = (IPv4Network("192.31.196.0/24"), IPv6Network("2001:4:112::/48"))
 #: Where clients connect from (RFC 5737).
 _CLIENT = "192.0.2.1"
@@ -53,13 +53,16 @@ _LAST_PORT = 65535
 class Network:
     """A network in memory. Its connections have the rules of TCP, and the time of the event loop.
 
-    It belongs to one event loop at a time. ``latency``: how long anything takes from one end to
-    the other, in seconds: a connection is made after two of them. It may be changed for the
-    connections that are made after that. ``buffer_size``: how many bytes each end of a connection
-    keeps on either side, sent or received, before a send has to wait.
+    It belongs to one event loop at a time.
 
-    Names exist once something listens there, or :meth:`add_host` has made them known; IP addresses
-    always do. A connection to a port where nothing listens is refused.
+    ``latency``: how long anything takes from one end to the other, in seconds. Making a connection
+    takes twice that. A new value is for connections that are made after it was set.
+
+    ``buffer_size``: how many bytes each end of a connection keeps on either side, sent or
+    received, before a send has to wait.
+
+    A name exists once something listens there, or :meth:`add_host` has made it known. Every IP
+    address exists. A connection to a port where nothing listens is refused.
 
     :raises InvalidOptionError: a value is bad
     """
@@ -85,12 +88,13 @@ class Network:
     # --- who is there
 
     def add_host(self, name: str, *addresses: str) -> None:
-        """Have a name exist, with these IP addresses in place of those that it had.
+        """Make a name known, with these IP addresses in place of those that it had.
 
-        If none is given, it keeps those that it has, or gets one that is made up and public.
-        Policies judge it by these. What listens at the name already, listens where it did.
+        ``name``: a host name. ``addresses``: its IP addresses, by which policies judge it. If none
+        is given, the name keeps those that it has, or gets a public one that is made up. Listeners
+        at the name stay at the addresses that it had.
 
-        :raises InvalidAddressError: the name is none, or an address is no IP address
+        :raises InvalidAddressError: ``name`` is no host name, or an address is no IP address
         """
         host = _host(name)
         ips = tuple(dict.fromkeys(_ip(address) for address in addresses))
@@ -104,10 +108,10 @@ class Network:
         allow_half_open: bool | None = None,
         close_timeout: float | None = None,
     ) -> MemoryListener:
-        """Listen at ``address``, at once: as the package's ``listen()``, which is to be awaited.
+        """Listen at ``address`` at once; the package's ``listen()`` does the same, but is awaited.
 
-        A new name exists from then on: :meth:`add_host`. It is listened to at all its
-        addresses.
+        ``address``, ``allow_half_open``, ``close_timeout``: as for that function. A new name
+        exists from then on, as by :meth:`add_host`. This listens at all addresses of the name.
 
         :raises InvalidAddressError: the address names no TCP endpoint
         :raises InvalidOptionError: an option has a bad value
@@ -137,13 +141,13 @@ class Network:
     def fail(
         self, address: str | SocketAddress | tuple[str, int], failure: OSError | None
     ) -> None:
-        """Have each dial of ``address`` fail with ``failure``; None: no more.
+        """Make each dial of ``address`` fail with ``failure``, at once; with None, no longer.
 
-        ``OSError(errno.EHOSTUNREACH, "")`` is a router's word, for example. It is told at once.
-        A new name exists from then on.
+        For example, ``OSError(errno.EHOSTUNREACH, "")`` is what a router may answer. A new name
+        exists from then on, as by :meth:`add_host`.
 
         :raises InvalidAddressError: the address names no TCP endpoint
-        :raises InvalidOptionError: the failure is no OSError
+        :raises InvalidOptionError: ``failure`` is neither an OSError nor None
         """
         where = parse_address(address)
         if failure is not None and not isinstance(failure, OSError):
@@ -157,11 +161,12 @@ class Network:
     def silence(
         self, address: str | SocketAddress | tuple[str, int]
     ) -> AbstractContextManager[None]:
-        """Have nothing that is sent to ``address``, or from there, arrive within the block.
+        """Hold back all that is sent to ``address``, or from there, until the block ends.
 
-        As if a cable were pulled: dials get no answer, and connections that were made neither end
-        nor are reset. What was under way arrives. After the block, everything that was sent
-        meanwhile arrives in order, as TCP sends it again. A new name exists from then on.
+        It is as if a cable were pulled: dials get no answer, and connections neither end nor are
+        reset. What was under way before still arrives. After the block, everything that was sent
+        meanwhile arrives in order, as TCP would send it again. A new name exists from then on, as
+        by :meth:`add_host`.
 
         :raises InvalidAddressError: the address names no TCP endpoint
         """
@@ -191,9 +196,11 @@ class Network:
             del failure
 
     async def resolve(self, host: str, port: int) -> list[str]:
-        """The IP addresses of a name that exists here; of an IP address, itself.
+        """Return the IP addresses of the name ``host``; of an IP address, itself.
 
-        :raises socket.gaierror: it does not exist
+        It is a ``resolver`` of ``Connector``. ``port`` makes no difference.
+
+        :raises socket.gaierror: the name does not exist here
         """
         await checkpoint()
         return [*self._addresses(_host(host))]
@@ -201,11 +208,15 @@ class Network:
     def connector(
         self, like: Connector | None = None, *, policy: AddressPolicy | None = None
     ) -> Connector:
-        """A ``Connector`` whose sockets are on this network.
+        """Return a ``Connector`` whose sockets are on this network.
 
-        ``like``: one whose other values it has: for the rules of the program that is tested. Those
-        that are for real networks only (``local_host``, ``prepare``, ``proxy``) are left out, and
-        names are resolved here. ``policy``: in place of that one's.
+        ``like``: the ``Connector`` of the program that is tested. The new one has its values,
+        apart from those that are for real networks only (``local_host``, ``prepare``, ``proxy``).
+        Names are resolved on this network.
+
+        ``policy``: the policy to use in place of that of ``like``.
+
+        :raises InvalidOptionError: ``policy`` is no ``AddressPolicy``
         """
         given = {} if like is None else {name: getattr(like, name) for name in _KEPT}
         given |= {} if policy is None else {"policy": policy}
@@ -261,7 +272,7 @@ _KEPT = [
 class MemoryListener(abc.Listener[Socket]):
     """What ``Network.listen()`` returns. It has no public constructor; close it after use.
 
-    What it gives are open sockets, as those of the package's ``Listener``.
+    Its sockets are open, as those of the package's ``Listener`` are.
     """
 
     def __init__(self, memory: Memory, where: list[tuple[str, int]], options: Options) -> None:
@@ -276,9 +287,9 @@ class MemoryListener(abc.Listener[Socket]):
         return [format_address(*key) for key in self._where]
 
     async def accept(self) -> Socket:
-        """Wait for a connection, and return its end here, which is open.
+        """Wait for a connection, and return our end of it, which is open.
 
-        Connections are made without it. Cancelled, it has taken none.
+        Clients connect without waiting for this. If it is cancelled, it has taken no connection.
 
         :raises anyio.ClosedResourceError: the listener was closed, also while waiting
         """
@@ -295,8 +306,9 @@ class MemoryListener(abc.Listener[Socket]):
     ) -> None:
         """Accept connections until cancelled or closed; run ``handler`` in a task for each.
 
-        As :meth:`anyio_connect.Listener.serve`: what a client can cause ends its handler only,
-        and is logged.
+        It does what :meth:`anyio_connect.Listener.serve` does: what a client can cause ends its
+        handler only, and is logged. The tasks are in ``task_group``, or in a group around this
+        call.
 
         :raises anyio.ClosedResourceError: the listener was closed, and the tasks in the group
             around this call have ended
@@ -327,7 +339,7 @@ class MemoryListener(abc.Listener[Socket]):
     async def aclose(self) -> None:
         """Stop listening. Connections that were accepted go on. Done even when cancelled.
 
-        Those that came in and were not accepted yet are reset.
+        Connections that came in and were not accepted yet are reset.
         """
         self._backlog.close()
         await checkpoint()
@@ -344,12 +356,12 @@ class MemoryListener(abc.Listener[Socket]):
 
 
 def _host(name: str) -> str:
-    """A name as the table of names has it, or an IP address: there is one link, and no zones."""
+    """A name as the table of names has it, or an IP address, without a zone: there is one link."""
     return parse_address((name, 1)).hostname.partition("%")[0].removesuffix(".")
 
 
 def _seconds(name: str, value: object) -> float:
-    """A number of seconds, which may be 0 and not infinite."""
+    """A number of seconds, which may be 0, but not infinite."""
     seconds = check_wait(name, value)
     if seconds == math.inf:
         raise bad_option(name, value, "must be a number of seconds, 0 or more")

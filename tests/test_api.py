@@ -15,6 +15,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -53,6 +54,7 @@ from anyio_connect import (
     StartTLSError,
     TLSError,
     WritableStream,
+    connect,
     testing,
 )
 from anyio_connect._dial_errors import note_http
@@ -125,17 +127,78 @@ def test_attributes_are_documented_for_editors_and_for_help(cls: type) -> None:
         assert f"``{name}``: {words[0].lower()}{words[1:]}" in paragraphs
 
 
-RECEIVES = ("receive", "receive_into", "receive_exactly", "receive_until")
+def _public_methods(cls: type) -> dict[str, Any]:
+    return {
+        name: member
+        for name, member in vars(cls).items()
+        if not name.startswith("_") and inspect.isfunction(inspect.unwrap(member))
+    }
 
 
-@pytest.mark.parametrize("name", [*RECEIVES, "send", "send_eof"])
+#: The methods of a socket that are those of one of its streams. ``aclose()`` is not: it closes
+#: both directions.
+TWINS = {
+    name: method
+    for stream in (ReadableStream, WritableStream)
+    for name, method in _public_methods(stream).items()
+    if name in _public_methods(Socket) and name != "aclose"
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
 def test_a_socket_says_itself_what_its_streams_raise(name: str) -> None:
-    stream: Any = ReadableStream if name in RECEIVES else WritableStream
-    theirs: str = getattr(stream, name).__doc__
+    theirs: str = TWINS[name].__doc__
     ours: str = getattr(Socket, name).__doc__
-    raised = theirs[theirs.index(":raises") :]
-    assert raised in ours
+    raised = theirs.partition(":raises")
+    assert "".join(raised[1:]) in ours, (
+        f"Socket.{name}() has to say what {TWINS[name].__qualname__}() says that it raises: "
+        "copy that part of the docstring"
+    )
     assert ours.splitlines()[0] == theirs.splitlines()[0]
+
+
+def _functions(names: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in names.items():
+        if inspect.isfunction(value):
+            yield name, value
+        elif isinstance(value, type):
+            for method, member in _public_methods(value).items():
+                yield f"{name}.{method}", member
+
+
+ADAPTERS = [
+    import_module(f"anyio_connect.adapters.{path.stem}")
+    for path in sorted(PACKAGE.glob("adapters/[!_]*.py"))
+]
+FUNCTIONS = {
+    **dict(_functions(EVERYTHING)),
+    **{
+        f"adapters.{module.__name__.rpartition('.')[2]}.{name}": function
+        for module in ADAPTERS
+        for name, function in _functions({name: getattr(module, name) for name in module.__all__})
+    },
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_a_function_says_what_each_argument_is(function: Any) -> None:
+    words = inspect.getdoc(function)
+    assert words
+    if "The arguments are those of that function." in words:
+        return
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name != "self" and parameter.kind is not parameter.VAR_KEYWORD:
+            why = f"say in the docstring of {function.__qualname__}() what ``{name}`` is"
+            assert f"``{name}" in words, why
+
+
+def test_connect_explains_each_option() -> None:
+    words = inspect.getdoc(connect)
+    assert words
+    explained = re.findall(r"^``(\w+)``: ", words, re.MULTILINE)
+    assert explained == ["address", "task_group", *SocketOptions.__annotations__], (
+        "say in the docstring of connect() what each option is, in the order of SocketOptions"
+    )
 
 
 @pytest.mark.parametrize(("name", "value"), EVERYTHING.items(), ids=EVERYTHING)
@@ -324,7 +387,7 @@ LAYERS = [
 ]
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
-ADAPTERS = sorted(PACKAGE.glob("adapters/*.py"))
+ADAPTER_FILES = sorted(PACKAGE.glob("adapters/*.py"))
 
 
 def imports(module: str) -> set[str]:
@@ -353,7 +416,7 @@ def test_a_module_imports_only_from_the_layers_below_it(module: str) -> None:
     assert "anyio_connect" not in imports(module)
 
 
-@pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ADAPTER_FILES, ids=lambda path: path.stem)
 def test_an_adapter_uses_only_what_is_public(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module == "anyio_connect":

@@ -95,4 +95,6 @@ def test_the_workflow_installs_the_servers_that_are_tested() -> None:
         r"--no-install-recommends ([\w\s\\-]+?)\n +- run", read(".github/workflows/checks.yml")
     )
     packages = set(wanted.replace("\\", "").split()) - {"nodejs"}
-    assert set(installed.replace("\\", "").split()) == packages
+    assert set(installed.replace("\\", "").split()) == packages, (
+        "install the same in .github/workflows/checks.yml as tests/interop/conftest.py asks for"
+    )

@@ -1,6 +1,5 @@
-"""Clients of other libraries over a ``Connector``: its policy and its way of dialling are theirs.
+"""Clients of other libraries over a ``Connector``, with its policy and its way of dialling.
 
-Each module here is for one library, which it imports, and which has to be installed:
-``pip install 'anyio-connect[httpx]'``, and so on. They use nothing of this package but what is
-public.
+Each module here is for one library, which has to be installed: ``pip install
+'anyio-connect[httpx]'``, and so on. The modules use only the public names of this package.
 """

@@ -22,17 +22,17 @@ __all__ = ("socket_factory",)
 def socket_factory(
     policy: AddressPolicy,
 ) -> Callable[[tuple[int, int, int, str, tuple[Any, ...]]], socket.socket]:
-    """Return what makes sockets for an ``aiohttp.TCPConnector`` only where ``policy`` allows it.
+    """Return a ``socket_factory`` for ``aiohttp.TCPConnector`` that obeys ``policy``.
 
-    aiohttp resolves names and connects by itself. For each address that it is about to connect
-    to, it asks this for a socket: those of names, also if they have others the second time, IP
-    literals, and redirects. An address that is refused is skipped. If none is left, the request
-    fails with ``aiohttp.ClientConnectorError``. Its text names the rule, and its ``os_error`` is
-    an :class:`AddressNotAllowedError`.
+    aiohttp resolves names and connects by itself. It asks this for a socket for each address that
+    it is about to connect to, whether it is that of a name, each time the name is looked up, or
+    was written as an IP address, or came by a redirect. An address that is refused is skipped. If
+    none is left, the request fails with ``aiohttp.ClientConnectorError``. Its text names the rule,
+    and its ``os_error`` is an :class:`AddressNotAllowedError`.
 
-    If aiohttp is given a proxy (``proxy=`` or ``trust_env=True``), the proxy's address is judged,
-    and nothing of what the proxy connects to. ``refuse_loops`` of the policy has no effect: only
-    a ``Connector`` knows what this process listens on. ``public_only`` and ``deny`` do.
+    If aiohttp is given a proxy (``proxy=`` or ``trust_env=True``), only the proxy's address is
+    judged, not what the proxy connects to. ``refuse_loops`` of the policy has no effect, as only a
+    ``Connector`` knows what this process listens on. ``public_only`` and ``deny`` have theirs.
     """
 
     def make(info: tuple[int, int, int, str, tuple[Any, ...]]) -> socket.socket:

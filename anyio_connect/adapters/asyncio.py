@@ -32,23 +32,27 @@ async def open_connection(
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect by a ``Connector``, and return asyncio's own reader and writer.
 
-    Only the way there is the connector's: policy, race of addresses, ``max_connections`` (the
-    slot comes back when the writer's transport has closed the socket). Afterwards it is asyncio
-    that reads, writes, closes and speaks TLS, with its own errors.
+    The connector makes the connection, with its policy, its race of addresses and its
+    ``max_connections``; the slot comes back when the writer's transport has closed the socket.
+    After that, asyncio reads, writes, closes and speaks TLS, with its own errors.
 
-    ``address``, ``connect_timeout`` and ``keep_alive``: as for ``connect()``; the time limit does
-    not count the TLS handshake. ``ssl``, ``server_hostname`` and ``limit``: as for
-    ``asyncio.open_connection()``; ``ssl=True`` takes the connector's context, if it has one, and
-    ``server_hostname`` is the host connected to unless given.
+    ``connector``: None allows every address, and any number of connections.
 
-    Cancelled, it leaves nothing open.
+    ``address``, ``connect_timeout``, ``keep_alive``: as for ``connect()``. The time limit does not
+    count the TLS handshake.
+
+    ``ssl``, ``server_hostname``, ``limit``: as for ``asyncio.open_connection()``. ``ssl=True``
+    takes the connector's context, if it has one. ``server_hostname`` is the host of ``address``
+    unless given.
+
+    If it is cancelled, nothing is left open.
 
     :raises InvalidAddressError: the address names no TCP endpoint
     :raises InvalidOptionError: an option has a bad value, or no effect
     :raises DetachError: the connection is no socket of the system's, as an HTTPS proxy or a
         ``dialer`` is in between
     :raises ConnectError: the connection could not be made; it is an OSError, as asyncio's is
-    :raises OSError: the TLS handshake failed: an ``ssl.SSLError``, or why it broke
+    :raises OSError: the TLS handshake failed, with an ``ssl.SSLError`` or a lost connection
     """
     connector = Connector() if connector is None else connector
     if ssl is not None and not isinstance(ssl, (bool, tls.SSLContext)):

@@ -33,9 +33,10 @@ _ATTRIBUTES: dict[str, Any] = {
 class NetworkBackend(httpcore.AsyncNetworkBackend):
     """Opens the connections of an ``httpcore.AsyncConnectionPool``, and of its proxies.
 
-    Every address that the pool would connect to is judged by the connector's policy: those of
-    names, also if they have others the second time, IP literals and redirects. If the pool uses
-    a proxy, the proxy's address is judged, and nothing of what the proxy connects to.
+    The connector's policy judges every address that the pool is about to connect to, whether it is
+    that of a name, each time the name is looked up, or was written as an IP address, or came by a
+    redirect. If the pool uses a proxy, only the proxy's address is judged, not what the proxy
+    connects to.
 
     Errors are httpcore's, as its pool expects: ``ConnectError``, ``ConnectTimeout``,
     ``ReadError``, ``ReadTimeout``, ``WriteError``, ``WriteTimeout``. Their argument,
@@ -57,13 +58,13 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect within ``timeout`` seconds; None is no limit.
+        """Connect to ``host`` at ``port`` within ``timeout`` seconds; None is no limit.
 
         ``socket_options`` are set once it is connected, as httpcore's own backend does.
 
         :raises httpcore.ConnectTimeout: the time ran out
-        :raises httpcore.ConnectError: it cannot be connected to, or the policy forbids it
-        :raises InvalidOptionError: ``local_address`` is given
+        :raises httpcore.ConnectError: the connection could not be made, or the policy forbids it
+        :raises InvalidOptionError: ``local_address`` is given: it is for the ``Connector``
         """
         if local_address is not None:
             raise InvalidOptionError(
@@ -84,10 +85,12 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
         timeout: float | None = None,  # noqa: ASYNC109
         socket_options: Iterable[SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to a Unix socket within ``timeout`` seconds. No policy judges its path.
+        """Connect to the Unix socket at ``path`` within ``timeout`` seconds.
+
+        ``socket_options`` are set once it is connected. No policy judges the path.
 
         :raises httpcore.ConnectTimeout: the time ran out
-        :raises httpcore.ConnectError: it cannot be connected to
+        :raises httpcore.ConnectError: the connection could not be made
         """
         with _errors_as(httpcore.ConnectError, httpcore.ConnectTimeout, timeout):
             with anyio.fail_after(timeout):
@@ -96,7 +99,7 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
             return await _opened(socket, "localhost", timeout, socket_options)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait before the pool tries again."""
+        """Wait for so many ``seconds``, before the pool tries again."""
         await anyio.sleep(seconds)
 
 
@@ -164,7 +167,7 @@ async def _opened(
     timeout: float | None,  # noqa: ASYNC109
     socket_options: Iterable[SOCKET_OPTION] | None,
 ) -> _Stream:
-    """Make the connection, and give it to httpcore. What fails leaves nothing open."""
+    """Make the connection, and give it to httpcore. If that fails, nothing is left open."""
     try:
         with anyio.fail_after(timeout):
             await socket.opened

@@ -36,7 +36,7 @@ _IDLE_SECONDS = 5.0
 
 
 class Transport(httpx.AsyncBaseTransport):
-    """What an ``httpx.AsyncClient`` sends its requests by, HTTP/1.1 and HTTP/2.
+    """The transport of an ``httpx.AsyncClient``, for HTTP/1.1 and HTTP/2.
 
     Every address that a request or a redirect leads to is judged by the connector's policy when
     its connection is made. What the policy forbids is an ``httpx.ConnectError`` whose text names
@@ -57,11 +57,17 @@ class Transport(httpx.AsyncBaseTransport):
     ) -> None:
         """Need no running event loop.
 
-        ``connector``: None allows every address, and any number of connections. ``ssl_context``:
-        httpx's default unless given. httpcore sets its ALPN protocols, so give one that nothing
-        else uses. That of the connector, which is never changed, has no effect. ``http2`` needs
-        ``httpx[http2]``. ``limits``: httpx's own unless given, and never more connections than
-        the connector's ``max_connections``, of which each idle connection takes one as well.
+        ``connector``: None allows every address, and any number of connections.
+
+        ``ssl_context``: httpx's default unless given. httpcore sets its ALPN protocols, so give
+        one that nothing else uses. The connector's own context is never changed, so it has no
+        effect here.
+
+        ``http1``, ``http2``: which versions to offer. ``http2`` needs ``httpx[http2]``.
+
+        ``limits``: httpx's own unless given. There are never more connections than the connector's
+        ``max_connections``, and idle connections count too.
+
         ``retries``: how often to try again to connect.
         """
         connector = Connector() if connector is None else connector
@@ -84,7 +90,7 @@ class Transport(httpx.AsyncBaseTransport):
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request, and return the response once its head is there.
+        """Send ``request``, and return the response once its head is there.
 
         :raises httpx.TransportError: as the transports of httpx do
         """

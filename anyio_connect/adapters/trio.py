@@ -36,8 +36,9 @@ async def open_tcp_stream(
 ) -> Stream:
     """Connect, as ``trio.open_tcp_stream()`` does, and with TLS if the options say so.
 
-    The options are those of ``connect()``, but ``allow_half_open`` is True unless given: to
-    trio's streams the peer's end is the end of one direction.
+    ``host``, ``port``: where to. ``connector``: None allows every address, and any number of
+    connections. The options are those of ``connect()``, but ``allow_half_open`` is True unless
+    given: for trio's streams, the peer's end is the end of one direction.
 
     :raises InvalidAddressError: there is no such host or port
     :raises InvalidOptionError: an option is unknown, has a bad value, or contradicts another
@@ -52,7 +53,7 @@ async def open_tcp_stream(
 
 
 class Stream(trio.abc.HalfCloseableStream):
-    """A :class:`Socket` for whatever takes a ``trio.abc.Stream``.
+    """A :class:`Socket` for code that takes a ``trio.abc.Stream``.
 
     It has trio's errors in place of AnyIO's: ``trio.BusyResourceError``,
     ``trio.ClosedResourceError`` and ``trio.BrokenResourceError``, with the same text. What
@@ -64,23 +65,35 @@ class Stream(trio.abc.HalfCloseableStream):
     """The socket that this stream is made of."""
 
     def __init__(self, socket: Socket) -> None:
-        """``socket`` may be pending: what needs the connection makes it."""
+        """``socket`` may be pending: the first call that needs the connection makes it."""
         self.socket = socket
         self._waiting = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of ``data``. Cancelled part-way, it leaves our side broken."""
+        """Send all of ``data``. Cancelled part-way, it leaves our side broken.
+
+        :raises trio.BusyResourceError: another task sends, or waits for room
+        :raises trio.BrokenResourceError: the connection was reset or lost, or an earlier send was
+            cut short
+        :raises trio.ClosedResourceError: our side has ended, or the stream was closed
+        """
         self._check_not_waiting()
         with _errors_as_trio():
             await self.socket.send(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until the kernel has room for more."""
+        """Wait until the kernel has room for more.
+
+        :raises trio.BusyResourceError: another task sends, or waits for room
+        :raises trio.BrokenResourceError: the connection was reset or lost, or an earlier send was
+            cut short
+        :raises trio.ClosedResourceError: our side has ended, or the stream was closed
+        """
         self._check_not_waiting()
         with _errors_as_trio():
             await self.socket.send(b"")  # tells whether sending is allowed
             raw = self.socket.extra(SocketAttribute.raw_socket, None)
-            if raw is None:  # of a stream that is no kernel's, nobody can tell
+            if raw is None:  # a stream that is not the kernel's does not tell
                 return
             self._waiting = True
             try:
@@ -90,7 +103,13 @@ class Stream(trio.abc.HalfCloseableStream):
             await self.socket.send(b"")  # what woke it may have been our own end
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive at least one byte and at most ``max_bytes``; b"" is the peer's end."""
+        """Receive at least one byte and at most ``max_bytes``; b"" is the peer's end.
+
+        :raises ValueError: ``max_bytes`` is less than 1
+        :raises trio.BusyResourceError: another task is receiving
+        :raises trio.BrokenResourceError: the connection was reset or lost
+        :raises trio.ClosedResourceError: the stream was closed, also while waiting
+        """
         with _errors_as_trio():
             try:
                 if max_bytes is None:
@@ -100,7 +119,12 @@ class Stream(trio.abc.HalfCloseableStream):
                 return b""
 
     async def send_eof(self) -> None:
-        """End our side; go on receiving."""
+        """End our side; go on receiving.
+
+        :raises trio.BusyResourceError: another task sends, or waits for room
+        :raises trio.BrokenResourceError: the connection was reset or lost, or a send was cut short
+        :raises trio.ClosedResourceError: the stream was closed
+        """
         self._check_not_waiting()
         with _errors_as_trio():
             await self.socket.send_eof()
@@ -110,8 +134,8 @@ class Stream(trio.abc.HalfCloseableStream):
         await self.socket.close()
 
     def _check_not_waiting(self) -> None:
-        # Waiting for room and sending exclude each other. The socket knows nothing of the former,
-        # which trio alone has.
+        # For trio, one task may either send or wait for room. Only this class knows of the
+        # waiting: sockets have no such call.
         if self._waiting:
             raise trio.BusyResourceError("another task waits for room")
 
