@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import anyio_connect
+from anyio_connect._lifecycle import TABLES, Event
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
@@ -32,6 +33,29 @@ links = module("links")
 @pytest.mark.parametrize("name", PAGES)
 def test_what_is_made_from_the_package_is_current(name: str) -> None:
     assert made.current(PAGES[name]) == PAGES[name], "bring it up to date: python docs/made.py"
+
+
+@pytest.mark.parametrize("name", made.FACETS)
+def test_the_pictures_are_current(name: str) -> None:
+    picture = (DOCS / "pictures" / f"{name}.svg").read_text(encoding="utf-8")
+    assert made.diagram(name) == picture, "bring it up to date: python docs/made.py"
+
+
+def test_a_picture_shows_each_state_and_each_move() -> None:
+    assert made.FACETS.keys() == TABLES.keys()
+    for facet, table in TABLES.items():
+        picture = made.diagram(facet)
+        for state, events in table.items():
+            assert f">{state.name}</text>" in picture
+            for event, entry in events.items():
+                target = entry[0] if isinstance(entry, tuple) else entry
+                shown = [text for text, _ in made.moves(facet)[state].get(target, [])]
+                assert target is state or made.EVENTS[event] in shown
+
+
+def test_each_event_has_words() -> None:
+    assert made.EVENTS.keys() == set(Event), "say in EVENTS of docs/made.py what it is to a user"
+    assert made.CALLS.keys() <= {*made.EVENTS.values()}
 
 
 def test_all_that_is_made_is_shown() -> None:

@@ -62,10 +62,10 @@ def test_a_clause_has_a_verdict_a_reason_and_tests_that_exist(clause: Clause) ->
             assert parameter.removesuffix("]") in SCENARIOS, f"no such scenario: {parameter}"
 
 
-def test_the_readme_has_the_numbers() -> None:
+def test_the_page_has_the_numbers() -> None:
     verdicts = [clause.verdict for clause in clauses()]
     same, differs = verdicts.count("same"), verdicts.count("differs")
-    said = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    said = " ".join((ROOT / "docs" / "workers.md").read_text(encoding="utf-8").split())
     others = len(verdicts) - same - differs
     do = "does" if others == 1 else "do"
     wanted = f"of its {len(verdicts)} clauses {same} hold here, {differs} differ and {others} {do}"

@@ -36,7 +36,7 @@ from anyio_connect import (
 )
 from anyio_connect._ranges import BLOCKS, METADATA, OPAQUE, block_of, hidden, wrapped
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent / "docs" / "policies.md").read_text(encoding="utf-8")
 #: In what forms IPv6 carries IPv4, which decides; and those whose own network is not public.
 FORMS = {
     *("IPv4-mapped, RFC 4291", "IPv4-compatible, RFC 4291", "NAT64, RFC 6052", "6to4, RFC 3056"),
@@ -49,11 +49,11 @@ NEVER = {
 PUBLIC = ["1.1.1.1", "8.8.8.8", "223.255.255.255", "2606:4700::1", "2a00::1"]
 
 
-# --- the table in the README
+# --- the table in docs/policies.md
 
 
 def rows() -> list[list[str]]:
-    table = README.partition("| what | for example |")[2].partition("\n\n")[0]
+    table = PAGE.partition("| what | for example |")[2].partition("\n\n")[0]
     return [
         [cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]
     ]
@@ -69,7 +69,7 @@ def test_a_row_of_the_table_says_what_the_presets_do(row: list[str]) -> None:
     if "LoopError" in what:
         assert cells == ["no" if p.loops_refused else "yes" for p in (UNRESTRICTED, WORKERS)]
         return  # which the next test shows
-    names = re.search(r"\| what \| for example \|(.*)\|", README)
+    names = re.search(r"\| what \| for example \|(.*)\|", PAGE)
     assert names is not None
     presets = [name.strip(" `") for name in names[1].split("|")]
     assert presets == ["UNRESTRICTED", "WORKERS"]

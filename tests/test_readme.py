@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import logging
 import os
 import re
 import shlex
-import socket
-import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,10 +15,10 @@ from typing import Any
 
 import anyio
 import pytest
-import trustme
 
 import anyio_connect
-from anyio_connect import _tls
+from anyio_connect._ranges import BLOCKS as BLOCKS_OF_ADDRESSES
+from anyio_connect._ranges import METADATA
 from pages import RECIPES, ROOT, blocks_of
 from servers import echo, serving
 
@@ -29,16 +27,20 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 BLOCKS = blocks_of(README)
 DOCS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+README_BLOCKS = [
+    pytest.param(block, id=f"README {number}") for number, block in enumerate(BLOCKS, 1)
+]
 DOC_BLOCKS = [
     pytest.param(block, id=f"{page} {number}")
     for page, text in sorted(DOCS.items())
     if page != RECIPES.stem  # which tests/interop/test_clients.py runs
     for number, block in enumerate(blocks_of(text), 1)
 ]
-COMMANDS = re.findall(r"^<!-- runs -->\n```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+COMMANDS = re.findall(
+    r"^<!-- runs -->\n```sh\n(.*?)^```", DOCS["command-line"], re.DOTALL | re.MULTILINE
+)
+#: The host in those, which is made up.
 HOST = "echo.example:7"
-DATABASE = "db.example:5432"
-REFUSED = "127.0.0.1:8080"  # by the policy that the block shows
 
 
 @pytest.fixture
@@ -47,68 +49,58 @@ def address() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
-def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """What begins like PostgreSQL, with a certificate that is trusted by default here."""
-    authority = trustme.CA()
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    with authority.cert_pem.tempfile() as path:
-        monkeypatch.setenv("SSL_CERT_FILE", path)
-        monkeypatch.setattr("anyio_connect._tls._contexts", _tls.Contexts())
-
-        def serve(connection: socket.socket) -> None:
-            assert connection.recv(8) == bytes.fromhex("0000000804d2162f")
-            connection.sendall(b"S")
-            with context.wrap_socket(connection, server_side=True) as secure:
-                secure.recv(1)
-
-        with serving(serve) as address:
-            yield address
-
-
-def rows(title: str) -> list[list[str]]:
-    """The cells of the first table under a heading, without its head."""
-    section = README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+def rows(page: str, title: str) -> list[list[str]]:
+    """The cells of the first table under a heading of a page, without its head."""
+    section = DOCS[page].partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     assert len(lines) > 2, f"no table under {title!r}"
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
-def test_the_readme_has_code() -> None:
-    assert len(BLOCKS) >= 4
+def test_the_readme_is_short_and_has_code() -> None:
+    written = README.partition("<!-- benchmarks -->")[0] + README.partition("/benchmarks -->")[2]
+    assert len(written.split()) <= 1500
+    assert len(BLOCKS) >= 2
     assert COMMANDS
     for name in ("demo", "tests"):
         assert README.count(f"<!-- command: {name} -->\n```sh\n") == 1
 
 
+def test_the_figures_of_the_readme_are_those_of_the_pages() -> None:
+    first, second, _ = re.findall(r"^\d\. (.*?)(?=^\d\.|\n\n)", README, re.DOTALL | re.MULTILINE)
+    assert len(figures := re.findall(r"\d{3,}", first)) == 4
+    assert all(re.search(rf"\b{figure}\b", DOCS["workers"]) for figure in figures)
+    assert re.findall(r"\b\d+\b", second) == [str(len(BLOCKS_OF_ADDRESSES)), str(len(METADATA))]
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", [*README_BLOCKS, *DOC_BLOCKS])
 def test_block(
-    block: str, backend: str, address: str, database: str, monkeypatch: pytest.MonkeyPatch
+    block: str, backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert [name in block for name in (HOST, DATABASE, REFUSED)].count(True) == 1
-    run = anyio.run
-    monkeypatch.setattr(anyio, "run", lambda main: run(main, backend=backend))
-    here = block.replace(HOST, address).replace(DATABASE, database)
-    exec(compile(here, "README.md", "exec"), {})
-
-
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("block", DOC_BLOCKS)
-def test_block_of_a_page(
-    block: str, backend: str, address: str, database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It stands alone. The tests in it are run as well."""
+    """It runs as it is pasted, and prints what its comments say. Tests in it are run as well."""
     run = anyio.run
     with monkeypatch.context() as patch:
-        patch.setattr(anyio, "run", lambda main: run(main, backend=backend))
+        patch.setattr(anyio, "run", lambda main, *args: run(main, *args, backend=backend))
+        patch.setattr(logging, "basicConfig", lambda **options: None)
         here: dict[str, Any] = {}
-        block = block.replace(HOST, address).replace(DATABASE, database)
-        exec(compile(block, "docs", "exec", dont_inherit=True), here)
+        exec(compile(block, "a page", "exec", dont_inherit=True), here)
     for name, test in here.items():
         if name.startswith("test_"):
             run(test, backend=backend) if inspect.iscoroutinefunction(test) else test()
+    said = re.findall(r"^ *print\(.*\)  # (.+)$", block, re.MULTILINE)
+    printed = capsys.readouterr().out
+    for line in said:
+        wanted = ".*".join(map(re.escape, line.split("...")))
+        found = re.search(rf"^{wanted}$", printed, re.MULTILINE)
+        assert found, f"{line!r} is not in {printed!r}"
+        printed = printed[found.end() :]
+
+
+@pytest.mark.parametrize("text", [README, *DOCS.values()], ids=["README", *DOCS])
+def test_made_up_hosts_are_said_to_be_made_up(text: str) -> None:
+    if re.search(r"\w\.example\b", "".join(blocks_of(text))):
+        assert "made up" in text
 
 
 @pytest.mark.parametrize("text", [README, *DOCS.values()], ids=["README", *DOCS])
@@ -116,15 +108,6 @@ def test_links_lead_somewhere(text: str) -> None:
     here = ROOT if text is README else ROOT / "docs"
     for target in re.findall(r"\]\(([^)#]+)", text):
         assert target.startswith("https://") or (here / target).exists(), target
-
-
-def test_the_first_block_prints_what_it_says(
-    address: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    exec(BLOCKS[0].replace(HOST, address), {})
-    info, data = capsys.readouterr().out.splitlines()
-    assert info.startswith("SocketInfo(remote_address=")
-    assert data == "b'hello'"
 
 
 @pytest.mark.slow
@@ -185,7 +168,7 @@ def exists(code: str) -> bool:
 
 def test_names_in_the_table_exist() -> None:
     checked = 0
-    for _, ours in rows("From Workers to Python"):
+    for _, ours in rows("workers", "From Workers to Python"):
         before = ""
         for code in re.findall(r"`([^`]+)`", ours):
             if code in ("await", "async for", "async with", "TypedDict"):  # Python's own
@@ -197,16 +180,3 @@ def test_names_in_the_table_exist() -> None:
                 before = code
             checked += 1
     assert checked >= 30
-
-
-def test_error_table() -> None:
-    named = set()
-    for name, code, also, _ in rows("Errors"):
-        error = getattr(anyio_connect, name.strip("`"))
-        assert error.code == code.strip("`")
-        assert issubclass(error, anyio_connect.SocketError)
-        module, _, base = also.strip("`").rpartition(".")
-        assert issubclass(error, getattr(importlib.import_module(module or "builtins"), base))
-        named.add(name.strip("`"))
-    public = {name for name in anyio_connect.__all__ if name.endswith("Error")}
-    assert named == public - {"SocketError"}

@@ -18,7 +18,7 @@ from conformance.scenarios import SCENARIOS
 from conformance.steps import PENDING
 from peers import has_ipv6
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "workers.md"
 LISTED = [difference for section in ledger.read().values() for difference in section]
 
 
@@ -71,14 +71,14 @@ def test_each_difference_is_listed_once_and_is_of_a_scenario() -> None:
     assert all(difference.here != difference.workers for difference in LISTED)
 
 
-def test_the_readme_has_the_numbers(traces: Mapping[str, Traces]) -> None:
+def test_the_page_has_the_numbers(traces: Mapping[str, Traces]) -> None:
     if traces.keys() != SCENARIOS.keys():
         pytest.skip("not all scenarios were run")
     if not has_ipv6():
         pytest.skip("this machine has no IPv6 loopback, which some scenarios are about")
     steps = [step for trace in traces.values() for step in compared(trace)]
     same = sum(ours == theirs for _, ours, theirs in steps)
-    said = " ".join(README.read_text(encoding="utf-8").split())
+    said = " ".join(PAGE.read_text(encoding="utf-8").split())
     for wanted in (
         f" {len(SCENARIOS)} scenarios of {len(steps)} steps are run here and on workerd",
         f" {same} steps are the same, and {len(steps) - same} differ",
