@@ -78,8 +78,10 @@ def errors_table() -> str:
     rows = []
     for error in errors():
         first, *others = str(error.__doc__).split("\n\n")
-        (remedy,) = (text for text in others if "What to do:" in text)
-        remedy = markdown(remedy).removeprefix("What to do: ")
+        remedies = [text for text in others if "What to do:" in text]
+        if len(remedies) != 1:
+            raise ValueError(f"give {error.__name__} a paragraph that begins 'What to do:'")
+        remedy = markdown(remedies[0]).removeprefix("What to do: ")
         depth = "↳ " * (len(lineage(error)) - 1)
         rows.append(
             [

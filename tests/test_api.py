@@ -80,7 +80,9 @@ def test_all_is_exactly_the_public_names_in_order() -> None:
         if not name.startswith("_") and not inspect.ismodule(value)  # imported elsewhere
     }
     constants_first = sorted(names, key=lambda name: (not name.isupper(), name))
-    assert anyio_connect.__all__ == tuple(constants_first)
+    assert anyio_connect.__all__ == tuple(constants_first), (
+        "__all__ of anyio_connect has to be what its __init__.py imports, constants first"
+    )
 
 
 @pytest.mark.parametrize("value", EVERYTHING.values(), ids=EVERYTHING)
@@ -122,9 +124,13 @@ def test_attributes_are_documented_for_editors_and_for_help(cls: type) -> None:
     attributes = list(_attributes(cls.__name__))
     assert [name for name, _ in attributes] == list(inspect.get_annotations(cls))
     for name, doc in attributes:
-        assert doc, f"{name} has no docstring"
+        where = f"of {cls.__name__}.{name}"
+        assert doc, f"write below the attribute what it is: the docstring {where} for editors"
         words = " ".join(doc.split())
-        assert f"``{name}``: {words[0].lower()}{words[1:]}" in paragraphs
+        assert f"``{name}``: {words[0].lower()}{words[1:]}" in paragraphs, (
+            f"copy the docstring {where} into that of the class, for help(), as a paragraph that "
+            f"begins ``{name}``:"
+        )
 
 
 def _public_methods(cls: type) -> dict[str, Any]:
@@ -264,7 +270,10 @@ each_copy = pytest.mark.parametrize(
 
 
 def test_the_table_has_every_error() -> None:
-    assert set(ERRORS) == {c for c in PUBLIC_CLASSES.values() if issubclass(c, BaseException)}
+    public = {c for c in PUBLIC_CLASSES.values() if issubclass(c, BaseException)}
+    assert set(ERRORS) == public, (
+        "add to ERRORS in tests/test_api.py each public error, with its code and its bases"
+    )
 
 
 @each_error
@@ -410,10 +419,17 @@ def imports(module: str) -> set[str]:
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_from_the_layers_below_it(module: str) -> None:
     level = next((n for n, layer in enumerate(LAYERS) if module in layer), None)
-    assert level is not None, f"add {module} to the layer it belongs to"
+    assert level is not None, (
+        f"add {module} to LAYERS in tests/test_api.py: to the lowest layer that is above all that "
+        "it imports; and to the table of modules in ARCHITECTURE.md"
+    )
     below = set().union(*LAYERS[:level])
-    assert imports(module) & set(MODULES) <= below
-    assert "anyio_connect" not in imports(module)
+    above = (imports(module) & set(MODULES)) - below
+    assert not above, (
+        f"{module} imports {', '.join(sorted(above))}, of its own layer or of one above. Can that "
+        "be handed to it, or belongs a part of it further down? Only then move a module in LAYERS"
+    )
+    assert "anyio_connect" not in imports(module), "import from the module that has the name"
 
 
 @pytest.mark.parametrize("path", ADAPTER_FILES, ids=lambda path: path.stem)
@@ -432,7 +448,8 @@ def test_the_package_knows_nothing_of_its_adapters(module: str) -> None:
 
 
 def test_the_layers_have_no_other_modules() -> None:
-    assert set().union(*LAYERS) == set(MODULES)
+    gone = set().union(*LAYERS) - set(MODULES)
+    assert not gone, f"take out of LAYERS in tests/test_api.py: {', '.join(sorted(gone))}"
 
 
 def test_the_architecture_names_each_module_once() -> None:
@@ -440,7 +457,13 @@ def test_the_architecture_names_each_module_once() -> None:
     table = page.partition("\n## Modules\n")[2].partition("\n## ")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     named = [module for cell in cells for module in re.findall(r"`(\w+)`", cell)]
-    assert sorted(named) == MODULES, "see the table of modules in ARCHITECTURE.md"
+    missing, gone = set(MODULES) - set(named), set(named) - set(MODULES)
+    assert not missing, (
+        f"add to the table of modules in ARCHITECTURE.md: {', '.join(sorted(missing))}; and see "
+        "whether what the page says of paths, and of what to touch, is still so"
+    )
+    assert not gone, f"take out of the table in ARCHITECTURE.md: {', '.join(sorted(gone))}"
+    assert len(named) == len(set(named)), "ARCHITECTURE.md names a module twice in its table"
 
 
 def test_the_lifecycle_can_do_no_input_or_output() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError, replace
+from difflib import unified_diff
 from enum import Enum
 from functools import cache
 from itertools import product
@@ -177,8 +178,28 @@ def listing() -> str:
     return "\n".join(lines)
 
 
+HOW_TO_RENEW = """\
+The tables of _lifecycle no longer mean what tests/LIFECYCLE.txt lists. What has changed:
+
+{diff}
+
+If that is what you want, write the list anew from the root of the repository:
+
+    PYTHONPATH=.:tests python tests/test_lifecycle.py
+
+Then read `git diff tests/LIFECYCLE.txt`, state by state. Is each line that changed meant to? Has
+a state come up that should not be possible, or gone? Does _connection carry out each new verdict,
+and does each effect happen once? Add a test below for the rule that you changed.
+"""
+
+
 def test_every_event_means_what_is_listed() -> None:
-    assert listing() == LISTING.read_text(encoding="utf-8")
+    listed = LISTING.read_text(encoding="utf-8")
+    if listing() != listed:
+        before, now = listed.splitlines(), listing().splitlines()
+        diff = list(unified_diff(before, now, "listed", "now", lineterm="", n=1))
+        shown = [*diff[:60], f"... and {len(diff) - 60} lines more"] if len(diff) > 60 else diff
+        pytest.fail(HOW_TO_RENEW.format(diff="\n".join(shown)), pytrace=False)
 
 
 # --- the tables, changed in every small way

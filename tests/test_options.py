@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from anyio_connect import InvalidOptionError, SocketOptions, connect
 from anyio_connect._errors import quote
-from anyio_connect._options import Options, parse_options
+from anyio_connect._options import _CHECKS, Options, parse_options
 
 CONTEXT = ssl.create_default_context()
 NAMES = list(get_type_hints(SocketOptions))
@@ -59,6 +59,12 @@ def tls(**options: object) -> dict[str, object]:
 )
 def test_accepted(given_options: dict[str, object], parsed: Options) -> None:
     assert parse_options(given_options) == parsed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_option_has_a_default_and_a_check(name: str) -> None:
+    assert name in Options._field_defaults, f"add {name} to Options in _options.py, with a default"
+    assert name in _CHECKS, f"add {name} to _CHECKS in _options.py: what checks its value"
 
 
 def test_defaults() -> None:

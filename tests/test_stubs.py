@@ -119,10 +119,22 @@ def shown(page: Page, node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[
     yield "return", page.said(node.returns)
 
 
+def differs(page: Page, name: str) -> str:
+    path = page.path.relative_to(STUBS.parent)
+    return (
+        f"{path} does not say of {name} what the package says: write there what is new, in the "
+        "same order; tests/typing has to say so too, and CHANGELOG.md if users notice"
+    )
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.module.__name__)
 def test_a_page_defines_every_public_name_and_no_other(page: Page) -> None:
-    defined = [case.id for case in (*CLASSES, *FUNCTIONS, *VALUES) if case.values[0] is page]
-    assert sorted(defined) == sorted(page.module.__all__)
+    defined = {case.id for case in (*CLASSES, *FUNCTIONS, *VALUES) if case.values[0] is page}
+    public = set(page.module.__all__)
+    path = page.path.relative_to(STUBS.parent)
+    missing, gone = sorted(public - defined), sorted(defined - public)
+    assert not missing, f"add to {path}, with their types and a few words: {', '.join(missing)}"
+    assert not gone, f"take out of {path} what is not public: {', '.join(gone)}"
 
 
 @pytest.mark.parametrize(("page", "node"), VALUES)
@@ -137,7 +149,7 @@ def test_functions_have_the_same_annotations(
 ) -> None:
     function = page.public(node)
     assert inspect.iscoroutinefunction(function) == isinstance(node, ast.AsyncFunctionDef)
-    assert dict(shown(page, node)) == meant(function)
+    assert dict(shown(page, node)) == meant(function), differs(page, node.name)
 
 
 @pytest.mark.parametrize(("page", "node"), CLASSES)
@@ -159,7 +171,7 @@ def test_methods_have_the_same_annotations(page: Page, node: ast.ClassDef) -> No
             hidden = meant(function).keys() - on_page.keys()
             assert not hidden or method.name == "__init__"
             in_package = {name: hint for name, hint in meant(function).items() if name in on_page}
-            assert on_page == in_package, f"{node.name}.{method.name}"
+            assert on_page == in_package, differs(page, f"{node.name}.{method.name}")
 
 
 @pytest.mark.parametrize(("page", "node"), CLASSES)
@@ -175,7 +187,8 @@ def test_classes_have_the_same_attributes(page: Page, node: ast.ClassDef) -> Non
                 assert vars(cls)[item.target.id] == value, item.target.id
     hints = get_type_hints(cls)
     own = [name for name in inspect.get_annotations(cls) if not name.startswith("_")]
-    assert list(on_page.items()) == [(name, hints[name]) for name in own]
+    in_package = [(name, hints[name]) for name in own]
+    assert list(on_page.items()) == in_package, differs(page, node.name)
 
 
 @pytest.mark.parametrize(("page", "node"), CLASSES)

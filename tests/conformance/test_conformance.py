@@ -59,8 +59,13 @@ def test_scenario(name: str, traces: Mapping[str, Traces]) -> None:
     listed = [difference for difference in LISTED if difference.scenario == name]
     new = [difference.row for difference in found if difference not in listed]
     gone = [difference.row for difference in listed if difference not in found]
-    assert not new, "\n".join([f"not in {ledger.LEDGER.name}:", *new])
-    assert not gone, "\n".join([f"in {ledger.LEDGER.name}, and there no more:", *gone])
+    where = f"tests/conformance/{ledger.LEDGER.name}"
+    why = f"differs, and {where} does not say why. If it has to, add a row with the reason:"
+    assert not new, "\n".join([why, *new])
+    why = (
+        f"does not differ any more, or in another way. Take it out of {where}, or change its row:"
+    )
+    assert not gone, "\n".join([why, *gone])
 
 
 def test_each_difference_is_listed_once_and_is_of_a_scenario() -> None:

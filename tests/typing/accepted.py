@@ -492,6 +492,7 @@ def dialers(given: Dialer) -> None:
 def policies(network: IPv4Network | IPv6Network, address: IPv4Address | IPv6Address) -> None:
     AddressPolicy()
     AddressPolicy(allow=["10.0.0.0/8", network], deny={address}, public_only=True)
+    AddressPolicy(refuse_loops=True, also=(WORKERS,))
     AddressPolicy(allow=None, allow_ports=[443, (8000, 8099), range(1, 5)], deny_ports=(25,))
     assert_type(WORKERS & UNRESTRICTED, AddressPolicy)
     assert_type(replace(WORKERS, allow=["10.0.0.0/8"]), AddressPolicy)

@@ -1,0 +1,59 @@
+"""What users can name is told of everywhere: a test says what is missing, and where to add it.
+
+Whether what is said there is right, other tests check: test_stubs, test_options, test_docs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import anyio_connect
+from anyio_connect import AddressPolicy, Connector, SocketOptions
+from anyio_connect._preludes import PRELUDES
+
+ROOT = Path(__file__).parents[1]
+
+#: Where the word for something new belongs, and what to write there.
+DOCS = ("README.md", "docs/*.md")
+PLACES: dict[tuple[str, ...], str] = {
+    DOCS: "say in docs/ what it is for. `python docs/made.py` brings up to date what the pages "
+    "show of docstrings",
+    ("stubs/**/*.pyi",): "add it to stubs/, the public names on a page, with its type and a few "
+    "words",
+    ("tests/typing/accepted.py",): "use it in tests/typing/accepted.py as users will, so that its "
+    "type is checked",
+    ("tests/typing/rejected.py",): "give it a value of a wrong type in tests/typing/rejected.py",
+    ("CHANGELOG.md",): "tell users of it in CHANGELOG.md, under [Unreleased], Added",
+}
+CHANGELOG = ("CHANGELOG.md",)
+OPTION = tuple(PLACES)
+NAME = tuple(places for places in PLACES if places != ("tests/typing/rejected.py",))
+
+WANTED: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
+    **{name: (name, NAME) for name in anyio_connect.__all__},
+    **{f"option {name}": (name, OPTION) for name in SocketOptions.__annotations__},
+    **{f"Connector({field.name}=)": (field.name, OPTION) for field in fields(Connector)},
+    **{f"AddressPolicy({field.name}=)": (field.name, NAME) for field in fields(AddressPolicy)},
+    **{f"--starttls {name}": (name, (DOCS, CHANGELOG)) for name in PRELUDES},
+}
+
+
+@cache
+def words(places: tuple[str, ...]) -> frozenset[str]:
+    """All words of these files."""
+    paths = [path for place in places for path in ROOT.glob(place)]
+    assert paths, places
+    return frozenset(re.findall(r"\w+", " ".join(path.read_text("utf-8") for path in paths)))
+
+
+@pytest.mark.parametrize("what", WANTED)
+def test_everything_is_told_of(what: str) -> None:
+    word, everywhere = WANTED[what]
+    advice = [PLACES[places] for places in everywhere if word not in words(places)]
+    if advice:
+        pytest.fail("\n - ".join([f"{what} is not told of everywhere:", *advice]), pytrace=False)
