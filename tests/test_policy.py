@@ -181,8 +181,8 @@ def test_the_table_of_blocks_is_that_of_the_registries() -> None:
     differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
     assert not differing, (
         f"_ranges and tests/registry.py do not say the same of {', '.join(differing)}. Look it up "
-        "at IANA, or in the cloud's documentation; change both by hand, and README's or docs/' "
-        "table of what WORKERS allows; do not copy one to the other"
+        "at IANA, or in the cloud's documentation; change both by hand, and the "
+        "table in docs/policies.md (`python docs/made.py`); do not copy one to the other"
     )
 
 
