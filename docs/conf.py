@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sphinx.pycode import ModuleAnalyzer
+
+import anyio_connect
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -56,21 +59,9 @@ html_show_sphinx = False
 html_copy_source = False
 
 
-def _drop_attributes(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
-) -> None:
-    """Leave out of a class what its attributes say below it.
-
-    Each attribute is described in the docstring of its class too, for ``help()``.
-    """
-    if what not in ("class", "exception"):
-        return
-    names = "|".join(inspect.get_annotations(obj)) if isinstance(obj, type) else ""
-    if not names:
-        return
-    paragraphs = re.split(r"\n{2,}", "\n".join(lines))
-    kept = [text for text in paragraphs if not re.match(rf"``({names})``: ", text)]
-    lines[:] = "\n\n".join(kept).split("\n")
+def _skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leave attributes out: the docstring of a class describes them, for ``help()`` as well."""
+    return None if callable(obj) or isinstance(obj, property) else True
 
 
 def _of_the_package(app: Sphinx, env: Any, node: Any, contents: Any) -> Any:
@@ -83,7 +74,18 @@ def _of_the_package(app: Sphinx, env: Any, node: Any, contents: Any) -> Any:
     return python.resolve_xref(env, where, app.builder, node["reftype"], name, node, contents)
 
 
+def _keep_the_order() -> None:
+    """Have members in the order of the source, which Sphinx looks for where a class is public."""
+    public = ModuleAnalyzer.for_module("anyio_connect")
+    public.analyze()
+    for path in sorted(Path(anyio_connect.__file__).parent.glob("_[a-z]*.py")):
+        private = ModuleAnalyzer.for_module(f"anyio_connect.{path.stem}")
+        private.analyze()
+        public.tagorder.update(private.tagorder)
+
+
 def setup(app: Sphinx) -> None:
     """Connect the above."""
-    app.connect("autodoc-process-docstring", _drop_attributes)
+    _keep_the_order()
+    app.connect("autodoc-skip-member", _skip)
     app.connect("missing-reference", _of_the_package)

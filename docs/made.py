@@ -16,7 +16,7 @@ from functools import cache
 from html import escape
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import anyio_connect
 from anyio_connect import (
@@ -82,17 +82,21 @@ def errors_table() -> str:
         if len(remedies) != 1:
             raise ValueError(f"give {error.__name__} a paragraph that begins 'What to do:'")
         remedy = markdown(remedies[0]).removeprefix("What to do: ")
-        depth = "↳ " * (len(lineage(error)) - 1)
+        depth = "↳&nbsp;" * (len(lineage(error)) - 1)
         rows.append(
             [
-                f"{depth}`{error.__name__}`",
-                f"`{error.code}`",
-                ", ".join(bases_of(error)),
+                "<br>".join(
+                    [
+                        f"{depth}**`{error.__name__}`**",
+                        f"code `{error.code}`",
+                        f"also {', '.join(bases_of(error))}",
+                    ]
+                ),
                 markdown(first),
                 remedy[0].upper() + remedy[1:],
             ]
         )
-    return table(["error", "`code`", "also a", "when", "what to do"], rows)
+    return table(["error", "when", "what to do"], rows)
 
 
 def bases_of(error: type[SocketError]) -> list[str]:
@@ -126,6 +130,10 @@ def classes() -> dict[str, ast.ClassDef]:
     }
 
 
+#: Annotations that are names for something that is short.
+KINDS = {"SecureTransport": f"Literal[{', '.join(map(repr, get_args(_options.SecureTransport)))}]"}
+
+
 def described(cls: type) -> Iterator[tuple[str, str, str]]:
     """The attributes of a class: the name, the annotation, and the docstring below it."""
     body = classes()[cls.__name__].body
@@ -147,6 +155,7 @@ def sections(cls: type, defaults: dict[str, object]) -> str:
     lines = []
     for name, annotation, text in described(cls):
         kind = annotation.strip("'\"").removesuffix(" | None")
+        kind = KINDS.get(kind, kind)
         lines += [
             f"### {name}\n",
             f"Type: `{kind}`. Default: {default(defaults[name])}.\n",

@@ -68,7 +68,7 @@ def test_the_table_of_errors_misses_none() -> None:
     table = made.errors_table()
     for name in anyio_connect.__all__:
         if name.endswith("Error"):
-            assert f"`{name}` |" in table
+            assert f"**`{name}`**" in table
 
 
 def test_the_index_lists_every_page() -> None:
