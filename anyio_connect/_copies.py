@@ -1,9 +1,9 @@
 """Copies of errors: what is raised is never kept, and what is kept is never raised.
 
 A socket tells each of its users what went wrong, as often as they ask. If all got the same object,
-its traceback and notes would be those of all tasks that met it, and the socket would keep their
-frames alive, and through them their buffers and the socket itself. So an error is copied when it
-is stored and again each time it is handed out: :func:`fresh`.
+it would collect the tracebacks and notes of all tasks that meet it. The socket would keep the
+frames of these tasks alive, and through the frames their buffers and itself. So :func:`fresh`
+copies an error when it is stored, and again each time it is handed out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ E = TypeVar("E", bound=BaseException)
 #: How many causes of causes are copied. The rest of a longer chain is left off.
 _DEPTH = 50
 
-#: Whose frames say nothing to a user about why the system refused something.
+#: Modules whose frames do not tell a user why the system refused something.
 _NOT_FOREIGN = frozenset(
     {
         *("anyio_connect", "anyio", "asyncio", "trio", "uvloop", "outcome"),
@@ -48,12 +48,12 @@ _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class was made at run time
 
 
 def fresh(error: E) -> E:
-    """A copy of ``error`` that keeps no frames alive, with copies of its causes.
+    """Return a copy of ``error`` that keeps no frames alive, with copies of its causes.
 
-    It has the class, the arguments, the attributes and the notes. Of the tracebacks, those of our
-    own code are dropped; those of foreign code (a policy, a resolver, whoever gave the reason to
-    abort) are kept, without the frames themselves: file, line and name. A context is kept if
-    foreign code met it; what a caller was handling is the caller's.
+    The copy has the class, the arguments, the attributes and the notes. Tracebacks of our own code
+    are dropped. Of tracebacks of foreign code (a policy, a resolver, the caller's reason to
+    abort), file, line and name are kept, but not the frames. ``__context__`` is kept if foreign
+    code met it, and dropped if it is what a caller was handling.
     """
     copy: E = _Copier().copy(error, 0)
     return copy
@@ -63,8 +63,8 @@ class _Copier:
     """Copies one error, and all that hangs on it, once each."""
 
     def __init__(self) -> None:
-        # None: it is being copied. A chain that leads back to it ends there, or it would be a
-        # reference cycle.
+        # None means that the copy is not done yet. A chain that leads back to such an error ends
+        # there: otherwise it would be a reference cycle.
         self._copies: dict[int, BaseException | None] = {}
         self._shadows: dict[FrameType, FrameType] = {}
 
@@ -110,7 +110,7 @@ class _Copier:
             if error.__cause__ is not None:
                 copy.__cause__ = self.copy(error.__cause__, depth + 1)
             elif error.__context__ is not None and not error.__suppress_context__:
-                # Where it was caught is where its traceback begins.
+                # Its traceback begins where it was caught.
                 caught = error.__context__.__traceback__
                 if caught and caught.tb_frame in {entry.tb_frame for entry in entries}:
                     copy.__context__ = self.copy(error.__context__, depth + 1)
@@ -119,14 +119,15 @@ class _Copier:
     def _traceback(self, entries: list[TracebackType]) -> TracebackType | None:
         made: TracebackType | None = None
         for entry in reversed(entries):
-            # No instruction: so that the line is taken from here, not looked up in the code.
+            # Without an instruction, so that Python shows this line and does not look it up.
             made = TracebackType(made, self._shadow(entry.tb_frame), -1, entry.tb_lineno)
         return made
 
     def _shadow(self, frame: FrameType) -> FrameType:
-        """A frame that has the name and the file of ``frame``, and no more.
+        """Return a frame that has only the name and the file of ``frame``.
 
-        A real one leads to its caller's, even long after (Python 3.12), with all of the locals.
+        A real frame leads to that of its caller, with all its locals, even long after the call
+        (Python 3.12).
         """
         shadow = self._shadows.get(frame)
         if shadow is None:
@@ -141,7 +142,7 @@ class _Copier:
 
 
 def bare(cls: type[E], args: tuple[Any, ...]) -> E:
-    """An exception of that class with ``args``, made without running any Python of its own."""
+    """Return an exception of that class with ``args``, without running its ``__init__()``."""
     solid = next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
     made: E = solid.__new__(cls, *args)
     made.args = args
@@ -156,7 +157,7 @@ def slots_of(error: BaseException) -> dict[str, object]:
         for name, descriptor in vars(base).items():
             if isinstance(descriptor, _KINDS) and name not in _SPECIAL and name not in found:
                 value = _value_of(descriptor, error)
-                # What args say is set already; and OSError tells None from nothing.
+                # ``args`` have set it already; and for OSError, None is not the same as unset.
                 if value is not _NOTHING and value is not _value_of(descriptor, new):
                     found[name] = value
     return found

@@ -1,12 +1,12 @@
 """What the package logs, by ``logging.getLogger("anyio_connect")``.
 
-Warnings and errors say what nobody else would hear of. Debug lines tell how a connection comes
-about and ends: looking names up, attempts, handshakes, closing. They are made only if somebody
-wants them: :attr:`Log.debugs` comes first, and is one look while nobody does. The ``logging``
-module, which imports much, is not imported for that: nobody can want what it has not been told.
+Warnings and errors tell what no call can raise. Debug lines tell how a connection comes about and
+ends: name lookups, attempts, handshakes, closing. They cost next to nothing while they are off:
+:attr:`Log.debugs` is read before a line is made. The ``logging`` module imports much, so it is not
+imported here: as long as nobody else has imported it, nobody can have switched debug lines on.
 
 A line has no characters that control a terminal, and is of a bounded length. What handlers and
-filters raise is not passed on: it would break connections for the sake of telling of them.
+filters raise is dropped, so that logging cannot break a connection.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NAME = __name__.partition(".")[0]
 #: ``logging.DEBUG``.
 _DEBUG = 10
 
-#: How long the text of a thing may be, in characters, and how many of several are told.
+#: How long the text of one value may be, in characters, and how many values of a list are shown.
 _LONGEST = 500
 _MOST = 8
 
@@ -41,11 +41,11 @@ class Log:
 
     @property
     def debugs(self) -> bool:
-        """Whether anybody wants debug lines."""
+        """Whether debug lines are switched on."""
         try:
             logger = self._logger
             if logger is None:
-                # If another thread is about to import it, it may have nothing in it yet.
+                # Another thread may be importing it, so that it has no names yet.
                 get_logger = getattr(sys.modules.get("logging"), "getLogger", None)
                 if get_logger is None:
                     return False
@@ -79,7 +79,7 @@ class Log:
 
 
 def _line(thing: object) -> str:
-    """What a thing, or each of several, says, for a line of a log."""
+    """The text of a value, or of each value in a list, for a line of a log."""
     if isinstance(thing, Sequence) and not isinstance(thing, (str, tuple)):
         more = [f"{len(thing) - _MOST} more"] * (len(thing) > _MOST)
         return ", ".join([*map(_line, thing[:_MOST]), *more])

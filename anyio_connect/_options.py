@@ -1,4 +1,4 @@
-"""The options of ``connect()``: their names, their defaults, and what they may be."""
+"""The options of ``connect()``: their names, their defaults, and which values they take."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ class SocketOptions(TypedDict, total=False):
     too, and ``closed`` resolves. True: we may go on sending until we end our side ourselves.
 
     ``sni``: the server name to ask for in the TLS handshake and to verify, in place of the
-    address's host name (RFC 6066 section 3). Brought into the normal form that a host of an
-    address has: in lower case, in IDNA's A-labels.
+    address's host name (RFC 6066 section 3). It is brought into the normal form of a host in an
+    address: lower case, IDNA's A-labels.
 
     ``alpn``: the protocols to offer in the TLS handshake, most wanted first (RFC 7301).
 
-    ``ssl_context``: for TLS with other than the default settings: an own CA, a client certificate.
+    ``ssl_context``: the settings of TLS, in place of the default ones: for a CA of your own, or a
+    client certificate.
 
-    ``connect_timeout``: how long connecting may take in all, in seconds: waiting for a slot if
-    there is a ``max_connections``, name resolution, every address tried, and with
+    ``connect_timeout``: how long connecting may take in all, in seconds. This includes the wait
+    for a slot of ``max_connections``, name resolution, every address tried, and with
     ``secure_transport="on"`` the TLS handshake. After ``start_tls()`` it begins anew, and covers
-    the wait for a send in flight, and the handshake. ``math.inf`` (the default) is no limit.
+    the wait for a send in flight and the handshake. ``math.inf`` (the default) is no limit.
 
     ``close_timeout``: how long ``close()`` may go on without any progress, in seconds; 5 unless
     given. It begins anew whenever the peer acknowledges more of what was sent. When it is over,
@@ -46,18 +47,18 @@ class SocketOptions(TypedDict, total=False):
 
     ``keep_alive``: how many seconds of silence there may be until the kernel asks whether the peer
     is still there: whole seconds from 1 to 32767; 60 unless given. It asks 4 times, 15 seconds
-    apart. If nothing comes back, the connection is lost: calls raise :class:`BrokenError`, and
-    ``closed`` fails with it, caused by the kernel's ETIMEDOUT as a rule. On Linux the same happens
+    apart. If no answer comes, the connection is lost: calls raise :class:`BrokenError`, and
+    ``closed`` fails with it, as a rule caused by the kernel's ETIMEDOUT. On Linux the same happens
     if what was sent is not acknowledged in all that time, which is 120 seconds unless given
-    (TCP_USER_TIMEOUT); without that it takes some 15 minutes. A peer that answers may leave unread
-    what it has no room for, as long as it likes. ``math.inf``: the kernel does not ask, and a peer
-    that vanishes in silence may never be noticed (RFC 9293 3.8.4).
+    (TCP_USER_TIMEOUT); without that it would take some 15 minutes. A peer that answers is not
+    lost, even if it has had no room for our data for a long time. With ``math.inf`` the kernel
+    does not ask, and a peer that vanishes in silence may never be noticed (RFC 9293 3.8.4).
 
-    ``require_close_notify``: what an end of the connection without TLS close_notify means. True
-    (the default): it is a :class:`BrokenError`, as somebody in between may have cut off what the
-    peer had yet to say (RFC 8446 section 6.1). False: it is the peer's end, as without TLS, for
-    servers that leave close_notify out; the protocol has to tell by other means that nothing is
-    missing. An end in the middle of a TLS record is an error all the same.
+    ``require_close_notify``: what it means if the connection ends without TLS close_notify. True
+    (the default): it is a :class:`BrokenError`, because somebody in between may have cut off what
+    the peer sent last (RFC 8446 section 6.1). False: it is the peer's end, as without TLS. That is
+    for servers that leave close_notify out. Their protocol has to tell by other means that nothing
+    is missing. An end in the middle of a TLS record is an error in any case.
     """
 
     secure_transport: SecureTransport | None
@@ -68,36 +69,37 @@ class SocketOptions(TypedDict, total=False):
     ``closed`` resolves. True: we may go on sending until we end our side ourselves."""
     sni: str | None
     """The server name to ask for in the TLS handshake and to verify, in place of the address's
-    host name (RFC 6066 section 3). Brought into the normal form that a host of an address has: in
-    lower case, in IDNA's A-labels."""
+    host name (RFC 6066 section 3). It is brought into the normal form of a host in an address:
+    lower case, IDNA's A-labels."""
     alpn: Sequence[str] | None
     """The protocols to offer in the TLS handshake, most wanted first (RFC 7301)."""
     ssl_context: ssl.SSLContext | None
-    """For TLS with other than the default settings: an own CA, a client certificate."""
+    """The settings of TLS, in place of the default ones: for a CA of your own, or a client
+    certificate."""
     connect_timeout: float | None
-    """How long connecting may take in all, in seconds: waiting for a slot if there is a
+    """How long connecting may take in all, in seconds. This includes the wait for a slot of
     ``max_connections``, name resolution, every address tried, and with ``secure_transport="on"``
     the TLS handshake. After ``start_tls()`` it begins anew, and covers the wait for a send in
-    flight, and the handshake. ``math.inf`` (the default) is no limit."""
+    flight and the handshake. ``math.inf`` (the default) is no limit."""
     close_timeout: float | None
     """How long ``close()`` may go on without any progress, in seconds; 5 unless given. It begins
     anew whenever the peer acknowledges more of what was sent. When it is over, ``close()`` returns
     and ``closed`` fails with :class:`BrokenError`. ``math.inf`` is no limit."""
     keep_alive: float | None
     """How many seconds of silence there may be until the kernel asks whether the peer is still
-    there: whole seconds from 1 to 32767; 60 unless given. It asks 4 times, 15 seconds apart. If
-    nothing comes back, the connection is lost: calls raise :class:`BrokenError`, and ``closed``
-    fails with it, caused by the kernel's ETIMEDOUT as a rule. On Linux the same happens if what
-    was sent is not acknowledged in all that time, which is 120 seconds unless given
-    (TCP_USER_TIMEOUT); without that it takes some 15 minutes. A peer that answers may leave unread
-    what it has no room for, as long as it likes. ``math.inf``: the kernel does not ask, and a peer
+    there: whole seconds from 1 to 32767; 60 unless given. It asks 4 times, 15 seconds apart. If no
+    answer comes, the connection is lost: calls raise :class:`BrokenError`, and ``closed`` fails
+    with it, as a rule caused by the kernel's ETIMEDOUT. On Linux the same happens if what was sent
+    is not acknowledged in all that time, which is 120 seconds unless given (TCP_USER_TIMEOUT);
+    without that it would take some 15 minutes. A peer that answers is not lost, even if it has had
+    no room for our data for a long time. With ``math.inf`` the kernel does not ask, and a peer
     that vanishes in silence may never be noticed (RFC 9293 3.8.4)."""
     require_close_notify: bool | None
-    """What an end of the connection without TLS close_notify means. True (the default): it is a
-    :class:`BrokenError`, as somebody in between may have cut off what the peer had yet to say (RFC
-    8446 section 6.1). False: it is the peer's end, as without TLS, for servers that leave
-    close_notify out; the protocol has to tell by other means that nothing is missing. An end in
-    the middle of a TLS record is an error all the same."""
+    """What it means if the connection ends without TLS close_notify. True (the default): it is a
+    :class:`BrokenError`, because somebody in between may have cut off what the peer sent last (RFC
+    8446 section 6.1). False: it is the peer's end, as without TLS. That is for servers that leave
+    close_notify out. Their protocol has to tell by other means that nothing is missing. An end in
+    the middle of a TLS record is an error in any case."""
 
 
 #: How long ``close()`` may go on without any progress unless told otherwise, in seconds.
@@ -116,7 +118,7 @@ class Options(NamedTuple):
     close_timeout: float = CLOSE_TIMEOUT
     keep_alive: float = KEEP_ALIVE
     require_close_notify: bool = True
-    #: Of ``start_tls()``: the name that the certificate must be for, not the address's host.
+    #: For ``start_tls()``: the name that the certificate must be for, in place of the host.
     server_hostname: str | None = None
 
 
@@ -154,10 +156,10 @@ def parse_options(options: Mapping[str, object], defaults: Options = _DEFAULTS) 
 
 
 def parse_stream_options(options: Mapping[str, object]) -> Options:
-    """As :func:`parse_options`, for a stream that exists already and leads who knows where.
+    """Do as :func:`parse_options`, for a stream that exists already, of which no host is known.
 
-    :raises InvalidOptionError: as there; or the option is for the system's sockets only, or
-        nothing says which name the peer's certificate has to be for
+    :raises InvalidOptionError: as there; or an option is for the system's sockets only; or no
+        option says which name the peer's certificate has to be for
     """
     parsed = parse_options(options)
     if options.get("keep_alive") is not None:
@@ -171,9 +173,9 @@ def parse_stream_options(options: Mapping[str, object]) -> Options:
 
 
 def check_named(option: str, name: str | None, options: Options) -> None:
-    """See that TLS knows which name to verify, unless it is to verify none.
+    """Check that TLS knows which name to verify, unless it is to verify none.
 
-    ``option`` is the one that says it, ``name`` what is known of it.
+    ``option`` is the one by which the user can give the name, ``name`` its value, if it has one.
     """
     context = options.ssl_context
     if not name and (context is None or _of(context, "check_hostname") is not False):
@@ -197,7 +199,7 @@ def _check_flag(name: str, value: object) -> bool:
 
 
 def check_server_name(name: str, value: object) -> str:
-    """A host name or an IP address, brought into its normal form as the host of an address is."""
+    """Check a host name or an IP address, and return its normal form, as for an address."""
     why = "must be a host name or an IP address"
     if not isinstance(value, str) or not value or value.startswith("["):
         raise bad_option(name, value, why)
@@ -210,7 +212,7 @@ def check_server_name(name: str, value: object) -> str:
 
 
 def check_alpn(option: str, value: object) -> tuple[str, ...]:
-    """A list of protocol names, each of 1 to 255 octets (RFC 7301 section 3.1)."""
+    """Check a list of protocol names, each of 1 to 255 octets (RFC 7301 section 3.1)."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
         why = "must be a list of protocol names, such as ['h2', 'http/1.1']"
         raise bad_option(option, value, why)
@@ -230,7 +232,7 @@ def alpn_conflict() -> InvalidOptionError:
 
 
 def check_ssl_context(name: str, value: object) -> ssl.SSLContext:
-    """A context for clients; of the standard library, or of another make derived from it."""
+    """Check that it is a context for clients, of the standard library or derived from that."""
     if not isinstance(value, (ssl.SSLContext, _SSL_CONTEXT)):
         raise bad_option(name, value, "must be an ssl.SSLContext")
     context: Any = value
@@ -243,13 +245,13 @@ def check_ssl_context(name: str, value: object) -> ssl.SSLContext:
     return checked
 
 
-#: What is written in C below the standard library's context: that stays what it is where others
-#: put their own class in its place.
+#: The class in C that the standard library's context is derived from. It stays the same also if a
+#: package such as truststore puts a class of its own in place of ``ssl.SSLContext``.
 _SSL_CONTEXT: type = ssl.SSLContext.__mro__[-2]
 
 
 def _of(context: Any, attribute: str) -> object:
-    """What a context says of itself; None if it is of another make and does not."""
+    """An attribute of a context; None if the context is of another make and has no such one."""
     try:
         return getattr(context, attribute)
     except Exception:  # noqa: BLE001
@@ -257,9 +259,9 @@ def _of(context: Any, attribute: str) -> object:
 
 
 def with_server_name(options: Options, expected: object) -> Options:
-    """``options`` with the name that ``start_tls()`` was told to expect in the certificate.
+    """Return ``options`` with the name that ``start_tls()`` is to expect in the certificate.
 
-    :raises InvalidOptionError: it is no name, contradicts ``sni``, or would not be checked
+    :raises InvalidOptionError: it is not a name, contradicts ``sni``, or would not be checked
     """
     option = "expected_server_hostname"
     name = check_server_name(option, expected)
@@ -281,13 +283,13 @@ def _no_dot(name: str) -> str:
 
 
 def check_count(name: str, value: object) -> None:
-    """A number of things, at least one."""
+    """Check a number of things, of which there has to be at least one."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise bad_option(name, value, "must be a number from 1")
 
 
 def check_timeout(name: str, value: object) -> float:
-    """A number of seconds greater than 0; ``math.inf`` is no limit."""
+    """Check a number of seconds greater than 0; ``math.inf`` is no limit."""
     try:
         if not isinstance(value, bool) and isinstance(value, (int, float)) and value > 0:
             return float(value)
@@ -297,7 +299,7 @@ def check_timeout(name: str, value: object) -> float:
 
 
 def check_wait(name: str, value: object) -> float:
-    """A number of seconds, which may be 0; ``math.inf`` is for ever."""
+    """Check a number of seconds, which may be 0; ``math.inf`` is for ever."""
     try:
         if not isinstance(value, bool) and isinstance(value, (int, float)) and float(value) >= 0:
             return float(value)
@@ -307,7 +309,7 @@ def check_wait(name: str, value: object) -> float:
 
 
 def check_keep_alive(name: str, value: object) -> float:
-    """Whole seconds that every system takes; ``math.inf`` switches it off."""
+    """Check whole seconds that every system takes; ``math.inf`` switches it off."""
     if not isinstance(value, bool) and isinstance(value, (int, float)):
         if value == math.inf:
             return math.inf
@@ -317,7 +319,7 @@ def check_keep_alive(name: str, value: object) -> float:
     raise bad_option(name, value, why)
 
 
-#: How the value of each option is checked, and brought into the form that Options has it in.
+#: What checks the value of each option, and brings it into the form that it has in Options.
 _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "secure_transport": _check_secure_transport,
     "allow_half_open": _check_flag,

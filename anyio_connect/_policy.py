@@ -29,25 +29,26 @@ Port: TypeAlias = int | range | tuple[int, int]
 class AddressPolicy:
     """Which addresses and ports sockets may connect to.
 
-    It judges IP addresses, never names: a socket's name is resolved first, each of its
-    addresses is judged, and only those that were allowed are dialled.
+    It judges IP addresses, never names. The name of a socket is resolved first, each of its
+    addresses is judged, and only those that are allowed are dialled.
 
-    An address is allowed when nothing in ``deny`` holds it, and
+    An address is allowed if ``deny`` does not hold it, and
 
     * with ``public_only``: it is a public unicast address, or ``allow`` holds it. The metadata
       addresses of clouds stay denied, whatever ``allow`` says;
-    * without: ``allow`` holds it, or is None.
+    * without ``public_only``: ``allow`` holds it, or is None.
 
-    A port is allowed when ``deny_ports`` does not have it, and ``allow_ports`` has it or is
-    None. An empty ``allow_ports`` allows none. An empty ``allow`` allows nothing either, but
-    with ``public_only`` it is like None: it adds nothing.
+    A port is allowed if ``deny_ports`` does not have it, and ``allow_ports`` has it or is None. An
+    empty ``allow_ports`` allows no port. An empty ``allow`` allows no address; with
+    ``public_only`` it makes no difference.
 
-    IPv4 in an IPv6 address (mapped, compatible, NAT64, 6to4, Teredo) is judged as the IPv4 that
-    it is, and an address that may lead to another one as well (ISATAP, IPv4-translated,
-    ``0.0.0.0``, ``::``) as both. So ``::/0`` in ``allow`` is no way to IPv4: of such addresses
-    it takes a network that is of that form alone, such as ``2002::/16``. What no rule can see
-    into, 64:ff9b:1::/48, is denied by ``public_only``, by IPv4 in ``deny``, and by an ``allow``
-    that has no network within it. Zones do not count.
+    An IPv6 address that only carries an IPv4 address (mapped, compatible, NAT64, 6to4, Teredo) is
+    judged as that IPv4 address. An address that may lead to another one as well (ISATAP,
+    IPv4-translated, ``0.0.0.0``, ``::``) is judged as both. So ``::/0`` in ``allow`` does not
+    allow the IPv4 addresses that IPv6 carries. To allow those, name a network all of whose
+    addresses have that form, such as ``2002::/16``. No rule can tell what is behind
+    64:ff9b:1::/48. It is denied by ``public_only``, by any IPv4 network in ``deny``, and by an
+    ``allow`` that has no network within it. Zones make no difference.
 
     ``allow``: networks and addresses: ``"10.0.0.0/8"``, ``"2001:db8::1"``, or objects of
     ``ipaddress``.
@@ -64,15 +65,15 @@ class AddressPolicy:
     ``refuse_loops``: refuse connections to what this process listens on by ``listen()``, and a
     connection of a socket to itself (:class:`LoopError`).
 
-    ``also``: further policies, which must allow it as well: what ``&`` makes.
+    ``also``: further policies, all of which must allow it as well. ``&`` puts them here.
 
     ``a & b`` allows what both allow. To allow more, ``dataclasses.replace(policy, allow=...)``.
 
-    A subclass may judge in its own way, by :meth:`refusal` and :meth:`port_refusal`; ``&`` asks
-    it as well. It is called once or twice for each address, in the event loop, so it should
-    neither block nor take long. Whatever it raises forbids the address.
+    A subclass may judge in its own way: it overrides :meth:`refusal` and :meth:`port_refusal`,
+    which ``&`` calls as well. They are called once or twice for each address, in the event loop,
+    so they should neither block nor take long. Whatever they raise forbids the address.
 
-    :raises InvalidOptionError: a network or port is none
+    :raises InvalidOptionError: what is given for a network, or for a port, is not one
     """
 
     allow: Iterable[Network] | None = None
@@ -89,7 +90,7 @@ class AddressPolicy:
     """Refuse connections to what this process listens on by ``listen()``, and a connection of a
     socket to itself (:class:`LoopError`)."""
     also: "tuple[AddressPolicy, ...]" = ()
-    """Further policies, which must allow it as well: what ``&`` makes."""
+    """Further policies, all of which must allow it as well. ``&`` puts them here."""
 
     def __post_init__(self) -> None:
         checked: dict[str, object] = {
@@ -112,9 +113,9 @@ class AddressPolicy:
             object.__setattr__(self, "also", _distinct(self))
 
     def refusal(self, address: str | IPv4Address | IPv6Address, port: int) -> str | None:
-        """Say which rule forbids to connect to ``address`` at ``port``; None if none does.
+        """Say which rule forbids connecting to ``address`` at ``port``; None if no rule does.
 
-        What is no IP address, or no port, is refused as well. Does no I/O.
+        Anything that is not an IP address, or not a port, is refused as well. Does no I/O.
         """
         ip = _ip(address)
         if ip is None:
@@ -129,7 +130,7 @@ class AddressPolicy:
         return why
 
     def port_refusal(self, port: int) -> str | None:
-        """Say which rule forbids ``port``, whatever the address; None if none does."""
+        """Say which rule forbids ``port`` for every address; None if no rule does."""
         number: object = port
         if not isinstance(number, int) or not 1 <= number <= 65535:
             return f"{quote(port)} is not a port"
@@ -155,7 +156,7 @@ class AddressPolicy:
             return self
         if self == UNRESTRICTED:
             return other
-        if not _is_plain(self):  # it knows best what makes it up
+        if not _is_plain(self):  # only a subclass knows how it is copied
             return AddressPolicy(also=(self, other))
         return replace(self, also=(*self.also, other))
 
@@ -184,19 +185,19 @@ def _ip(address: object) -> IPAddress | None:
             address = ip_address(address)
         except ValueError:
             return None
-    # As a plain address: without its zone, or the network that an interface has.
+    # As a plain address: without its zone, or the network of an IPv4Interface.
     if isinstance(address, IPv6Address):
         return IPv6Address(int(address))
     return IPv4Address(int(address)) if isinstance(address, IPv4Address) else None
 
 
 class _Networks(tuple[IPNetwork, ...]):  # noqa: SLOT001  # a tuple can have none
-    """Networks, in the order given, and where to find those that hold an address.
+    """Networks, in the order given, and an index of those that hold an address.
 
-    There may be a hundred thousand of them, and they are asked in the event loop.
+    There may be a hundred thousand of them, and they are looked up in the event loop.
     """
 
-    # For each version and length of prefix, what the prefixes are and their places in the order.
+    # For each IP version and length of prefix: the prefixes, and their places in the order.
     _places: dict[tuple[int, int], dict[int, int]]
 
     def __new__(cls, networks: Iterable[IPNetwork]) -> Self:
@@ -221,7 +222,7 @@ class _Networks(tuple[IPNetwork, ...]):  # noqa: SLOT001  # a tuple can have non
 
 
 class _Ports(tuple[int | tuple[int, int], ...]):  # noqa: SLOT001
-    """Ports and ranges of them, as given, and all of them as the bits of a number."""
+    """Ports and ranges of ports, as given, and a number in which the bit of each port is set."""
 
     _bits: int
 
@@ -236,7 +237,7 @@ class _Ports(tuple[int | tuple[int, int], ...]):  # noqa: SLOT001
         return bool(self._bits >> port & 1)
 
 
-# (They are what the two above say by now, but a type checker only knows the parameters.)
+# By now they are objects of the two classes above, but a type checker does not know that.
 
 
 def _holding(ip: IPAddress, networks: Iterable[Network] | None) -> list[IPNetwork]:
@@ -249,7 +250,7 @@ def _has(ports: Iterable[Port], port: int) -> bool:
 
 
 def _denied(policy: AddressPolicy, ip: IPAddress) -> str | None:
-    """What denies ``ip``, or an address that it carries or leads to: this always wins."""
+    """What denies ``ip``, or an address that it carries or leads to. Nothing overrules this."""
     if ip in OPAQUE and (policy.public_only or _names_ipv4(policy.deny)):
         return _opaque(ip)
     if networks := _holding(ip, policy.deny):
@@ -263,7 +264,7 @@ def _denied(policy: AddressPolicy, ip: IPAddress) -> str | None:
 
 
 def _not_allowed(policy: AddressPolicy, ip: IPAddress) -> str | None:
-    """Why nothing allows ``ip``, which nothing denies."""
+    """Why ``ip``, which no rule denies, is not allowed either; None if it is."""
     if policy.allow is None and not policy.public_only:
         return None
     networks = _holding(ip, policy.allow)
@@ -277,8 +278,8 @@ def _not_allowed(policy: AddressPolicy, ip: IPAddress) -> str | None:
     if ip in OPAQUE and not _any_within(networks, OPAQUE):
         return _opaque(ip)
     for inner in (*wrapping, *hidden(ip)):
-        # A network that happens to have such addresses too, as "::/0" has, says nothing of
-        # what they carry.
+        # A wider network, such as "::/0", has such addresses too, but does not say that what
+        # they carry is allowed.
         if not _any_within(networks, inner.network) and (why := _not_allowed(policy, inner.ip)):
             return f"it carries {inner.ip} ({inner.form}): {why}"
     return None
@@ -303,18 +304,18 @@ def _names_ipv4(networks: Iterable[Network]) -> bool:
 
 
 def _distinct(policy: AddressPolicy) -> tuple[AddressPolicy, ...]:
-    """Its ``also`` in a row, each policy once: however it was put together, it is the same."""
+    """Its ``also`` without nesting, each policy once, so that equal policies compare equal."""
     parts: list[AddressPolicy] = []
     for other in policy.also:
         parts += parts_of(other)
     own = (UNRESTRICTED, replace(policy, also=()) if _is_plain(policy) else policy)
-    # Whether two of a subclass are the same, only the subclass knows.
+    # Only a subclass knows whether two of its objects are equal.
     distinct = {part if _is_plain(part) else id(part): part for part in parts}
     return tuple(part for part in distinct.values() if not (_is_plain(part) and part in own))
 
 
 def parts_of(policy: AddressPolicy) -> tuple[AddressPolicy, ...]:
-    """The policies that ``&`` made it of, each of which must allow an address."""
+    """The policies that ``&`` put together, each of which must allow an address."""
     if policy.also and _is_plain(policy):
         return (replace(policy, also=()), *policy.also)
     return (policy,)
@@ -333,14 +334,14 @@ def judges_addresses(policy: AddressPolicy) -> bool:
 
 
 def _is_plain(policy: AddressPolicy) -> bool:
-    """Whether it is known what it does: a subclass may do otherwise."""
+    """Whether it is no subclass, which may judge in another way."""
     return type(policy) is AddressPolicy
 
 
 def _networks(name: str, value: object) -> _Networks:
     if isinstance(value, _Networks):
         return value
-    # A network is iterable itself, over all its addresses; a str is over its characters.
+    # A network is iterable too, over all its addresses; a str, over its characters.
     if isinstance(value, (str, bytes, IPv4Network, IPv6Network)) or not isinstance(
         value, Iterable
     ):
@@ -362,7 +363,7 @@ def _network(name: str, value: object) -> IPNetwork:
         ) from exc
     if isinstance(network, IPv6Network) and network.prefixlen >= 96:
         mapped = network.network_address.ipv4_mapped
-        if mapped is not None:  # the same hosts, by their own addresses
+        if mapped is not None:  # they are the same hosts as these IPv4 addresses
             return IPv4Network((mapped, network.prefixlen - 96))
     return network
 

@@ -1,9 +1,11 @@
 """What the address blocks of IPv4 and IPv6 are for: a table of our own.
 
-From the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890, RFC 8190) and the
-multicast registries, as of 2026. Not ``ipaddress.is_global``: what that says differs between
-patch releases of Python, and it takes for global what only wraps a private IPv4 address, and
-multicast. The longest prefix that fits decides. Pure.
+It is made from the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890, RFC 8190) and
+the multicast registries, as of 2026. The block with the longest prefix decides.
+
+``ipaddress.is_global`` is not used: it differs between patch releases of Python, and it is True
+for multicast, and for IPv6 addresses that only carry a private IPv4 address. This module does no
+I/O.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ _TABLE: tuple[tuple[str, bool, str, str], ...] = (
     ("127.0.0.0/8", _NO, "Loopback", "RFC 1122"),
     ("169.254.0.0/16", _NO, "Link-Local", "RFC 3927"),
     ("172.16.0.0/12", _NO, "Private-Use", "RFC 1918"),
-    # Two of these are globally reachable by the registry: the anycast addresses of PCP and
-    # TURN. But who answers there is the network that we are in, not a host of the internet.
+    # The registry calls two of these globally reachable: the anycast addresses of PCP and TURN.
+    # But it is our own network that answers there, not a host of the internet.
     ("192.0.0.0/24", _NO, "IETF Protocol Assignments", "RFC 6890"),
     ("192.0.2.0/24", _NO, "Documentation (TEST-NET-1)", "RFC 5737"),
     ("192.88.99.0/24", _NO, "Deprecated (6to4 Relay Anycast)", "RFC 7526"),
@@ -87,7 +89,7 @@ def block_of(ip: IPAddress) -> Block:
     return next(block for block in BLOCKS if ip in block.network)
 
 
-#: Where clouds keep the credentials of a machine, for whoever can connect from there.
+#: Where clouds give the credentials of a machine to every program that connects from there.
 METADATA: dict[IPAddress, str] = {
     IPv4Address("169.254.169.254"): "most clouds",
     IPv4Address("169.254.169.250"): "Rancher",
@@ -111,15 +113,15 @@ METADATA: dict[IPAddress, str] = {
 
 
 class Carried(NamedTuple):
-    """An address that another one stands for, or leads to."""
+    """An address that another address carries, or leads to."""
 
     ip: IPAddress
     form: str  #: in which form the other one carries it
     network: IPNetwork  #: of the addresses of that form
 
 
-#: IPv6 that is nothing but a wrapping of IPv4, which therefore says all about it: the network,
-#: by how many bits the IPv4 address is shifted, and its name.
+#: IPv6 addresses that only carry an IPv4 address, and are judged as that one: the network, by how
+#: many bits the IPv4 address is shifted, and the name of the form.
 _WRAPPINGS = (
     (IPv6Network("::ffff:0:0/96"), 0, "IPv4-mapped, RFC 4291"),
     (IPv6Network("::/96"), 0, "IPv4-compatible, RFC 4291"),
@@ -128,14 +130,14 @@ _WRAPPINGS = (
 )
 _TEREDO = IPv6Network("2001::/32")  # RFC 4380 section 4
 _TRANSLATED = IPv6Network("::ffff:0:0:0/96")  # RFC 2765 section 2.1
-#: Whatever hides behind it, its operator alone knows where (RFC 8215).
+#: Only the operator of a network knows what these addresses lead to (RFC 8215).
 OPAQUE = IPv6Network("64:ff9b:1::/48")
 
 
 @lru_cache(1024)
 def wrapped(ip: IPAddress) -> tuple[Carried, ...]:
-    """The IPv4 addresses that ``ip`` is a mere wrapping of: it is to be judged as all of them."""
-    if isinstance(ip, IPv4Address) or int(ip) <= 1:  # "::" and "::1" are no wrappings
+    """The IPv4 addresses that ``ip`` only carries: it is to be judged as each of them."""
+    if isinstance(ip, IPv4Address) or int(ip) <= 1:  # "::" and "::1" carry none
         return ()
     for network, shift, form in _WRAPPINGS:
         if ip in network:
@@ -150,7 +152,7 @@ def wrapped(ip: IPAddress) -> tuple[Carried, ...]:
 
 @lru_cache(1024)
 def hidden(ip: IPAddress) -> tuple[Carried, ...]:
-    """Further addresses that connecting to ``ip`` may lead to: to be judged besides it."""
+    """Further addresses that ``ip`` may lead to: each is to be judged besides ``ip`` itself."""
     if not int(ip):
         here = IPv4Address("127.0.0.1") if isinstance(ip, IPv4Address) else IPv6Address("::1")
         return (Carried(here, f"the system's reading of {ip}", ip_network(ip)),)

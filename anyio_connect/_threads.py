@@ -1,9 +1,9 @@
-"""Threads of our own, for what can only be done by blocking: resolving, building a TLS context.
+"""Threads of our own, for calls that block: resolving names, building a TLS context.
 
-Not AnyIO's worker threads nor those of the event loop: the user's own work may have taken them
-all, and may itself be waiting for a connection. These are daemon threads, so that neither the end
-of an event loop nor that of the process waits for a call that hangs, as ``getaddrinfo()`` does
-for as long as a DNS server is silent.
+AnyIO's worker threads and those of the event loop will not do: the user's own work may have taken
+all of them, and may itself be waiting for a connection. Ours are daemon threads. So neither the
+end of an event loop nor that of the process waits for a call that hangs, as ``getaddrinfo()`` does
+as long as a DNS server is silent.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from anyio.lowlevel import current_token
 
 T = TypeVar("T")
 
-#: From when on a call is said to hang, in seconds: if its task was cancelled, and if not.
+#: After how many seconds a call counts as hanging: if its task was cancelled, and if not.
 _HANGS_ABANDONED = 1.0
 _HANGS = 5.0
 
 
 class NoThreadError(Exception):
-    """There is no thread to be had for a call: its message says why."""
+    """No thread is free for a call. The message says why."""
 
 
 def from_any_thread(callback: Callable[[], object]) -> Callable[[], None]:
-    """Return what makes the event loop that runs now run ``callback`` soon.
+    """Return a function that makes the event loop that runs now call ``callback`` soon.
 
-    It may be called in any thread, and raises RuntimeError if that loop has ended.
+    The function may be called in any thread. It raises RuntimeError if that loop has ended.
     """
     loop: Any = current_token().native_token
-    # The object is asked what it can do, and no module which class it is of: sys.modules may
-    # have a "trio" that another thread has only begun to import.
+    # Look at what the object can do, not at the modules that are imported: sys.modules may have a
+    # "trio" that another thread has only begun to import.
     schedule = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
     return lambda: schedule(callback)
 
@@ -45,8 +45,8 @@ def from_any_thread(callback: Callable[[], object]) -> Callable[[], None]:
 class Threads:
     """Runs blocking calls, each in a thread, at most ``limit`` of them at a time.
 
-    Further calls wait for their turn, in order; if all threads hang, they fail. It belongs to no
-    event loop: it serves all that run in the process, at the same time too.
+    Further calls wait for their turn, in order. If all threads hang, they fail. An object of this
+    class may serve several event loops at the same time.
     """
 
     def __init__(self, name: str, limit: int) -> None:
@@ -57,7 +57,7 @@ class Threads:
             os.register_at_fork(after_in_child=self._begin_anew)
 
     def _begin_anew(self) -> None:
-        """Know of no call. A forked child has none of its parent's threads, but its lock."""
+        """Forget all calls. A forked child has its parent's lock, but none of its threads."""
         self._lock = threading.Lock()  # for the two below
         self._running: dict[_Call[Any], None] = {}
         self._queue: OrderedDict[_Call[Any], None] = OrderedDict()  # empty unless all run
@@ -65,8 +65,8 @@ class Threads:
     async def run(self, function: Callable[[], T]) -> T:
         """Return what ``function`` returns, or raise what it raises.
 
-        Cancelled, the call is abandoned at once: one that has begun goes on, and its result is
-        dropped.
+        If this is cancelled, it returns at once. A call that has begun goes on in its thread, and
+        its result is dropped.
 
         :raises NoThreadError: all threads hang, or the system starts no more of them
         """
@@ -106,7 +106,7 @@ class Threads:
 
     def _refuse_if_all_hang(self) -> None:
         now = time.monotonic()
-        # The youngest first: as a rule it is a call that does not.
+        # The youngest first: as a rule it does not hang, which settles the question.
         if all(call.hangs(now) for call in reversed(self._running)):
             raise NoThreadError(f"all {self.limit} threads that {self._name} hang")
 
@@ -167,7 +167,7 @@ class _Call(Generic[T]):
     def tell(self) -> None:
         wake = self._wake
         if wake is not None:
-            with suppress(RuntimeError):  # its event loop has ended, and the task with it
+            with suppress(RuntimeError):  # the event loop has ended, and so has the task
                 wake()
 
     def result(self) -> T:
@@ -177,4 +177,4 @@ class _Call(Generic[T]):
         try:
             raise error
         finally:
-            del error  # whose traceback has this frame
+            del error  # or its traceback would keep this frame, and this frame the error
