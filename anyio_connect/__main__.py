@@ -31,13 +31,13 @@ from ._preludes import PRELUDES
 from ._tls import build_context
 from ._tls_errors import TO_TRUST_IT
 
-_CHUNK = 262144  # bytes; with less, moving between tasks and threads takes most of the time
+_CHUNK = 262144  # bytes; with fewer, most of the time would go into changing tasks and threads
 #: How long the peer may be silent after the end of input before our side ends, in seconds, unless
 #: --end-after says so. Many servers that speak TLS cannot half-close: they drop their answer.
 _END_AFTER, _END_AFTER_TLS = 0.0, 5.0
-_PRELUDE_TIMEOUT = 30  # seconds; two peers that wait for each other would do so for ever
+_PRELUDE_TIMEOUT = 30  # seconds; otherwise two peers could wait for each other for ever
 
-#: What errors advise -> how to do that from here.
+#: Advice in errors -> the option of the command line that does it.
 _OPTIONS = {TO_TRUST_IT: "name its file with --cafile", "start_tls()": "--starttls"}
 
 _DESCRIPTION = """\
@@ -53,7 +53,7 @@ reads standard output any more
 
 
 class _PipeError(Exception):
-    """Standard input or output failed, other than that nobody reads the output."""
+    """Standard input or output failed. An output that nobody reads is no such failure."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("the demo takes no option but --trio")
     if not given & {"tls", "starttls"} and given & {"cafile", "alpn", "insecure"}:
         parser.error("--cafile, --alpn and --insecure need --tls or --starttls")
-    # Ctrl-C ends us as it ends any other such program: at once and without a word.
+    # Ctrl-C ends this program as it ends others of its kind: at once, without a message.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     backend = "trio" if options.trio else "asyncio"
     try:
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from ._demo import demo  # only when asked for
 
             anyio.run(demo, backend=backend)
-            print(end="", flush=True)  # here, where a broken pipe is noticed
+            print(end="", flush=True)  # here, so that a broken pipe is noticed
         else:
             anyio.run(_talk, options, backend=backend)
     except (SocketError, _PipeError) as exc:
@@ -192,7 +192,7 @@ def _context(options: argparse.Namespace) -> ssl.SSLContext:
     try:
         context = build_context(alpn, options.cafile)
     except OSError as exc:
-        if options.cafile is None:  # the system's cannot be read
+        if options.cafile is None:  # the system's certificates cannot be read
             raise
         raise InvalidOptionError(f"bad value for --cafile: {options.cafile!r}: {exc}") from exc
     if options.insecure:
@@ -205,10 +205,10 @@ def _context(options: argparse.Namespace) -> ssl.SSLContext:
 async def _relay(socket: Socket, *, half_open: bool, end_after: float) -> None:
     """Copy standard input to the socket and the socket to standard output, both at once.
 
-    ``end_after``: how long the peer is to be silent after the end of input before our side ends,
-    in seconds.
+    ``end_after``: our side ends once the peer has been silent for so many seconds after the end of
+    input.
     """
-    # Kept rather than raised, because a task group would wrap them.
+    # Kept here and not raised, because a task group would wrap them.
     failures: list[Exception] = []
     enough = False
     reading: anyio.CancelScope | None = None
@@ -237,7 +237,7 @@ async def _relay(socket: Socket, *, half_open: bool, end_after: float) -> None:
                     return
                 await socket.send(data)
         except SocketError as exc:
-            failures.append(exc)  # what the peer said before it hung up is still to be read
+            failures.append(exc)  # what the peer sent before it hung up can still be read
         except _PipeError as exc:
             failures.append(exc)
             await socket.writable.abort(exc)  # the peer must not take a piece for the whole
@@ -268,20 +268,20 @@ async def _relay(socket: Socket, *, half_open: bool, end_after: float) -> None:
 
 async def _read_input() -> bytes:
     try:
-        if stat.S_ISREG(os.fstat(0).st_mode):  # always readable, and epoll will have none of it
+        if stat.S_ISREG(os.fstat(0).st_mode):  # always readable, and epoll does not take it
             return os.read(0, _CHUNK)
         if not _can_wait_for_input():
             return await anyio.to_thread.run_sync(os.read, 0, _CHUNK, abandon_on_cancel=True)
         while True:
             await anyio.wait_readable(0)
-            with suppress(BlockingIOError):  # another program that shares it was quicker
+            with suppress(BlockingIOError):  # another program that reads it too was quicker
                 return os.read(0, _CHUNK)
     except OSError as exc:
         raise _PipeError(f"cannot read standard input: {exc.strerror}") from exc
 
 
 def _can_wait_for_input() -> bool:
-    if sys.platform == "win32":  # nothing but sockets can be waited for
+    if sys.platform == "win32":  # where a program can wait only for sockets
         return False
     mode = os.fstat(0).st_mode
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(0)
@@ -292,8 +292,8 @@ async def _write_output(data: bytes) -> None:
         if stat.S_ISREG(os.fstat(1).st_mode):
             _write_all(data)
         else:
-            # In a thread, because a pipe that can be written to may still block for all but a
-            # little, and sending must go on meanwhile.
+            # In a thread: a pipe that has room for a little blocks for the rest, and sending must
+            # go on meanwhile.
             await anyio.to_thread.run_sync(_write_all, data, abandon_on_cancel=True)
     except BrokenPipeError:
         raise
@@ -306,14 +306,14 @@ def _write_all(data: bytes) -> None:
     while view:
         try:
             view = view[os.write(1, view) :]
-        except BlockingIOError:  # another program that shares it made it so
+        except BlockingIOError:  # another program that has it too made it non-blocking
             select.select([], [1], [])
 
 
 def _occupy_standard_descriptors() -> None:
-    """Keep 0 to 2, where they are closed, from becoming a socket that is taken for a pipe.
+    """Open those of the descriptors 0 to 2 that are closed, so that no socket gets their number.
 
-    Then there is nothing to read, and writing fails.
+    There is nothing to read from them, and writing to them fails.
     """
     while (descriptor := os.open(os.devnull, os.O_RDONLY)) <= 2:
         pass
@@ -321,7 +321,7 @@ def _occupy_standard_descriptors() -> None:
 
 
 def _tell(text: str) -> None:
-    if sys.stderr is not None:  # it was closed from the start; print() would turn to stdout
+    if sys.stderr is not None:  # None if it was closed from the start: print() would use stdout
         print(f"anyio_connect: {text}", file=sys.stderr)
 
 
@@ -329,7 +329,7 @@ def _leave(status: int) -> int:
     """Return ``status``; or end here if a thread still reads input, which nothing can stop."""
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
-            thread.join(0.1)  # an idle one was told to end, and does
+            thread.join(0.1)  # one that is idle was told to end, and does so
             if thread.is_alive():
                 for stream in (sys.stdout, sys.stderr):
                     if stream is not None:
@@ -339,7 +339,7 @@ def _leave(status: int) -> int:
 
 
 def _die_of_sigpipe() -> None:
-    """End as a program does that leaves the signal alone: the shell is told, nothing printed."""
+    """End as a program that does not handle SIGPIPE: nothing is printed, but the shell knows."""
     if sys.platform != "win32":
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)

@@ -25,11 +25,11 @@ from ._errors import (
 #: How many addresses, or errors of one kind, a message names.
 _MOST_NAMED = 8
 
-#: How long the reason of a policy may be, in characters. One is in another, if a connection leads
-#: elsewhere.
+#: How long the reason of a policy may be, in characters. If a connection leads elsewhere, one
+#: reason may contain another.
 _LONGEST_REASON = 500
 
-#: Ports whose servers speak HTTP: a user who cannot connect there often wanted an HTTP client.
+#: Ports whose servers speak HTTP. A user who cannot connect there often needs an HTTP client.
 _HTTP_PORTS = frozenset({80, 443})
 
 _KINDS: dict[int, tuple[type[ConnectError], str]] = {
@@ -54,7 +54,7 @@ def attempt_failed(where: str, exc: Exception) -> ConnectError:
 
 
 def needs_zone(where: str, exc: Exception) -> ConnectError:
-    """The error for a link-local address without a zone: to systems, an invalid argument."""
+    """The error for a link-local address without a zone, which is EINVAL to the system."""
     return _caused(
         ConnectError(
             f"{where}: a link-local address needs a zone, the network interface that leads to "
@@ -83,7 +83,7 @@ def cannot_bind(where: str, local_host: str, exc: OSError) -> ConnectError:
 
 def forbidden(what: str, why: str) -> AddressNotAllowedError:
     """The error for an address that the policy forbids, and by which rule."""
-    # A policy of the user's may say anything.
+    # A policy of the user's may return any text.
     why = shorten(str(why), _LONGEST_REASON)
     error = AddressNotAllowedError(f"{what}: the Connector's policy forbids it: {why}")
     error.errno = errno.EACCES
@@ -107,7 +107,7 @@ def loop(what: str, why: str) -> LoopError:
 
 
 def perhaps_loop(what: str, exc: OSError) -> AddressNotAllowedError:
-    """The error for an address of which it cannot be told whether it leads back here."""
+    """The error for an address that may lead back here: the system does not tell."""
     why = f"it cannot be told whether this process itself listens there: {text_of(exc)}"
     error = forbidden(what, why)
     error.__cause__ = fresh(exc)
@@ -137,10 +137,10 @@ def dialer_failed(where: str, exc: Exception) -> ConnectError:
 
 
 def system_error(exc: OSError) -> OSError:
-    """The system's error behind ``exc``, if AnyIO raised that.
+    """The system's error behind ``exc``, if AnyIO's ``connect_tcp()`` raised that.
 
-    Its ``connect_tcp()`` tells what went wrong only by the cause of an error that has no number:
-    by one error, or by a group of one for each address, which may be of several kinds.
+    AnyIO raises an OSError without a number. What went wrong is its cause: an error, or a group
+    with one error for each address, which may be of several kinds.
     """
     if exc.errno is not None or exc.__cause__ is None:
         return exc
@@ -213,7 +213,7 @@ def no_such_zone(ip: str, exc: OSError) -> ConnectError:
 
 
 def none_allowed(where: str, refused: Sequence[ConnectError], left_out: int = 0) -> ConnectError:
-    """One error for a host none of whose addresses may be dialled."""
+    """One error for a host that has no address that may be dialled."""
     each = _listed(refused, f"{where}: ") + _left_out(left_out)
     kinds = {type(error) for error in refused}
     kind = kinds.pop() if len(kinds) == 1 else AddressNotAllowedError
@@ -239,12 +239,12 @@ def dial_failed(
     refused: Sequence[ConnectError],
     left_out: int = 0,
 ) -> ConnectError:
-    """One error for a dial all of whose attempts failed.
+    """One error for a dial of which every attempt failed.
 
-    Its class is the one all attempts share: refused everywhere is :class:`RefusedError`.
+    If all attempts failed with the same class, it has that class, such as :class:`RefusedError`.
     """
     last = attempts[-1]
-    # A literal address is its own only attempt: name it once.
+    # An IP address has only itself to try: name it once.
     each = _listed(attempts, f"{where}: ")
     if len(attempts) > 1:
         each = f"all {len(attempts)} addresses failed: {each}"
@@ -265,12 +265,12 @@ def reset_at_once(where: str, exc: Exception) -> ConnectError:
 
 
 def no_thread(where: str, exc: Exception) -> ConnectError:
-    """The error for a connection that no thread, or no event loop, is there to make."""
+    """The error for a connection for which no thread, or no event loop, could be started."""
     return _caused(ConnectError(f"cannot connect to {where}: {text_of(exc)}"), exc)
 
 
 def opening_failed(where: str, exc: Exception) -> ConnectError:
-    """The error for whatever else may go wrong, in foreign code perhaps."""
+    """The error for anything else that goes wrong, perhaps in foreign code."""
     error = ConnectError(f"cannot connect to {where}: {type(exc).__name__}: {text_of(exc)}")
     return _caused(error, exc)
 
@@ -321,7 +321,7 @@ def proxy_failed(
     cause: BaseException | None,
     attempts: tuple[ProxyError, ...],
 ) -> ProxyError:
-    """The error for a proxy that is no use, for whatever address, after ``attempts``."""
+    """The error for a proxy that fails for every address, after ``attempts``."""
     before = f"; before that: {_listed(attempts)}" if attempts else ""
     error = ProxyError(_through(where, proxy, f"{why}{before}"), status=status, attempts=attempts)
     error.__cause__ = cause
@@ -397,7 +397,7 @@ def dial_timed_out(
 
 
 def not_opened(where: str, seconds: float) -> ConnectTimeoutError:
-    """``connect_timeout`` ran out before the socket was open that ``wrap()`` was given."""
+    """``connect_timeout`` ran out before the socket given to ``wrap()`` was open."""
     return _too_late(
         f"cannot connect to {where}: the socket that was wrapped was not open within "
         f"{seconds:g} seconds"
@@ -424,7 +424,7 @@ def _too_late(message: str, attempts: tuple[ConnectError, ...] = ()) -> ConnectT
 
 
 def note_http(error: ConnectError, port: int) -> ConnectError:
-    """Add a hint to a failed dial to a web port (workerd does the same in its message)."""
+    """Add a hint to the error of a dial to a web port, as workerd does in its message."""
     if port in _HTTP_PORTS:
         note = (
             f"port {port} is for HTTP: to talk to a web server, "

@@ -1,4 +1,4 @@
-"""Any other way there: a function of the user's that makes the connection."""
+"""Dialers: functions of the user's that make the connections."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Every error a user can meet, and the one place where foreign errors become ours.
 
-Each class is a :class:`SocketError` and also the built-in or AnyIO class that code written
-without this package in mind already catches. Two things are deliberately not here, because
-AnyIO's own classes say them exactly: ``anyio.EndOfStream`` (the peer ended) and
-``anyio.BusyResourceError`` (two tasks in one direction at once).
+Each class is a :class:`SocketError`, and also the built-in or AnyIO class that code catches which
+does not know this package. Two errors are not here, because AnyIO's own classes are exact:
+``anyio.EndOfStream`` (the peer ended) and ``anyio.BusyResourceError`` (two tasks in one direction
+at once).
 """
 
 import errno
@@ -21,7 +21,7 @@ class SocketError(Exception):
     """Base of every error of this package.
 
     ``code`` is a stable, machine-readable name for the kind of failure; ``str(error)`` is for
-    people and may change between releases. ``__cause__`` holds the low-level error, where
+    people and may change between releases. ``__cause__`` holds the low-level error, if
     there was one.
 
     What to do: catch it if the kind of failure makes no difference.
@@ -30,8 +30,8 @@ class SocketError(Exception):
     code: ClassVar[str] = "socket_error"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # For pickle and copy: OSError keeps errno outside of __dict__, and would lose it here; and
-        # a subclass may be made from anything.
+        # For pickle and copy. OSError keeps errno outside of __dict__, where it would be lost; and
+        # the __init__() of a subclass may take other arguments.
         return bare, (type(self), self.args), {**vars(self), **slots_of(self)}
 
 
@@ -80,7 +80,7 @@ class ConnectError(SocketError, OSError):
         self.attempts = attempts
 
     def __str__(self) -> str:
-        # OSError and ssl.SSLError would each have their own way with errno and args.
+        # OSError and ssl.SSLError would each show errno and args in a way of their own.
         return str(self.args[0])
 
 
@@ -281,9 +281,9 @@ class DelimiterNotFoundError(SocketError, anyio.DelimiterNotFound):
 
 
 def text_of(value: object) -> str:
-    """What a value says, for messages: an exception without Python's ``[Errno N]`` prefix.
+    """The text of a value for messages; of an exception, without Python's ``[Errno N]``.
 
-    It is of a bounded length, and shows characters that control a terminal by their numbers.
+    Its length is bounded, and characters that control a terminal are shown as their numbers.
     """
     if isinstance(value, OSError) and value.strerror:
         value = value.strerror
@@ -295,7 +295,7 @@ def text_of(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """A text with the numbers of characters that control a terminal in place of them."""
+    """A text in which characters that control a terminal are shown as their numbers."""
     return text if text.isprintable() else "".join(map(_shown, text))
 
 
@@ -304,7 +304,7 @@ def _shown(character: str) -> str:
 
 
 def bad_option(name: str, value: object, why: str) -> InvalidOptionError:
-    """The error for an option, or a part of one, that cannot be what it is."""
+    """The error for an option, or a part of one, that has a bad value."""
     return InvalidOptionError(f"bad value for {name}: {quote(value)}: {why}")
 
 
@@ -337,7 +337,7 @@ def broken(doing: str, exc: BaseException) -> BrokenError:
     why = ""
     if isinstance(exc, anyio.BrokenResourceError) and exc.__cause__ is not None:
         cause = exc.__cause__
-        if str(exc) != str(cause):  # TLS knows better than its cause
+        if str(exc) != str(cause):  # TLS says more than its cause
             why = str(exc)
     if isinstance(cause, OSError) and cause.errno == errno.ETIMEDOUT:
         why = why or f"the peer has stopped answering, as the kernel found: {text_of(cause)}"
@@ -347,16 +347,16 @@ def broken(doing: str, exc: BaseException) -> BrokenError:
 
 
 def quote(value: object) -> str:
-    """``repr(value)``, of a length for messages, and without what may be a secret.
+    """``repr(value)`` for messages: not too long, and without what may be a secret.
 
-    People paste whole URLs, and errors end up in logs. So of a user and a password, which may
-    have any character, and of a query or a fragment, nothing is shown.
+    People paste whole URLs, and errors end up in logs. So a user, a password, a query and a
+    fragment are left out. A password may have any character.
     """
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001  # an int of more than 4300 digits has none
         return f"({type(value).__name__})"
-    # Whoever escapes a whole URL escapes its '@' too.
+    # In a URL that was escaped as a whole, the '@' is escaped too.
     user, at, rest = text.replace("%40", "@").rpartition("@")
     if at:
         scheme = re.match(r"\W*(?:[A-Za-z][A-Za-z0-9+.-]*://)?", user)
@@ -367,6 +367,6 @@ def quote(value: object) -> str:
 
 
 def shorten(text: str, most: int = 120) -> str:
-    """The two ends of a text that is too long for a message."""
+    """A text for messages: of one that is too long, the beginning and the end."""
     tail = most // 3 - 3
     return text if len(text) <= most else f"{text[: most - tail - 3]}...{text[-tail:]}"

@@ -29,10 +29,10 @@ from ._tcp import TCPTransport, host_and_port
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup  # which AnyIO needs there too
 
-#: What accept() fails with when there is too little of something, which may come back.
+#: What accept() fails with if this process or the system lacks something that may be freed again.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-#: What it fails with for one connection, which is gone. EPERM: a firewall. The rest are errors
-#: that were pending on that connection (accept(2)); not every system has them all.
+#: What it fails with because of one connection, which is lost. EPERM comes from a firewall. The
+#: others were pending errors of that connection (accept(2)). Not every system has all of them.
 _GONE = frozenset(
     getattr(errno, name, errno.ECONNABORTED)
     for name in (
@@ -40,9 +40,9 @@ _GONE = frozenset(
         *("EHOSTUNREACH", "EOPNOTSUPP", "ENETUNREACH", "ETIMEDOUT", "ECONNRESET"),
     )
 )
-#: What binding to an address fails with if this machine has none such, or not this kind.
+#: What binding fails with if this machine does not have that address, or that kind of address.
 _NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
-#: How a handler may end because of what its client did, or failed to do.
+#: What a handler may raise because of something that its client did, or failed to do.
 _OF_ONE_CLIENT = (
     SocketError,
     *(anyio.EndOfStream, anyio.IncompleteRead, anyio.DelimiterNotFound),
@@ -84,7 +84,7 @@ async def listen(
     :raises InvalidAddressError: the address names no TCP endpoint
     :raises InvalidOptionError: an option has a bad value
     :raises ResolveError: the name has no address
-    :raises ListenError: it cannot be listened there
+    :raises ListenError: it cannot listen there
     """
     where = parse_address(address, lowest_port=0)
     options = parse_options(
@@ -99,7 +99,7 @@ async def listen(
     check_count("backlog", backlog)
     await checkpoint()
     endpoints = await resolve(where)
-    # A port that is free at one address need not be at the next.
+    # A port that is free at one address may be taken at the next.
     tries = 1 if where.port else _FREE_PORT_TRIES
     while True:
         tries -= 1
@@ -153,7 +153,7 @@ def _listening(family: int, sockaddr: tuple[Any, ...], backlog: int) -> socket.s
 
 
 class Listener(abc.Listener[Socket]):
-    """What ``listen()`` returns. It has no public constructor; close it, or ``async with`` it."""
+    """What ``listen()`` returns. It has no public constructor. Close it, or use ``async with``."""
 
     def __init__(self, sockets: list[socket.socket], options: Options) -> None:
         self._sockets = {sock: readiness(sock) for sock in sockets}
@@ -194,7 +194,7 @@ class Listener(abc.Listener[Socket]):
         :raises ListenError: no more connections can be accepted, for a reason that does not pass;
             the tasks in the group around this call were cancelled
         """
-        failed: list[ListenError] = []  # raised at last, and not in the groups' exception groups
+        failed: list[ListenError] = []  # raised at the end, outside of the exception groups
         with self._serving:
             async with AsyncExitStack() as stack:
                 if task_group is None:
@@ -235,18 +235,18 @@ class Listener(abc.Listener[Socket]):
         try:
             limit = set_keep_alive(connection, self._options.keep_alive)
             transport = TCPTransport(connection, remote=remote, limit=limit)
-        except (OSError, ValueError):  # it has gone, and the system does not tell its address
+        except (OSError, ValueError):  # it is gone: the system no longer tells its address
             connection.close()
             return
         peer: Any = transport.extra(SocketAttribute.remote_address)
         target = Target(SocketAddress(*peer), self._options)
         ours = Socket(Accepted(transport), target, None)
         try:
-            # It waits for nothing, and a connection that was accepted goes to the handler.
+            # This waits for nothing. A connection that was accepted has to go to the handler.
             with anyio.CancelScope(shield=True):
                 await ours.opened
             group.start_soon(handle, handler, ours, str(target), name=f"serve {target}")
-        except BaseException:  # the group is no more
+        except BaseException:  # the group has ended
             await transport.abort()
             raise
 
@@ -306,7 +306,7 @@ def _try_again() -> bool:
 
 
 async def handle(handler: Callable[[Socket], Any], socket: Socket, peer: str) -> None:
-    """Run a handler; what its client can have caused ends here."""
+    """Run a handler. An error that its client may have caused is logged, and not raised."""
     try:
         await handler(socket)
     except _OF_ONE_CLIENT as exc:
@@ -318,7 +318,7 @@ async def handle(handler: Callable[[Socket], Any], socket: Socket, peer: str) ->
             raise
         _log_end(peer, ours)
         if others is not None:
-            raise others from None  # so that a client does not fail what is cancelled
+            raise others from None  # only cancellations: a client must not make them an error
 
 
 def _log_end(peer: str, error: BaseException) -> None:

@@ -1,9 +1,9 @@
 """What is said in the clear before TLS begins, for each protocol that ``--starttls`` knows.
 
 A prelude asks for TLS and returns once the peer has agreed to it, so that ``start_tls()`` may
-follow. What a peer, or somebody in between, sends in the clear behind the go-ahead makes that
-fail: ``start_tls()`` itself, if it was read ahead, or else the handshake. How long a reply may be
-is limited, how long it may take is not.
+follow. If the peer, or somebody in between, sends anything in the clear after the go-ahead, TLS
+does not begin: ``start_tls()`` fails if that was read ahead, and otherwise the handshake fails.
+The length of a reply is limited, but not the time that it takes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from anyio.abc import SocketAttribute
 from ._errors import ConnectError, DelimiterNotFoundError, IncompleteReadError
 from ._socket import Socket
 
-#: How long one line or binary message of the peer may be, in bytes. Only lists of capabilities
-#: come anywhere near.
+#: How long one line or binary message of the peer may be, in bytes. Most are much shorter; lists
+#: of capabilities are the longest.
 _MAX_BYTES = 2048
 
 #: How many lines one reply of the peer may have.
@@ -58,7 +58,7 @@ async def _nntp(socket: Socket) -> None:
 
 async def _imap(socket: Socket) -> None:
     """IMAP (RFC 9051 6.2.1)."""
-    # Not `* PREAUTH` either: a session that is logged in already has no STARTTLS.
+    # `* PREAUTH` is refused too: a session that is logged in already has no STARTTLS.
     await _status(socket, "* OK", ("* PREAUTH", "* BYE"), "the connection")
     await socket.send(b"A STARTTLS\r\n")
     await _status(socket, "A OK", ("A NO", "A BAD", "* BYE"), "STARTTLS", besides="* ")
@@ -126,7 +126,7 @@ async def _postgres(socket: Socket) -> None:
     await socket.send(struct.pack("!II", 8, 80877103))
     answer = await _exactly(socket, 1)
     if answer in (b"N", b"E"):
-        # After E comes a message. It is not shown, as anybody may have sent it (CVE-2024-10977).
+        # "E" is followed by a message. It is not shown: anybody may have sent it (CVE-2024-10977).
         raise _refused("TLS", answer.decode())
     if answer != b"S":
         raise _garbage(answer)
@@ -160,8 +160,8 @@ async def _mysql(socket: Socket) -> None:
     await socket.send(struct.pack("<I", len(request) | (sequence + 1) << 24) + request)
 
 
-#: By the name that ``--starttls`` takes. Each is called with a socket of
-#: ``secure_transport="starttls"`` on which nothing was sent or received yet; it raises
+#: The preludes, by the name that ``--starttls`` takes. Each is called with a socket of
+#: ``secure_transport="starttls"`` on which nothing was sent or received yet. It raises
 #: ConnectError if the peer does not agree to TLS, or speaks another protocol.
 PRELUDES: dict[str, Callable[[Socket], Awaitable[None]]] = {
     "ftp": _ftp,
@@ -188,7 +188,7 @@ async def _command(socket: Socket, command: str, wanted: str) -> None:
 async def _reply(socket: Socket, wanted: str, asked_for: str) -> None:
     """Receive one reply of SMTP, FTP or NNTP, whose code has to begin with ``wanted``.
 
-    Of several lines, the first is ``250-text`` and the last ``250 text``.
+    If it has several lines, the first ones are like ``250-text``, and the last is ``250 text``.
     """
     line = first = await _line(socket)
     code = first[:3]
@@ -208,9 +208,9 @@ async def _reply(socket: Socket, wanted: str, asked_for: str) -> None:
 async def _status(
     socket: Socket, yes: str, no: tuple[str, ...], asked_for: str, *, besides: str | None = None
 ) -> None:
-    """Receive lines up to one that begins with the word for yes, or with one for no.
+    """Receive lines up to one that begins with the word for yes, or with the one for no.
 
-    Before it there may be lines that begin with ``besides``.
+    Lines that begin with ``besides`` may come before it.
     """
     for _ in range(_MAX_LINES):
         line = await _line(socket)
@@ -244,7 +244,7 @@ async def _exactly(socket: Socket, count: int) -> bytes:
 
 
 def _own_name(socket: Socket) -> str:
-    """This machine's name for SMTP: an address literal (RFC 5321 4.1.3), as we have no other."""
+    """Our name for SMTP: our IP address (RFC 5321 4.1.3), as a client need not have a name."""
     host = socket.extra(SocketAttribute.local_address)[0]
     address = ip_address(str(host).partition("%")[0])
     return f"[IPv6:{address}]" if address.version == 6 else f"[{address}]"

@@ -1,6 +1,6 @@
-"""A proxy as a user writes it: its URL, checked before anything is done with it.
+"""The URL of a proxy, as a user gives it, and its check.
 
-The user and the password in it are secrets. They are in no message and in no ``repr()``.
+The user and the password in it are secrets. No message and no ``repr()`` shows them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ._address import HostError, SocketAddress, format_address, normal_host
 from ._copies import fresh
 from ._errors import InvalidOptionError, quote
 
-#: The module that speaks the protocol of each scheme, and what it takes from the extra.
+#: For each scheme: the module that speaks its protocol, and the library that the module needs.
 _SCHEMES = {
     "http": ("._proxy_http", "h11"),
     "https": ("._proxy_http", "h11"),
@@ -36,7 +36,7 @@ class Credentials(NamedTuple):
 
 
 class Proxy(NamedTuple):
-    """A proxy: how it is spoken to, and where it is. As text it is its URL, without secrets."""
+    """A proxy: its protocol and its address. As text it is its URL, without the secrets."""
 
     scheme: str
     address: SocketAddress
@@ -47,18 +47,18 @@ class Proxy(NamedTuple):
 
     @property
     def over_tls(self) -> bool:
-        """Whether it is spoken to over TLS."""
+        """Whether the connection to the proxy itself has TLS."""
         return self.scheme == "https"
 
     @property
     def resolves_names(self) -> bool:
-        """Whether it is given names, and not addresses alone."""
+        """Whether it takes names as well as addresses."""
         return self.scheme != "socks5"
 
     def protocol(self) -> Any:
         """The module that speaks its protocol.
 
-        :raises ImportError: what that needs is not installed
+        :raises ImportError: the library that it needs is not installed
         """
         return import_module(_SCHEMES[self.scheme][0], __package__)
 
@@ -73,10 +73,10 @@ class ProxyURL(str):
 
 
 class ProxyAnswerError(Exception):
-    """What a proxy refused or did wrong, in words that go behind its name.
+    """What a proxy refused or did wrong. In messages, the text follows the name of the proxy.
 
-    ``status`` is what it answered, if that was a number. ``of_target``: another address of the
-    same host may do better.
+    ``status`` is the number that it answered, if it did. With ``of_target``, the proxy may still
+    be able to connect to another address of the same host.
     """
 
     def __init__(self, why: str, status: int | None = None, *, of_target: bool = False) -> None:
@@ -87,9 +87,9 @@ class ProxyAnswerError(Exception):
 
 
 def parse_proxy(name: str, value: object) -> Proxy:
-    """Check the URL of a proxy, and that the libraries it takes are installed.
+    """Check the URL of a proxy, and that the libraries it needs are installed.
 
-    :raises InvalidOptionError: it is none, or they are not
+    :raises InvalidOptionError: it is not such a URL, or a library is not installed
     """
     if not isinstance(value, str):
         raise _bad(name, value, f"must be a str, a URL such as {_EXAMPLE}")
@@ -106,7 +106,7 @@ def parse_proxy(name: str, value: object) -> Proxy:
     return proxy
 
 
-#: A host, or what should be one, and what follows the ':' behind it.
+#: A host, or what stands in its place, and what follows the ':' after it.
 _BEHIND_HOST = re.compile(
     r"((?:[a-z][a-z0-9+.-]*://)?(?:\[[^]]*\]|[^:]*):)(?!//)(.*)", re.IGNORECASE | re.DOTALL
 )
@@ -115,7 +115,7 @@ _BEHIND_HOST = re.compile(
 def _masked(url: str) -> str:
     """``repr(url)`` without what is, or may be, a user or a password."""
     if "@" not in url and "%40" not in url:
-        # What follows a ':' and is no port may be a password, if the host was forgotten.
+        # If the host was forgotten, what follows a ':' and is no port may be a password.
         found = _BEHIND_HOST.match(url)
         if found and not re.match(r"[0-9]{1,5}(?:[/?#]|$)", found[2]):
             url = f"{found[1]}***"
@@ -129,7 +129,7 @@ def _bad(name: str, value: object, why: str) -> InvalidOptionError:
 
 
 def _parse(url: str) -> Proxy:
-    # No message in here shows a part of the URL, which may be a part of a password.
+    # No message from here shows a part of the URL: it may be a part of a password.
     if re.search(r"[\s\x00-\x1f\x7f-\x9f\\]", url):
         raise HostError(
             "it has white space, a control character or a backslash: in a user or a password, "
@@ -157,7 +157,7 @@ def _parse(url: str) -> Proxy:
 def _address(scheme: str, text: str) -> SocketAddress:
     found = re.fullmatch(r"(.*):([0-9]{1,5})", text)
     if found is None or not 1 <= int(found[2]) <= 65535:
-        # Clients differ in what they take for the default: 80, 1080, 3128 or 8080.
+        # There is no default that clients agree on: some take 80, others 1080, 3128 or 8080.
         raise HostError(
             f"it has no port, or one that is no number from 1 to 65535: end it with ':' and the "
             f"port, as in '{scheme}://host:3128'"

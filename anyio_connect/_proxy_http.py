@@ -13,7 +13,7 @@ from ._errors import text_of
 from ._proxy import Proxy, ProxyAnswerError
 from ._transport import Transport
 
-#: How long an answer may be up to the end of its head, in bytes, with all that goes before it.
+#: How long an answer may be up to the end of its head, in bytes, with informational answers.
 _MOST = 16384
 
 _NO_PROXY = "perhaps it is no proxy, or lets nobody through to that port"
@@ -31,21 +31,20 @@ _MEANINGS = {
     504: "it had no answer from there in time",
 }
 
-#: 401 is for servers; tinyproxy says it of a wrong password.
+#: 401 is for servers, but tinyproxy answers it for a wrong password.
 _UNAUTHORIZED = frozenset({401, 407})
 
-#: Statuses that have nothing to do with what was asked for.
+#: Statuses that would be the same for every target.
 _OF_PROXY = _UNAUTHORIZED | {405, 501}
 
 
 async def ask(transport: Transport, proxy: Proxy, host: str, port: int) -> None:
-    """Ask the proxy for a tunnel to ``host``; from then on the transport is that.
+    """Ask the proxy for a tunnel to ``host``; after that, the transport leads there.
 
-    Of what the proxy says, no more than the head of its answer is read. Behind a 2xx answer
-    comes what the target says, whatever ``Content-Length`` and ``Transfer-Encoding`` say of it, if
-    h11 can read them.
+    No more than the head of the answer is read. What follows a 2xx answer comes from the target,
+    even if a ``Content-Length`` or ``Transfer-Encoding`` that h11 can read says otherwise.
 
-    :raises ProxyAnswerError: it refused, or what it said is no answer
+    :raises ProxyAnswerError: it refused, or did not answer in HTTP
     :raises anyio.EndOfStream: it hung up before it had answered
     :raises anyio.BrokenResourceError: the connection broke before that
     """
@@ -70,7 +69,7 @@ async def _answer(transport: Transport, connection: h11.Connection, proxy: Proxy
             event = connection.next_event()
         except h11.RemoteProtocolError as exc:
             exc.__traceback__ = None  # h11 raises it in a frame of its own, which is a cycle
-            # It shows what was said, which may be what the proxy has heard from us.
+            # Its text shows what the proxy sent, which may repeat our password.
             cause = fresh(exc) if proxy.credentials is None else None
             why = "it answered with something that is not HTTP: is it an HTTP proxy?"
             raise ProxyAnswerError(why) from cause
@@ -79,8 +78,8 @@ async def _answer(transport: Transport, connection: h11.Connection, proxy: Proxy
         if event is h11.NEED_DATA:
             if len(read) >= _MOST:
                 raise ProxyAnswerError(f"its answer has a head of more than {_MOST} bytes")
-            # A head ends with an empty line, and so with two bytes at least that are not here
-            # yet, unless one of its lines has just ended.
+            # A head ends with an empty line. So at least two more bytes are to come, or one if a
+            # line has just ended.
             data = await transport.receive(1 if read.endswith((b"\n", b"\n\r")) else 2)
             read += data
             connection.receive_data(data)
@@ -90,7 +89,7 @@ def _refused(answer: h11.Response, proxy: Proxy) -> ProxyAnswerError:
     status = answer.status_code
     if proxy.credentials is None:
         said = text_of(answer.reason.decode("latin-1")) if answer.reason else ""
-    else:  # it may repeat what it has heard from us
+    else:  # its text may repeat our password
         said = HTTPStatus(status).phrase if status in HTTPStatus.__members__.values() else ""
     why = _wants(answer, proxy) if status in _UNAUTHORIZED else _MEANINGS.get(status)
     text = f"it answered {status} {said}".rstrip()
@@ -100,7 +99,7 @@ def _refused(answer: h11.Response, proxy: Proxy) -> ProxyAnswerError:
 
 
 def _wants(answer: h11.Response, proxy: Proxy) -> str:
-    """What a proxy says that wants other credentials (RFC 9110 section 11.7.1)."""
+    """The message for a proxy that wants other credentials (RFC 9110 section 11.7.1)."""
     wanted = b", ".join(value for name, value in answer.headers if name == b"proxy-authenticate")
     if wanted and b"basic" not in wanted.lower():
         return "it wants another kind of authentication than Basic, which is all there is here"

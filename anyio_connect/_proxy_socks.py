@@ -1,7 +1,7 @@
 """SOCKS5 (RFC 1928) with user and password (RFC 1929), by socksio.
 
-socksio packs and unpacks messages; how long each of them is, it leaves to its caller. No more
-than that is ever read, so that what follows the last one is left for whoever receives next.
+socksio packs and unpacks messages, but does not say how long each of them is. This module knows
+that, and never reads more, so that what follows the last message is left for the next receive.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _NAME = 3
 
 
 async def ask(transport: Transport, proxy: Proxy, host: str, port: int) -> None:
-    """Ask the proxy for a tunnel to ``host``; from then on the transport is that.
+    """Ask the proxy for a tunnel to ``host``; after that, the transport leads there.
 
-    :raises ProxyAnswerError: it refused, or what it said is no answer
+    :raises ProxyAnswerError: it refused, or did not answer in SOCKS5
     :raises anyio.EndOfStream: it hung up before it had answered
     :raises anyio.BrokenResourceError: the connection broke before that
     """
@@ -51,7 +51,7 @@ async def ask(transport: Transport, proxy: Proxy, host: str, port: int) -> None:
     version, status = await _read(transport, 2)
     if version != 5:
         raise _not_socks()
-    if status:  # what follows says nothing, and not every proxy sends it
+    if status:  # the rest has no meaning then, and not every proxy sends it
         why = _MEANINGS.get(status, "it refused")
         raise ProxyAnswerError(f"{why} (SOCKS5 reply {status})", status, of_target=True)
     _, kind = await _read(transport, 2)
@@ -61,7 +61,7 @@ async def ask(transport: Transport, proxy: Proxy, host: str, port: int) -> None:
         length = _LENGTHS[kind]
     else:
         raise _not_socks()
-    await _read(transport, length + 2)  # from where it connected, which nobody here asks
+    await _read(transport, length + 2)  # the address it connects from, which is not needed
 
 
 async def _authenticate(transport: Transport, connection: SOCKS5Connection, proxy: Proxy) -> None:
@@ -106,7 +106,7 @@ def _loaded(connection: SOCKS5Connection, answer: bytes) -> Any:
 
 
 async def _read(transport: Transport, count: int, *, our_turn: bool = False) -> bytes:
-    """Read so many bytes. ``our_turn``: it is for us to speak next, so more is not to come."""
+    """Read so many bytes. ``our_turn``: we are to send next, so no more bytes may come."""
     data = b""
     while len(data) < count:
         data += await transport.receive(count - len(data) + our_turn)

@@ -28,13 +28,13 @@ _VERSION = "no TLS version in common: we offer 1.2 and newer unless an ssl_conte
 _WANTS_CERTIFICATE = (
     "the peer wants a client certificate: load one into an ssl_context with load_cert_chain()"
 )
-# Whether there was one is not known here: an ssl_context does not tell.
+# An ssl_context does not tell whether it has a client certificate.
 _OUR_CERTIFICATE = "the peer says that our client certificate {}; if we sent none, it wants one"
 _NOT_DECRYPTED = (
     "the peer could not decrypt what it got from us: something in between changed it, "
     "or one of the two sides has a bug"
 )
-#: What an error advises; the command line says the same in its own terms.
+#: The advice in an error. The command line replaces it by the name of its own option.
 TO_TRUST_IT = "pass an ssl_context that trusts it"
 _TO_CHANGE_IT = "if you cannot have that changed, an ssl_context can allow it: "
 _TO_TAKE_WEAK_KEYS = "set_ciphers('DEFAULT:@SECLEVEL=1')"
@@ -42,7 +42,7 @@ _TOO_WEAK = (
     f"the peer's {{}} is too weak for this machine's OpenSSL: {_TO_CHANGE_IT}{_TO_TAKE_WEAK_KEYS}"
 )
 
-#: OpenSSL's reason (`SSLError.reason`) for giving up -> what it means for somebody who connects.
+#: OpenSSL's reason for giving up (`SSLError.reason`) -> what it means to somebody who connects.
 _REASONS = {
     "WRONG_VERSION_NUMBER": _NOT_TLS,
     "HTTP_REQUEST": _NOT_TLS,
@@ -65,9 +65,9 @@ _REASONS = {
     "NO_SUITABLE_SIGNATURE_ALGORITHM": _TOO_WEAK.format("signature"),
 }
 
-#: The alert by which the peer gave up (RFC 8446 section 6, and those before it that OpenSSL has
-#: a name for) -> what it means for somebody who connects. A certificate's also come after the
-#: handshake, which in TLS 1.3 is over for us before the peer has seen ours.
+#: The alert by which the peer gave up (RFC 8446 section 6, and older ones that OpenSSL has a name
+#: for) -> what it means to somebody who connects. Alerts about a certificate also come after the
+#: handshake: in TLS 1.3, it is over for us before the peer has seen our certificate.
 _ALERTS = {
     "unexpected_message": "the peer got a message from us that it did not expect by then",
     "bad_record_mac": _NOT_DECRYPTED,
@@ -110,7 +110,7 @@ _ALERTS = {
 }
 
 #: X509_V_ERR_... (`SSLCertVerificationError.verify_code`) -> what is wrong with the certificate.
-#: Braces take what is known of it.
+#: The braces are for details.
 _VERIFY = {
     9: "{early}: check the clock of this machine",
     10: "{late}",
@@ -126,8 +126,8 @@ _VERIFY = {
     68: _TOO_WEAK.format("certificate's signature"),
 }
 
-#: Codes of OpenSSL 3 that come only of the flag VERIFY_X509_STRICT, which contexts that Python
-#: makes have from 3.13 on.
+#: Codes of OpenSSL 3 that only the flag VERIFY_X509_STRICT causes. Contexts that Python makes have
+#: it from Python 3.13 on.
 _STRICT = range(80, 94)
 
 _OF_STRICT = (
@@ -159,7 +159,7 @@ def handshake_failed(where: str, wanted: str, exc: Exception, engine: object = N
 def _certificate_rejected(
     where: str, wanted: str, exc: ssl.SSLCertVerificationError, engine: object
 ) -> CertificateError:
-    # Not all of them are OpenSSL's: truststore's come without some attributes.
+    # Not all of these errors are OpenSSL's: truststore's lack some attributes.
     code = getattr(exc, "verify_code", 0)
     said = _plain(str(getattr(exc, "verify_message", exc)))
     verified, sent = _chain(engine, "get_verified_chain"), _chain(engine, "get_unverified_chain")
@@ -188,10 +188,10 @@ def _take_after(error: TLSError, exc: ssl.SSLError) -> None:
 
 
 def _chain(engine: Any, which: str) -> Sequence[Mapping[str, Any]]:
-    """What the certificates say that were looked at, or were sent; the peer's own comes first.
+    """The contents of the certificates that were verified, or sent; the peer's own comes first.
 
-    ``getpeercert()`` tells only of those that were accepted. The lists that this reads have
-    been there since Python 3.10, and are public, in another form, since 3.13.
+    ``getpeercert()`` returns only a certificate that was accepted. The lists that are read here
+    exist since Python 3.10, and are public, in another form, since 3.13.
     """
     try:
         found = getattr(engine._sslobj, which)() or ()  # noqa: SLF001
@@ -226,7 +226,7 @@ def _unknown(verified: Sequence[Mapping[str, Any]], sent: Sequence[Mapping[str, 
     text = "its certificate is signed by an authority that is not trusted here"
     last = (verified or sent or ({},))[-1]
     if last.get("issuer") and last.get("issuer") != last.get("subject"):
-        # It was looked for here and among what the peer sent, and found in neither.
+        # The issuer is neither among what is trusted here, nor among what the peer sent.
         return (
             f"{text}: {_name(last, 'issuer')}; if that is an intermediate authority, the peer has "
             f"to send its certificate too, and did not; if it should be trusted, {TO_TRUST_IT}"
@@ -245,7 +245,7 @@ def _name(certificate: Mapping[str, Any], field: str = "subject") -> str:
 
 
 def check_count(value: object, most: int) -> None:
-    """Refuse what an engine of another make says it has encrypted.
+    """Check how many bytes an engine of another make says that it has encrypted.
 
     :raises TypeError: it is no number of bytes, or more than there were
     """
@@ -254,13 +254,13 @@ def check_count(value: object, most: int) -> None:
 
 
 def explain(exc: Exception) -> str:
-    """What it means that a session was lost after its handshake."""
-    # What else is wrong there has another cause than it would have in a handshake.
+    """Why a session was lost after its handshake."""
+    # OpenSSL's other reasons mean something else here than in a handshake.
     return (isinstance(exc, ssl.SSLError) and _alert(exc)) or _said(exc)
 
 
 def _said(exc: BaseException) -> str:
-    """What an exception says that we have no words for."""
+    """The text of an exception that we have no words of our own for."""
     try:
         text = _plain(str(exc))
     except Exception:
@@ -273,13 +273,13 @@ def _said(exc: BaseException) -> str:
 
 
 def _plain(text: str) -> str:
-    """A foreign text, of a length for messages, and without what a terminal would obey."""
+    """A foreign text for messages: not too long, without characters that control a terminal."""
     return shorten("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 def _alert(exc: ssl.SSLError) -> str | None:
-    """What it means, where it is an alert of the peer's that has a name."""
-    # OpenSSL's name for it begins with the version that brought it, and spells one differently.
+    """What it means, if it is an alert of the peer's that has a name; otherwise None."""
+    # OpenSSL's name begins with the version that introduced the alert, and one is spelt otherwise.
     alert = re.match(r"(?:SSLV3|TLSV1|TLSV13|SSL/TLS)_(?:ALERT_)?(\w+)$", _reason(exc))
     if alert is None:
         return None
@@ -289,15 +289,15 @@ def _alert(exc: ssl.SSLError) -> str | None:
 def _reason(exc: ssl.SSLError) -> str:
     """The name that OpenSSL has for what went wrong.
 
-    Python knows only those that were there when it was made. OpenSSL's own text, which is the
-    name in another form, is always there.
+    Python knows only the names that OpenSSL had when Python was built. OpenSSL's own text, which
+    is the name in another form, is always there.
     """
     text = re.sub(r"^\[.*?\] | \(_ssl\.c:\d+\)$", "", exc.strerror or "")
     return getattr(exc, "reason", None) or text.upper().replace(" ", "_")
 
 
 def _names(certificate: Mapping[str, Any]) -> str:
-    """Whom a certificate is for, as far as it says."""
+    """The names that a certificate is for, if it has any."""
     if not certificate:
         return "other names"
     names = [quote(name) for _, name in certificate.get("subjectAltName", ())]
@@ -307,19 +307,19 @@ def _names(certificate: Mapping[str, Any]) -> str:
 
 
 def _and(parts: list[str], between: str = ", and ") -> str:
-    """A list as text, without what would make it too long."""
+    """A list as text; of a long one, only the beginning."""
     more = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
     return between.join(parts[:_SHOWN]) + more
 
 
-#: How anything that a peer can say first begins: with an alert, or a handshake message.
+#: How the first record of a peer that speaks TLS begins: it is an alert or a handshake message.
 _RECORDS = (b"\x15", b"\x16")
 
 
 def handshake_ended(where: str, exc: Exception, said: bytes) -> TLSError:
     """The error for a connection that ended or broke before the handshake was done.
 
-    ``said``: what the peer had said until then, or the beginning of that.
+    ``said``: what the peer had sent until then, or the beginning of it.
     """
     if said and not said.startswith(_RECORDS):
         what = _NOT_TLS

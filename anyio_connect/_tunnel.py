@@ -1,4 +1,4 @@
-"""The way through a proxy: connect to it, and have it connect to the address that is wanted."""
+"""The way through a proxy: connect to it, and ask it to connect to the target."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from ._tls import start_tls
 from ._tls_errors import handshake_timed_out
 from ._transport import Transport
 
-#: What is offered to a proxy over TLS (RFC 7301), unless a context has its own: CONNECT is asked
-#: for in no other protocol.
+#: The ALPN protocols offered to a proxy (RFC 7301), unless a context has its own. CONNECT is
+#: spoken in no other protocol here.
 _ALPN = ("http/1.1",)
 
 
 def through(
     url: object, route: Route, context: ssl.SSLContext | None
 ) -> Callable[[Target], Tunnel]:
-    """The way through the proxy with that URL, for any target.
+    """Return the way through the proxy with that URL, for any target.
 
-    :raises InvalidOptionError: it is no URL of a proxy, the libraries for it are not installed,
-        or it does not go together with the policy of ``route``
+    :raises InvalidOptionError: it is not the URL of a proxy, its libraries are not installed, or
+        it cannot be used with the policy of ``route``
     """
     proxy = parse_proxy("proxy", url)
     if proxy.scheme == "socks5h" and judges_addresses(route.policy):
@@ -61,27 +61,27 @@ def through(
 
 
 class _Phase(Enum):
-    """What a tunnel is at."""
+    """What a tunnel is doing."""
 
-    FINDING = auto()  #: the addresses of the target
-    REACHING = auto()  #: the proxy
-    SHAKING = auto()  #: hands with it, for TLS
+    FINDING = auto()  #: it looks the target up
+    REACHING = auto()  #: it connects to the proxy
+    SHAKING = auto()  #: it makes the TLS handshake with the proxy
     ASKING = auto()
 
 
 class Tunnel:
     """The way to ``target`` through ``proxy``.
 
-    If the policy of ``route`` judges addresses, or the proxy resolves no names, the name is
-    resolved here, and the proxy is asked for each of its addresses that is allowed, one after the
-    other, by a new connection each. Otherwise it is asked for the name. The address of the proxy
-    itself is not judged. ``context`` is for TLS with the proxy; None: the default.
+    If the policy of ``route`` judges addresses, or the proxy takes no names, the target's name is
+    resolved here. The proxy is then asked for each address that is allowed, one after the other,
+    over a new connection each time. Otherwise the proxy is asked for the name. The address of the
+    proxy itself is not judged. ``context`` is for TLS with the proxy; None is the default one.
     """
 
     def __init__(
         self, route: Route, proxy: Proxy, context: ssl.SSLContext | None, target: Target
     ) -> None:
-        # From local_host, it is the proxy that is dialled.
+        # local_host is for connecting to the proxy.
         self._to_target = route._replace(local_host=None)
         self._to_proxy = route._replace(policy=UNRESTRICTED, keep_alive=target.options.keep_alive)
         self._proxy = proxy
@@ -106,7 +106,7 @@ class Tunnel:
         """
         hosts = [self._address.hostname]
         if not self._proxy.resolves_names or judges_addresses(self._to_target.policy):
-            # A zone is of this machine, and says nothing to another.
+            # A zone names an interface of this machine, and means nothing to the proxy.
             endpoints = await find(self._to_target, self._found)
             hosts = [endpoint.ip.partition("%")[0] for endpoint in endpoints]
         for host in hosts:
@@ -130,7 +130,7 @@ class Tunnel:
         )
 
     def too_late(self, seconds: float) -> ConnectTimeoutError:
-        """The error for when ``connect_timeout``, in seconds, runs out in the midst of it."""
+        """The error if ``connect_timeout``, in seconds, runs out before the tunnel is there."""
         if self._phase is _Phase.FINDING:
             return self._found.too_late(seconds)
         if self._phase is _Phase.REACHING:
@@ -141,9 +141,9 @@ class Tunnel:
         return proxy_silent(self._where, self._proxy, seconds, tuple(self._attempts))
 
     def describe(self, transport: Transport) -> SocketInfo:
-        """What is known of the connection: the addresses of its sockets are ours and the proxy's.
+        """What is known of the connection. The socket's addresses are ours and the proxy's.
 
-        :raises Exception: whatever a stream that is not ours does
+        :raises Exception: whatever a foreign stream raises
         """
         info = info_of(transport)
         return replace(info, remote_address=self._asked, proxy_address=info.remote_address)
@@ -169,7 +169,7 @@ class Tunnel:
         return transport
 
     async def _reach(self) -> Transport:
-        """Connect to the proxy, and put TLS on that if it is for it."""
+        """Connect to the proxy, with TLS if its URL says so."""
         proxy = self._proxy
         self._phase = _Phase.REACHING
         self._reaching = Progress(proxy.address)
