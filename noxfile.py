@@ -222,15 +222,18 @@ def install_workerd(session: nox.Session, npm: str) -> None:
 def benchmarks(session: nox.Session) -> None:
     """Measure beside other clients, workerd and Node among them where there is npm.
 
-    Without arguments, a little of every work is done once, which shows only that it runs.
+    Arguments go to ``python -m benchmarks``. Without any, a little of every row is done once,
+    which shows only that it runs.
     """
     session.install(".", *group("benchmarks"))
     if npm := shutil.which("npm"):
         install_workerd(session, npm)
     tmp = Path(session.create_tmp()).resolve()
-    out = (f"--json={tmp / 'benchmarks.json'}", f"--plot={tmp / 'benchmarks.svg'}")
-    arguments = session.posargs or ["--rounds=1", "--share=32", *out]
+    results = f"--json={tmp / 'benchmarks.json'}"
+    arguments = session.posargs or ["run", "--rounds=1", "--share=32", results]
     session.run("python", "-m", "benchmarks", *arguments)
+    if not session.posargs:
+        session.run("python", "-m", "benchmarks", "report", results, f"--plots={tmp}")
 
 
 @nox.session

@@ -10,7 +10,7 @@ import ssl
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
@@ -22,7 +22,7 @@ import trustme
 from typing_extensions import Self
 
 from benchmarks.services import HOST
-from benchmarks.work import WORKS
+from benchmarks.work import ROWS, Cost
 
 OURS = "anyio_connect"
 HERE = Path(__file__).parent / "contenders"
@@ -39,38 +39,40 @@ class Contender:
     loop: str
     title: str
 
-    @property
-    def python(self) -> bool:
-        return self.name not in ("node", "workerd")
-
 
 @dataclass
 class Result:
-    """What came of one work for one contender, over all rounds."""
+    """What a row cost a contender, in each round."""
 
-    work: str
-    tls: bool
+    row: str
     contender: Contender
-    values: list[float] = field(default_factory=list)
+    costs: dict[str, list[float]] = field(default_factory=dict)
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
+    def add(self, cost: Cost) -> None:
+        for measure, value in cost.items():
+            self.costs.setdefault(measure, []).append(value)
+
+    def median(self, measure: str) -> float | None:
+        return statistics.median(self.costs[measure]) if measure in self.costs else None
 
 
 def contenders() -> list[Contender]:
     """All that are installed."""
-    found = [Contender("blocking", "", "blocking socket")]
+    found = []
     for loop in ("asyncio", *["uvloop"] * bool(find_spec("uvloop"))):
         found += [
             Contender(OURS, loop, OURS),
             Contender("streams", loop, "open_connection"),
             Contender("anyio", loop, "anyio.connect_tcp"),
+            Contender("sock", loop, "loop.sock_*"),
+            Contender("protocol", loop, "bare Protocol"),
         ]
     found += [
         Contender(OURS, "trio", OURS),
         Contender("trio", "trio", "trio's streams"),
         Contender("anyio", "trio", "anyio.connect_tcp"),
+        Contender("sock", "trio", "trio.socket"),
+        Contender("blocking", "", "blocking socket"),
     ]
     if shutil.which("node"):
         found.append(Contender("node", "", "Node"))
@@ -92,7 +94,14 @@ def workerd() -> Path | None:
 class Process(Protocol):
     """Answers each question."""
 
+    def ready(self) -> None:
+        """Wait until it has started."""
+
     def ask(self, **question: object) -> Any: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class LineProcess:
@@ -109,6 +118,9 @@ class LineProcess:
         if not line:
             raise SystemExit(f"{self._process.args!r} has ended: {self._process.wait()}")
         return json.loads(line)
+
+    def ready(self) -> None:
+        self.answer()
 
     def ask(self, **question: object) -> Any:
         assert self._process.stdin is not None
@@ -139,6 +151,9 @@ class WorkerdProcess:
         with os.fdopen(reading) as control:
             self._port = json.loads(control.readline())["port"]
 
+    def ready(self) -> None:
+        pass
+
     def ask(self, **question: object) -> Any:
         http = HTTPConnection(HOST, self._port)
         try:
@@ -168,112 +183,126 @@ def on_core(core: str, *command: str) -> list[str]:
     return ["taskset", "--cpu-list", core, *command] if core else [*command]
 
 
+class Start:
+    """Starts contenders. ``ports`` are those of the peer: the plain ones, and those for TLS."""
+
+    def __init__(self, directory: Path, env: dict[str, str], ports: list[list[int]]) -> None:
+        self._directory = directory
+        self._env = env
+        self.ports = ports
+
+    def __call__(self, contender: Contender) -> Process:
+        core = cores()[0]
+        if contender.name == "workerd":
+            program = workerd()
+            assert program is not None
+            return WorkerdProcess(program, self._directory, core)
+        trusted = str(self._directory / AUTHORITY)
+        if contender.name == "node":
+            command = on_core(core, "node", str(HERE / "node.mjs"), trusted)
+        else:
+            command = [sys.executable, "-m", "benchmarks.contenders.serve"]
+            command += [contender.name, contender.loop, trusted, core]
+        return LineProcess(command, self._env)
+
+
+AUTHORITY = "authority.pem"
+
+
 @contextmanager
-def started(directory: Path) -> Iterator[tuple[Callable[[Contender], Any], list[list[int]]]]:
-    """Start the peer. Yields what starts a contender, and the ports of the peer."""
+def peer(directory: Path) -> Iterator[Start]:
+    """Run the peer. Yields what starts contenders."""
     authority = trustme.CA()
     certificate = directory / "server.pem"
     issued = authority.issue_cert(HOST, key_type=trustme.KeyType.ECDSA)
     issued.private_key_and_cert_chain_pem.write_to_path(str(certificate))
-    trusted = directory / "authority.pem"
+    trusted = directory / AUTHORITY
     authority.cert_pem.write_to_path(str(trusted))
     # Who says nothing about certificates trusts the system's authorities, and here this one too.
     system = ssl.get_default_verify_paths().cafile
     everybody = directory / "everybody.pem"
     everybody.write_bytes(trusted.read_bytes() + (Path(system).read_bytes() if system else b""))
     env = os.environ | {"SSL_CERT_FILE": str(everybody), "NODE_EXTRA_CA_CERTS": str(trusted)}
-    ours, theirs = cores()
-
-    def start(contender: Contender) -> LineProcess | WorkerdProcess:
-        if contender.name == "workerd":
-            program = workerd()
-            assert program is not None
-            return WorkerdProcess(program, directory, ours)
-        if contender.name == "node":
-            command = ["node", str(HERE / "node.mjs"), str(trusted)]
-        else:
-            command = [sys.executable, "-m", "benchmarks.contenders.serve"]
-            command += [contender.name, contender.loop, str(trusted)]
-        return LineProcess(on_core(ours, *command), env)
-
-    serve = on_core(theirs, sys.executable, "-m", "benchmarks.peer", str(certificate))
-    with LineProcess(serve, env) as peer:
-        yield start, peer.answer()
+    command = on_core(cores()[1], sys.executable, "-m", "benchmarks.peer", str(certificate))
+    with LineProcess(command, env) as process:
+        yield Start(directory, env, process.answer())
 
 
 # --- measuring
 
 
-def measure(
-    found: Sequence[Contender],
-    works: Sequence[str],
-    rounds: int,
-    share: int,
-    directory: Path,
-    say: Callable[[str], None],
-) -> list[Result]:
-    """All the works by all the contenders in turn, in another order each round.
+def turns(number: int, rounds: int) -> Iterator[tuple[int, list[int]]]:
+    """For each round its number, and an order in which so many take their turns.
 
-    Only one part in ``share`` of each is done.
+    The first round, 0, only warms up. In each other one the order is another.
     """
-    results = [
-        Result(name, tls, contender)
-        for tls in (False, True)
-        for name in works
-        for contender in found
-        if (WORKS[name].tls_amount if tls else WORKS[name].amount)
-        and (contender.python or not WORKS[name].afresh)
-    ]
-    turns: dict[tuple[str, bool], list[Result]] = {}
-    for result in results:
-        turns.setdefault((result.work, result.tls), []).append(result)
-    with started(directory) as (start, ports), ExitStack() as stack:
-        processes = {contender: stack.enter_context(start(contender)) for contender in found}
+    for each in range(rounds + 1):
+        yield each, random.sample(range(number), number)
 
-        def take_turn(process: Process, result: Result) -> float:
-            work = WORKS[result.work]
-            amount = work.tls_amount if result.tls else work.amount
-            value: float = process.ask(
-                work=result.work,
-                tls=result.tls,
-                ports=ports[result.tls],
-                amount=max(1, amount // share),
-            )
-            return value
 
-        for number in range(rounds + 1):
-            for (name, _), turn in turns.items():
-                for result in random.sample(turn, len(turn)):
-                    if not WORKS[name].afresh:
-                        value = take_turn(processes[result.contender], result)
-                    elif number == 0:
-                        continue
-                    else:
-                        with start(result.contender) as process:
-                            value = take_turn(process, result)
-                    if number:  # the first round only warms up
-                        result.values.append(value)
-            say(f"round {number} of {rounds}")
+def measure(
+    name: str, found: Sequence[Contender], rounds: int, share: int, start: Start
+) -> list[Result]:
+    """A row by all the contenders that do it, in processes that have done nothing else before.
+
+    Only one part in ``share`` is done.
+    """
+    row = ROWS[name]
+    results = [Result(name, each) for each in found if each.name not in row.without]
+
+    def take_turn(process: Process, result: Result, *, counts: bool) -> None:
+        cost: Cost = process.ask(
+            row=name,
+            ports=start.ports[row.tls],
+            tls=row.tls,
+            amount=max(1, row.amount // share),
+            sockets=max(1, row.sockets // share),
+        )
+        if counts:
+            result.add(cost)
+
+    with ExitStack() as stack:
+        processes: list[Process | None] = [
+            None if row.afresh else stack.enter_context(start(result.contender))
+            for result in results
+        ]
+        for process in processes:
+            if process is not None:
+                process.ready()
+        for number, order in turns(len(results), min(rounds, row.rounds)):
+            for result, process in ((results[index], processes[index]) for index in order):
+                if process is not None:
+                    take_turn(process, result, counts=number > 0)
+                elif number:
+                    with start(result.contender) as fresh:
+                        fresh.ready()
+                        take_turn(fresh, result, counts=True)
     return results
 
 
-def import_times(rounds: int) -> dict[str, float]:
-    """What importing adds to ``import anyio``, in milliseconds."""
+#: What is measured with `import`: ours, and two that one may know.
+IMPORTED = (OURS, "asyncio", "trio")
+
+
+def import_times(rounds: int) -> dict[str, list[float]]:
+    """The CPU time that importing adds to ``import anyio``, in milliseconds."""
     program = (
-        "import time, anyio; begun = time.perf_counter(); import {}; "
-        "print((time.perf_counter() - begun) * 1000)"
+        "import time, anyio; begun = time.process_time(); import {}; "
+        "print((time.process_time() - begun) * 1000)"
     )
     command = on_core(cores()[0], sys.executable, "-c")
     # In the usual way: with the compiled code that is on the disk.
     env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-
-    def once(module: str) -> float:
-        output = subprocess.run(  # noqa: S603
-            [*command, program.format(module)], check=True, capture_output=True, text=True, env=env
-        ).stdout
-        return float(output)
-
-    return {
-        module: statistics.median([once(module) for _ in range(rounds + 2)][2:])
-        for module in (OURS, "asyncio", "trio")
-    }
+    found: dict[str, list[float]] = {module: [] for module in IMPORTED}
+    for number, order in turns(len(IMPORTED), rounds):
+        for module in (IMPORTED[index] for index in order):
+            output = subprocess.run(  # noqa: S603
+                [*command, program.format(module)],
+                check=True,
+                capture_output=True,
+                text=True,
+                env=env,
+            ).stdout
+            if number:
+                found[module].append(float(output))
+    return found

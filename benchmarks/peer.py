@@ -1,8 +1,8 @@
 """The server at the other end: ``python -m benchmarks.peer CERTIFICATE``.
 
-Blocking sockets and a thread for each connection, except that plain echoing is one thread with
-an epoll, so that many connections at once cost it no more than one. Prints its ports, as JSON:
-first the plain ones, then those for TLS, each in the order of ``Service``.
+Much data has blocking sockets and a thread for each connection. All else is one thread with an
+epoll for each port, so that many connections at once cost it no more than one. Prints its
+ports, as JSON: first the plain ones, then those for TLS, each in the order of ``Service``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from benchmarks.services import HOST, Service
+from benchmarks.services import HOST, Service, allow_many_sockets
 
 CHUNK = bytes(1 << 20)
 
@@ -72,28 +72,10 @@ def serve_both(connection: socket.socket) -> None:
         connection.sendall(b".")
 
 
-def serve_echo(connection: socket.socket) -> None:
-    while data := connection.recv(65536):
-        connection.sendall(data)
-
-
-def serve_greet(connection: socket.socket) -> None:
-    connection.sendall(b".")
-    connection.recv(1)
-
-
-def serve_hold(connection: socket.socket) -> None:
-    while connection.recv(65536):
-        pass
-
-
 SERVE: dict[Service, Callable[[socket.socket], None]] = {
     Service.SEND: serve_send,
     Service.TAKE: serve_take,
     Service.BOTH: serve_both,
-    Service.ECHO: serve_echo,
-    Service.GREET: serve_greet,
-    Service.HOLD: serve_hold,
 }
 
 
@@ -115,35 +97,63 @@ def serve(listener: socket.socket, service: Service, context: ssl.SSLContext | N
         threading.Thread(target=run, args=(listener.accept()[0],), daemon=True).start()
 
 
-def serve_simply(listener: socket.socket, *, echo: bool) -> None:
+def serve_simply(
+    listener: socket.socket, service: Service, context: ssl.SSLContext | None
+) -> None:
     """All connections in one thread: for what never waits in mid-connection."""
     listener.setblocking(False)
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
+    secured: set[socket.socket] = set()
+
+    def accept() -> None:
+        accepted = listener.accept()[0]
+        accepted.setblocking(False)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if context is not None:
+            accepted = context.wrap_socket(
+                accepted, server_side=True, do_handshake_on_connect=False
+            )
+        elif service is Service.GREET:
+            accepted.send(b".")
+        selector.register(accepted, selectors.EVENT_READ)
+
+    def go_on(connection: socket.socket) -> bool:
+        """Do what there is to do. False: the client has ended."""
+        if isinstance(connection, ssl.SSLSocket) and connection not in secured:
+            connection.do_handshake()
+            secured.add(connection)
+            if service is Service.GREET:
+                connection.send(b".")
+            return True  # what has come after it is still in the kernel, and will be told of
+        data = connection.recv(65536)
+        if data and service is Service.ECHO:
+            connection.send(data)  # a few bytes, for which there is room
+        return bool(data)
+
     while True:
         for key, _ in selector.select():
             found = key.fileobj
             assert isinstance(found, socket.socket)
             if found is listener:
-                with suppress(BlockingIOError):
+                with suppress(OSError):  # that there is none, or that it has gone again
                     while True:
-                        accepted = listener.accept()[0]
-                        accepted.setblocking(False)
-                        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                        selector.register(accepted, selectors.EVENT_READ)
+                        accept()
                 continue
             try:
-                data = found.recv(65536)
-                if data and echo:
-                    found.send(data)  # a few bytes, for which there is room
+                lasts = go_on(found)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                continue
             except OSError:
-                data = b""
-            if not data:
+                lasts = False
+            if not lasts:
                 selector.unregister(found)
+                secured.discard(found)
                 found.close()
 
 
 def main(certificate: str) -> None:
+    allow_many_sockets()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     ports: list[list[int]] = []
@@ -152,16 +162,8 @@ def main(certificate: str) -> None:
         for service in Service:
             listener = listening()
             ports[-1].append(listener.getsockname()[1])
-            if protect is None and service in (Service.ECHO, Service.HOLD):
-                thread = threading.Thread(
-                    target=serve_simply,
-                    args=(listener,),
-                    kwargs={"echo": service is Service.ECHO},
-                    daemon=True,
-                )
-            else:
-                arguments = (listener, service, protect)
-                thread = threading.Thread(target=serve, args=arguments, daemon=True)
+            run = serve if service in SERVE else serve_simply
+            thread = threading.Thread(target=run, args=(listener, service, protect), daemon=True)
             thread.start()
     print(json.dumps(ports), flush=True)
     sys.stdin.read()  # until who started this goes away

@@ -1,23 +1,66 @@
-"""What came of it: a table, the aims, JSON, and a picture."""
+"""What came of it: tables, pictures, and JSON."""
 
 from __future__ import annotations
 
 import json
+import math
 import platform
+import shutil
 import ssl
+import statistics
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import OURS, Contender, Result
-from benchmarks.work import WORKS
+from benchmarks.work import ROWS, Row
+
+ROOT = Path(__file__).parent.parent
+LOOPS = ("asyncio", "uvloop", "trio")
+
+#: Those that one would use in place of ours. The others show the limit.
+PEERS = ("streams", "anyio", "trio")
+
+
+@dataclass
+class Run:
+    """Where, of what, and what came of it."""
+
+    commit: str
+    machine: str
+    rounds: int
+    share: int
+    results: list[Result] = field(default_factory=list)
+    imports: dict[str, list[float]] = field(default_factory=dict)
+
+    def of(self, row: str, name: str, loop: str) -> Result | None:
+        for result in self.results:
+            contender = result.contender
+            if (result.row, contender.name, contender.loop) == (row, name, loop):
+                return result
+        return None
+
+    def rows(self) -> list[str]:
+        """Those measured, in the order of the tables."""
+        measured = {result.row for result in self.results}
+        return [name for name in ROWS if name in measured]
+
+    def is_like(self, other: Run) -> bool:
+        """Whether what was measured in one may stand beside what was measured in the other."""
+
+        def what(run: Run) -> tuple[object, ...]:
+            return run.commit, run.machine, run.rounds, run.share
+
+        return what(self) == what(other)
 
 
 def machine() -> str:
-    """What all this ran on, in a line."""
+    """What all this runs on, in a line."""
     model = platform.processor() or platform.machine()
     cores = ""
     cpuinfo = Path("/proc/cpuinfo")
@@ -26,13 +69,135 @@ def machine() -> str:
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         if names:
             model, cores = names[0], f", {len(names)} cores"
-    versions = [f"{name} {version(name)}" for name in ("anyio", "trio", "uvloop")]
+    libraries = [name for name in ("anyio", "trio", "uvloop") if find_spec(name)]
+    versions = [f"{name} {version(name)}" for name in libraries]
     python = f"{platform.python_implementation()} {platform.python_version()}"
     parts = [f"{model}{cores}", f"{platform.system()} {platform.release().partition('-')[0]}"]
     return ", ".join([*parts, python, ssl.OPENSSL_VERSION.rpartition(" ")[0][:14], *versions])
 
 
-# --- the table
+def commit() -> str:
+    """What is measured: the commit, and whether the package differs from it."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        return "unknown"
+
+    def ask(*arguments: str) -> str:
+        command = [git or "", *arguments]
+        return subprocess.run(  # noqa: S603
+            command, cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    changed = ask("status", "--porcelain", "--", "anyio_connect", "benchmarks/*.py")
+    return ask("rev-parse", "--short=12", "HEAD") + " and changes" * bool(changed)
+
+
+# --- ratios
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times what ours costs the best peer on the same loop costs. Over 1: ahead."""
+
+    value: float
+    peer: Contender
+
+
+def ratio(run: Run, row: str, loop: str, measure: str) -> Ratio | None:
+    """The median, over the rounds, of the ratio to the peer for which that is the least."""
+    ours = run.of(row, OURS, loop)
+    if ours is None or measure not in ours.costs:
+        return None
+    found = [
+        Ratio(median_ratio(result.costs[measure], ours.costs[measure]), result.contender)
+        for name in PEERS
+        if (result := run.of(row, name, loop)) is not None
+    ]
+    return min(found, key=lambda each: each.value, default=None)
+
+
+def median_ratio(theirs: Iterable[float], ours: Iterable[float]) -> float:
+    """Round by round: what slows down the machine for a while slows down both."""
+    # Little work may take no time at all, where a clock is coarse.
+    pairs = zip(theirs, ours, strict=True)
+    return statistics.median(their / our if our else math.inf for their, our in pairs)
+
+
+#: At least the ratio of CPU time that is to be reached: on asyncio, on uvloop, on trio.
+AIMS: dict[str, tuple[float, float, float]] = {
+    "round_trip_1": (1.0, 0.95, 1.2),
+    **dict.fromkeys(("round_trip_100", "round_trip_1000", "round_trip_5000"), (1.05, 0.9, 1.15)),
+    "busy": (1.0, 0.85, 1.15),
+    **dict.fromkeys(("connect", "first_byte"), (1.5, 0.9, 1.5)),
+    **dict.fromkeys(("receive", "send_64k", "send_1m", "duplex"), (1.0, 1.0, 1.0)),
+    **dict.fromkeys(("tls_round_trip_1", "tls_round_trip_100"), (1.2, 0.9, 1.0)),
+    **dict.fromkeys(("tls_receive", "tls_send", "tls_duplex"), (1.0, 1.0, 1.0)),
+}
+
+#: At most so many KiB.
+MEMORY_AIM = (2.3, 2.3, 2.1)
+
+#: At most so many milliseconds.
+IMPORT_AIM = 20
+
+
+def _held_against(value: float, aim: float | None, *, at_least: bool = True) -> tuple[str, str]:
+    """The value, in bold where it falls short of the aim; and the aim."""
+    shown = f"{value:.2f}"
+    if aim is None:
+        return shown, ""
+    # As they are shown: 0.997 is 1.00.
+    met = float(shown) >= aim if at_least else float(shown) <= aim
+    return shown if met else f"**{shown}**", f"{'≥' if at_least else '≤'} {aim:g}"
+
+
+def ratios_table(run: Run) -> Iterator[str]:
+    head = " | ".join(f"{loop}: CPU | wall | aim" for loop in LOOPS)
+    yield f"| | {head} |"
+    yield "| --- |" + " ---: | ---: | --- |" * len(LOOPS)
+    for name in run.rows():
+        cells = []
+        for index, loop in enumerate(LOOPS):
+            cpu, wall = (ratio(run, name, loop, measure) for measure in ("cpu", "wall"))
+            if cpu is None or wall is None:
+                cells += ["", "", ""]
+                continue
+            shown, aim = _held_against(cpu.value, AIMS[name][index] if name in AIMS else None)
+            cells += [shown, f"{wall.value:.2f}", aim]
+        if any(cells):
+            yield f"| {ROWS[name].title} | {' | '.join(cells)} |"
+
+
+def figures_table(run: Run) -> Iterator[str]:
+    """What is no ratio to a peer's."""
+    yield "| | asyncio | uvloop | trio | aim |"
+    yield "| --- | ---: | ---: | ---: | --- |"
+    memory = [run.of("memory", OURS, loop) for loop in LOOPS]
+    if all(memory):
+        cells = [
+            _held_against(result.median("memory") or 0, aim, at_least=False)
+            for result, aim in zip(memory, MEMORY_AIM, strict=True)
+            if result is not None
+        ]
+        aims = ", ".join(dict.fromkeys(aim for _, aim in cells))
+        yield f"| {ROWS['memory'].title}, KiB | {' | '.join(c for c, _ in cells)} | {aims} |"
+    beside = [run.of("receive_into", OURS, loop) for loop in LOOPS]
+    if all(beside):
+        shown = [
+            _held_against(median_ratio(result.costs["cpu without"], result.costs["cpu"]), 1)
+            for result in beside
+            if result is not None
+        ]
+        cells_ = " | ".join(cell for cell, _ in shown)
+        yield f"| CPU time of `receive()` to that of `receive_into()` | {cells_} | {shown[0][1]} |"
+    if run.imports:
+        median = statistics.median(run.imports[OURS])
+        value, aim = _held_against(median, IMPORT_AIM, at_least=False)
+        title = "`import anyio_connect`, after `import anyio`, milliseconds"
+        yield f"| {title} | {value} | {value} | {value} | {aim} |"
+
+
+# --- costs
 
 
 def number(value: float) -> str:
@@ -42,177 +207,157 @@ def number(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def table(results: Sequence[Result]) -> Iterator[str]:
-    """The medians, as Markdown: a line for each work, a column for each contender."""
-    columns = list(dict.fromkeys(result.contender for result in results))
-    medians = {(r.work, r.tls, r.contender): r.median for r in results}
-    loops = [f"**{c.loop}**" if c.loop else "" for c in columns]
-    for tls in (False, True):
-        works = [name for name in WORKS if any((name, tls, c) in medians for c in columns)]
-        if not works:
+def costs_table(run: Run, loop: str) -> Iterator[str]:
+    """The medians: a line for each row, a column for each contender on the loop."""
+    columns = list(dict.fromkeys(r.contender for r in run.results if r.contender.loop == loop))
+    yield "| | " + " | ".join(column.title for column in columns) + " |"
+    yield "| --- |" + " ---: |" * len(columns)
+    for name in run.rows():
+        found = [run.of(name, column.name, column.loop) for column in columns]
+        if any(found):
+            row = ROWS[name]
+            cells = [costs(row, result) if result is not None else "" for result in found]
+            yield f"| {row.title}, {row.unit} | {' | '.join(cells)} |"
+
+
+def costs(row: Row, result: Result) -> str:
+    values = [result.median(measure) for measure in row.measures]
+    return " / ".join("-" if value is None else number(value) for value in values)
+
+
+def line_by_line(run: Run, name: str) -> Iterator[str]:
+    """A row, for the terminal."""
+    row = ROWS[name]
+    yield f"{name}: {row.title}, {row.unit}: {', '.join(row.measures)}"
+    for result in run.results:
+        if result.row != name:
             continue
-        yield f"| {'TLS 1.3' if tls else 'TCP'} | {' | '.join(loops)} |"
-        yield "| --- |" + " ---: |" * len(columns)
-        yield "| | " + " | ".join(column.title for column in columns) + " |"
-        for name in works:
-            cells = [medians.get((name, tls, column)) for column in columns]
-            work = WORKS[name]
-            shown = [number(cell) if cell is not None else "" for cell in cells]
-            yield f"| {work.title}, {work.unit} | {' | '.join(shown)} |"
-        yield ""
+        contender = result.contender
+        values = [result.median(measure) for measure in row.measures]
+        cells = "".join(f"{'-' if v is None else number(v):>10}" for v in values)
+        line = f"  {contender.loop:8} {contender.title:18} {cells}"
+        if contender.name == OURS:
+            found = [ratio(run, name, contender.loop, measure) for measure in row.measures]
+            line += "".join(f"   {each.value:.2f} of {each.peer.title}" for each in found if each)
+            if "cpu without" in result.costs:
+                beside = median_ratio(result.costs["cpu without"], result.costs["cpu"])
+                line += f"   {beside:.2f} of receive()"
+        yield line
 
 
-# --- the aims
+def import_medians(run: Run) -> str:
+    found = [f"{name} {statistics.median(times):.1f}" for name, times in run.imports.items()]
+    return ", ".join(found) + " ms"
 
 
-@dataclass(frozen=True)
-class Aim:
-    """A ratio of medians, which is to be at least or at most something."""
+# --- where they are shown
 
-    title: str
-    ratio: float
-    wanted: float
-    at_least: bool = True
-
-    @property
-    def met(self) -> bool:
-        return self.ratio >= self.wanted if self.at_least else self.ratio <= self.wanted
-
-    def __str__(self) -> str:
-        word = "at least" if self.at_least else "at most"
-        return (
-            f"| {self.title} | {word} {self.wanted:g} | {self.ratio:.2f} "
-            f"| {'yes' if self.met else 'no'} |"
-        )
-
-
-#: Work, over TLS, of whom, on which loop; as a ratio to which others on it; at least how much.
-_AIMS: list[tuple[str, bool, str, tuple[str, ...], float]] = [
-    ("receive", False, "asyncio", ("streams",), 3),
-    ("receive", False, "asyncio", ("anyio",), 3),
-    ("receive", False, "asyncio", ("blocking",), 0.9),
-    *(
-        (work, False, loop, rivals, 1)
-        for work in ("send_64k", "send_1m")
-        for loop, rivals in (("asyncio", ("streams", "anyio")), ("trio", ("trio", "anyio")))
-    ),
-    ("round_trip", False, "asyncio", ("streams",), 1),
-    ("round_trip", False, "trio", ("trio",), 1),
-    ("connect", False, "asyncio", ("anyio",), 1),
-    ("connect", False, "trio", ("anyio",), 1),
-    ("receive", True, "asyncio", ("streams",), 2),
-    ("connect_default", True, "asyncio", ("anyio",), 1.5),
-]
-
-
-def aims(results: Sequence[Result], imports: dict[str, float]) -> Iterator[Aim]:
-    """Those for which everything was measured."""
-    medians = {(r.work, r.tls, r.contender.name, r.contender.loop): r.median for r in results}
-
-    def of(work: str, tls: bool, name: str, loop: str) -> float | None:
-        return medians.get((work, tls, name, "" if name == "blocking" else loop))
-
-    for work, tls, loop, rivals, wanted in _AIMS:
-        ours = of(work, tls, OURS, loop)
-        theirs = [value for name in rivals if (value := of(work, tls, name, loop)) is not None]
-        if ours is None or len(theirs) != len(rivals):
-            continue
-        whose = " and ".join(TITLES[name] for name in rivals)
-        title = f"{'TLS ' * tls}{WORKS[work].title}, {loop}, to {whose}"
-        yield Aim(title, ours / max(theirs), wanted)
-    for loop in ("asyncio", "trio"):
-        used, raw = of("memory", False, OURS, loop), of("memory", False, "blocking", "")
-        if used is not None and raw is not None:
-            title = f"memory of a socket above a plain one, {loop}, KiB"
-            yield Aim(title, used - raw, 10, at_least=False)
-    if imports:
-        yield Aim("import, after that of anyio, milliseconds", imports[OURS], 25, at_least=False)
-
-
-TITLES = {
-    "blocking": "blocking sockets",
-    "streams": "open_connection",
-    "anyio": "anyio.connect_tcp",
-    "trio": "trio's streams",
+#: The rows of the README, with a title each that is short.
+SMALL = {
+    "round_trip_1": "round trip",
+    "round_trip_100": "round trip, 100 sockets",
+    "connect": "connect and close",
+    "tls_round_trip_100": "TLS round trip, 100 sockets",
+    "receive": "receive a megabyte",
 }
 
 
-def aims_table(found: Iterable[Aim]) -> Iterator[str]:
-    yield "| aim | wanted | measured | met |"
-    yield "| --- | --- | ---: | --- |"
-    yield from map(str, found)
+def small(run: Run) -> str:
+    """For the README."""
+    lines = ["| CPU time, µs | asyncio | uvloop | trio |", "| --- | ---: | ---: | ---: |"]
+    for name, title in SMALL.items():
+        cells = []
+        for loop in LOOPS:
+            ours, found = run.of(name, OURS, loop), ratio(run, name, loop, "cpu")
+            value = ours and ours.median("cpu")
+            cells.append(f"{number(value)} ({found.value:.2f})" if value and found else "")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def full(run: Run) -> str:
+    """For docs/benchmarks.md."""
+    lines = [f"Medians of {run.rounds} rounds, of commit {run.commit}, on {run.machine}."]
+    if run.share > 1:
+        lines[0] += f" Only one part in {run.share} of the work was done: no figures to rely on."
+    lines += ["", "### Ratio to the best peer", "", *ratios_table(run)]
+    lines += ["", *figures_table(run)]
+    for loop in (*LOOPS, ""):
+        lines += ["", f"### {loop or 'Without an event loop of Python'}", ""]
+        lines += costs_table(run, loop)
+    return "\n".join(lines)
+
+
+def put_between(path: Path, mark: str, text: str) -> None:
+    """Replace what stands between ``<!-- mark -->`` and ``<!-- /benchmarks -->``."""
+    before, opening, rest = path.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
+    _, closing, after = rest.partition("<!-- /benchmarks -->")
+    if not closing:
+        sys.exit(f"{path} has no <!-- {mark} --> that is followed by <!-- /benchmarks -->")
+    path.write_text(f"{before}{opening}{text}\n{closing}{after}", encoding="utf-8")
 
 
 # --- JSON
 
 
-@dataclass(frozen=True)
-class Report:
-    """A run: where, and what came of it."""
-
-    machine: str
-    rounds: int
-    imports: dict[str, float]
-    results: Sequence[Result]
-
-    def __str__(self) -> str:
-        lines = [f"Medians of {self.rounds} rounds on {self.machine}.", ""]
-        lines += table(self.results)
-        lines += aims_table(aims(self.results, self.imports))
-        return "\n".join(lines)
-
-
-def as_json(report: Report) -> str:
-    found: dict[str, Any] = {
-        "machine": report.machine,
-        "rounds": report.rounds,
-        "import_ms": report.imports,
-        "results": [
+def as_json(run: Run) -> str:
+    """A result a line, so that a diff can be read."""
+    head = {
+        "commit": run.commit,
+        "machine": run.machine,
+        "rounds": run.rounds,
+        "share": run.share,
+        "import_ms": _rounded(run.imports),
+    }
+    lines = [
+        json.dumps(
             {
-                "work": result.work,
-                "tls": result.tls,
+                "row": result.row,
                 "name": result.contender.name,
                 "loop": result.contender.loop,
                 "title": result.contender.title,
-                "unit": WORKS[result.work].unit,
-                "median": result.median,
-                "values": result.values,
+                "costs": _rounded(result.costs),
             }
-            for result in report.results
-        ],
-    }
-    return json.dumps(found, indent=1) + "\n"
+        )
+        for result in run.results
+    ]
+    results = ",\n".join(lines)
+    return f'{json.dumps(head)[:-1]}, "results": [\n{results}\n]}}\n'
 
 
-def from_json(text: str) -> Report:
+def _rounded(found: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {key: [float(f"{value:.5g}") for value in values] for key, values in found.items()}
+
+
+def from_json(text: str) -> Run:
     found = json.loads(text)
     results = [
-        Result(
-            each["work"],
-            each["tls"],
-            Contender(each["name"], each["loop"], each["title"]),
-            each["values"],
-        )
+        Result(each["row"], Contender(each["name"], each["loop"], each["title"]), each["costs"])
         for each in found["results"]
     ]
-    return Report(found["machine"], found["rounds"], found["import_ms"], results)
+    return Run(
+        found["commit"],
+        found["machine"],
+        found["rounds"],
+        found["share"],
+        results,
+        found["import_ms"],
+    )
 
 
-# --- a picture
+# --- pictures
 
 _COLOURS = {
     OURS: "#d9480f",
-    "streams": "#74889c",
-    "anyio": "#a9b7c4",
-    "trio": "#8aa0b4",
-    "blocking": "#343a40",
-    "node": "#5c940d",
-    "workerd": "#94d82d",
+    "streams": "#1c7ed6",
+    "anyio": "#0b7285",
+    "trio": "#5f3dc4",
+    "sock": "#868e96",
+    "protocol": "#343a40",
 }
 
 
-def plot(results: Sequence[Result], path: Path) -> None:
-    """Draw each work as bars, the longest as wide as the picture, into an SVG."""
+def _pyplot() -> Any:
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -220,33 +365,90 @@ def plot(results: Sequence[Result], path: Path) -> None:
 
     mpl.rcParams["svg.hashsalt"] = "anyio_connect"  # the same picture from the same figures
     mpl.rcParams["svg.fonttype"] = "none"  # text stays text
-    charts: dict[tuple[str, bool], list[Result]] = {}
-    for result in results:
-        if result.work != "memory":
-            charts.setdefault((result.work, result.tls), []).append(result)
-    if not charts:
+    mpl.rcParams["font.size"] = 9
+    return plt
+
+
+def _save(figure: Any, path: Path) -> None:
+    # On white of its own, which can be read on a dark page too.
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None}, facecolor="white")
+
+
+def plot_rows(run: Run, path: Path) -> None:
+    """Draw the rows of the README as bars: the CPU time of ours and of the peers."""
+    plt = _pyplot()
+    names = [name for name in SMALL if any(result.row == name for result in run.results)]
+    if not names:
         sys.exit("nothing to plot")
-    rows = -(-len(charts) // 3)
-    figure, axes = plt.subplots(rows, 3, figsize=(15, 2.9 * rows), squeeze=False)
-    for axis, ((name, tls), chart) in zip(axes.flat, charts.items(), strict=False):
-        work = WORKS[name]
-        labels = [_label(result.contender) for result in chart]
-        values = [result.median for result in chart]
-        colours = [_COLOURS[result.contender.name] for result in chart]
-        bars = axis.barh(labels, values, color=colours)
-        axis.bar_label(bars, [number(value) for value in values], padding=3, fontsize=7)
+    figure, axes = plt.subplots(1, len(names), figsize=(12, 2.9), squeeze=False)
+    for index, (axis, name) in enumerate(zip(axes.flat, names, strict=True)):
+        bars = [
+            result
+            for loop in LOOPS
+            for result in run.results
+            if (result.row, result.contender.loop) == (name, loop)
+            and result.contender.name in (OURS, *PEERS)
+        ]
+        places = [n + 0.6 * LOOPS.index(bar.contender.loop) for n, bar in enumerate(bars)]
+        values = [bar.median("cpu") or 0 for bar in bars]
+        drawn = axis.barh(places, values, color=[_COLOURS[bar.contender.name] for bar in bars])
+        axis.bar_label(drawn, [number(value) for value in values], padding=3, fontsize=8)
+        labels = [f"{bar.contender.title}, {bar.contender.loop}" for bar in bars]
+        axis.set_yticks(places, labels if index == 0 else [""] * len(bars), fontsize=8)
         axis.invert_yaxis()
-        axis.set_title(f"{'TLS: ' * tls}{work.title} ({work.unit})", fontsize=9)
-        axis.set_xlim(0, max(values) * 1.18)
-        axis.tick_params(labelsize=7)
+        axis.set_title(SMALL[name], fontsize=9)
+        axis.set_xlim(0, max(values) * 1.35)
+        axis.tick_params(left=False)
         axis.xaxis.set_visible(False)
         axis.spines[["top", "right", "bottom"]].set_visible(False)
-    for axis in axes.flat[len(charts) :]:
-        axis.remove()
-    figure.tight_layout()
-    metadata: dict[str, Any] = {"Date": None}
-    figure.savefig(path, metadata=metadata)
+    figure.suptitle("CPU time of the client for each, µs: less is better", fontsize=10)
+    _save(figure, path)
+    plt.close(figure)
 
 
-def _label(contender: Contender) -> str:
-    return f"{contender.title}, {contender.loop}" if contender.loop else contender.title
+def plot_sockets(run: Run, path: Path) -> None:
+    """Draw the CPU time of a round trip over the number of sockets."""
+    plt = _pyplot()
+    names = [name for name in run.rows() if name.startswith("round_trip_")]
+    if not names:
+        sys.exit("nothing to plot")
+    figure, axes = plt.subplots(1, len(LOOPS), figsize=(12, 4.2), sharey=True)
+    for axis, loop in zip(axes, LOOPS, strict=True):
+        for contender in dict.fromkeys(r.contender for r in run.results):
+            if contender.loop != loop:
+                continue
+            points = _points(run, names, contender)
+            limit = contender.name not in (OURS, *PEERS)
+            axis.plot(
+                [sockets for sockets, _ in points],
+                [cost for _, cost in points],
+                "--" if limit else "-",
+                marker=".",
+                linewidth=2.5 if contender.name == OURS else 1.5,
+                color=_COLOURS[contender.name],
+                label=contender.title,
+            )
+        axis.set_xscale("log")
+        sizes = [ROWS[name].sockets for name in names]
+        axis.set_xticks(sizes, [f"{size // 1000}k" if size >= 1000 else size for size in sizes])
+        axis.minorticks_off()
+        axis.set_title(loop)
+        axis.set_xlabel("sockets, all of them busy")
+        axis.grid(axis="y", color="#dee2e6")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=8, loc="upper left", frameon=False)
+    axes[0].set_ylim(0, axes[0].get_ylim()[1] * 1.3)
+    axes[0].set_ylabel("CPU time of a 64-byte round trip, µs")
+    _save(figure, path)
+    plt.close(figure)
+
+
+def _points(run: Run, names: Sequence[str], contender: Contender) -> list[tuple[int, float]]:
+    found = []
+    for name in names:
+        result = run.of(name, contender.name, contender.loop)
+        cost = result.median("cpu") if result is not None else None
+        if cost is not None:
+            found.append((ROWS[name].sockets, cost))
+    return found

@@ -1,7 +1,8 @@
-"""What the peer does on each of its ports, and the certificate that it shows."""
+"""What the peer does on each of its ports."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from enum import IntEnum
 
 HOST = "127.0.0.1"
@@ -16,3 +17,11 @@ class Service(IntEnum):
     ECHO = 3  #: sends back what comes
     GREET = 4  #: sends one byte as soon as there is a connection
     HOLD = 5  #: keeps the connection, and takes what comes
+
+
+def allow_many_sockets() -> None:
+    with suppress(ImportError, ValueError, OSError):  # not everywhere, and not always so many
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

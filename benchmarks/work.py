@@ -1,7 +1,7 @@
 """What is measured, put together from what each kind of socket can do.
 
 ``Tool`` is one kind of socket on one event loop. How it does a thing is its own best way; what
-it does here is the same for all.
+it does here is the same for all. Each work answers with the client's cost of one operation.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from typing import Any, Protocol, TypeAlias
 from benchmarks.services import Service
 
 SMALL = 64  #: bytes of a round trip
-MANY = 100  #: sockets at once
-IDLE = 5000  #: sockets held open
+BUSY = 10  #: sockets in use among many
+MB = 1_000_000
 
 
 Call: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+
+#: The cost of one operation: "cpu" and "wall" in microseconds, or "memory" in KiB.
+Cost: TypeAlias = dict[str, float]
 
 
 class Tool(Protocol):
@@ -42,6 +45,9 @@ class Tool(Protocol):
     async def take(self, connection: Any, amount: int) -> None:
         """Receive that many bytes, in pieces as large as serves this kind of socket best."""
 
+    async def take_into(self, connection: Any, amount: int) -> None:
+        """Receive that many bytes into memory of ours."""
+
     async def give(self, connection: Any, amount: int, size: int) -> None:
         """Send that many bytes, in writes of ``size`` bytes."""
 
@@ -49,53 +55,86 @@ class Tool(Protocol):
         """Send the message and receive it back, so many times."""
 
     async def at_once(self, calls: Sequence[Call]) -> None:
-        """Make all the calls at the same time."""
+        """Make all the calls at the same time, as all others on this event loop do."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """One thing to measure. ``amount`` of it makes up a turn (0: only over TLS)."""
+class Order:
+    """How much of a work is to be done."""
 
-    title: str
-    unit: str  #: MB/s and /s: more is better; KiB: less is
-    run: Callable[[Tool, Sequence[int], bool, int], Coroutine[Any, Any, float]]
+    ports: Sequence[int]
+    tls: bool
     amount: int
-    tls_amount: int  #: 0: not over TLS
-    afresh: bool = False  #: in a process that has done nothing else before
+    sockets: int
+
+
+Run: TypeAlias = Callable[[Tool, Order], Coroutine[Any, Any, Cost]]
+
+
+class Clock:
+    """Runs from when it is made."""
+
+    def __init__(self) -> None:
+        self._wall = time.perf_counter()
+        self._cpu = time.process_time()
+
+    def cost(self, operations: float) -> Cost:
+        cpu = time.process_time() - self._cpu
+        wall = time.perf_counter() - self._wall
+        return {"cpu": cpu / operations * 1e6, "wall": wall / operations * 1e6}
 
 
 def command(amount: int) -> bytes:
     return amount.to_bytes(8, "big")
 
 
-async def receive(tool: Tool, ports: Sequence[int], tls: bool, amount: int) -> float:
-    connection = await tool.open(ports[Service.SEND], tls=tls)
+# --- much data
+
+
+async def receive(tool: Tool, order: Order) -> Cost:
+    connection = await tool.open(order.ports[Service.SEND], tls=order.tls)
     await tool.send(connection, command(1))
     await tool.take(connection, 1)
-    begun = time.perf_counter()
-    await tool.send(connection, command(amount))
-    await tool.take(connection, amount)
-    seconds = time.perf_counter() - begun
+    clock = Clock()
+    await tool.send(connection, command(order.amount))
+    await tool.take(connection, order.amount)
+    cost = clock.cost(order.amount / MB)
     await tool.close(connection)
-    return amount / seconds / 1e6
+    return cost
 
 
-def sending(size: int) -> Callable[[Tool, Sequence[int], bool, int], Coroutine[Any, Any, float]]:
-    async def send(tool: Tool, ports: Sequence[int], tls: bool, amount: int) -> float:
-        connection = await tool.open(ports[Service.TAKE], tls=tls)
-        begun = time.perf_counter()
+async def receive_into(tool: Tool, order: Order) -> Cost:
+    """And as much without a buffer, to compare: "cpu without" and "wall without"."""
+    plain = await receive(tool, order)
+    connection = await tool.open(order.ports[Service.SEND], tls=order.tls)
+    await tool.send(connection, command(1))
+    await tool.take_into(connection, 1)
+    clock = Clock()
+    await tool.send(connection, command(order.amount))
+    await tool.take_into(connection, order.amount)
+    cost = clock.cost(order.amount / MB)
+    await tool.close(connection)
+    return cost | {f"{measure} without": value for measure, value in plain.items()}
+
+
+def sending(size: int) -> Run:
+    async def send(tool: Tool, order: Order) -> Cost:
+        amount = max(1, order.amount // size) * size
+        connection = await tool.open(order.ports[Service.TAKE], tls=order.tls)
+        clock = Clock()
         await tool.send(connection, command(amount))
         await tool.give(connection, amount, size)
         await tool.take(connection, 1)
-        seconds = time.perf_counter() - begun
+        cost = clock.cost(amount / MB)
         await tool.close(connection)
-        return amount / seconds / 1e6
+        return cost
 
     return send
 
 
-async def duplex(tool: Tool, ports: Sequence[int], tls: bool, amount: int) -> float:
-    connection = await tool.open(ports[Service.BOTH], tls=tls)
+async def duplex(tool: Tool, order: Order) -> Cost:
+    amount = max(1, order.amount // 65536) * 65536
+    connection = await tool.open(order.ports[Service.BOTH], tls=order.tls)
 
     async def give() -> None:
         await tool.give(connection, amount, 65536)
@@ -103,78 +142,88 @@ async def duplex(tool: Tool, ports: Sequence[int], tls: bool, amount: int) -> fl
     async def take() -> None:
         await tool.take(connection, amount + 1)
 
-    begun = time.perf_counter()
+    clock = Clock()
     await tool.send(connection, command(amount))
     await tool.at_once([give, take])
-    seconds = time.perf_counter() - begun
+    cost = clock.cost(2 * amount / MB)
     await tool.close(connection)
-    return 2 * amount / seconds / 1e6
+    return cost
 
 
-async def round_trips(tool: Tool, ports: Sequence[int], tls: bool, amount: int) -> float:
-    connection = await tool.open(ports[Service.ECHO], tls=tls)
-    await tool.ping(connection, 10, bytes(SMALL))
-    begun = time.perf_counter()
-    await tool.ping(connection, amount, bytes(SMALL))
-    seconds = time.perf_counter() - begun
-    await tool.close(connection)
-    return amount / seconds
+# --- small messages
 
 
-async def many_round_trips(tool: Tool, ports: Sequence[int], tls: bool, amount: int) -> float:
-    connections = [await tool.open(ports[Service.ECHO], tls=tls) for _ in range(MANY)]
+def round_trips(busy: int | None = None) -> Run:
+    """On that many of the sockets at the same time, or on all."""
 
-    def pinging(connection: Any, times: int) -> Call:
-        return partial(tool.ping, connection, times, bytes(SMALL))
+    async def run(tool: Tool, order: Order) -> Cost:
+        port = order.ports[Service.ECHO]
+        connections = [await tool.open(port, tls=order.tls) for _ in range(order.sockets)]
+        used = connections[:busy]
 
-    await tool.at_once([pinging(connection, 1) for connection in connections])
-    begun = time.perf_counter()
-    await tool.at_once([pinging(connection, amount) for connection in connections])
-    seconds = time.perf_counter() - begun
-    for connection in connections:
-        await tool.close(connection)
-    return MANY * amount / seconds
+        def pinging(connection: Any, times: int) -> Call:
+            return partial(tool.ping, connection, times, bytes(SMALL))
+
+        async def ping(times: int) -> None:
+            if len(used) == 1:  # without a task of its own
+                await tool.ping(used[0], times, bytes(SMALL))
+            else:
+                await tool.at_once([pinging(connection, times) for connection in used])
+
+        await ping(1)
+        clock = Clock()
+        await ping(order.amount)
+        cost = clock.cost(len(used) * order.amount)
+        for connection in connections:
+            await tool.close(connection)
+        return cost
+
+    return run
 
 
-async def connect_and_close(tool: Tool, ports: Sequence[int], tls: bool, amount: int) -> float:
-    port = ports[Service.HOLD]
-    begun = time.perf_counter()
-    for _ in range(amount):
-        await tool.close(await tool.open(port, tls=tls))
-    return amount / (time.perf_counter() - begun)
+# --- short connections
 
 
-async def connect_without_context(
-    tool: Tool, ports: Sequence[int], tls: bool, amount: int
-) -> float:
-    port = ports[Service.HOLD]
-    begun = time.perf_counter()
-    for _ in range(amount):
+async def connect_and_close(tool: Tool, order: Order) -> Cost:
+    port = order.ports[Service.HOLD]
+    clock = Clock()
+    for _ in range(order.amount):
+        await tool.close(await tool.open(port, tls=order.tls))
+    return clock.cost(order.amount)
+
+
+async def connect_without_context(tool: Tool, order: Order) -> Cost:
+    port = order.ports[Service.HOLD]
+    clock = Clock()
+    for _ in range(order.amount):
         await tool.close(await tool.open_without_context(port))
-    return amount / (time.perf_counter() - begun)
+    return clock.cost(order.amount)
 
 
-async def first_byte(tool: Tool, ports: Sequence[int], tls: bool, amount: int) -> float:
-    port = ports[Service.GREET]
-    begun = time.perf_counter()
-    for _ in range(amount):
-        connection = await tool.open(port, tls=tls)
+async def first_byte(tool: Tool, order: Order) -> Cost:
+    port = order.ports[Service.GREET]
+    clock = Clock()
+    for _ in range(order.amount):
+        connection = await tool.open(port, tls=order.tls)
         await tool.take(connection, 1)
         await tool.close(connection)
-    return amount / (time.perf_counter() - begun)
+    return clock.cost(order.amount)
 
 
-async def memory(tool: Tool, ports: Sequence[int], tls: bool, amount: int) -> float:
-    port = ports[Service.HOLD]
-    held = [await tool.open(port, tls=tls) for _ in range(10)]
+# --- memory
+
+
+async def memory(tool: Tool, order: Order) -> Cost:
+    port = order.ports[Service.HOLD]
+    held = [await tool.open(port, tls=order.tls) for _ in range(10)]
     gc.collect()
     before = resident()
-    held += [await tool.open(port, tls=tls) for _ in range(amount)]
+    held += [await tool.open(port, tls=order.tls) for _ in range(order.sockets)]
     gc.collect()
     used = resident() - before
     for connection in held:
         await tool.close(connection)
-    return used / amount / 1024
+    return {"memory": used / order.sockets / 1024}
 
 
 def resident() -> int:
@@ -185,17 +234,126 @@ def resident() -> int:
     raise AssertionError("unreachable")
 
 
-WORKS: dict[str, Work] = {
-    "receive": Work("bulk receive", "MB/s", receive, 1 << 30, 384 << 20),
-    "send_64k": Work("bulk send, 64 KiB writes", "MB/s", sending(1 << 16), 1 << 30, 384 << 20),
-    "send_1m": Work("bulk send, 1 MiB writes", "MB/s", sending(1 << 20), 1 << 30, 384 << 20),
-    "duplex": Work("duplex, both ways together", "MB/s", duplex, 512 << 20, 192 << 20),
-    "round_trip": Work("64-byte round trips", "/s", round_trips, 4000, 3000),
-    "round_trips": Work("the same on 100 sockets at once", "/s", many_round_trips, 60, 40),
-    "connect": Work("connect and close", "/s", connect_and_close, 500, 100),
-    "connect_default": Work(
-        "connect and close, no context passed", "/s", connect_without_context, 0, 20
+# --- the rows of the tables
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing to measure. ``amount`` of it, on so many sockets, makes up a turn."""
+
+    title: str
+    run: Run
+    amount: int = 1
+    sockets: int = 1
+    unit: str = "µs"  #: of the cost of one: µs, µs/MB, KiB
+    tls: bool = False
+    rounds: int = 1000  #: at most, for what takes long
+    afresh: bool = False  #: in a process that has done nothing else before
+    without: tuple[str, ...] = ()  #: contenders that do not do this
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("memory",) if self.unit == "KiB" else ("cpu", "wall")
+
+
+def _on_sockets(amounts: dict[int, int], *, tls: bool = False) -> dict[str, Row]:
+    """A row for each number of sockets."""
+    rows = {}
+    for sockets, amount in amounts.items():
+        without = () if sockets == 1 else ("blocking",) if sockets <= 100 else _FEW_ONLY
+        rows[f"{'tls_' * tls}round_trip_{sockets}"] = Row(
+            f"{'TLS: ' * tls}64-byte round trip on {sockets:,} socket{'s' * (sockets > 1)}",
+            round_trips(),
+            amount,
+            sockets,
+            tls=tls,
+            without=(*without, *_NO_TLS * tls),
+            rounds=1000 if sockets <= 1000 else 5 if sockets <= 5000 else 3,
+        )
+    return rows
+
+
+_FEW_ONLY = ("blocking", "workerd")  # a thread for each; a limit for each request
+_NO_TLS = ("sock",)
+_NO_INTO = ("streams", "anyio", "trio", "node", "workerd")
+
+ROWS: dict[str, Row] = {
+    **_on_sockets({1: 4000, 10: 1000, 100: 100, 1000: 12, 5000: 4, 10000: 3}),
+    "busy": Row(
+        "64-byte round trip on 10 busy of 1,000 sockets",
+        round_trips(BUSY),
+        1000,
+        1000,
+        without=_FEW_ONLY,
     ),
-    "first_byte": Work("connect, first byte, close", "/s", first_byte, 300, 60),
-    "memory": Work("memory of an open, idle socket", "KiB", memory, IDLE, 1000, afresh=True),
+    "connect": Row("connect and close", connect_and_close, 500),
+    "first_byte": Row("connect, first byte, close", first_byte, 300),
+    "receive": Row("bulk receive", receive, 1 << 30, unit="µs/MB"),
+    "receive_into": Row(
+        "bulk receive into a buffer",
+        receive_into,
+        512 << 20,
+        unit="µs/MB",
+        without=_NO_INTO,
+    ),
+    "send_64k": Row("bulk send, 64 KiB writes", sending(1 << 16), 1 << 30, unit="µs/MB"),
+    "send_1m": Row("bulk send, 1 MiB writes", sending(1 << 20), 1 << 30, unit="µs/MB"),
+    "duplex": Row("bulk, both ways together", duplex, 512 << 20, unit="µs/MB"),
+    "memory": Row(
+        "memory of an open, idle socket",
+        memory,
+        sockets=5000,
+        unit="KiB",
+        rounds=3,
+        afresh=True,
+        without=("node", "workerd"),
+    ),
+    **_on_sockets({1: 3000, 100: 60}, tls=True),
+    "tls_connect": Row(
+        "TLS: connect and close", connect_and_close, 100, tls=True, without=_NO_TLS
+    ),
+    "tls_connect_default": Row(
+        "TLS: connect and close, no context passed",
+        connect_without_context,
+        10,
+        tls=True,
+        without=_NO_TLS,
+    ),
+    "tls_first_byte": Row(
+        "TLS: connect, first byte, close", first_byte, 60, tls=True, without=_NO_TLS
+    ),
+    "tls_receive": Row(
+        "TLS: bulk receive",
+        receive,
+        256 << 20,
+        unit="µs/MB",
+        tls=True,
+        without=_NO_TLS,
+    ),
+    "tls_send": Row(
+        "TLS: bulk send, 64 KiB writes",
+        sending(1 << 16),
+        256 << 20,
+        unit="µs/MB",
+        tls=True,
+        without=_NO_TLS,
+    ),
+    "tls_duplex": Row(
+        "TLS: bulk, both ways together",
+        duplex,
+        128 << 20,
+        unit="µs/MB",
+        tls=True,
+        without=_NO_TLS,
+    ),
+    "tls_memory": Row(
+        "TLS: memory of an open, idle socket",
+        memory,
+        sockets=300,
+        unit="KiB",
+        tls=True,
+        rounds=3,
+        afresh=True,
+        without=("node", "workerd", *_NO_TLS),
+    ),
 }

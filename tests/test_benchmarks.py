@@ -1,64 +1,293 @@
-"""What the README shows of the benchmarks is what the committed run has."""
+"""The benchmarks: what they make of figures, and that the pages show the committed run."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results.json"
-PICTURE = ROOT / "benchmarks" / "results.svg"
-
-
-def results() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
-    return found
-
-
-def test_the_readme_shows_the_committed_run() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = readme.partition("<!-- benchmarks -->\n")[2].partition("<!-- /benchmarks -->")[0]
-    command = [sys.executable, "-m", "benchmarks", "--from-json", "--json", str(RESULTS)]
-    made = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert shown.strip() == made.strip()
-
-
-def test_the_committed_run_left_nothing_out() -> None:
-    found = results()
-    assert found["rounds"] >= 5
-    done = {(each["work"], each["tls"]) for each in found["results"]}
-    program = "from benchmarks.work import WORKS; print(*WORKS)"
-    command = [sys.executable, "-c", program]
-    works = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for work in works.split():
-        assert (work, True) in done
-        assert (work, False) in done or work == "connect_default"
-    contenders = {(each["name"], each["loop"]) for each in found["results"]}
-    assert {
-        ("blocking", ""),
-        *((name, loop) for name in ("anyio_connect", "anyio") for loop in LOOPS),
-        *(("streams", loop) for loop in ("asyncio", "uvloop")),
-        ("trio", "trio"),
-        ("node", ""),
-        ("workerd", ""),
-    } == contenders
-    assert all(len(each["values"]) == found["rounds"] for each in found["results"])
-
-
+BENCHMARKS = ROOT / "benchmarks"
 LOOPS = ("asyncio", "uvloop", "trio")
 
 
+def load() -> None:
+    """Make the package importable, which is not installed, and nothing that lies beside it."""
+    spec = importlib.util.spec_from_file_location(
+        "benchmarks", BENCHMARKS / "__init__.py", submodule_search_locations=[str(BENCHMARKS)]
+    )
+    assert spec is not None
+    sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
+
+
+if TYPE_CHECKING:
+    from benchmarks import __main__ as command_line
+    from benchmarks import measure, report, work
+else:
+    load()
+    from benchmarks import __main__ as command_line
+    from benchmarks import measure, report, work
+
+
+# --- the committed run
+
+
+@pytest.fixture(scope="module")
+def committed() -> report.Run:
+    return report.from_json(command_line.RESULTS.read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize(
-    "name", ["bulk receive", "TLS: bulk receive", "connect, first byte, close"]
+    ("page", "mark", "made"),
+    [
+        ("README.md", "benchmarks: small", report.small),
+        ("docs/benchmarks.md", "benchmarks", report.full),
+    ],
 )
-def test_the_picture_is_of_it(name: str) -> None:
-    picture = PICTURE.read_text(encoding="utf-8")
-    assert name in picture
-    for each in results()["results"]:
-        if each["work"] == "receive" and not each["tls"]:
-            assert f"{each['median']:,.0f}" in picture
+def test_the_pages_show_the_committed_run(
+    page: str, mark: str, made: Any, committed: report.Run
+) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    shown = text.partition(f"<!-- {mark} -->\n")[2].partition("<!-- /benchmarks -->")[0]
+    assert shown == made(committed) + "\n"
+
+
+def test_the_committed_run_left_nothing_out(committed: report.Run) -> None:
+    assert committed.rounds >= 5
+    assert [*committed.imports] == [*measure.IMPORTED]
+    missing = [
+        (name, contender)
+        for name, row in work.ROWS.items()
+        for contender in {result.contender for result in committed.results}
+        if contender.name not in row.without
+        and committed.of(name, contender.name, contender.loop) is None
+    ]
+    assert not missing
+    contenders = {(r.contender.name, r.contender.loop) for r in committed.results}
+    assert contenders == {
+        *((name, loop) for name in ("anyio_connect", "anyio", "sock") for loop in LOOPS),
+        *((name, loop) for name in ("streams", "protocol") for loop in ("asyncio", "uvloop")),
+        ("trio", "trio"),
+        ("blocking", ""),
+        ("node", ""),
+        ("workerd", ""),
+    }
+    for result in committed.results:
+        row = work.ROWS[result.row]
+        rounds = min(committed.rounds, row.rounds)
+        measured = [len(result.costs[measure]) for measure in row.measures if measure != "cpu"]
+        assert measured == [rounds] * len(measured)
+        if "cpu" in row.measures and result.contender.name != "workerd":
+            assert len(result.costs["cpu"]) == rounds
+
+
+def test_the_pictures_are_of_it(committed: report.Run) -> None:
+    rows = (BENCHMARKS / "results.svg").read_text(encoding="utf-8")
+    for name, title in report.SMALL.items():
+        assert title in rows
+        for loop in LOOPS:
+            result = committed.of(name, "anyio_connect", loop)
+            assert result is not None
+            assert report.number(result.median("cpu") or 0) in rows
+    sockets = (BENCHMARKS / "sockets.svg").read_text(encoding="utf-8")
+    for words in (*LOOPS, "anyio_connect", "open_connection", "bare Protocol", "10k"):
+        assert words in sockets
+
+
+def test_the_aims_and_the_small_table_are_of_rows_that_there_are() -> None:
+    assert not {*report.AIMS, *report.SMALL} - {*work.ROWS}
+
+
+# --- ratios and tables
+
+
+def run_of(costs: dict[str, Sequence[float]], row: str = "connect") -> report.Run:
+    """A run on asyncio, in which these contenders cost so much in each round."""
+    run = report.Run("0123456789ab", "here", 3, 1)
+    for name, values in costs.items():
+        cost = {"cpu": [*values], "wall": [value * 2 for value in values]}
+        run.results.append(measure.Result(row, measure.Contender(name, "asyncio", name), cost))
+    return run
+
+
+def test_a_ratio_over_1_is_ahead_of_the_best_peer() -> None:
+    run = run_of({"anyio_connect": [10, 10, 10], "streams": [15, 15, 15], "anyio": [20, 20, 20]})
+    found = report.ratio(run, "connect", "asyncio", "cpu")
+    assert found is not None
+    assert (found.value, found.peer.name) == (1.5, "streams")
+
+
+def test_what_shows_the_limit_is_no_peer() -> None:
+    run = run_of({"anyio_connect": [10], "streams": [15], "sock": [2], "protocol": [1]})
+    found = report.ratio(run, "connect", "asyncio", "cpu")
+    assert found is not None
+    assert found.peer.name == "streams"
+    assert report.ratio(run, "connect", "trio", "cpu") is None
+
+
+def test_a_ratio_is_taken_in_each_round() -> None:
+    # The machine was slow in one round for the one and in another for the other. The ratio of
+    # medians would be 3.
+    run = run_of({"anyio_connect": [10, 10, 90], "streams": [30, 10, 90]})
+    found = report.ratio(run, "connect", "asyncio", "cpu")
+    assert found is not None
+    assert found.value == 1
+
+
+def test_little_work_may_take_no_time_at_all() -> None:
+    run = run_of({"anyio_connect": [0, 0, 0], "streams": [1, 1, 1]})
+    assert "inf" in "\n".join(report.line_by_line(run, "connect"))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "shown"), [(15.0, "| 1.50 |"), (14.96, "| 1.50 |"), (14.9, "| **1.49** |")]
+)
+def test_what_falls_short_of_its_aim_is_bold(theirs: float, shown: str) -> None:
+    lines = [*report.ratios_table(run_of({"anyio_connect": [10.0], "streams": [theirs]}))]
+    assert len(lines) == 3
+    assert lines[2].startswith(f"| {work.ROWS['connect'].title} {shown}")
+    assert "≥ 1.5" in lines[2]
+
+
+def test_memory_and_import_times_are_to_be_at_most_something() -> None:
+    run = run_of({})
+    for loop, used in zip(LOOPS, (2.3, 2.4, 1.0), strict=True):
+        contender = measure.Contender("anyio_connect", loop, "")
+        run.results.append(measure.Result("memory", contender, {"memory": [used] * 3}))
+    run.imports = {"anyio_connect": [21.0, 21.0, 19.0]}
+    lines = [*report.figures_table(run)]
+    assert "| 2.30 | **2.40** | 1.00 |" in lines[2]
+    assert "**21.00**" in lines[3]
+
+
+def test_a_run_of_a_part_says_so() -> None:
+    run = run_of({"anyio_connect": [10]})
+    assert "one part in" not in report.full(run)
+    run.share = 50
+    assert "one part in 50" in report.full(run)
+
+
+def test_json_keeps_a_run() -> None:
+    run = run_of({"anyio_connect": [10, 11, 12.345], "streams": [1, 2, 3]})
+    run.imports = {"anyio_connect": [1.0, 2.0]}
+    text = report.as_json(run)
+    assert report.from_json(text) == run
+    assert len(text.splitlines()) == len(run.results) + 2
+    json.loads(text)
+
+
+def test_only_what_is_between_the_marks_is_replaced(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- here -->\nold\n<!-- /benchmarks -->\nb\n", encoding="utf-8")
+    report.put_between(page, "here", "new")
+    text = page.read_text(encoding="utf-8")
+    assert text == "a\n<!-- here -->\nnew\n<!-- /benchmarks -->\nb\n"
+    with pytest.raises(SystemExit, match="there"):
+        report.put_between(page, "there", "new")
+    assert page.read_text(encoding="utf-8") == text
+
+
+# --- the command line
+
+
+class Fake:
+    """Measures nothing, and may be interrupted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.interrupt_at = ""
+        self.commit = "0123456789ab"
+        monkeypatch.setattr(measure, "measure", self.measure)
+        monkeypatch.setattr(measure, "peer", self.peer)
+        monkeypatch.setattr(measure, "import_times", self.import_times)
+        monkeypatch.setattr(report, "commit", lambda: self.commit)
+        self._monkeypatch = monkeypatch
+
+    @contextmanager
+    def peer(self, directory: Path) -> Iterator[None]:
+        yield
+
+    def measure(
+        self, name: str, found: Sequence[measure.Contender], *_: object
+    ) -> list[measure.Result]:
+        if name == self.interrupt_at:
+            raise KeyboardInterrupt
+        self.asked.append(name)
+        measures = work.ROWS[name].measures
+        return [measure.Result(name, each, {m: [1.0] for m in measures}) for each in found]
+
+    def import_times(self, rounds: int) -> dict[str, list[float]]:
+        self.asked.append("import")
+        return {"anyio_connect": [1.0] * rounds}
+
+    def __call__(self, *arguments: object) -> list[str]:
+        self.asked = []
+        command = ["benchmarks", *map(str, arguments)]
+        self._monkeypatch.setattr(sys, "argv", command)
+        command_line.main()
+        return self.asked
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    return Fake(monkeypatch)
+
+
+def test_a_run_that_was_interrupted_goes_on_where_it_was(fake: Fake, tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    fake.interrupt_at = "busy"
+    with pytest.raises(KeyboardInterrupt):
+        fake("run", "--json", file)
+    before = fake.asked
+    fake.interrupt_at = ""
+    after = fake("run", "--json", file, "--resume")
+    assert before == [*work.ROWS][: len(before)]
+    assert before + after == [*work.ROWS, "import"]
+    assert fake("run", "--json", file, "--resume") == []
+    assert report.from_json(file.read_text(encoding="utf-8")).rows() == [*work.ROWS]
+
+
+def test_a_run_does_not_go_on_with_other_code(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "results.json"
+    fake("run", "connect", "--json", file)
+    fake.commit = "ba9876543210"
+    with pytest.raises(SystemExit):
+        fake("run", "--json", file, "--resume")
+    assert "another commit" in capsys.readouterr().err
+    assert fake.asked == []
+
+
+def test_one_row_on_one_loop(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fake("run", "connect", "--loops", "trio", "--only", "anyio_connect,trio") == ["connect"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [
+        ["trio", "anyio_connect"],
+        ["trio", "trio's"],
+    ]
+    for arguments in (["connekt"], ["connect", "--loops", "curio"]):
+        with pytest.raises(SystemExit):
+            fake("run", *arguments)
+
+
+@pytest.mark.slow
+def test_a_little_of_it_can_be_measured(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    rows = ("round_trip_10", "connect", "receive_into", "tls_first_byte")
+    options = ("--only=anyio_connect,protocol", "--rounds=2", "--share=500", f"--json={file}")
+    command = [sys.executable, "-m", "benchmarks", "run", *rows, *options]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    run = report.from_json(file.read_text(encoding="utf-8"))
+    assert run.rows() == [*rows]
+    for result in run.results:
+        assert all(len(values) == 2 and min(values) > 0 for values in result.costs.values())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
 
 import anyio
 from anyio.abc import ByteStream
 
+from benchmarks.contenders.tasks import OnAsyncio, OnTrio
 from benchmarks.services import HOST
-from benchmarks.work import Call
 
 
 class AnyIO:
@@ -38,6 +37,9 @@ class AnyIO:
         while amount > 0:
             amount -= len(await connection.receive(min(amount, 1 << 18)))
 
+    async def take_into(self, connection: ByteStream, amount: int) -> None:
+        raise NotImplementedError
+
     async def give(self, connection: ByteStream, amount: int, size: int) -> None:
         data = bytes(size)
         for _ in range(amount // size):
@@ -50,7 +52,10 @@ class AnyIO:
             while missing:
                 missing -= len(await connection.receive(missing))
 
-    async def at_once(self, calls: Sequence[Call]) -> None:
-        async with anyio.create_task_group() as group:
-            for call in calls:
-                group.start_soon(call)
+
+class AnyIOOnAsyncio(AnyIO, OnAsyncio):
+    pass
+
+
+class AnyIOOnTrio(AnyIO, OnTrio):
+    pass

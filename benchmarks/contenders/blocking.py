@@ -35,7 +35,10 @@ class Blocking:
         connection.sendall(data)
 
     async def take(self, connection: socket.socket, amount: int) -> None:
-        take(connection, amount, self.buffer)
+        take(connection, amount)
+
+    async def take_into(self, connection: socket.socket, amount: int) -> None:
+        take_into(connection, amount, self.buffer)
 
     async def give(self, connection: socket.socket, amount: int, size: int) -> None:
         give(connection, amount, size)
@@ -56,7 +59,12 @@ class Blocking:
             thread.join()
 
 
-def take(connection: socket.socket, amount: int, buffer: bytearray) -> None:
+def take(connection: socket.socket, amount: int) -> None:
+    while amount > 0:
+        amount -= len(connection.recv(min(amount, 1 << 16)))
+
+
+def take_into(connection: socket.socket, amount: int, buffer: bytearray) -> None:
     view = memoryview(buffer)
     receive_into = connection.recv_into
     while amount > 0:

@@ -24,6 +24,10 @@ async function opened(socket, event) {
 
 const tool = {
   now: () => performance.now() / 1000,
+  cpu() {
+    const { user, system } = process.cpuUsage();
+    return (user + system) / 1e6;
+  },
   open(port, secure) {
     return secure
       ? opened(tls.connect({ host: HOST, port, secureContext }), "secureConnect")
@@ -71,6 +75,7 @@ const tool = {
   },
 };
 
+console.log("null"); // ready
 for await (const line of createInterface({ input: process.stdin })) {
   console.log(JSON.stringify(await run(tool, JSON.parse(line))));
 }

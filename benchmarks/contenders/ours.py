@@ -6,6 +6,7 @@ from anyio.abc import ByteStream
 
 from anyio_connect import Socket, connect
 from benchmarks.contenders.anyio_streams import AnyIO
+from benchmarks.contenders.tasks import OnAsyncio, OnTrio
 from benchmarks.services import HOST
 
 
@@ -30,3 +31,17 @@ class Ours(AnyIO):
         most = 1 << 16 if connection.secure_transport == "off" else 1 << 18
         while amount > 0:
             amount -= len(await connection.receive(min(amount, most)))
+
+    async def take_into(self, connection: ByteStream, amount: int) -> None:
+        assert isinstance(connection, Socket)
+        view = memoryview(bytearray(1 << 16))
+        while amount > 0:
+            amount -= await connection.receive_into(view[: min(amount, len(view))])
+
+
+class OursOnAsyncio(Ours, OnAsyncio):
+    pass
+
+
+class OursOnTrio(Ours, OnTrio):
+    pass

@@ -5,39 +5,39 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import sys
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.work import WORKS, Tool
+from benchmarks.services import allow_many_sockets
+from benchmarks.work import ROWS, Cost, Order, Tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    Run = Callable[[Callable[[], Coroutine[Any, Any, float]]], float]
+    Run = Callable[[Callable[[], Coroutine[Any, Any, Cost]]], Cost]
+
+#: Each is imported in its own processes only, whose memory is measured.
+TOOLS = {
+    ("blocking", False): "blocking:Blocking",
+    ("streams", False): "streams:Streams",
+    ("sock", False): "loop_sockets:LoopSockets",
+    ("protocol", False): "protocol:BareProtocol",
+    ("anyio", False): "anyio_streams:AnyIOOnAsyncio",
+    ("anyio_connect", False): "ours:OursOnAsyncio",
+    ("trio", True): "trio_streams:Trio",
+    ("sock", True): "trio_sockets:TrioSockets",
+    ("anyio", True): "anyio_streams:AnyIOOnTrio",
+    ("anyio_connect", True): "ours:OursOnTrio",
+}
 
 
-def tool(name: str, authority: str) -> Tool:
-    # Each is imported in its own processes only, whose memory is measured.
-    if name == "blocking":
-        from benchmarks.contenders.blocking import Blocking
-
-        return Blocking(authority)
-    if name == "streams":
-        from benchmarks.contenders.streams import Streams
-
-        return Streams(authority)
-    if name == "anyio":
-        from benchmarks.contenders.anyio_streams import AnyIO
-
-        return AnyIO(authority)
-    if name == "trio":
-        from benchmarks.contenders.trio_streams import Trio
-
-        return Trio(authority)
-    from benchmarks.contenders.ours import Ours
-
-    return Ours(authority)
+def tool(name: str, loop: str, authority: str) -> Tool:
+    module, _, kind = TOOLS[name, loop == "trio"].partition(":")
+    made: Tool = getattr(import_module(f"benchmarks.contenders.{module}"), kind)(authority)
+    return made
 
 
 def runner(loop: str) -> Run:
@@ -52,11 +52,11 @@ def runner(loop: str) -> Run:
     else:
         factory = asyncio.new_event_loop
 
-    def run(call: Callable[[], Coroutine[Any, Any, float]]) -> float:
+    def run(call: Callable[[], Coroutine[Any, Any, Cost]]) -> Cost:
         # Not asyncio.Runner, which Python 3.10 does not have.
         event_loop = factory()
         try:
-            found: float = event_loop.run_until_complete(call())
+            found: Cost = event_loop.run_until_complete(call())
             event_loop.run_until_complete(event_loop.shutdown_default_executor())
             return found
         finally:
@@ -65,14 +65,27 @@ def runner(loop: str) -> Run:
     return run
 
 
-def main(name: str, loop: str, authority: str) -> None:
-    made, run = tool(name, authority), runner(loop)
+def keep_memory() -> None:
+    """Have malloc reuse large pieces of memory, as it does in a process that runs for long.
+
+    Each time it asks the system for what is larger than any piece given back before. Without
+    this, whoever receives 256 KiB at a time would pay for that.
+    """
+    bytearray(24 << 20)
+
+
+def main(name: str, loop: str, authority: str, core: str) -> None:
+    allow_many_sockets()
+    keep_memory()
+    made, run = tool(name, loop, authority), runner(loop)
+    if core and sys.platform == "linux":  # only now: all that are started import on all cores
+        os.sched_setaffinity(0, {int(core)})
+    print("null", flush=True)
     for line in sys.stdin:
-        order = json.loads(line)
-        work = WORKS[order["work"]].run
+        asked = json.loads(line)
+        work = ROWS[asked.pop("row")].run
         gc.collect()
-        result = run(partial(work, made, order["ports"], order["tls"], order["amount"]))
-        print(json.dumps(result), flush=True)
+        print(json.dumps(run(partial(work, made, Order(**asked)))), flush=True)
 
 
 if __name__ == "__main__":

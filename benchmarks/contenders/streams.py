@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from benchmarks.contenders.tasks import OnAsyncio
 from benchmarks.services import HOST
-from benchmarks.work import Call
 
 Pair: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -16,7 +15,7 @@ Pair: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 LIMIT = 1 << 20
 
 
-class Streams:
+class Streams(OnAsyncio):
     def __init__(self, authority: str) -> None:
         self.context = ssl.create_default_context(cafile=authority)
 
@@ -41,6 +40,9 @@ class Streams:
         while amount > 0:
             amount -= len(await reader.read(min(amount, LIMIT)))
 
+    async def take_into(self, connection: Pair, amount: int) -> None:
+        raise NotImplementedError
+
     async def give(self, connection: Pair, amount: int, size: int) -> None:
         _, writer = connection
         data = bytes(size)
@@ -53,6 +55,3 @@ class Streams:
         for _ in range(times):
             writer.write(message)
             await reader.readexactly(len(message))
-
-    async def at_once(self, calls: Sequence[Call]) -> None:
-        await asyncio.gather(*(call() for call in calls))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
 from typing import TypeAlias
 
 import trio
 
+from benchmarks.contenders.tasks import OnTrio
 from benchmarks.services import HOST
-from benchmarks.work import Call
 
 Stream: TypeAlias = "trio.SocketStream | trio.SSLStream[trio.SocketStream]"
 
 
-class Trio:
+class Trio(OnTrio):
     def __init__(self, authority: str) -> None:
         self.context = ssl.create_default_context(cafile=authority)
 
@@ -44,6 +43,9 @@ class Trio:
         while amount > 0:
             amount -= len(await connection.receive_some(min(amount, 1 << 16)))
 
+    async def take_into(self, connection: Stream, amount: int) -> None:
+        raise NotImplementedError
+
     async def give(self, connection: Stream, amount: int, size: int) -> None:
         data = bytes(size)
         for _ in range(amount // size):
@@ -55,8 +57,3 @@ class Trio:
             missing = len(message)
             while missing:
                 missing -= len(await connection.receive_some(missing))
-
-    async def at_once(self, calls: Sequence[Call]) -> None:
-        async with trio.open_nursery() as nursery:
-            for call in calls:
-                nursery.start_soon(call)

@@ -18,7 +18,8 @@ async function opened(port, secureTransport) {
 }
 
 const tool = {
-  // It stands still but for input and output, with which each work begins and ends.
+  // It stands still but for input and output, with which each work begins and ends. There is no
+  // clock for CPU time.
   now: () => Date.now() / 1000,
   open(port, secure) {
     return opened(port, secure ? "on" : "off");
