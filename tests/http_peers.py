@@ -102,10 +102,9 @@ async def _http11(stream: ByteStream, reply: Callable[[Request], Reply]) -> None
         while isinstance(part := await next_event(), h11.Data):
             content += part.data
         answer = reply(Request("HTTP/1.1", head.target.decode(), content))
-        length = ("content-length", str(len(answer.content)))
-        said = peer.send(
-            h11.Response(status_code=answer.status, headers=[length, *answer.headers])
-        )
+        headers = [("content-length", str(len(answer.content))), *answer.headers]
+        encoded = [(name.encode(), value.encode()) for name, value in headers]
+        said = peer.send(h11.Response(status_code=answer.status, headers=encoded))
         said += peer.send(h11.Data(answer.content)) or b""
         await stream.send((said or b"") + (peer.send(h11.EndOfMessage()) or b""))
         if answer.hangs_up or peer.our_state is h11.MUST_CLOSE:

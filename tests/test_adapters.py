@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import aiohttp
-import aiohttp.abc
 import anyio
 import httpcore
 import httpx
@@ -21,6 +20,7 @@ from anyio_connect import (
     AddressNotAllowedError,
     AddressPolicy,
     Connector,
+    ConnectTimeoutError,
     InvalidOptionError,
     RefusedError,
     TLSError,
@@ -32,44 +32,15 @@ from anyio_connect.adapters.httpcore import NetworkBackend
 from anyio_connect.adapters.httpx import Transport
 from anyio_connect.adapters.trio import open_tcp_stream
 from anyio_connect.testing import Network
+from attacks import ONE
 from http_peers import HTTPServer, Reply, serving_http
 from peers import listening, refusing_address
-from spying import spying
 from tls_peers import certificate, client_context, server_context
-
-#: Of this machine's loopback addresses, one may be connected to and the others may not.
-ONE = AddressPolicy(allow=["127.0.0.1"])
-
-#: Ways to write an address of this machine, or of its network, in a URL.
-INWARD = (
-    "http://127.0.0.1:8080/",
-    "http://127.1:8080/",
-    "http://2130706433:8080/",
-    "http://0x7f000001:8080/",
-    "http://0177.0.0.1:8080/",
-    "http://0:8080/",
-    "http://0.0.0.0:8080/",
-    "http://127.0.0.2:8080/",
-    "http://localhost:8080/",
-    "http://LOCALHOST:8080/",
-    "http://[::1]:8080/",
-    "http://[::]:8080/",
-    "http://[::ffff:127.0.0.1]:8080/",
-    "http://[::ffff:7f00:1]:8080/",
-    "http://[64:ff9b::7f00:1]:8080/",
-    "http://[2002:7f00:1::]:8080/",
-    "http://\uff11\uff12\uff17.0.0.1:8080/",
-    "http://user@127.0.0.1:8080/",
-    "http://169.254.169.254:8080/latest/meta-data/",
-)
-
 
 #: httpx and httpcore do so if a request or a body is given up in the midst of it, and trio warns.
 leaves_generators = pytest.mark.filterwarnings(
     "ignore:Async generator '(httpx|httpcore|anyio_connect.adapters.httpx)\\.:ResourceWarning"
 )
-
-INWARDS = Reply(status=302, headers=(("location", "http://127.0.0.2:8080/"),))
 
 
 def causes(error: BaseException | None) -> list[BaseException]:
@@ -136,32 +107,12 @@ async def test_httpx_tells_an_untrusted_certificate() -> None:
         assert any(isinstance(cause, TLSError) for cause in causes(caught.value))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("url", INWARD)
-async def test_httpx_is_not_led_inwards(url: str) -> None:
-    with spying() as dialled:
-        async with client(Connector(WORKERS)) as http:
-            with pytest.raises((httpx.TransportError, httpx.InvalidURL)):
-                await http.get(url)
-    assert not dialled
-
-
 async def test_httpx_names_the_rule() -> None:
     async with client(Connector(WORKERS)) as http:
         with pytest.raises(httpx.ConnectError, match=r"127\.0\.0\.0/8 is Loopback") as caught:
             await http.get("http://127.0.0.1:1/")
         assert any(isinstance(c, AddressNotAllowedError) for c in causes(caught.value))
         assert caught.value.request.url == "http://127.0.0.1:1/"
-
-
-async def test_httpx_follows_no_redirect_inwards() -> None:
-    with spying(really=lambda ip: ip == "127.0.0.1") as dialled:
-        async with serving_http(lambda _: INWARDS) as server, client(Connector(ONE)) as http:
-            http.follow_redirects = True
-            with pytest.raises(httpx.ConnectError, match=r"127\.0\.0\.2"):
-                await http.get(server.url)
-            assert len(server.requests) == 1
-    assert dialled == ["127.0.0.1"]
 
 
 async def test_httpx_tells_what_the_kernel_said() -> None:
@@ -233,6 +184,16 @@ async def test_a_pool_of_httpcore() -> None:
     ):
         response = await pool.request("GET", server.url)
         assert response.content == b"hello"
+
+
+async def test_httpcore_holds_a_slot_until_its_stream_is_closed() -> None:
+    backend = NetworkBackend(Connector(max_connections=1))
+    async with listening() as listener:
+        for _ in range(2):
+            stream = await backend.connect_tcp(*listener.address, timeout=30)
+            with pytest.raises(httpcore.ConnectTimeout):
+                await backend.connect_tcp(*listener.address, timeout=0.01)
+            await stream.aclose()
 
 
 async def test_httpcore_is_told_of_the_stream() -> None:
@@ -367,16 +328,6 @@ async def test_aiohttp_goes_where_it_may() -> None:
 
 
 @aiohttps_loops
-@pytest.mark.parametrize("url", INWARD)
-async def test_aiohttp_is_not_led_inwards(url: str) -> None:
-    with spying() as dialled:
-        async with session(WORKERS) as http:
-            with pytest.raises((aiohttp.ClientError, ValueError)):
-                await http.get(url)
-    assert not dialled
-
-
-@aiohttps_loops
 async def test_aiohttp_names_the_rule() -> None:
     async with session(WORKERS) as http:
         with pytest.raises(
@@ -384,47 +335,6 @@ async def test_aiohttp_names_the_rule() -> None:
         ) as caught:
             await http.get("http://127.0.0.1:1/")
         assert isinstance(caught.value.os_error, AddressNotAllowedError)
-
-
-@aiohttps_loops
-async def test_aiohttp_follows_no_redirect_inwards() -> None:
-    with spying(really=lambda ip: ip == "127.0.0.1") as dialled:
-        async with serving_http(lambda _: INWARDS) as server, session(ONE) as http:
-            with pytest.raises(aiohttp.ClientConnectorError, match=r"127\.0\.0\.2"):
-                await http.get(server.url)
-            assert len(server.requests) == 1
-    assert dialled == ["127.0.0.1"]
-
-
-class Rebinding(aiohttp.abc.AbstractResolver):
-    """A name server that says something else each time."""
-
-    def __init__(self, *answers: str) -> None:
-        self.answers = list(answers)
-
-    async def resolve(
-        self, host: str, port: int = 0, family: stdlib.AddressFamily = stdlib.AF_INET
-    ) -> list[aiohttp.abc.ResolveResult]:
-        return [
-            aiohttp.abc.ResolveResult(
-                hostname=host, host=self.answers.pop(0), port=port, family=family, proto=0, flags=0
-            )
-        ]
-
-    async def close(self) -> None: ...
-
-
-@aiohttps_loops
-async def test_aiohttp_is_not_led_inwards_by_a_name_that_moves() -> None:
-    resolver = Rebinding("127.0.0.1", "127.0.0.2")
-    async with serving_http() as server:
-        port = server.address.partition(":")[2]
-        async with session(ONE, resolver=resolver, use_dns_cache=False, force_close=True) as http:
-            url = f"http://moving.example:{port}/"
-            async with http.get(url) as response:
-                assert response.status == 200
-            with pytest.raises(aiohttp.ClientConnectorError, match=r"127\.0\.0\.2"):
-                await http.get(url)
 
 
 @aiohttps_loops
@@ -467,6 +377,18 @@ async def test_a_stream_of_trio() -> None:
 async def test_a_stream_of_trio_goes_only_where_it_may() -> None:
     with pytest.raises(AddressNotAllowedError):
         await open_tcp_stream("127.0.0.1", 1, connector=Connector(WORKERS))
+
+
+@trios_loop
+async def test_a_stream_of_trio_holds_a_slot_until_it_is_closed() -> None:
+    connector = Connector(max_connections=1)
+    async with listening() as listener:
+        for _ in range(2):
+            async with await open_tcp_stream(*listener.address, connector=connector):
+                with pytest.raises(ConnectTimeoutError, match="max_connections"):
+                    await open_tcp_stream(
+                        *listener.address, connector=connector, connect_timeout=0.01
+                    )
 
 
 # --- asyncio
