@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -334,6 +335,8 @@ def build(session: nox.Session) -> None:
 
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+        (metadata,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        readme = archive.read(metadata).decode()
     package = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "anyio_connect").rglob("*")
@@ -341,6 +344,11 @@ def build(session: nox.Session) -> None:
     }
     if packed != package or "anyio_connect/py.typed" not in packed:
         session.error(f"the wheel is not exactly the package: {sorted(packed ^ package)}")
+
+    # On a package index, nothing else is beside the README.
+    relative = re.findall(r"\]\((?!https?://).*?\)", readme)
+    if relative or "](https://" not in readme:
+        session.error(f"the README of the wheel has links that are not absolute: {relative}")
 
     with tarfile.open(sdist) as archive:
         shipped = {name.partition("/")[2] for name in archive.getnames()}

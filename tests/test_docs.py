@@ -77,6 +77,19 @@ def test_the_index_lists_every_page() -> None:
     assert sorted(listed) == sorted(PAGES.keys() - {"index"})
 
 
+def test_links_of_the_packed_readme_lead_to_the_repository() -> None:
+    # By patterns, as Python 3.10 cannot read TOML.
+    pyproject = (DOCS.parent / "pyproject.toml").read_text(encoding="utf-8")
+    (repository,) = re.findall(r'^Repository = "(.*)"$', pyproject, re.MULTILINE)
+    (pattern,) = re.findall(r"^pattern = '(.*)'$", pyproject, re.MULTILINE)
+    (replacement,) = re.findall(r"^replacement = '(.*)'$", pyproject, re.MULTILINE)
+    assert replacement == f"]({repository}/"
+    links = "[x](docs/x.md) ![y](y.svg) [z](https://z.example/)"
+    assert re.sub(pattern, replacement, links) == (
+        f"[x]({repository}/docs/x.md) ![y]({repository}/y.svg) [z](https://z.example/)"
+    )
+
+
 def test_a_dead_link_is_found(tmp_path: Path) -> None:
     (tmp_path / "there.html").write_text("<p id='here'>", encoding="utf-8")
     (tmp_path / "page.html").write_text(
