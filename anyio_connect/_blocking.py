@@ -1,4 +1,4 @@
-"""Runs an asynchronous function for a thread that has no event loop, and has that wait for it."""
+"""Runs an asynchronous function for a thread that has no event loop, which waits for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Windows does not interrupt a wait, so a long one is made of several, of so many seconds.
+#: Windows does not interrupt a wait. So a long wait is made of several, each of so many seconds.
 _INTERRUPTIBLE = 0.5
 
 
@@ -27,7 +27,7 @@ def event_loop_runs() -> bool:
     import asyncio
 
     try:
-        asyncio.get_running_loop()  # also in a callback, which is in no task
+        asyncio.get_running_loop()  # which works in callbacks too, where there is no task
     except RuntimeError:
         pass
     else:
@@ -46,8 +46,9 @@ def wait_for(function: Callable[[], Awaitable[T]], drop: Callable[[T], object]) 
     and none of its signal handlers is changed. The context (``contextvars``) is a copy of this
     one's.
 
-    What is raised here meanwhile, by a signal handler as a rule (KeyboardInterrupt), cancels it,
-    and is raised when it has ended. If it has made something by then, ``drop`` is called with it.
+    If something is raised in this thread meanwhile, as a rule KeyboardInterrupt by a signal
+    handler, the function is cancelled, and that is raised when it has ended. If the function has
+    returned something nevertheless, ``drop`` is called with it.
 
     :raises NoThreadError: the system starts no more threads
     :raises OSError: it has no descriptors for another event loop
@@ -76,22 +77,22 @@ def wait_for(function: Callable[[], Awaitable[T]], drop: Callable[[T], object]) 
 
 
 def _forget_event_loop() -> None:
-    """Have AnyIO know of no event loop: this context may be that of a task."""
-    with suppress(ImportError):  # AnyIO can do without
+    """Make AnyIO forget which event loop runs: this context may be a copy of a task's."""
+    with suppress(ImportError):  # AnyIO works without sniffio
         from sniffio import current_async_library_cvar
 
         current_async_library_cvar.set(None)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
-    """An event loop of that kind also on Windows, whose own waits for sockets in yet a thread."""
+    """A loop that waits for sockets by itself, on Windows too, where the default uses a thread."""
     import asyncio
     import selectors
 
     selector = selectors.DefaultSelector()
     try:
         return asyncio.SelectorEventLoop(selector)
-    except BaseException:  # asyncio leaves it open if it finds no descriptor for more
+    except BaseException:  # asyncio leaves the selector open if there is no descriptor for more
         selector.close()
         raise
 
@@ -140,10 +141,10 @@ class _Call(Generic[T]):
         try:
             raise error
         finally:
-            del error  # whose traceback has this frame
+            del error  # or its traceback would keep this frame, and this frame the error
 
     def cancel(self) -> bool:
-        """Have it end; False: it had not begun, and will not."""
+        """Cancel the call; return False if it had not begun, and now never will."""
         with self._lock:
             self._given_up = True
             cancel = self._cancel
@@ -154,6 +155,6 @@ class _Call(Generic[T]):
         return True
 
     def drop(self) -> None:
-        """Nobody wants what came of it."""
+        """Drop the result, which nobody wants any more."""
         while self._made:
             self._drop(self._made.pop())

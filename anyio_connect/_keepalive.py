@@ -1,15 +1,15 @@
 """Keepalive: the kernel finds out that a peer has vanished, and says so.
 
-A peer that lost its power or its network says nothing, and a connection on which nothing is sent
-would last for ever. So the kernel asks for the peer after some silence (RFC 9293 3.8.4). While
-something is unacknowledged it does not ask, as sending it again does the same; but by itself it
-goes on with that for some fifteen minutes, which is what TCP_USER_TIMEOUT is for (RFC 5482).
+A peer that lost its power or its network sends nothing, not even an end. A connection on which we
+send nothing either would last for ever. So after some silence, the kernel asks whether the peer is
+still there (RFC 9293 3.8.4). It does not ask while data is unacknowledged: it sends that again,
+for some fifteen minutes. TCP_USER_TIMEOUT is a shorter limit for this (RFC 5482).
 
-Yet Linux also counts that limit for data that the peer has no room for, however often the peer
-answers that it is there (tcp(7)), which RFC 1122 4.2.2.17 forbids. A peer may stop reading for as
-long as it likes. So the limit is in force only while the peer has room for all that the
-kernel holds. That is looked up once in as many bytes as there was room for: what a peer has said
-that it has room for, it does not take back (RFC 9293 3.8.6).
+But Linux applies that limit also while the peer has no room for more data, even if the peer
+answers each time that it is asked (tcp(7)). RFC 1122 4.2.2.17 forbids that: a peer may stop
+reading for as long as it likes. So the limit is set only while the peer has room for all that the
+kernel holds. That is looked up once for as many bytes as there was room for, because a peer does
+not take back room that it has announced (RFC 9293 3.8.6).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import socket
 import sys
 from contextlib import suppress
 
-#: How many seconds of silence come before the first question unless told otherwise.
+#: After how many seconds of silence the kernel asks first, unless given.
 KEEP_ALIVE = 60.0
 
 #: The longest silence that Linux takes, in seconds (MAX_TCP_KEEPIDLE).
@@ -34,9 +34,10 @@ _QUESTIONS = 4
 
 
 def keep_alive(sock: socket.socket, silence: float) -> int:
-    """Have the kernel ask for the peer after so many seconds of silence; ``math.inf``: never.
+    """Let the kernel ask for the peer after so many seconds of silence; ``math.inf``: never.
 
-    As far as the system can. Returns the TCP_USER_TIMEOUT that was set, in milliseconds, or 0.
+    What the system cannot do is left out. Return the TCP_USER_TIMEOUT that was set, in
+    milliseconds, or 0.
     """
     if silence == math.inf:
         return 0
@@ -50,7 +51,7 @@ def keep_alive(sock: socket.socket, silence: float) -> int:
         ):
             if option is not None:
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
-        # With it, Linux gives up by the time that has passed, and not by how often it asked.
+        # With this limit, Linux counts the time that has passed, not how often it asked.
         limit = _limit(seconds)
         if set_limit(sock, limit):
             return limit
@@ -58,12 +59,12 @@ def keep_alive(sock: socket.socket, silence: float) -> int:
 
 
 def keep_alive_as_before(sock: socket.socket) -> int:
-    """Set the TCP_USER_TIMEOUT again, of a socket that was detached, and return it; or 0."""
+    """Set the TCP_USER_TIMEOUT of a socket that was detached again, and return it; or 0."""
     with suppress(OSError):
         if (
             _IDLE is not None
             and sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            and not limit_of(sock)  # or somebody has set another one, which is not ours to change
+            and not limit_of(sock)  # if other code has set a limit, it is kept
         ):
             limit = _limit(sock.getsockopt(socket.IPPROTO_TCP, _IDLE))
             return limit if set_limit(sock, limit) else 0
@@ -71,7 +72,7 @@ def keep_alive_as_before(sock: socket.socket) -> int:
 
 
 def _limit(silence: int) -> int:
-    """How long it takes in all until the kernel gives up, in milliseconds."""
+    """How long it takes until the kernel gives up, from the last sign of life; milliseconds."""
     return (silence + _INTERVAL * _QUESTIONS) * 1000
 
 
@@ -100,16 +101,16 @@ if sys.platform == "linux":
     def room_of(sock: socket.socket) -> int:
         """How much more the peer has room for, in bytes; negative if there is too little already.
 
-        It has at least that much room.
+        It may have more room than that.
         """
         try:
             held = _held(sock, termios.TIOCOUTQ)
-            # After that: what is acknowledged in between makes it too little, and not too much.
+            # Read second: if data is acknowledged in between, the result is too low, not too high.
             found = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SND_WND + 4)
             if len(found) == _SND_WND + 4:
                 return int.from_bytes(found[_SND_WND:], sys.byteorder) - held
             return -1 if _held(sock, _SIOCOUTQNSD) else 0  # an older kernel
-        except (OSError, ValueError):  # not every kernel that passes for Linux has it; or closed
+        except (OSError, ValueError):  # closed, or a kernel that imitates Linux and lacks it
             return -1
 
     def _held(sock: socket.socket, what: int) -> int:

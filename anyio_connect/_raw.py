@@ -11,12 +11,12 @@ from ._slots import Slot
 class SlotSocket(socket.socket):
     """A socket that holds slots of ``max_connections`` until it is closed.
 
-    It gives them back when the descriptor is closed or detached, or when it is collected. That a
-    file of ``makefile()`` keeps the descriptor open, keeps them. As a rule it is one; it is more
-    if a dialer made the connection by another ``Connector``.
+    It gives them back when the descriptor is closed or detached, or when the object is collected.
+    A file of ``makefile()`` that keeps the descriptor open keeps the slots too. As a rule there is
+    one slot. There are more if a dialer made the connection by another ``Connector``.
     """
 
-    # Not set by arguments: dup() makes an object of the same class, and a copy holds no slot.
+    # No arguments of __init__(): dup() makes an object of the same class, which holds no slot.
     __slots__ = ("_held",)
 
     _held: tuple[Slot, ...]
@@ -26,17 +26,17 @@ class SlotSocket(socket.socket):
         self._held = ()
 
     def hold(self, slots: tuple[Slot, ...]) -> None:
-        """Hold these, which were another's until now."""
+        """Hold these slots, which another object has held until now."""
         self._held = slots
 
     def hand_over(self) -> tuple[Slot, ...]:
-        """Hold none any more; return those that were held, for another to hold."""
+        """Hold no slots any more; return those that were held, for another object to hold."""
         slots, self._held = self._held, ()
         return slots
 
     def close(self) -> None:
         """Close the socket, and give the slots back as soon as that is done."""
-        # It is called once more when the last file of makefile() is closed.
+        # This is called once more when the last file of makefile() is closed.
         super().close()
         if self.fileno() < 0:
             self._let_go()
@@ -53,9 +53,9 @@ class SlotSocket(socket.socket):
 
 
 def moved(sock: socket.socket, slot: Slot | None = None) -> socket.socket:
-    """Return a new non-blocking socket with the descriptor of ``sock``, which is closed by that.
+    """Move the descriptor of ``sock`` into a new non-blocking socket, and return that.
 
-    It holds ``slot``, if there is one, and what ``sock`` held.
+    It holds ``slot``, if there is one, and the slots that ``sock`` held.
     """
     slots: tuple[Slot, ...] = () if slot is None else (slot,)
     if isinstance(sock, SlotSocket):

@@ -1,4 +1,4 @@
-"""Names that are looked up by a function of the user's, in place of the system."""
+"""Looks names up by a function of the user's, in place of the system."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from ._dial_errors import bad_answer, resolve_failed, resolver_failed
 #: What ``Connector(resolver=)`` takes.
 Resolver: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 
-#: How many addresses of an answer are looked at. Whoever answers may name any number.
+#: How many addresses of an answer are looked at. An answer may have any number.
 _MOST = 256
 
 
 async def ask(resolver: Resolver, address: SocketAddress) -> tuple[list[str], int]:
-    """The IP addresses that ``resolver`` has for a name, at least one; and how many more it named.
+    """The IP addresses that ``resolver`` returns for a name; and how many more it returned.
 
-    :raises ResolveError: it has none, raised something, or answered with something else
+    There is at least one.
+
+    :raises ResolveError: it returned none, returned something else, or raised something
     """
     host, port = address
     try:
-        # Whatever the annotations promise.
+        # Users need not keep to the annotations.
         answer: object = resolver(host, port)
         found: object = await answer if isawaitable(answer) else _NoAwaitable(answer)
     except Exception as exc:
@@ -49,7 +51,7 @@ async def ask(resolver: Resolver, address: SocketAddress) -> tuple[list[str], in
 
 
 class _NoAwaitable:
-    """An answer that nobody can wait for."""
+    """What stands for an answer that cannot be awaited."""
 
     def __init__(self, answer: object) -> None:
         self.answer = answer
