@@ -18,7 +18,7 @@ from anyio.streams.tls import TLSStream
 
 from . import Socket, SocketError, TLSError, connect
 
-#: Runs line by line. A line that begins with "! " must fail; the rest, but for code, is prose.
+#: The script, which runs line by line. Code begins with ">>> ", or with "! " if it has to fail.
 _SCRIPT = """\
 connect() returns at once. The connection is made when somebody needs it.
 >>> socket = connect(address)
@@ -98,7 +98,7 @@ Errors say what happened to what; wrong addresses are refused before any I/O.
 ! connect("http://example.com/")
 """
 
-#: The peer's certificate, and its key, which is a secret to nobody: it is for this alone.
+#: The peer's certificate and its key. The key is no secret: nothing else uses it.
 _CERTIFICATE = """\
 -----BEGIN PRIVATE KEY-----
 MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgrjmP0CNuq31VCuOl
@@ -124,13 +124,13 @@ async def demo() -> None:
     peers: list[SocketStream] = []
     (listener,) = (await anyio.create_tcp_listener(local_host="127.0.0.1")).listeners
     address = ("127.0.0.1", listener.extra(SocketAttribute.local_port))
-    with stdlib.socket() as free:  # a port that nobody listens on
+    with stdlib.socket() as free:  # a port that nothing listens on
         free.bind(("127.0.0.1", 0))
         nobody = free.getsockname()
 
     class Listener:
         async def accept(self) -> SocketStream:
-            accepting: Any = listener  # accept() is not among what AnyIO promises
+            accepting: Any = listener  # AnyIO's interface of listeners has no accept()
             peers.append(await accepting.accept())
             return peers[-1]
 
@@ -147,7 +147,7 @@ async def demo() -> None:
 
         async def serve() -> None:
             stream = peer or await names["listener"].accept()
-            with suppress(OSError, anyio.BrokenResourceError):  # the other end says it better
+            with suppress(OSError, anyio.BrokenResourceError):  # the other end's error is better
                 made.append(await TLSStream.wrap(stream, server_side=True, ssl_context=serving))
 
         async with anyio.create_task_group() as group:
@@ -188,7 +188,7 @@ async def demo() -> None:
 
 
 def _contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """One that serves with the demo's certificate, and one that trusts it."""
+    """A context for a server that has the demo's certificate, and one that trusts it."""
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     with tempfile.TemporaryDirectory() as directory:  # load_cert_chain() reads only files
         path = Path(directory) / "demo.pem"

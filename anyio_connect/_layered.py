@@ -1,4 +1,4 @@
-"""A socket as the stream under another: TLS in TLS, for one."""
+"""A socket as the stream under another one, for example for TLS in TLS."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ._transport import ForeignTransport
 
 
 class LayeredTransport(ForeignTransport):
-    """One of our sockets. It says what was cut short, can be reset, and knows what is readable."""
+    """One of our sockets. It knows what was cut short and what is readable, and can be reset."""
 
     def __init__(self, stream: ByteStream, connection: Connection) -> None:
         """``connection`` is that of ``stream``."""
@@ -18,9 +18,9 @@ class LayeredTransport(ForeignTransport):
         self._connection = connection
 
     async def open(self) -> None:
-        """Have the connection made, if it is not yet.
+        """Wait until the connection is made.
 
-        :raises SocketError: it cannot be made
+        :raises SocketError: it could not be made
         """
         await self._connection.opened
 
@@ -42,6 +42,6 @@ class LayeredTransport(ForeignTransport):
 
     async def abort(self) -> None:
         self._drop()
-        with anyio.CancelScope(shield=True):  # it waits for nothing
+        with anyio.CancelScope(shield=True):  # abort() waits for nothing
             await self._connection.abort(None)
         await self._close_forcefully()

@@ -1,7 +1,7 @@
 """TCP over a network in memory, as a transport: what ``testing`` is made of.
 
-The rules are in ``_memory_tcp``. Here they get the time of the event loop, tasks that wait, and
-the calls of a socket, on which the very transport of TCP is put.
+The rules of TCP are in ``_memory_tcp``. This module adds the time of the event loop, tasks that
+wait, and an object with the calls of a socket. On top of that is the same transport as over TCP.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ else:
 
 Address = tuple[str, int]
 
-#: As in dialling: of a connection that was made, and reset before anybody looked.
+#: What connecting fails with if the connection was made, and reset before anybody looked. Such a
+#: connection counts as made, as it does when a real network is dialled.
 _RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
 
 
 class Clock:
-    """What happens when, in the time of the running event loop.
+    """What is to happen at which time of the running event loop.
 
-    There is no task and no timer behind it: whichever task does something, or waits, does what is
-    due by then, each thing at its own time.
+    There is no task and no timer behind it. A task that does something, or waits, first does what
+    is due, in the order of its times.
     """
 
     def __init__(self) -> None:
@@ -50,13 +51,13 @@ class Clock:
         self._due: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._count = 0
         self._running = False
-        self._sooner = False  # something is due before what was next
+        self._sooner = False  # something was added that is due before what was next
         self._waiting: dict[anyio.Event, None] = {}
 
     def at(self, when: float, what: Callable[..., None], *args: object) -> None:
         """Call ``what`` at that time. What is due at once is called in the order of the calls.
 
-        Whoever calls this catches up afterwards.
+        The caller has to call :meth:`catch_up` afterwards.
         """
         self._count += 1
         heappush(self._due, (when, self._count, what, args))
@@ -103,7 +104,7 @@ class Bell:
             event.set()
 
     async def wait(self) -> None:
-        """Wait until it rings; there may be false alarms. Do what is due by then."""
+        """Wait until it rings, and do what is due by then. There may be false alarms."""
         event = anyio.Event()
         self._waiting[event] = None
         try:
@@ -116,12 +117,12 @@ class Bell:
 
 
 class Line(End):
-    """An end of a connection, whose server may fall silent."""
+    """An end of a connection. What goes to or from a silent server is held back."""
 
     def __init__(
         self, clock: Clock, wire: Wire, server: Address, silent: Mapping[Address, list[Kept]]
     ) -> None:
-        """``silent``: what is kept back, for each server that is silent."""
+        """``silent``: for each server that is silent, what is held back."""
         super().__init__(clock, wire)
         self._server = server
         self._silent = silent
@@ -134,19 +135,19 @@ class Line(End):
             kept.append((self, what, args))
 
 
-#: What is to happen at the other end of a line.
+#: Something that is to happen at the other end of a line: where, and what.
 Kept: TypeAlias = tuple[Line, Callable[..., None], tuple[object, ...]]
 
 
 class MemorySocket:
-    """``socket.socket`` over an end in memory, as far as the transport of TCP uses it."""
+    """An end in memory with those methods of ``socket.socket`` that ``TCPTransport`` uses."""
 
     def __init__(self, clock: Clock, end: End) -> None:
         self.clock = clock
         self.end = end
         self.family = socket.AF_INET6 if ":" in end.local[0] else socket.AF_INET
         self.watches: dict[MemoryWatch, None] = {}
-        # Not a method of this: it would be a reference cycle.
+        # Not a method of this object, which would make a reference cycle.
         end.changed = _teller(self.watches)
 
     def fileno(self) -> int:
@@ -217,7 +218,7 @@ class MemoryWatch:
     def __init__(self, sock: MemorySocket, events: int) -> None:
         self._sock = sock
         self._events = events | ERR | HUP
-        self._came = True  # what is there already counts
+        self._came = True  # events that are there already count
         self._closed = sock.end.released
         self._bell = Bell(sock.clock)
 
@@ -234,13 +235,13 @@ class MemoryWatch:
         self._sock.watches.pop(self, None)
 
     def tell(self, key: int) -> None:
-        """Something has changed: these events, or the state as such (0)."""
+        """Take note that these events have come, or that the state has changed (0)."""
         if not key or key & self._events:
             self._came = True
             self._bell.ring()
 
     def close(self) -> None:
-        """Have :meth:`wait` raise, now and ever after."""
+        """Make :meth:`wait` raise from now on."""
         self._closed = True
         self._bell.ring()
 
@@ -313,7 +314,7 @@ class MemoryReadiness:
 class MemoryTransport(TCPTransport):
     """The transport of TCP over a connection in memory.
 
-    What it cannot ask the kernel, it asks the other end.
+    What other transports ask the kernel, it asks the other end.
     """
 
     def __init__(self, sock: MemorySocket, error: OSError | None = None) -> None:
@@ -348,7 +349,7 @@ class MemoryTransport(TCPTransport):
         return MemoryWatch(self._memory, events)
 
     def _unwatch(self) -> None:
-        """Closing the socket ends its watches."""
+        """Do nothing: closing the socket ends its watches."""
 
     def detach(self) -> socket.socket:
         raise NoSocketError("it is no socket of the system's, but a connection in memory")
@@ -357,7 +358,7 @@ class MemoryTransport(TCPTransport):
         if self._closed:
             return False
         self._closed = True
-        with suppress(RuntimeError):  # its event loop has ended, and the other end with it
+        with suppress(RuntimeError):  # the event loop has ended, and so has the other end
             self._drop()
         return True
 
@@ -369,9 +370,9 @@ class MemoryTransport(TCPTransport):
 
 
 async def _made(sock: MemorySocket) -> int:
-    """Wait until the connection is made; return the number of a reset that has come by then.
+    """Wait until the connection is made; return the errno of a reset that came by then, or 0.
 
-    :raises OSError: it cannot be made
+    :raises OSError: the connection could not be made
     """
     with MemoryWatch(sock, OUT) as watch:
         while sock.end.connecting:
@@ -383,7 +384,7 @@ async def _made(sock: MemorySocket) -> int:
 
 
 class Memory:
-    """The network: who is there, what is silent, and what its connections are like."""
+    """The network: its hosts, which of them are silent, and its latency and buffers."""
 
     def __init__(self, buffer_size: int) -> None:
         self.clock: Clock = Clock()
@@ -415,13 +416,13 @@ class Memory:
             raise
 
     def silence(self, servers: list[Address]) -> list[Address]:
-        """Keep back what is sent to these, and from there; return those that were not silent."""
+        """Hold back what is sent to and from these; return those that were not silent before."""
         new = [server for server in servers if server not in self._silent]
         self._silent.update((server, []) for server in new)
         return new
 
     def hear(self, servers: list[Address]) -> None:
-        """Have all that was kept back arrive after all."""
+        """Let everything arrive that was held back."""
         self.clock.catch_up()
         for server in servers:
             for line, what, args in self._silent.pop(server):
@@ -430,7 +431,7 @@ class Memory:
 
 
 class Backlog:
-    """What has come in at some addresses, and was not accepted yet."""
+    """The connections that have come in at some addresses and were not accepted yet."""
 
     def __init__(self, memory: Memory, where: list[Address]) -> None:
         self._memory = memory
@@ -464,7 +465,7 @@ class Backlog:
         return MemoryTransport(self._queue.popleft())
 
     def close(self) -> None:
-        """Let nobody come in any more, and reset those who have."""
+        """Refuse further connections, and reset those that were not accepted."""
         if not self._closed:
             self._closed = True
             for address in self._where:

@@ -1,13 +1,13 @@
 """The two ends of a TCP connection in memory, as Linux behaves (net/ipv4/tcp*.c).
 
-Exact is what a program can see: what ``recv()`` returns after a reset, which error is told once,
-when ``close()`` turns into a reset, what an end that nobody holds any more answers to data, which
-flags ``poll()`` shows, and what is not acknowledged. Windows and delays are simulated, loss of
-packets and congestion are not.
+It is exact about what a program can see: what ``recv()`` returns after a reset, which errors are
+told once, when ``close()`` turns into a reset, what a closed end answers to data, which flags
+``poll()`` shows, and what is unacknowledged. It simulates windows and delays, but neither
+congestion nor the loss of packets.
 
-Nothing here waits: things happen at their time, when :class:`Timeline` says that it has come. The
-users of ``testing`` have it under their sockets, and the project's own simulation adds what is
-random about networks. It is checked against the kernel there.
+Nothing here waits. Things happen when a :class:`Timeline` says that their time has come. Sockets
+of ``testing`` are on top of this. The project's own simulation adds what is random about networks,
+and compares this with the kernel.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from ._watch import ERR, HUP, IN, OUT, RDHUP
 E = TypeVar("E", bound="End")
 E_contra = TypeVar("E_contra", bound="End", contravariant=True)
 
-#: A wake-up about the state as such, which passes every filter.
+#: Stands for a change of the state itself, of which every watch is told.
 STATE = 0
 
 
 def error(code: int) -> OSError:
-    """The kernel's error of that number. OSError chooses the subclass."""
+    """The kernel's error with that number. OSError chooses the subclass."""
     return OSError(code, os.strerror(code))
 
 
 class Timeline(Protocol):
-    """What happens when."""
+    """What is to happen at which time."""
 
     @property
     def now(self) -> float:
@@ -50,13 +50,13 @@ class Host(Protocol[E_contra]):
     """What answers at an address."""
 
     def syn(self, client: E_contra) -> None:
-        """A client knocks; its connection attempt has arrived here."""
+        """A connection attempt of a client has arrived here."""
         ...
 
 
 @dataclass(frozen=True)
 class Wire:
-    """What a connection goes over, seen from one of its ends."""
+    """The network between the two ends of a connection, seen from one of them."""
 
     delay: float = 0.001  #: from here to the other end, in seconds
     sndbuf: int = 65536
@@ -66,8 +66,8 @@ class Wire:
 class End:
     """One end of a connection, with or without a descriptor.
 
-    ``changed`` is called whenever something may be observed anew, with the poll flags that it is
-    about, or ``STATE``.
+    ``changed`` is called whenever there may be something new to see, with its poll flags, or with
+    ``STATE``.
     """
 
     def __init__(self, network: Timeline, wire: Wire) -> None:
@@ -83,14 +83,14 @@ class End:
         self.released: bool = False  # close() was called
         self.rx: bytearray = bytearray()  # arrived, not yet received
         self._linger0 = False
-        # Sending: what was accepted waits for room at the peer, then flies, then is kept until it
-        # is acknowledged.
+        # Sending. Bytes that were accepted wait for room at the peer, are then on their way, and
+        # are then kept until they are acknowledged.
         self.waiting: bytearray = bytearray()
         self.flying: int = 0
         self.kept: int = 0
         self._last_arrival = 0.0  # at the other end: TCP delivers in order
         self._fin_wanted = self._fin_sent = self._fin_acknowledged = False
-        self._starved = False  # somebody found no room (SOCK_NOSPACE)
+        self._starved = False  # a send has found no room (SOCK_NOSPACE)
         # Receiving
         self._fin_received = False  # SOCK_DONE
         self._receive_shut = False
@@ -221,30 +221,30 @@ class End:
     def readable(self) -> bool:
         return bool(self.flags() & IN)
 
-    # --- what a network is like, which a class derived from this may say
+    # --- the behaviour of the network, which derived classes may override
 
     def _taken(self, count: int) -> int:
-        """How much of what there is room for a send takes, of ``count`` bytes."""
+        """How many of ``count`` bytes a send takes, if there is room for all of them."""
         return count
 
     def _segment(self, size: int) -> int:
-        """How much of what is to be sent goes together, of ``size`` bytes."""
+        """How many of ``size`` bytes that wait are sent in one piece."""
         return size
 
     def _lag(self) -> float:
-        """How long what is sent now takes to the other end, in seconds."""
+        """How long something that is sent now takes to the other end, in seconds."""
         return self.wire.delay
 
     def _lag_of_acknowledgement(self) -> float:
-        """How long an acknowledgement takes, which may be held back."""
+        """How long an acknowledgement takes, in seconds; it may be delayed."""
         return self.wire.delay
 
     def send_over(self, when: float, what: Callable[..., None], *args: object) -> None:
-        """Have something happen once it has come to the other end, which is at that time."""
+        """Call ``what`` at the time at which something reaches the other end."""
         self.network.at(when, what, *args)
 
     def _note(self, *what: object) -> None:
-        """Something has happened here: for a log."""
+        """Take note of an event here, for a log."""
 
     # --- the wire
 
@@ -256,12 +256,12 @@ class End:
         return code
 
     def _dispatch(self, what: Callable[..., None], *args: object) -> None:
-        """Have it arrive at the other end; nothing arrives before what was sent earlier."""
+        """Call ``what`` when it reaches the other end, after everything that was sent earlier."""
         self._last_arrival = max(self._last_arrival, self.network.now + self._lag())
         self.send_over(self._last_arrival, what, *args)
 
     def pump(self) -> None:
-        """Put on the wire what there is room for in the peer's window."""
+        """Send as much as the peer's window has room for."""
         peer = self.peer
         if self.dead or peer is None:
             return
@@ -289,7 +289,7 @@ class End:
         peer.flying -= len(data)
         peer.kept += len(data)
         if self.dead or self.released or (self._receive_shut and self._fin_wanted):
-            # A program that will not read it: RFC 1122 4.2.2.13.
+            # No program will read it: RFC 1122 4.2.2.13.
             if not peer.dead:
                 self._note("answers data with a reset", len(data))
                 if not self.dead:
@@ -347,7 +347,7 @@ class End:
         if self.dead:
             return
         self._note("gets a reset")
-        # In CLOSE_WAIT it is EPIPE: the peer had ended, and will not take what we have left.
+        # In CLOSE_WAIT it is EPIPE: the peer has ended, and does not take what we still send.
         in_close_wait = self._fin_received and not self._fin_wanted
         self.error = errno.EPIPE if in_close_wait else errno.ECONNRESET
         self._die()
@@ -360,7 +360,7 @@ class End:
 
 
 def connect(hosts: Mapping[tuple[str, int], Host[E]], client: E, address: tuple[str, int]) -> None:
-    """Send the first packet of an attempt; what becomes of it is up to who is there."""
+    """Send the first packet of an attempt to the host at that address, if there is one."""
     client.remote = address
     network, delay = client.network, client.wire.delay
 
@@ -375,14 +375,14 @@ def connect(hosts: Mapping[tuple[str, int], Host[E]], client: E, address: tuple[
 
 
 def accept(client: End, server: E, ready: Callable[[E], None]) -> None:
-    """Answer an attempt: the client has the connection one way later, the server two."""
+    """Answer an attempt: the client has the connection after one delay, the server after two."""
     network = client.network
 
     def at_client() -> None:
         if client.released or client.dead:
             server.released = server.dead = True
             return
-        server.peer = client  # the client's first packets find it, whatever the server knows
+        server.peer = client  # now, as the client's first packets may come before at_server()
         client.establish(server)
         client.send_over(network.now + client.wire.delay, at_server)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from ._errors import DelimiterNotFoundError, shorten
 from ._transport import DEFAULT_MAX_BYTES, Transport
 
-#: What one read takes from a transport at most, in bytes: that much is allocated before it is
+#: How many bytes one read takes from a transport at most. So much memory is allocated before it is
 #: known how much there is.
 MOST = 1 << 20
 
@@ -39,7 +39,7 @@ class ReadAhead(bytearray):
     async def exactly(self, transport: Transport, count: int) -> bytes:
         """Take ``count`` bytes, once so many have come; ask ``transport`` for no more than that.
 
-        Cancelled, or if the transport raises, what has come stays here.
+        If this is cancelled, or the transport raises, what has come stays here.
         """
         while (missing := count - len(self)) > 0:
             data = await transport.receive(min(missing, MOST))
@@ -51,8 +51,8 @@ class ReadAhead(bytearray):
     async def until(self, transport: Transport, delimiter: bytes, max_bytes: int) -> bytes:
         """Take what lies before ``delimiter``, once that has come, and drop the delimiter.
 
-        Both together are ``max_bytes`` bytes at most, so that no more is asked for. Cancelled, or
-        if this or the transport raises, what has come stays here.
+        Both together may have ``max_bytes`` bytes, and no more is asked for. If this is cancelled,
+        or this or the transport raises, what has come stays here.
 
         :raises DelimiterNotFoundError: the delimiter is not within the first ``max_bytes`` bytes
         """
