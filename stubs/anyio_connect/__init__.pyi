@@ -85,7 +85,7 @@ def connect(
     task_group: TaskGroup | None = None,  # connect at once, in a task of this group
     **options: Unpack[SocketOptions],
 ) -> Socket:
-    """Return a pending socket at once; whoever first needs the connection makes it."""
+    """Return a pending socket at once; the first task that needs the connection makes it."""
 
 class SocketAddress(NamedTuple):
     """Where to connect to."""
@@ -100,7 +100,7 @@ class SocketOptions(TypedDict, total=False):
     allow_half_open: bool | None  # may we go on sending after the peer's end? False unless given
     sni: str | None  # the name to ask for and to verify, in place of the address's host name
     alpn: Sequence[str] | None  # protocols to offer, most wanted first; a single str is an error
-    ssl_context: ssl.SSLContext | None  # for an own CA, or a client certificate
+    ssl_context: ssl.SSLContext | None  # for a CA of your own, or a client certificate
     connect_timeout: (
         float | None  # seconds for a slot, names, TCP and TLS together; math.inf: no limit
     )
@@ -118,7 +118,7 @@ class Connector:
 
     policy: AddressPolicy = ...
     max_connections: int | None = None  # further sockets wait for their turn, in order
-    ssl_context: ssl.SSLContext | None = None  # where the call brings none
+    ssl_context: ssl.SSLContext | None = None  # unless the call gives one
     happy_eyeballs_delay: float = 0.25  # seconds, until the next address is tried as well
     local_host: str | None = None  # the IP address to connect from
     close_timeout: float = 5.0  # seconds of close() without any progress
@@ -196,7 +196,7 @@ _Port: TypeAlias = int | range | tuple[int, int]  # a pair is the first and the 
 
 @dataclass(frozen=True, slots=True)
 class AddressPolicy:
-    """Which addresses and ports may be connected to. It judges IP addresses, never names."""
+    """Rules for addresses and ports. It judges IP addresses, never names."""
 
     allow: Iterable[_Network] | None = None  # None: all, or with public_only no others
     deny: Iterable[_Network] = ()  # wins over allow
@@ -207,12 +207,12 @@ class AddressPolicy:
     also: tuple[AddressPolicy, ...] = ()  # these must allow it as well
     def __post_init__(self) -> None: ...
     def refusal(self, address: str | IPv4Address | IPv6Address, port: int) -> str | None:
-        """Which rule forbids to connect there, in words; None if none does. No I/O."""
+        """Which rule forbids connecting there, in words; None if no rule does. No I/O."""
     def port_refusal(self, port: int) -> str | None:
-        """Which rule forbids the port, whatever the address; None if none does."""
+        """Which rule forbids the port for every address; None if no rule does."""
     @property
     def loops_refused(self) -> bool:
-        """Whether it, or one of also, refuses loops."""
+        """Whether this policy, or one of also, refuses loops."""
     def __and__(self, other: AddressPolicy) -> AddressPolicy:
         """Allow what both allow."""
 
@@ -222,7 +222,7 @@ WORKERS: AddressPolicy  # public unicast addresses, no port 25, no loops
 # --- Socket and its two streams
 
 class Socket(ByteStream):
-    """A TCP connection, to be made or made. A ByteStream: it goes wherever AnyIO takes one."""
+    """A TCP connection, pending or made. It is a ByteStream for everything in AnyIO."""
 
     # Sockets come from connect(), or from wrap().
     def __init__(self, opener: Never, target: Never, slot: Never) -> None: ...
@@ -249,11 +249,11 @@ class Socket(ByteStream):
         """Whether start_tls() has taken the connection over."""
     @property
     def secure_transport(self) -> Literal["off", "on", "starttls"]:
-        """As it was given to connect(); "on" where start_tls() made the socket."""
+        """As it was given to connect(); "on" if start_tls() made the socket."""
     def start_tls(
         self,
         *,
-        expected_server_hostname: str | None = None,  # whom the certificate must be for
+        expected_server_hostname: str | None = None,  # the name the certificate must be for
         ssl_context: ssl.SSLContext | None = None,  # in place of connect()'s
         alpn: Sequence[str] | None = None,  # in place of connect()'s
     ) -> Socket:
@@ -272,7 +272,7 @@ class Socket(ByteStream):
         TLS sends close_notify, and does not wait for the peer's.
         """
     async def aclose(self) -> None:
-        """Do as close() does: AnyIO's name for it."""
+        """The same as close(), by AnyIO's name."""
     async def __aenter__(self) -> Self:
         """Wait until it is open."""
     async def __aexit__(
@@ -310,7 +310,7 @@ class ReadableStream(ByteReceiveStream):
     async def receive_into(self, buffer: Buffer) -> int:
         """The same, into writable memory; the result is how many bytes."""
     async def receive_exactly(self, nbytes: int) -> bytes:
-        """Receive so many bytes. Cancelled or at the end, it keeps what has come."""
+        """Receive so many bytes. If cancelled, or at the end, what has come is kept."""
     async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
         """Receive what comes before delimiter, both together max_bytes at most.
 
@@ -346,7 +346,7 @@ class WritableStream(ByteSendStream):
     async def send_eof(self) -> None:
         """End our side, by FIN or TLS close_notify: the peer sees an end; reading goes on."""
     async def aclose(self) -> None:
-        """Do as send_eof() does, after a send in flight; nothing where our side has ended."""
+        """End our side after a send in flight; do nothing if it has ended already."""
     async def abort(self, reason: object = None) -> None:
         """Drop the connection, both directions, now: the peer sees a reset."""
     @property
@@ -402,19 +402,19 @@ class SocketFuture(Generic[_T_co]):
     # As socket.opened and socket.closed.
     def __init__(self, outcome: Never, drive: Never) -> None: ...
     def __await__(self) -> Generator[object, None, _T_co]:
-        """The result, or the failure raised. Cancelled, it settles nothing for others."""
+        """Wait for the result; raises the failure. Cancelling settles nothing for others."""
     def done(self) -> bool:
         """Whether there is a result or a failure."""
     def result(self) -> _T_co:
-        """The result, or the failure raised, at once; PendingError while there is none."""
+        """The result at once; raises the failure, or PendingError before it has settled."""
     def exception(self) -> SocketError | None:
-        """The failure, or None for a result, at once; PendingError while there is none."""
+        """The failure at once, None if there is a result; or raises PendingError."""
 
-# --- errors. Each is also the class that code which knows nothing of this package catches.
+# --- errors. Each is also a class that code catches which does not know this package.
 #     A clean end is anyio.EndOfStream; two tasks in one direction is anyio.BusyResourceError.
 
 class SocketError(Exception):
-    """Any of them. The low-level error, where there was one, is its __cause__."""
+    """Any of them. The low-level error, if there was one, is its __cause__."""
 
     code: ClassVar[str] = "socket_error"  # stable, for programs; str(error) is for people
 
