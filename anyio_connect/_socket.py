@@ -66,8 +66,9 @@ class Socket(ByteStream):
         )
         self._connection = connection
         self._target = target
-        self._readable = ReadableStream(connection)
-        self._writable = WritableStream(connection)
+        # Made when they are asked for: most sockets do without.
+        self._readable: ReadableStream | None = None
+        self._writable: WritableStream | None = None
 
     @staticmethod
     def wrap(stream: ByteStream, **options: Unpack[SocketOptions]) -> Socket:
@@ -113,11 +114,15 @@ class Socket(ByteStream):
     @property
     def readable(self) -> ReadableStream:
         """What the peer sends."""
+        if self._readable is None:
+            self._readable = ReadableStream(self._connection)
         return self._readable
 
     @property
     def writable(self) -> WritableStream:
         """What we send."""
+        if self._writable is None:
+            self._writable = WritableStream(self._connection)
         return self._writable
 
     @property
@@ -250,7 +255,7 @@ class Socket(ByteStream):
         :raises BrokenError: the connection was reset or lost
         :raises ClosedError: the socket or this half of it was closed, also while waiting
         """
-        return await self._readable.receive(max_bytes)
+        return await self.readable.receive(max_bytes)
 
     async def receive_into(self, buffer: Buffer) -> int:
         """Receive into ``buffer``, at least one byte, as soon as there are any; return how many.
@@ -267,7 +272,7 @@ class Socket(ByteStream):
         :raises BrokenError: the connection was reset or lost
         :raises ClosedError: the socket or this half of it was closed, also while waiting
         """
-        return await self._readable.receive_into(buffer)
+        return await self.readable.receive_into(buffer)
 
     async def receive_exactly(self, nbytes: int) -> bytes:
         """Receive ``nbytes`` bytes, no more and no fewer, once all of them have come.
@@ -283,7 +288,7 @@ class Socket(ByteStream):
         :raises BrokenError: the connection was reset or lost; what came before that is kept
         :raises ClosedError: the socket or this half of it was closed, also while waiting
         """
-        return await self._readable.receive_exactly(nbytes)
+        return await self.readable.receive_exactly(nbytes)
 
     async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
         """Receive what comes before ``delimiter``; the delimiter is received too, and left out.
@@ -302,7 +307,7 @@ class Socket(ByteStream):
         :raises BrokenError: the connection was reset or lost; what came before that is kept
         :raises ClosedError: the socket or this half of it was closed, also while waiting
         """
-        return await self._readable.receive_until(delimiter, max_bytes)
+        return await self.readable.receive_until(delimiter, max_bytes)
 
     def is_readable(self) -> bool:
         """Whether :meth:`receive` would return or raise without waiting for the peer.
