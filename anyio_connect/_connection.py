@@ -17,7 +17,6 @@ from typing import Any, NoReturn, Protocol, overload
 from weakref import WeakMethod
 
 import anyio
-from anyio.abc import SocketAttribute
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
 
 from ._address import format_address
@@ -51,8 +50,9 @@ from ._linger import Patience
 from ._log import log
 from ._raw import moved
 from ._read_ahead import ReadAhead
+from ._readiness import Loop, here
 from ._slots import Slot
-from ._transport import DEFAULT_MAX_BYTES, NoSocketError, Transport, attribute_of
+from ._transport import DEFAULT_MAX_BYTES, NoSocketError, Transport
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,12 @@ class SocketInfo:
 
 class Opener(Protocol):
     """How the connection is made, on demand."""
+
+    def begin(self, loop: Loop) -> tuple[Transport, SocketInfo] | None:
+        """Make it, as far as that needs no waiting; None: :meth:`open` goes on with it.
+
+        ``loop`` is the running one. Raises nothing: what fails here fails there as well.
+        """
 
     async def open(self) -> tuple[Transport, SocketInfo]:
         """Make it. Cancelled, it leaves nothing behind, and may be called again.
@@ -459,14 +465,23 @@ class Connection:
 
     # --- opening
 
-    async def _open(self) -> None:
-        """Make the connection: the driver of ``opened``."""
+    async def _open(self) -> bool:
+        """Make the connection: the driver of ``opened``.
+
+        Returns whether it has ended with a look for a cancellation that is due.
+        """
+        loop = here()
+        goes_on = loop.may_go_on(0)
+        if not goes_on:
+            await checkpoint_if_cancelled()  # no more: who comes first queues up first
         self._ask(Event.DIAL)
-        made = None
-        self._dial_over = anyio.Event()
+        at_once = made = None
         try:
-            with anyio.CancelScope() as self._dialling:
-                made = await self._opener.open()
+            at_once = made = self._opener.begin(loop)
+            if made is None:
+                self._dial_over = anyio.Event()
+                with anyio.CancelScope() as self._dialling:
+                    made = await self._opener.open()
         except SocketError as exc:
             try:
                 await self._opener.discard()
@@ -481,12 +496,16 @@ class Connection:
             raise
         finally:
             self._dialling = None
-            self._dial_over.set()
+            if self._dial_over is not None:
+                self._dial_over.set()
         if made is None:  # close() cancelled it
             await self._opener.discard()
-            return
+            return False
         self._transport, self._info = made
         await self._tell(Event.DIALLED)
+        if at_once is not None and not goes_on:
+            await checkpoint()
+        return at_once is not None
 
     async def _await_connection(self, given_up: Event) -> None:
         """Wait for the connection, for a call that is in flight already.
@@ -774,7 +793,9 @@ class Connection:
                 else:
                     await self._change()  # another task is at it
             await self.gone()
-            await checkpoint()
+            transport = self.transport
+            if transport is None or not transport.may_go_on(0):
+                await checkpoint()
         except BaseException:
             why = "close() was cancelled while a send was in flight, which was cut short"
             await self._tell(Event.FORCE, None if self.transport is None else BrokenError(why))
@@ -1048,15 +1069,11 @@ _WHY_NO_DETACH = {
 def info_of(transport: Transport) -> SocketInfo:
     """What a transport tells of itself."""
 
-    def text(attribute: Any) -> str | None:
-        address = attribute_of(transport, attribute)  # a Unix socket's is a path
+    def text(address: Any) -> str | None:  # a Unix socket's is a path
         return format_address(*address[:2]) if isinstance(address, tuple) else None
 
-    return SocketInfo(
-        text(SocketAttribute.remote_address),
-        text(SocketAttribute.local_address),
-        transport.alpn,
-    )
+    remote, local = transport.addresses
+    return SocketInfo(text(remote), text(local), transport.alpn)
 
 
 def _view(item: Any) -> memoryview:

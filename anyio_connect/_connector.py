@@ -244,6 +244,9 @@ class Connector:
         object.__setattr__(self, "_slots", slots)
         object.__setattr__(self, "_route", route)
         object.__setattr__(self, "_way", _way(self, route))
+        detours = (self.local_host, self.prepare, self.dialer, self.proxy)
+        direct = self.policy is UNRESTRICTED and all(detour is None for detour in detours)
+        object.__setattr__(self, "_short_cut", route if direct else None)
         object.__setattr__(self, "_defaults", defaults)
 
     def connect(
@@ -393,7 +396,7 @@ class Connector:
         return None if slots is None else Slot(slots)
 
     def _dialled(self, target: Target, slot: Slot | None) -> Dialled:
-        return Dialled(target, self.policy, vars(self)["_way"], slot)
+        return Dialled(target, self.policy, vars(self)["_way"], slot, vars(self)["_short_cut"])
 
     def __copy__(self) -> Self:
         return self  # what it is cannot change, and its slots are not to be had twice

@@ -46,6 +46,7 @@ from ._keepalive import KEEP_ALIVE, keep_alive
 from ._log import log
 from ._loops import leads_back
 from ._policy import UNRESTRICTED, AddressPolicy, judges_addresses, parts_of
+from ._readiness import Loop, here
 from ._resolver import Resolver, ask
 from ._tcp import TCPTransport, host_and_port
 from ._threads import NoThreadError, Threads
@@ -71,6 +72,11 @@ _IP_BIND_ADDRESS_NO_PORT = 24
 
 #: The state of a TCP socket that was not used yet (linux/tcp.h), the first byte of TCP_INFO.
 _TCP_CLOSE = 7
+
+
+#: Which sockets to make: non-blocking from the start where there are such.
+_NON_BLOCKING = getattr(socket, "SOCK_NONBLOCK", 0)
+_NEW = socket.SOCK_STREAM | _NON_BLOCKING
 
 
 class Route(NamedTuple):
@@ -126,11 +132,57 @@ async def forbid(address: SocketAddress, policy: AddressPolicy) -> None:
         raise none_allowed(where, refused)
 
 
+class Begun(NamedTuple):
+    """A connection that the system is making, or has made already."""
+
+    endpoint: Endpoint
+    sock: socket.socket
+    limit: int  #: the TCP_USER_TIMEOUT of the socket
+
+
+def begin(address: SocketAddress, silence: float, loop: Loop) -> Transport | Begun | None:
+    """Begin to connect to an IP address that need not be judged, and wait for nothing.
+
+    ``silence`` is for keepalive. None: it has failed, or is a name. :func:`dial` tells how it
+    fails.
+    """
+    if not IPV4.fullmatch(address.hostname) and ":" not in address.hostname:
+        return None
+    try:
+        (endpoint,) = _literal(address)
+        begun = _set_out(endpoint, Route(keep_alive=silence))
+    except Exception:  # noqa: BLE001
+        return None
+    if log.debugs:
+        log.debug("%s: trying %s", format_address(*address), endpoint)
+    try:
+        return connected(begun, loop) or begun
+    except Exception:  # noqa: BLE001
+        begun.sock.close()
+        return None
+
+
+def connected(begun: Begun, loop: Loop) -> Transport | None:
+    """The transport of a connection that is made; None: it is not yet, or has failed.
+
+    Over short ways it mostly is by the time that the system has answered.
+    """
+    if not loop.native:  # it may not let sockets be waited for
+        return None
+    try:
+        # Unlike a second connect(), this leaves the error of a reset, and what came before it.
+        peer = begun.sock.getpeername()
+    except OSError:
+        return None
+    return TCPTransport(begun.sock, loop.readiness(begun.sock), peer=peer, limit=begun.limit)
+
+
 class Progress:
     """What a dial has come to so far: whoever dials keeps it, for when that is cancelled."""
 
-    def __init__(self, address: SocketAddress) -> None:
+    def __init__(self, address: SocketAddress, begun: Begun | None = None) -> None:
         self.address = address
+        self.begun = begun  # the first attempt, if that is under way already
         self.resolved = False
         self.left_out = 0  # how many addresses were not even judged, for there are too many
         self.refused: list[ConnectError] = []  # what the policy dropped, and why
@@ -186,7 +238,10 @@ async def dial(route: Route, progress: Progress) -> Transport:
     :raises ConnectError: the name has no address, or no address could be connected to
     :raises SocketError: what a dialer raised for the only address
     """
-    if route.dialer is not None and not judges_addresses(route.policy):
+    if progress.begun is not None:
+        progress.resolved = True
+        progress.untried = [progress.begun.endpoint]
+    elif route.dialer is not None and not judges_addresses(route.policy):
         await checkpoint_if_cancelled()
         # What leads there may know names that nobody knows here.
         progress.resolved = True
@@ -429,12 +484,13 @@ async def _attempt(route: Route, progress: Progress) -> Transport | None:
     """Try the next address."""
     endpoint = progress.untried.pop(0)
     progress.silent.append(endpoint)
-    if log.debugs:
+    begun, progress.begun = progress.begun, None
+    if log.debugs and begun is None:
         log.debug("%s: trying %s", progress, endpoint)
     if route.dialer is not None:
         return await _have_dialled(route.dialer, endpoint, progress)
     try:
-        transport = await _connect(endpoint, route)
+        transport = await _connect(endpoint, route, begun)
         try:
             error = await _recheck(transport, endpoint, route.policy)
         except BaseException:  # a stream of AnyIO's asks the kernel, which may know no more
@@ -477,26 +533,45 @@ def _lacks_zone(endpoint: Endpoint) -> bool:
     return rest[1:] == [0] and ip_address(host).is_link_local
 
 
-async def _connect(endpoint: Endpoint, route: Route) -> Transport:
-    sock = socket.socket(endpoint.family, socket.SOCK_STREAM)
+def _set_out(endpoint: Endpoint, route: Route) -> Begun:
+    """Make a socket and have it connect.
+
+    :raises OSError: the system knows already that it cannot
+    :raises ConnectError: it could not be prepared, or bound
+    """
+    sock = socket.socket(endpoint.family, _NEW)
     try:
-        sock.setblocking(False)
+        if not _NON_BLOCKING:
+            sock.setblocking(False)
         limit = keep_alive(sock, route.keep_alive)
         if route.prepare is not None:
             _prepare(sock, route.prepare, endpoint)
         if route.local_host is not None:
             _bind(sock, route.local_host, endpoint)
-        error = None
-        try:
+        with suppress(BlockingIOError):
             sock.connect(endpoint.sockaddr)
-        except BlockingIOError:
-            await anyio.wait_writable(sock)
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
-                error = OSError(code, os.strerror(code))
-                if code not in _RESET:
-                    raise fresh(error) from None  # a frame that has its own error is a cycle
-        return TCPTransport(sock, remote=endpoint.sockaddr, error=error, limit=limit)
+    except BaseException:
+        sock.close()
+        raise
+    return Begun(endpoint, sock, limit)
+
+
+async def _connect(endpoint: Endpoint, route: Route, begun: Begun | None) -> Transport:
+    begun = begun or _set_out(endpoint, route)
+    sock = begun.sock
+    try:
+        transport = connected(begun, here())
+        if transport is not None:
+            await checkpoint()
+            return transport
+        await anyio.wait_writable(sock)
+        error = None
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            error = OSError(code, os.strerror(code))
+            if code not in _RESET:
+                raise fresh(error) from None  # noqa: TRY301  # a frame with its error is a cycle
+        return TCPTransport(sock, remote=endpoint.sockaddr, error=error, limit=begun.limit)
     except NotImplementedError:
         # No waiting for sockets on this platform's event loop: AnyIO's own stream it is.
         sock.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 from weakref import ref
 
 import anyio
@@ -14,6 +14,11 @@ from ._errors import PendingError, SocketError
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+
+#: What settles a future: it returns when the future has settled, or may have, and whether it has
+#: then looked for a cancellation that is due.
+Drive: TypeAlias = Callable[[], Awaitable[bool | None]]
 
 
 class SocketFuture(Generic[T_co]):
@@ -32,8 +37,8 @@ class SocketFuture(Generic[T_co]):
 
     __slots__ = ("__weakref__", "_drive", "_outcome")
 
-    def __init__(self, outcome: Outcome[T_co], drive: Callable[[], Awaitable[None]]) -> None:
-        # Made by Outcome only. ``drive`` returns when the future has settled, or may have.
+    def __init__(self, outcome: Outcome[T_co], drive: Drive) -> None:
+        # Made by Outcome only.
         self._outcome = outcome
         self._drive = drive
 
@@ -76,10 +81,11 @@ class SocketFuture(Generic[T_co]):
         if outcome.settled:
             await checkpoint()
             return outcome.get()
-        await outcome.settle_by(self._drive)
-        # It may have settled in the very turn in which the task was cancelled, and asyncio then
-        # delivers no cancellation by itself. One that is due is raised, whatever came of this.
-        await checkpoint_if_cancelled()
+        if not await outcome.settle_by(self._drive):
+            # It may have settled in the very turn in which the task was cancelled, and asyncio
+            # then delivers no cancellation by itself. One that is due is raised, whatever came of
+            # this.
+            await checkpoint_if_cancelled()
         return outcome.get()
 
 
@@ -100,7 +106,7 @@ class Outcome(Generic[T]):
         self._wake: anyio.Event | None = None
         self._future: ref[SocketFuture[T]] | None = None
 
-    def future(self, drive: Callable[[], Awaitable[None]]) -> SocketFuture[T]:
+    def future(self, drive: Drive) -> SocketFuture[T]:
         """The future for users: the same as long as anybody has it."""
         future = self._future() if self._future is not None else None
         if future is None:
@@ -117,20 +123,26 @@ class Outcome(Generic[T]):
     def exception(self) -> SocketError | None:
         return None if self._error is None else fresh(self._error)
 
-    async def settle_by(self, drive: Callable[[], Awaitable[None]]) -> None:
-        """Wait until it has settled: drive it, or wait for the task that does."""
+    async def settle_by(self, drive: Drive) -> bool:
+        """Wait until it has settled: drive it, or wait for the task that does.
+
+        Returns whether it has ended with a look for a cancellation that is due.
+        """
+        has_looked = False
         while not self.settled:
             if self._driven:
                 if self._wake is None:
                     self._wake = anyio.Event()
                 await self._wake.wait()
+                has_looked = False
                 continue
             self._driven = True
             try:
-                await drive()
+                has_looked = bool(await drive())
             finally:
                 self._driven = False
                 self._wake_all()
+        return has_looked
 
     def _wake_all(self) -> None:
         if self._wake is not None:

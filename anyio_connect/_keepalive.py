@@ -32,6 +32,13 @@ _IDLE = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
 _INTERVAL = 15
 _QUESTIONS = 4
 
+#: The options for that, as far as the system has them.
+_ASKING = tuple(
+    (getattr(socket, option), value)
+    for option, value in (("TCP_KEEPINTVL", _INTERVAL), ("TCP_KEEPCNT", _QUESTIONS))
+    if hasattr(socket, option)
+)
+
 
 def keep_alive(sock: socket.socket, silence: float) -> int:
     """Let the kernel ask for the peer after so many seconds of silence; ``math.inf``: never.
@@ -42,20 +49,17 @@ def keep_alive(sock: socket.socket, silence: float) -> int:
     if silence == math.inf:
         return 0
     seconds = int(silence)
-    with suppress(OSError):
+    try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (
-            (_IDLE, seconds),
-            (getattr(socket, "TCP_KEEPINTVL", None), _INTERVAL),
-            (getattr(socket, "TCP_KEEPCNT", None), _QUESTIONS),
-        ):
-            if option is not None:
-                sock.setsockopt(socket.IPPROTO_TCP, option, value)
-        # With this limit, Linux counts the time that has passed, not how often it asked.
-        limit = _limit(seconds)
-        if set_limit(sock, limit):
-            return limit
-    return 0
+        if _IDLE is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, _IDLE, seconds)
+        for option, value in _ASKING:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    except OSError:
+        return 0
+    # With this limit, Linux counts the time that has passed, not how often it asked.
+    limit = _limit(seconds)
+    return limit if set_limit(sock, limit) else 0
 
 
 def keep_alive_as_before(sock: socket.socket) -> int:

@@ -13,13 +13,14 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._address import SocketAddress, format_address
 from ._connection import Connection, SocketInfo, info_of
-from ._dial import Progress, Route, dial, find, forbid
+from ._dial import Begun, Progress, Route, begin, dial, find, forbid
 from ._dial_errors import no_slot, not_flushed, not_opened, opening_failed, reset_at_once
 from ._errors import DetachError, SocketError, TLSError
 from ._layered import LayeredTransport
 from ._options import Options
 from ._policy import UNRESTRICTED, AddressPolicy
 from ._raw import moved
+from ._readiness import Loop
 from ._slots import Slot
 from ._tls import start_tls
 from ._tls_errors import handshake_timed_out
@@ -104,9 +105,9 @@ class Way(Protocol):
 class Straight:
     """The way without anything in between: the address is dialled."""
 
-    def __init__(self, route: Route, target: Target) -> None:
+    def __init__(self, route: Route, target: Target, begun: Begun | None = None) -> None:
         self._route = route._replace(keep_alive=target.options.keep_alive)
-        self._progress = Progress(target.address)
+        self._progress = Progress(target.address, begun)
 
     async def connect(self) -> Transport:
         return await dial(self._route, self._progress)
@@ -175,17 +176,35 @@ class Dialled:
         policy: AddressPolicy,
         way: Callable[[Target], Way],
         slot: Slot | None,
+        short_cut: Route | None = None,
     ) -> None:
+        """``short_cut``: the route of ``way``, if nothing comes before its dials."""
         self._target = target
         self._policy = policy
         self._way = way
         self._slot = slot
+        self._short_cut = short_cut
+        self._begun: Begun | None = None
+
+    def begin(self, loop: Loop) -> tuple[Transport, SocketInfo] | None:
+        options = self._target.options
+        if self._short_cut is None or self._slot is not None or options.secure_transport == "on":
+            return None
+        found = begin(self._target.address, options.keep_alive, loop)
+        if found is None or isinstance(found, Begun):
+            self._begun = found
+            return None
+        return found, info_of(found)
 
     async def open(self) -> tuple[Transport, SocketInfo]:
         target, slot = self._target, self._slot
         if self._policy is not UNRESTRICTED:
             await forbid(target.address, self._policy)
-        way = self._way(target)
+        begun, self._begun = self._begun, None
+        if begun is None or self._short_cut is None:
+            way = self._way(target)
+        else:
+            way = Straight(self._short_cut, target, begun)
         if slot is None:
             return await take(self._steps(way), target, way.describe)
         steps = [self._slot_first(slot), *self._steps(way)]
@@ -264,6 +283,9 @@ class Accepted:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
+    def begin(self, loop: Loop) -> tuple[Transport, SocketInfo] | None:
+        return None
+
     async def open(self) -> tuple[Transport, SocketInfo]:
         return self._transport, info_of(self._transport)
 
@@ -289,6 +311,9 @@ class Wrapped:
         self._transport = transport
         self._target = target
         self._shaking = False
+
+    def begin(self, loop: Loop) -> tuple[Transport, SocketInfo] | None:
+        return None
 
     async def open(self) -> tuple[Transport, SocketInfo]:
         return await take(self._steps(), self._target, info_of)
@@ -336,6 +361,9 @@ class TakenOver:
         self._plain = plain
         self._target = target
         self._begun = False
+
+    def begin(self, loop: Loop) -> tuple[Transport, SocketInfo] | None:
+        return None
 
     async def open(self) -> tuple[Transport, SocketInfo]:
         plain = await self._plain.opened  # which has a time limit of its own

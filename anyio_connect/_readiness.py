@@ -111,37 +111,124 @@ class Readiness(Protocol):
 
 def readiness(sock: socket.socket) -> Readiness:
     """The best way to wait for a non-blocking socket on the running event loop."""
+    return here().readiness(sock)
+
+
+class Loop(Protocol):
+    """What is to be known of an event loop, found out once. It does not keep the loop alive."""
+
+    #: Whether sockets are waited for by the loop's own means, and not by AnyIO's.
+    native: bool
+    #: As those of :class:`Readiness`, for a call that has no socket yet.
+    leave: Pause | None
+
+    def may_go_on(self, amount: int) -> bool: ...
+
+    async def enter(self) -> None: ...
+
+    def readiness(self, sock: socket.socket) -> Readiness: ...
+
+
+_loop: RunVar[Loop] = RunVar("anyio_connect._readiness._loop")
+
+
+def here() -> Loop:
+    """The running event loop."""
+    loop = _loop.get(None)
+    if loop is None:
+        loop = _find_out()
+        _loop.set(loop)
+    return loop
+
+
+def _find_out() -> Loop:
     token = current_token()
     loop: Any = token.native_token
     # The loop itself is asked which it is. What sys.modules has under a name need not be complete,
     # or the real thing; but what runs has been imported in full.
     if hasattr(loop, "remove_reader"):
-        import asyncio
-
-        try:
-            # Whether it can be done at all shows when it is tried: one of Windows' loops cannot.
-            loop.remove_reader(sock.fileno())
-        except NotImplementedError:
-            pass
-        else:
-            orderly = isinstance(loop, asyncio.SelectorEventLoop)
-            is_due = cancellation_due(token.backend_class)
-            return LoopReadiness(sock, loop, is_due, orderly=orderly)
+        # Whether it can be done at all shows when it is tried: one of Windows' loops cannot.
+        with suppress(NotImplementedError):
+            loop.remove_reader(_NO_DESCRIPTOR)
+            return _AsyncioLoop(loop, cancellation_due(token.backend_class))
     elif hasattr(loop, "run_sync_soon"):
+        return _TrioLoop()
+    return _OtherLoop()
+
+
+#: A number that no descriptor has.
+_NO_DESCRIPTOR = (1 << 31) - 1
+
+
+class _OtherLoop:
+    native = False
+    leave: Pause | None = None
+
+    def may_go_on(self, amount: int) -> bool:
+        return False
+
+    async def enter(self) -> None:
+        await checkpoint()
+
+    def readiness(self, sock: socket.socket) -> Readiness:
+        return by_anyio(sock)
+
+
+class _TrioLoop:
+    native = True
+
+    def __init__(self) -> None:
         import trio
         from trio import lowlevel as low
 
+        self._low = low
+        self._closing_error = trio.ClosedResourceError
+        self.leave: Pause | None = low.cancel_shielded_checkpoint
+
+    def may_go_on(self, amount: int) -> bool:
+        return False
+
+    async def enter(self) -> None:
+        await self._low.checkpoint_if_cancelled()
+
+    def readiness(self, sock: socket.socket) -> Readiness:
+        low = self._low
         return TaskReadiness(
             sock,
             low.wait_readable,
             low.wait_writable,
             low.notify_closing,
-            trio.ClosedResourceError,
+            self._closing_error,
             low.checkpoint_if_cancelled,
             (low.checkpoint_if_cancelled, low.cancel_shielded_checkpoint),
             closes_at_once=True,
         )
-    return by_anyio(sock)
+
+
+class _AsyncioLoop:
+    """asyncio's own, uvloop's, and what is like them."""
+
+    native = True
+    leave: Pause | None = None
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, is_due: IsDue) -> None:
+        import asyncio
+
+        self._running = asyncio.get_running_loop
+        self._is_due = is_due
+        self._budget = _Budget()
+        self._orderly = isinstance(loop, asyncio.SelectorEventLoop)
+
+    def may_go_on(self, amount: int) -> bool:
+        return self._budget.allows(amount) and not self._is_due(self._running())
+
+    async def enter(self) -> None:
+        await checkpoint()
+
+    def readiness(self, sock: socket.socket) -> Readiness:
+        return LoopReadiness(
+            sock, self._running(), self._is_due, self._budget, orderly=self._orderly
+        )
 
 
 def by_anyio(sock: socket.socket) -> TaskReadiness:
@@ -288,8 +375,13 @@ class _Budget:
     def __init__(self) -> None:
         self.left = _BUDGET
 
-
-_budget: RunVar[_Budget] = RunVar("anyio_connect._readiness._budget")
+    def allows(self, amount: int) -> bool:
+        """Whether a call that moves about ``amount`` bytes is still within it."""
+        self.left -= _CALL + amount
+        if self.left > 0:
+            return True
+        self.left = _BUDGET
+        return False
 
 
 class LoopReadiness:
@@ -321,6 +413,7 @@ class LoopReadiness:
         sock: socket.socket,
         loop: asyncio.AbstractEventLoop,
         is_due: IsDue,
+        budget: _Budget,
         *,
         orderly: bool,
     ) -> None:
@@ -343,19 +436,10 @@ class LoopReadiness:
         self._writing: asyncio.Future[None] | None = None
         self._scopes: dict[int, anyio.CancelScope] = {}  # of tasks in _wait_elsewhere()
         self._attempt: Attempt | None = None
-        try:
-            self._budget = _budget.get()
-        except LookupError:
-            self._budget = _Budget()
-            _budget.set(self._budget)
+        self._budget = budget
 
     def may_go_on(self, amount: int) -> bool:
-        budget = self._budget
-        budget.left -= _CALL + amount
-        if budget.left > 0:
-            return not self._is_due(self._loop)
-        budget.left = _BUDGET
-        return False
+        return self._budget.allows(amount) and not self._is_due(self._loop)
 
     async def enter(self) -> None:
         await checkpoint()

@@ -102,12 +102,14 @@ class TCPTransport(Transport):
         sock: socket.socket,
         ready: Readiness | None = None,
         *,
+        peer: tuple[Any, ...] | None = None,
         remote: tuple[Any, ...] | None = None,
         error: OSError | None = None,
         limit: int = 0,
     ) -> None:
         """``remote`` and ``error`` are what is known of a connection that may be reset already.
 
+        ``peer``: the peer's address, if the kernel has told it already.
         ``remote``: the address that was connected to, in case the kernel does not tell the peer's.
         ``error``: that of a reset, if it was taken from the kernel already, which tells it once.
         ``limit``: the TCP_USER_TIMEOUT that keepalive was given, in milliseconds; 0: none.
@@ -136,7 +138,7 @@ class TCPTransport(Transport):
         # Read now: the names are wanted after close too, and getpeername() fails after a reset.
         self._local = host_and_port(sock.getsockname())
         try:
-            self._remote = host_and_port(sock.getpeername())
+            self._remote = host_and_port(peer or sock.getpeername())
         except OSError:
             if remote is None:
                 raise
@@ -603,6 +605,10 @@ class TCPTransport(Transport):
         unwatch(self._sock)
 
     # --- attributes
+
+    @property
+    def addresses(self) -> tuple[Any, Any]:
+        return self._remote, self._local
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import anyio
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 
 from ._copies import fresh
@@ -77,6 +77,12 @@ class Transport(ByteStream):
     def alpn(self) -> str | None:
         """The protocol that a TLS handshake agreed on (RFC 7301), or None."""
         return None
+
+    @property
+    def addresses(self) -> tuple[Any, Any]:
+        """Those of the other side and of this one, as far as they are known."""
+        remote = attribute_of(self, SocketAttribute.remote_address)
+        return remote, attribute_of(self, SocketAttribute.local_address)
 
     @abstractmethod
     def receive_nowait(self, max_bytes: int) -> bytes | None:

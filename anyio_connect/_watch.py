@@ -234,7 +234,7 @@ def unwatch(sock: socket.socket) -> None:
     Otherwise, if a forked process still had the socket, it would go on to be watched, under a
     number that another socket has by then.
     """
-    watcher = _watcher.get(None)
+    watcher = _watcher.get(None) if _ever_watched else None
     if watcher is not None:
         watcher.close(sock.fileno())
 
@@ -376,9 +376,15 @@ _watcher: RunVar[_Watcher] = RunVar("anyio_connect._watch._watcher")
 _watchers: WeakSet[_Watcher] = WeakSet()
 
 
+#: Whether anything was ever watched. If not, no loop need be asked for its watcher.
+_ever_watched = False
+
+
 def _running_watcher() -> _Watcher:
+    global _ever_watched  # noqa: PLW0603
     watcher = _watcher.get(None)
     if watcher is None:
+        _ever_watched = True
         watcher = _Watcher()
         _watcher.set(watcher)
         _watchers.add(watcher)

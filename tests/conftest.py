@@ -154,6 +154,15 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.fixture
+def from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no connection be made by the time that the system has answered.
+
+    On loopback, all are.
+    """
+    monkeypatch.setattr("anyio_connect._dial.connected", lambda *_: None)
+
+
 @pytest.fixture(autouse=True)
 def no_leaked_descriptors(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a socket, a pipe or a file open.

@@ -16,7 +16,7 @@ from anyio_connect._connection import info_of
 from anyio_connect._lifecycle import Outbound
 from anyio_connect._open import Target
 from anyio_connect._options import Options
-from anyio_connect._readiness import LoopReadiness
+from anyio_connect._readiness import Loop, _AsyncioLoop, here
 from anyio_connect._tcp import TCPTransport
 from anyio_connect._tls import TLSTransport
 from anyio_connect._transport import Transport
@@ -29,6 +29,9 @@ class Made:
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.discarded = False
+
+    def begin(self, loop: Loop) -> tuple[Transport, SocketInfo] | None:
+        return None
 
     async def open(self) -> tuple[Transport, SocketInfo]:
         return self.transport, info_of(self.transport)
@@ -131,11 +134,11 @@ def _tcp(socket: Socket) -> TCPTransport:
     return transport
 
 
-def use_up_the_turn(socket: Socket) -> None:
+def use_up_the_turn() -> None:
     """Have the next call give way, also where it need not wait: on asyncio, few have to."""
-    ready = _tcp(socket)._ready
-    if isinstance(ready, LoopReadiness):
-        ready._budget.left = 0
+    loop = here()
+    if isinstance(loop, _AsyncioLoop):
+        loop._budget.left = 0
 
 
 def arrived(socket: Socket, events: int = select.POLLIN) -> None:

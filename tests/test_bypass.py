@@ -115,6 +115,7 @@ async def test_a_connection_that_leads_elsewhere_is_dropped(
             await (await bad.accept()).receive()
 
 
+@pytest.mark.usefixtures("from_afar")
 async def test_so_is_one_of_anyios_own(monkeypatch: pytest.MonkeyPatch) -> None:
     async def wait_writable(_: object) -> None:
         raise NotImplementedError
@@ -134,6 +135,7 @@ async def test_so_is_one_of_anyios_own(monkeypatch: pytest.MonkeyPatch) -> None:
                 await Connector(ONE).connect(good.address).opened
 
 
+@pytest.mark.usefixtures("from_afar")
 async def test_what_cannot_be_judged_in_the_end_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

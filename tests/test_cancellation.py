@@ -7,6 +7,7 @@ behind it, not even a clean end.
 
 from __future__ import annotations
 
+import select
 import socket as stdlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -112,10 +113,8 @@ class Far:
     async def finish(self) -> None:
         """Wait until every connection is over."""
         while True:
-            with suppress(BlockingIOError):
-                self.listener.sock.accept()[0].close()  # one that nobody will ask for
-                continue
-            if len(self.got) == self.served:
+            knocking, _, _ = select.select([self.listener.sock], [], [], 0)
+            if not knocking and len(self.got) == self.served:
                 return
             await checkpoint()
 
@@ -581,8 +580,18 @@ def name(operation: Operation) -> str:
 @pytest.mark.parametrize("version", [None, TLS12, TLS13], ids=["tcp", "tls-1.2", "tls-1.3"])
 @pytest.mark.parametrize("operation", OPERATIONS, ids=name)
 async def test_cancelled_at_every_checkpoint(
-    operation: Operation, version: ssl.TLSVersion | None, moment: Moment
+    operation: Operation,
+    version: ssl.TLSVersion | None,
+    moment: Moment,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    await sweep(operation, version, moment)
+    if not operation.begins_open:  # on loopback, it has not waited for the connection
+        monkeypatch.setattr(_dial, "connected", lambda *_: None)
+        await sweep(operation, version, moment)
+
+
+async def sweep(operation: Operation, version: ssl.TLSVersion | None, moment: Moment) -> None:
     number = -1
     while True:
         number += 1
@@ -595,8 +604,7 @@ async def test_cancelled_at_every_checkpoint(
                 group.start_soon(send_whatever_comes_of_it, socket)
                 while socket._connection.state.outbound is not Outbound.SENDING:
                     await checkpoint()
-            if operation.begins_open:
-                use_up_the_turn(socket)
+            use_up_the_turn()
             with anyio.CancelScope() as scope:
                 call = CancelAt(number, moment, scope, operation.run(scene))
                 try:

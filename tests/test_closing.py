@@ -333,7 +333,7 @@ async def test_a_receive_that_close_overtakes_gets_nothing(
         await peer.send(b"behind what was thrown away")
         arrived(socket)
         transport._drained = False  # so that it tries before it waits
-        use_up_the_turn(socket)
+        use_up_the_turn()
         with pytest.raises(anyio.ClosedResourceError):
             await transport.receive(10)
 

@@ -24,6 +24,7 @@ from anyio_connect import (
     AddressNotAllowedError,
     AddressPolicy,
     BrokenError,
+    ClosedError,
     ConnectError,
     Connector,
     ConnectTimeoutError,
@@ -212,8 +213,8 @@ async def test_the_second_winner_is_reset(
     """Both attempts get through before either of them can cancel the other."""
     real, made, both = _dial._connect, list[_dial.Endpoint](), anyio.Event()
 
-    async def connect_both(endpoint: _dial.Endpoint, route: _dial.Route) -> Any:
-        transport = await real(endpoint, route)
+    async def connect_both(endpoint: _dial.Endpoint, *how: Any) -> Any:
+        transport = await real(endpoint, *how)
         made.append(endpoint)
         if len(made) == 2:
             both.set()
@@ -294,6 +295,7 @@ KERNEL = [
 ]
 
 
+@pytest.mark.usefixtures("from_afar")
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(("code", "kind", "text"), KERNEL)
 async def test_what_the_kernel_says_is_told(
@@ -361,6 +363,7 @@ async def test_a_zone_that_the_address_cannot_have() -> None:
         await connect("[::1%lo]:9").opened
 
 
+@pytest.mark.usefixtures("from_afar")
 async def test_without_waiting_for_sockets_anyio_connects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -401,6 +404,7 @@ class GroupError(Exception):
         self.exceptions = exceptions
 
 
+@pytest.mark.usefixtures("from_afar")
 async def test_what_anyio_fails_with_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     async def wait_writable(_: object) -> None:
         raise NotImplementedError
@@ -430,6 +434,7 @@ async def test_what_anyio_fails_with_is_told_as_well(monkeypatch: pytest.MonkeyP
             await connect(refusing_address()).opened
 
 
+@pytest.mark.usefixtures("from_afar")
 async def test_a_stream_that_no_longer_knows_its_peer_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -500,9 +505,97 @@ async def waits(socket: Socket) -> None:
         await socket.opened
 
 
+# --- a connection that is made at once, as on loopback
+
+
+@pytest.mark.parametrize("connector", [Connector(), Connector(LOCAL)], ids=["short", "judged"])
+async def test_a_connection_that_is_there_is_not_waited_for(
+    connector: Connector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait_writable(_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(anyio, "wait_writable", wait_writable)
+    async with listening() as listener:
+        address = "{}:{}".format(*listener.address)
+        async with connector.connect(address) as socket:
+            peer = await listener.accept()
+            info = socket.opened.result()
+            assert info.remote_address == address
+            assert info.local_address == "{}:{}".format(*peer.sock.getpeername())
+            await peer.send(b"1")
+            assert await socket.receive() == b"1"
+
+
+async def test_a_cancellation_that_is_due_comes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with listening() as listener:
+        socket = connect(listener.address)
+        with monkeypatch.context() as patch, anyio.CancelScope() as scope:
+            patch.setattr("anyio_connect._open.begin", None)  # which would fail
+            scope.cancel()
+            await socket.opened
+        assert scope.cancelled_caught
+        assert not socket.opened.done()
+        async with socket:
+            await listener.accept()
+
+
+async def test_every_task_that_waits_for_it_is_woken() -> None:
+    async with listening() as listener:
+        for _ in range(20):  # some give way to others first
+            async with connect(listener.address) as socket, anyio.create_task_group() as group:
+                for _ in range(3):
+                    group.start_soon(_opened, socket)
+            async with anyio.create_task_group() as group:
+                socket = connect(listener.address)
+                for _ in range(3):
+                    group.start_soon(_opened, socket)
+            await socket.close()
+
+
+async def _opened(socket: Socket) -> None:
+    await socket.opened
+
+
+@pytest.mark.usefixtures("from_afar")
+async def test_what_was_begun_is_gone_on_with() -> None:
+    """And not begun anew."""
+    async with listening() as listener:
+        async with connect(listener.address) as socket:
+            peer = await listener.accept()
+            local = socket.opened.result().local_address
+            assert local == "{}:{}".format(*peer.sock.getpeername())
+        assert await peer.receive() == b""
+        with pytest.raises(BlockingIOError):
+            listener.sock.accept()
+
+
+@pytest.mark.usefixtures("from_afar")
+async def test_what_was_begun_is_closed_if_it_is_not_wanted_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def wait_writable(_: object) -> None:
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(anyio, "wait_writable", wait_writable)
+    async with listening() as listener:
+        socket = connect(listener.address)
+        async with anyio.create_task_group() as group:
+            group.start_soon(_fails, socket)
+            peer = await listener.accept()
+            await socket.close()
+        assert await peer.receive() == b""
+
+
+async def _fails(socket: Socket) -> None:
+    with pytest.raises(ClosedError):
+        await socket.opened
+
+
 # --- a connection that was made, and is lost already
 
 
+@pytest.mark.usefixtures("from_afar")
 @pytest.mark.parametrize("ended", [False, True])
 async def test_a_reset_that_came_first_leaves_what_the_peer_said(
     ended: bool, monkeypatch: pytest.MonkeyPatch
@@ -782,6 +875,7 @@ async def test_a_link_local_address_needs_a_zone() -> None:
 # --- given up in the very turn in which it gets through
 
 
+@pytest.mark.usefixtures("from_afar")
 @pytest.mark.parametrize("native", [False, True], ids=["by scope", "by task.cancel()"])
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("count", [1, 3])

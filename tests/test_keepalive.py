@@ -118,6 +118,7 @@ async def test_it_is_told_of_what_was_accepted(
     assert seen == [expected or off()]
 
 
+@pytest.mark.usefixtures("from_afar")
 @linux
 async def test_it_is_told_of_a_stream_of_anyios(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no event loop can wait for a socket."""

@@ -199,6 +199,7 @@ def test_a_dialer_has_no_use_for_it() -> None:
         Connector(dialer=dialer, prepare=stdlib.socket.close)
 
 
+@pytest.mark.usefixtures("from_afar")
 async def test_a_stream_of_anyios_cannot_be_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no event loop can wait for a socket."""
 

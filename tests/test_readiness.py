@@ -22,7 +22,7 @@ from anyio.lowlevel import checkpoint, current_token
 
 from anyio_connect import BrokenError, ClosedError, Socket, connect
 from anyio_connect._cancellation import IsDue, by_deadline, cancellation_due
-from anyio_connect._readiness import LoopReadiness, TaskReadiness, by_anyio, readiness
+from anyio_connect._readiness import LoopReadiness, TaskReadiness, _find_out, by_anyio
 from anyio_connect._tcp import TCPTransport
 from peers import Peer, listening
 from sockets import arrived, connected, raw, use_up_the_turn
@@ -93,7 +93,7 @@ async def test_what_moves_much_gives_way_sooner() -> None:
         ready = transport_of(socket)._ready
         if isinstance(ready, LoopReadiness):
             for amount, most in ((1, 16), (1 << 16, 8), (1 << 19, 2)):
-                use_up_the_turn(socket)
+                use_up_the_turn()
                 assert not ready.may_go_on(1)
                 calls = 1  # the one that gives way
                 while ready.may_go_on(amount):
@@ -120,7 +120,7 @@ async def test_a_cancellation_that_is_due_is_raised_each_time() -> None:
         await peer.send(bytes(100))
         arrived(socket)
         await socket.receive(1)
-        use_up_the_turn(socket)
+        use_up_the_turn()
         await socket.send(b"x")
         with anyio.CancelScope() as scope:
             scope.cancel()
@@ -566,7 +566,7 @@ async def test_a_loop_that_cannot_wait_for_sockets(monkeypatch: pytest.MonkeyPat
 
     async with connected() as (socket, _):
         monkeypatch.setattr(asyncio.SelectorEventLoop, "remove_reader", cannot)
-        ready = readiness(raw(socket))
+        ready = _find_out().readiness(raw(socket))
         loop = None if trio.lowlevel.in_trio_run() else asyncio.get_running_loop()
         orderly = isinstance(loop, asyncio.SelectorEventLoop)
         assert isinstance(ready, LoopReadiness) == (loop is not None and not orderly)
