@@ -231,12 +231,12 @@ def peer(directory: Path) -> Iterator[Start]:
 # --- measuring
 
 
-def turns(number: int, rounds: int) -> Iterator[tuple[int, list[int]]]:
+def turns(number: int, rounds: int, *, warm_up: bool) -> Iterator[tuple[int, list[int]]]:
     """For each round its number, and an order in which so many take their turns.
 
-    The first round, 0, only warms up. In each other one the order is another.
+    The round 0 only warms up. In each round the order is another.
     """
-    for each in range(rounds + 1):
+    for each in range(0 if warm_up else 1, rounds + 1):
         yield each, random.sample(range(number), number)
 
 
@@ -269,11 +269,12 @@ def measure(
         for process in processes:
             if process is not None:
                 process.ready()
-        for number, order in turns(len(results), min(rounds, row.rounds)):
+        long = row.rounds is not None
+        for number, order in turns(len(results), row.rounds_of(rounds), warm_up=not long):
             for result, process in ((results[index], processes[index]) for index in order):
                 if process is not None:
                     take_turn(process, result, counts=number > 0)
-                elif number:
+                else:
                     with start(result.contender) as fresh:
                         fresh.ready()
                         take_turn(fresh, result, counts=True)
@@ -294,7 +295,7 @@ def import_times(rounds: int) -> dict[str, list[float]]:
     # In the usual way: with the compiled code that is on the disk.
     env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     found: dict[str, list[float]] = {module: [] for module in IMPORTED}
-    for number, order in turns(len(IMPORTED), rounds):
+    for number, order in turns(len(IMPORTED), rounds, warm_up=True):
         for module in (IMPORTED[index] for index in order):
             output = subprocess.run(  # noqa: S603
                 [*command, program.format(module)],

@@ -239,9 +239,9 @@ def line_by_line(run: Run, name: str) -> Iterator[str]:
         if contender.name == OURS:
             found = [ratio(run, name, contender.loop, measure) for measure in row.measures]
             line += "".join(f"   {each.value:.2f} of {each.peer.title}" for each in found if each)
-            if "cpu without" in result.costs:
-                beside = median_ratio(result.costs["cpu without"], result.costs["cpu"])
-                line += f"   {beside:.2f} of receive()"
+        if "cpu without" in result.costs:
+            beside = median_ratio(result.costs["cpu without"], result.costs["cpu"])
+            line += f"   {beside:.2f} of receiving without a buffer"
         yield line
 
 

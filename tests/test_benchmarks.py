@@ -81,7 +81,7 @@ def test_the_committed_run_left_nothing_out(committed: report.Run) -> None:
     }
     for result in committed.results:
         row = work.ROWS[result.row]
-        rounds = min(committed.rounds, row.rounds)
+        rounds = row.rounds_of(committed.rounds)
         measured = [len(result.costs[measure]) for measure in row.measures if measure != "cpu"]
         assert measured == [rounds] * len(measured)
         if "cpu" in row.measures and result.contender.name != "workerd":

@@ -37,8 +37,8 @@ class LoopSockets(OnAsyncio):
     async def take_into(self, connection: socket.socket, amount: int) -> None:
         receive_into = asyncio.get_running_loop().sock_recv_into
         while amount > 0:
-            view = self.buffer[: min(amount, len(self.buffer))]
-            amount -= await receive_into(connection, view)
+            part = self.buffer if amount >= len(self.buffer) else self.buffer[:amount]
+            amount -= await receive_into(connection, part)
 
     async def give(self, connection: socket.socket, amount: int, size: int) -> None:
         send = asyncio.get_running_loop().sock_sendall

@@ -36,7 +36,8 @@ class Ours(AnyIO):
         assert isinstance(connection, Socket)
         view = memoryview(bytearray(1 << 16))
         while amount > 0:
-            amount -= await connection.receive_into(view[: min(amount, len(view))])
+            part = view if amount >= len(view) else view[:amount]
+            amount -= await connection.receive_into(part)
 
 
 class OursOnAsyncio(Ours, OnAsyncio):
