@@ -22,7 +22,7 @@ from anyio.lowlevel import checkpoint, current_token
 
 from anyio_connect import BrokenError, ClosedError, Socket, connect
 from anyio_connect._cancellation import IsDue, by_deadline, cancellation_due
-from anyio_connect._readiness import LoopReadiness, TaskReadiness, _find_out, by_anyio
+from anyio_connect._readiness import LoopReadiness, TaskReadiness, _find_out, _OtherLoop
 from anyio_connect._tcp import TCPTransport
 from peers import Peer, listening
 from sockets import arrived, connected, raw, use_up_the_turn
@@ -524,7 +524,7 @@ async def test_more_than_was_asked_for_does_not_keep_the_loop_busy() -> None:
 @pytest.fixture
 def by_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait by AnyIO's means, as where the loop itself cannot wait for sockets."""
-    monkeypatch.setattr("anyio_connect._tcp.readiness", by_anyio)
+    monkeypatch.setattr("anyio_connect._readiness._find_out", _OtherLoop)
 
 
 @pytest.mark.usefixtures("by_tasks")
