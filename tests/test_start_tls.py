@@ -26,6 +26,8 @@ from anyio_connect import (
     TLSError,
     connect,
 )
+from anyio_connect._connection import _WHY_NO_DETACH, _WHY_NO_UPGRADE
+from anyio_connect._lifecycle import REFUSALS, Event, Verdict
 from errors import is_copy
 from peers import Listener, Peer, listening, refusing_address
 from sockets import Slow, arrived, dialled, opened_by, raw, settle
@@ -668,3 +670,14 @@ async def test_a_send_that_breaks_says_so_to_both() -> None:
             await secure.closed
     assert len(errors) == 2
     assert all(isinstance(error.__cause__, ConnectionResetError) for error in errors)
+
+
+# --- words
+
+
+@pytest.mark.parametrize(
+    ("event", "words"), [(Event.UPGRADE, _WHY_NO_UPGRADE), (Event.DETACH, _WHY_NO_DETACH)]
+)
+def test_each_refusal_has_words(event: Event, words: dict[Verdict, str]) -> None:
+    told_otherwise = {Verdict.FAILED, Verdict.BROKEN}
+    assert words.keys() == {verdict for _, verdict in REFUSALS[event]} - told_otherwise
