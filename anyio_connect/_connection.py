@@ -1041,8 +1041,8 @@ _WHY_NO_UPGRADE = {
     Verdict.NOT_STARTTLS: "start_tls() needs a socket made with secure_transport='starttls'",
     Verdict.UPGRADED_ALREADY: "start_tls() has been called on this socket already: "
     "use the socket that it returned",
-    Verdict.DETACHED_ALREADY: "start_tls() was called after detach(), which has given the kernel's "
-    "socket away: make the TLS handshake on that",
+    Verdict.DETACHED_ALREADY: "start_tls() was called after detach(), which has given the "
+    "kernel's socket away: make the TLS handshake on that",
     Verdict.CLOSED: "start_tls() was called on a closed socket",
     Verdict.RECEIVE_IN_FLIGHT: "start_tls() was called while a receive is in flight: what that "
     "receives could be the peer's TLS handshake, so finish or cancel it first",
