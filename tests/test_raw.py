@@ -370,7 +370,7 @@ async def test_a_connection_that_was_reset_at_once_is_no_success(
 ) -> None:
     """The kernel has told of the reset, and would not tell it the next one who reads."""
 
-    async def connect_and_be_reset(endpoint: Any, route: Any) -> TCPTransport:
+    async def connect_and_be_reset(endpoint: Any, *_: Any) -> TCPTransport:
         await checkpoint()
         sock = stdlib.create_connection(endpoint.sockaddr)
         sock.setblocking(False)
