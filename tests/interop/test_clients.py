@@ -11,6 +11,7 @@ import gc
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from email.message import EmailMessage
 from functools import partial
 from importlib import import_module
@@ -92,6 +93,15 @@ async def is_counted(use: Use) -> None:
     await until(lambda: slots.free == 1)
 
 
+async def gives_back_what_fails(use: Use, error: type[BaseException]) -> None:
+    """If the server says no, or is not trusted, after connecting, the slot is free again."""
+    connector = Connector(ONE, max_connections=1)
+    with pytest.raises(error):
+        async with use(connector):
+            pytest.fail("it let us in")
+    await until(lambda: vars(connector)["_slots"].free == 1)
+
+
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for what comes by itself, from another thread or in a later turn of the event loop."""
     with anyio.fail_after(30):
@@ -105,8 +115,10 @@ for_websockets = recipe("websockets")
 
 
 @asynccontextmanager
-async def websocket(server: tuple[str, int], connector: Connector) -> AsyncIterator[None]:
-    uri = "ws://{}:{}/".format(*server)
+async def websocket(
+    server: tuple[str, int], connector: Connector, *, path: str = ""
+) -> AsyncIterator[None]:
+    uri = "ws://{}:{}/{}".format(*server, path)
     async with await for_websockets.open_websocket(uri, connector) as connection:
         await connection.send("hello")
         assert await connection.recv() == "hello"
@@ -118,6 +130,8 @@ async def test_websockets(web_server: tuple[str, int]) -> None:
     use = partial(websocket, web_server)
     await goes_nowhere_forbidden(use, AddressNotAllowedError)
     await is_counted(use)
+    refused = import_module("websockets.exceptions").InvalidStatus
+    await gives_back_what_fails(partial(use, path="nowhere"), refused)
 
 
 @one_loop
@@ -157,6 +171,8 @@ async def test_asyncssh(ssh_server: SSHServer) -> None:
     use = partial(ssh, ssh_server)
     await goes_nowhere_forbidden(use, AddressNotAllowedError)
     await is_counted(use)
+    stranger = partial(ssh, replace(ssh_server, user="stranger"))
+    await gives_back_what_fails(stranger, import_module("asyncssh").PermissionDenied)
 
 
 # --- aiosmtplib
@@ -185,6 +201,8 @@ async def test_aiosmtplib(mail_server: MailServer, ssl_context: ssl.SSLContext) 
     use = partial(mail, mail_server, ssl_context)
     await goes_nowhere_forbidden(use, AddressNotAllowedError)
     await is_counted(use)
+    untrusting = partial(mail, mail_server, ssl.create_default_context())
+    await gives_back_what_fails(untrusting, ssl.SSLCertVerificationError)
 
 
 # --- redis
@@ -243,9 +261,12 @@ async def postgres(
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @asyncios_loops
 async def test_asyncpg(postgresql: PostgreSQL, ssl_context: ssl.SSLContext, tls: bool) -> None:
-    use = partial(postgres, postgresql, ssl_context if tls else False)
+    context = ssl_context if tls else False
+    use = partial(postgres, postgresql, context)
     await goes_nowhere_forbidden(use, AddressNotAllowedError)
     await is_counted(use)
+    stranger = partial(postgres, replace(postgresql, password="wrong"), context)
+    await gives_back_what_fails(stranger, import_module("asyncpg").InvalidPasswordError)
 
 
 @one_loop
@@ -418,8 +439,10 @@ for_trio_websocket = recipe("trio-websocket")
 
 
 @asynccontextmanager
-async def trios_websocket(server: tuple[str, int], connector: Connector) -> AsyncIterator[None]:
-    async with for_trio_websocket.open_trio_websocket(*server, "/", connector) as connection:
+async def trios_websocket(
+    server: tuple[str, int], connector: Connector, *, path: str = "/"
+) -> AsyncIterator[None]:
+    async with for_trio_websocket.open_trio_websocket(*server, path, connector) as connection:
         await connection.send_message("hello")
         assert await connection.get_message() == "hello"
         yield
@@ -430,6 +453,7 @@ async def test_trio_websocket(web_server: tuple[str, int]) -> None:
     use = partial(trios_websocket, web_server)
     await goes_nowhere_forbidden(use, AddressNotAllowedError)
     await is_counted(use)
+    await gives_back_what_fails(partial(use, path="/nowhere"), Exception)
 
 
 # --- urllib3 and requests
