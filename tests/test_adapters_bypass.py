@@ -236,16 +236,17 @@ async def test_of_a_mixed_answer_only_what_is_allowed_is_dialled(client: Client)
 
 
 @clients
-@pytest.mark.parametrize("hangs_up", [False, True], ids=["kept", "hung up"])
-async def test_a_name_that_moves_between_two_requests(client: Client, hangs_up: bool) -> None:
+@pytest.mark.parametrize("closes", [False, True], ids=["kept", "closed"])
+async def test_a_name_that_moves_between_two_requests(client: Client, closes: bool) -> None:
     """A connection that is kept still leads to where it was judged; the next is judged anew."""
+    reply = Reply(headers=(("connection", "close"),)) if closes else Reply()
     where = [GOOD]
     with (
         answering(lambda _: [(ip, 0) for ip in where]) as asked,
         spying(really=lambda ip: ip == GOOD) as dialled,
     ):
         async with (
-            serving_http(lambda _: Reply(hangs_up=hangs_up), address=f"{GOOD}:0") as server,
+            serving_http(lambda _: reply, address=f"{GOOD}:0") as server,
             client(GOOD_OR_PUBLIC) as get,
         ):
             url = url_of("moving.example", int(server.address.rpartition(":")[2]))
@@ -254,9 +255,9 @@ async def test_a_name_that_moves_between_two_requests(client: Client, hangs_up: 
             second = await get(url)
             where[:] = [GOOD]
             assert await get(url) == b"hello"
-            assert len(server.requests) == 2 if hangs_up else 3
+            assert len(server.requests) == (2 if closes else 3)
     assert set(dialled) == {GOOD}
-    if hangs_up:
+    if closes:
         assert "forbids it" in str(second)
         assert len(asked) == 3
     else:
