@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import shlex
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-import guards
+from support import guards
 
 #: How long one asynchronous test, or one Hypothesis example of it, may take, in seconds.
 #: ``@pytest.mark.time_limit(n)`` says otherwise.
@@ -186,6 +187,16 @@ async def no_leaked_tasks(request: pytest.FixtureRequest) -> AsyncIterator[None]
     yield
     if request.node.stash.get(PASSED, False) and (leaked := await guards.leaked_tasks(before)):
         pytest.fail(leaked, pytrace=False)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Whatever is freed, is freed because nothing refers to it any more."""
+    if sys.implementation.name != "cpython":
+        pytest.skip("references are not counted here")
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

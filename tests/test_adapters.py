@@ -32,10 +32,10 @@ from anyio_connect.adapters.httpcore import NetworkBackend
 from anyio_connect.adapters.httpx import Transport
 from anyio_connect.adapters.trio import open_tcp_stream
 from anyio_connect.testing import Network
-from attacks import ONE
-from http_peers import HTTPServer, Reply, serving_http
-from peers import listening, refusing_address
-from tls_peers import certificate, client_context, server_context
+from support.attacks import ONE
+from support.http_peers import HTTPServer, Reply, serving_http
+from support.peers import listening, refusing_address
+from support.tls_peers import certificate, client_context, server_context
 
 #: httpx and httpcore do so if a request or a body is given up in the midst of it, and trio warns.
 leaves_generators = pytest.mark.filterwarnings(

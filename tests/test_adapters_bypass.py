@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from anyio_connect import WORKERS, AddressPolicy, Connector
 from anyio_connect.adapters.aiohttp import socket_factory
 from anyio_connect.adapters.httpx import Transport
-from attacks import (
+from support.attacks import (
     INWARD_ANSWERS,
     INWARD_URLS,
     PRIVATE,
@@ -34,9 +34,9 @@ from attacks import (
     some_rules,
     spellings,
 )
-from http_peers import Reply, serving_http
-from spying import spying
-from tls_peers import client_context
+from support.http_peers import Reply, serving_http
+from support.spying import spying
+from support.tls_peers import client_context
 
 #: A GET request: the content of the response, or why there was none.
 Get: TypeAlias = Callable[[str], Awaitable[bytes | Exception]]

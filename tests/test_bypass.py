@@ -22,7 +22,6 @@ from anyio.streams.stapled import StapledObjectStream
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import registry
 from anyio_connect import (
     WORKERS,
     AddressNotAllowedError,
@@ -37,7 +36,8 @@ from anyio_connect import (
     listen,
 )
 from anyio_connect._transport import ForeignTransport
-from attacks import (
+from support import registry
+from support.attacks import (
     INWARD_ANSWERS,
     ONE,
     PRIVATE,
@@ -52,10 +52,10 @@ from attacks import (
     v4,
     v6,
 )
-from errors import is_copy
-from peers import has_ipv6, listening, refusing_address
-from spying import spying
-from tls_peers import NAME, TLSPeer, client_context, server_context
+from support.errors import is_copy
+from support.peers import has_ipv6, listening, refusing_address
+from support.spying import spying
+from support.tls_peers import NAME, TLSPeer, client_context, server_context
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 

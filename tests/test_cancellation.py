@@ -38,10 +38,10 @@ from anyio_connect import (
 from anyio_connect._lifecycle import Outbound
 from anyio_connect._slots import Slots
 from anyio_connect.testing import Network
-from cancelling import CancelAt, Moment
-from peers import Listener, Peer, listening, refusing_address
-from sockets import raw, use_up_the_turn
-from tls_peers import NAME, TLS12, TLS13, TLSPeer, client_context, server_context
+from support.cancelling import CancelAt, Moment
+from support.peers import Listener, Peer, listening, refusing_address
+from support.sockets import raw, use_up_the_turn
+from support.tls_peers import NAME, TLS12, TLS13, TLSPeer, client_context, server_context
 
 #: Each kernel buffer, in bytes.
 BUFFER = 32768

@@ -14,7 +14,7 @@ from anyio.streams.text import TextStream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remotes import Over, over
+from support.remotes import Over, over
 
 #: Each example makes a connection, and each test runs on every event loop: fewer will do.
 fewer = settings(max_examples=settings().max_examples * 3 // 10)

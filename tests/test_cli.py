@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from peers import full_backlog, refusing_address
-from servers import echo, serving
-from tls_peers import Server
+from support.peers import full_backlog, refusing_address
+from support.servers import echo, serving
+from support.tls_peers import Server
 
 pytestmark = pytest.mark.slow  # each test starts a process or two
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pages import RECIPES, ROOT, blocks_of, sections, table
+from support.pages import RECIPES, ROOT, blocks_of, sections, table
 
 PAGE = sections(RECIPES.read_text(encoding="utf-8"))
 WITH_CODE = {title: blocks_of(text) for title, text in PAGE.items() if blocks_of(text)}

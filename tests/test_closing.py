@@ -21,8 +21,8 @@ from anyio_connect import BrokenError, ClosedError, Socket, _linger, _watch, con
 from anyio_connect._linger import Patience, outstanding
 from anyio_connect._tcp import TCPTransport
 from anyio_connect._transport import ForeignTransport
-from peers import Peer, listening
-from sockets import (
+from support.peers import Peer, listening
+from support.sockets import (
     Made,
     Slow,
     arrived,
@@ -34,8 +34,8 @@ from sockets import (
     socket_over,
     use_up_the_turn,
 )
-from tls_peers import TLS12, TLS13, over_tcp, server_context
-from turns import all_blocked
+from support.tls_peers import TLS12, TLS13, over_tcp, server_context
+from support.turns import all_blocked
 
 linux_only = pytest.mark.skipif(
     not hasattr(_linger, "fcntl"), reason="only Linux tells what the peer has acknowledged"

@@ -21,7 +21,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-import guards
+from support import guards
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,7 +35,7 @@ def run_pytest(where: Path, tests: str, *options: str) -> subprocess.CompletedPr
     (where / "tests").mkdir()
     shutil.copy(ROOT / "pyproject.toml", where)
     shutil.copy(ROOT / "tests" / "conftest.py", where / "tests")
-    shutil.copy(ROOT / "tests" / "guards.py", where / "tests")
+    shutil.copytree(ROOT / "tests" / "support", where / "tests" / "support")
     (where / "tests" / "test_it.py").write_text(tests, encoding="utf-8")
     return subprocess.run(
         [sys.executable, "-m", "pytest", *options],
@@ -51,8 +51,9 @@ def run_pytest(where: Path, tests: str, *options: str) -> subprocess.CompletedPr
 
 BAD = """
 import asyncio, os, select, socket, warnings
-import anyio, guards, pytest, trio
+import anyio, pytest, trio
 from hypothesis import Phase, given, settings, strategies as st
+from support import guards
 
 guards.GRACE = 0.05
 kept = []
@@ -190,8 +191,9 @@ def test_failures_on_every_loop(
 
 SLOW = """
 import time
-import anyio, guards, pytest
+import anyio, pytest
 from hypothesis import given, settings, strategies as st
+from support import guards
 
 guards.SHRINK_LIMIT = 0.5
 

@@ -41,21 +41,16 @@ from anyio_connect import (
 from anyio_connect._connection import Connection
 from anyio_connect._linger import outstanding
 from anyio_connect._slots import Slot, Slots
-from errors import is_copy
-from peers import Listener, Peer, has_ipv6, listening, refusing_address
-from sockets import arrived, raw, settle
-from tls_peers import NAME, TLSPeer, client_context, server_context
-from turns import all_blocked
+from support.errors import is_copy
+from support.peers import Listener, Peer, has_ipv6, listening, refusing_address
+from support.sockets import arrived, raw, settle
+from support.spying import slots
+from support.tls_peers import NAME, TLSPeer, client_context, server_context
+from support.turns import all_blocked
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 
 LOOPBACK = replace(WORKERS, allow=["127.0.0.0/8", "::1"])
-
-
-def slots(connector: Connector) -> Slots:
-    found = vars(connector)["_slots"]
-    assert isinstance(found, Slots)
-    return found
 
 
 async def turns(count: int = 10) -> None:

@@ -33,12 +33,12 @@ from anyio_connect import (
     connect,
 )
 from anyio_connect._copies import fresh
-from cycles import nothing_to_collect
-from errors import is_copy
-from peers import Peer, listening, refusing_address
-from sockets import arrived, connected
-from tls_peers import NAME, TLSPeer, client_context, server_context
-from turns import all_blocked
+from support.cycles import nothing_to_collect
+from support.errors import is_copy
+from support.peers import Peer, listening, refusing_address
+from support.sockets import arrived, connected
+from support.tls_peers import NAME, TLSPeer, client_context, server_context
+from support.turns import all_blocked
 
 # --- what a copy is
 

@@ -38,10 +38,10 @@ from anyio_connect import (
 )
 from anyio_connect._tcp import TCPTransport
 from anyio_connect._transport import ForeignTransport
-from peers import Peer, listening
-from sockets import arrived, connected, raw, settle, socket_over, socket_pair
-from tls_peers import NAME, TLSPeer, client_context, server_context
-from turns import all_blocked
+from support.peers import Peer, listening
+from support.sockets import arrived, connected, once_waited, raw, settle, socket_over, socket_pair
+from support.tls_peers import NAME, TLSPeer, client_context, server_context
+from support.turns import all_blocked
 
 PATTERN = bytes(range(1, 251)) * 40
 
@@ -49,14 +49,6 @@ PATTERN = bytes(range(1, 251)) * 40
 async def receive_all(sock: stdlib.socket) -> bytes:
     """Everything up to the end, by means that share nothing with the package."""
     return await Peer(sock).receive_all()
-
-
-async def once_waited(socket: Socket, peer: Peer) -> None:
-    """On asyncio it stays registered with the event loop from then on."""
-    async with anyio.create_task_group() as group:
-        group.start_soon(socket.receive)
-        await all_blocked()
-        await peer.send(b"first")
 
 
 def check_usable(sock: stdlib.socket, peer: Peer) -> None:

@@ -36,11 +36,11 @@ from anyio_connect import (
     _dial,
     connect,
 )
-from errors import is_copy
-from peers import listening, refusing_address
-from sockets import arrived, raw
-from tls_peers import NAME, TLS13, TLSPeer, client_context, server_context
-from turns import all_blocked
+from support.errors import is_copy
+from support.peers import listening, refusing_address
+from support.sockets import arrived, raw
+from support.tls_peers import NAME, TLS13, TLSPeer, client_context, server_context
+from support.turns import all_blocked
 
 #: Judges addresses, and allows all but one.
 JUDGE = AddressPolicy(deny=["10.0.0.1"])

@@ -13,8 +13,8 @@ import pytest
 
 from anyio_connect import InvalidAddressError, Socket, SocketError, SocketInfo, connect
 from conformance.scenarios import SCENARIOS
-from errors import is_copy
-from peers import refusing_address
+from support.errors import is_copy
+from support.peers import refusing_address
 
 ROOT = Path(__file__).parents[1]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import socket as stdlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,20 +12,15 @@ import anyio.to_thread
 import pytest
 
 from anyio_connect import Connector, Socket, SocketError, connect, listen
-from peers import Listener, Peer, listening
-from sockets import raw
-from tls_peers import NAME, TLSPeer, client_context, server_context
-from turns import all_blocked
+from support.peers import Listener, Peer, listening
+from support.sockets import raw
+from support.tls_peers import NAME, TLSPeer, client_context, server_context
+from support.turns import all_blocked
+
+pytestmark = pytest.mark.usefixtures("no_collector")
 
 #: More than both kernels' buffers hold, where they are small.
 BIG = 1024 * 1024
-
-
-@pytest.fixture(autouse=True)
-def no_collector() -> Iterator[None]:
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @contextmanager

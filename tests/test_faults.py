@@ -29,7 +29,6 @@ import trio
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
-import guards
 from anyio_connect import (
     BrokenError,
     ClosedError,
@@ -46,10 +45,19 @@ from anyio_connect import (
 )
 from anyio_connect import _tls as implementation
 from anyio_connect._lifecycle import Outbound
-from errors import is_copy
-from peers import Listener, Peer, full_backlog, listening
-from sockets import arrived, connected, raw, stuck
-from tls_peers import NAME, TLS12, TLS13, TLSPeer, authority, client_context, server_context
+from support import guards
+from support.errors import is_copy
+from support.peers import Listener, Peer, full_backlog, listening
+from support.sockets import arrived, connected, raw, stuck
+from support.tls_peers import (
+    NAME,
+    TLS12,
+    TLS13,
+    TLSPeer,
+    authority,
+    client_context,
+    server_context,
+)
 
 Fault: TypeAlias = Literal["reset", "end", "close", "stall"]
 

@@ -11,8 +11,8 @@ from anyio.lowlevel import checkpoint
 
 from anyio_connect import ClosedError, PendingError, SocketError, SocketFuture
 from anyio_connect._future import Outcome, T
-from errors import is_copy
-from turns import all_blocked
+from support.errors import is_copy
+from support.turns import all_blocked
 
 
 class Driver:

@@ -13,9 +13,9 @@ import pytest
 from anyio.abc import TaskGroup
 
 from anyio_connect import BrokenError, ClosedError, RefusedError, Socket, SocketError
-from peers import Peer, listening
-from sockets import Slow, arrived, connected, dialled, opened_by, settle
-from turns import all_blocked
+from support.peers import Peer, listening
+from support.sockets import Slow, arrived, connected, dialled, opened_by, settle
+from support.turns import all_blocked
 
 BIG = 64 * 1024 * 1024
 

@@ -28,10 +28,10 @@ from anyio_connect import (
 from anyio_connect._keepalive import limit_of, room_of
 from anyio_connect._tcp import TCPTransport
 from anyio_connect._transport import ForeignTransport
-from peers import Listener, Peer, listening
-from sockets import raw
-from tls_peers import NAME, TLSPeer, client_context, server_context
-from turns import all_blocked
+from support.peers import Listener, Peer, listening
+from support.sockets import raw
+from support.tls_peers import NAME, TLSPeer, client_context, server_context
+from support.turns import all_blocked
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems have other options")
 

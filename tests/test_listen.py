@@ -24,7 +24,6 @@ from anyio.abc import SocketAttribute
 from anyio.streams.buffered import BufferedByteStream
 from anyio.streams.tls import TLSListener, TLSStream
 
-import peers
 from anyio_connect import (
     WORKERS,
     AddressNotAllowedError,
@@ -49,23 +48,19 @@ from anyio_connect._listen import handle
 from anyio_connect._loops import announce, leads_back, withdraw
 from anyio_connect._options import Options
 from anyio_connect._tcp import TCPTransport
-from errors import is_copy
-from peers import has_ipv6
-from sockets import connected, settle
-from tls_peers import client_context, server_context
-from turns import all_blocked
+from support import peers
+from support.errors import is_copy
+from support.peers import has_ipv6
+from support.servers import send_back
+from support.sockets import connected, settle
+from support.tls_peers import client_context, server_context
+from support.turns import all_blocked
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 LOOPBACK = replace(WORKERS, allow=["127.0.0.0/8", "::1"])
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
-
-
-async def echo(socket: Socket) -> None:
-    async with socket:
-        async for data in socket.readable:
-            await socket.send(data)
 
 
 def port(listener: Listener) -> int:
@@ -137,7 +132,7 @@ async def test_tasks_run_in_the_group_that_is_given() -> None:
 
         async def serve() -> None:
             with scope:
-                await listener.serve(echo, group)
+                await listener.serve(send_back, group)
 
         group.start_soon(serve)
         async with connect(listener.addresses[0]) as socket:
@@ -155,7 +150,7 @@ async def test_a_group_that_is_no_more_leaves_nothing_open() -> None:
 
     async def serve(listener: Listener) -> None:
         with pytest.raises(Exception) as caught:
-            await listener.serve(echo, over)
+            await listener.serve(send_back, over)
         raised: Any = caught.value
         while not isinstance(raised, RuntimeError):
             (raised,) = raised.exceptions
@@ -191,7 +186,7 @@ async def test_closing_ends_serving_but_no_handler() -> None:
     async def serve(listener: Listener) -> None:
         nonlocal ended
         with pytest.raises(anyio.ClosedResourceError):
-            await listener.serve(echo)
+            await listener.serve(send_back)
         ended = True
 
     async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
@@ -200,7 +195,7 @@ async def test_closing_ends_serving_but_no_handler() -> None:
             await socket.send(b"1")
             assert await socket.receive() == b"1"
             with pytest.raises(anyio.BusyResourceError):
-                await listener.serve(echo)
+                await listener.serve(send_back)
             await listener.aclose()
             await listener.aclose()
             await socket.send(b"2")
@@ -208,7 +203,7 @@ async def test_closing_ends_serving_but_no_handler() -> None:
             assert not ended
     assert ended
     with pytest.raises(anyio.ClosedResourceError):
-        await listener.serve(echo)
+        await listener.serve(send_back)
     with pytest.raises(RefusedError):
         await connect(listener.addresses[0]).opened
 
@@ -231,7 +226,7 @@ async def test_accepting_goes_on_after(
         patch.setattr("anyio_connect._listen.socket.socket", Failing)
         listener = await listen("127.0.0.1:0")
     async with listener, anyio.create_task_group() as group:
-        group.start_soon(listener.serve, echo)
+        group.start_soon(listener.serve, send_back)
         async with connect(listener.addresses[0]) as socket:
             await socket.send(b"1")
             assert await socket.receive() == b"1"
@@ -249,7 +244,7 @@ async def test_accepting_goes_on_when_descriptors_are_free_again(
     listener = await listen_with(monkeypatch, OSError(errno.EMFILE, "no more"), fails)
     async with listener, anyio.create_task_group() as group:
         monkeypatch.setattr("anyio_connect._listen._PAUSE", 0)
-        group.start_soon(listener.serve, echo)
+        group.start_soon(listener.serve, send_back)
         async with connect(listener.addresses[0]) as socket:
             await socket.send(b"1")
             assert await socket.receive() == b"1"
@@ -262,7 +257,7 @@ async def test_closing_does_not_wait_for_the_next_try(monkeypatch: pytest.Monkey
     listener = await listen_with(monkeypatch, OSError(errno.EMFILE, "no more"), lambda: True)
     with anyio.fail_after(5):
         async with listener, anyio.create_task_group() as group:
-            group.start_soon(serve_until_closed, listener, echo)
+            group.start_soon(serve_until_closed, listener, send_back)
             await all_blocked()
             await listener.aclose()
 
@@ -271,7 +266,7 @@ async def test_an_error_that_does_not_pass_is_named(monkeypatch: pytest.MonkeyPa
     listener = await listen_with(monkeypatch, OSError(errno.EINVAL, "for good"), lambda: True)
     async with listener:
         with pytest.raises(ListenError) as caught:  # and no exception group
-            await listener.serve(echo)
+            await listener.serve(send_back)
         where = listener.addresses[0]
         assert str(caught.value) == f"cannot accept connections at {where} any more: for good"
         assert caught.value.errno == errno.EINVAL
@@ -374,7 +369,7 @@ async def test_a_connection_of_which_the_system_knows_nothing_any_more(
 
     monkeypatch.setattr("anyio_connect._listen.TCPTransport", make)
     async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
-        group.start_soon(listener.serve, echo)
+        group.start_soon(listener.serve, send_back)
         async with connect(listener.addresses[0]) as first:
             with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
                 await first.receive()
@@ -589,7 +584,7 @@ async def test_when_it_is_closed_the_port_is_free() -> None:
     """Also where a task waits for the next connection, and no turn of the loop has passed."""
     async with anyio.create_task_group() as group:
         listener = await listen("127.0.0.1:0")
-        group.start_soon(serve_until_closed, listener, echo)
+        group.start_soon(serve_until_closed, listener, send_back)
         await all_blocked()
         (sock,) = listener._sockets
         where = sock.getsockname()
@@ -613,7 +608,7 @@ async def test_a_newcomer_may_have_the_number_of_a_closed_listener() -> None:
     with theirs:
         async with anyio.create_task_group() as group:
             listener = await listen("127.0.0.1:0")
-            group.start_soon(serve_until_closed, listener, echo)
+            group.start_soon(serve_until_closed, listener, send_back)
             await all_blocked()
             (sock,) = listener._sockets
             number = sock.fileno()
@@ -735,7 +730,7 @@ async def test_a_name_is_listened_to_at_all_its_addresses(
     async with await listen("host.test:0") as listener, anyio.create_task_group() as group:
         number = port(listener)
         assert listener.addresses == [f"127.0.0.1:{number}", f"[::1]:{number}"]
-        group.start_soon(listener.serve, echo)
+        group.start_soon(listener.serve, send_back)
         for address in listener.addresses:
             async with connect(address) as socket:
                 await socket.send(b"1")
@@ -998,7 +993,7 @@ async def test_a_name_that_leads_back_is_a_loop(monkeypatch: pytest.MonkeyPatch)
 
 async def test_loops_are_nobodys_business_by_default() -> None:
     async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
-        group.start_soon(listener.serve, echo)
+        group.start_soon(listener.serve, send_back)
         async with Connector(replace(LOOPBACK, refuse_loops=False)).connect(
             listener.addresses[0]
         ) as socket:

@@ -26,10 +26,10 @@ from anyio_connect import (
     listen,
 )
 from anyio_connect._log import Log, log
-from peers import listening, refusing_address
-from proxies import ESTABLISHED, Line, Proxy, hear_http, proxying
-from sockets import settle
-from tls_peers import NAME, TLSPeer, client_context, server_context
+from support.peers import listening, refusing_address
+from support.proxies import ESTABLISHED, Line, Proxy, hear_http, proxying
+from support.sockets import settle
+from support.tls_peers import NAME, TLSPeer, client_context, server_context
 
 LOGGER = logging.getLogger("anyio_connect")
 

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 if sys.platform != "linux":
     pytest.skip("the model says what Linux's TCP does after a reset", allow_module_level=True)
 else:
-    from driver import PATIENCE, ActName, Driver, Move, Over, driving
-    from model import BIG, Call, Kind, Model
-    from tls_peers import TLS12, TLS13
+    from support.driver import PATIENCE, ActName, Driver, Move, Over, driving
+    from support.model import BIG, Call, Kind, Model
+    from support.tls_peers import TLS12, TLS13
 
 pytestmark = pytest.mark.slow
 

@@ -16,10 +16,10 @@ from anyio.streams.tls import TLSStream
 from anyio_connect import BrokenError, ClosedError, ConnectError, RefusedError, Socket, connect
 from anyio_connect._lifecycle import Inbound, Outbound
 from anyio_connect._transport import ForeignTransport
-from peers import Peer, listening, refusing_address
-from sockets import Slow, arrived, connected, opened_by, settle, socket_pair, stuck
-from tls_peers import NAME, client_context, server_context
-from turns import all_blocked
+from support.peers import Peer, listening, refusing_address
+from support.sockets import Slow, arrived, connected, opened_by, settle, socket_pair, stuck
+from support.tls_peers import NAME, client_context, server_context
+from support.turns import all_blocked
 
 BIG = 64 * 1024 * 1024
 

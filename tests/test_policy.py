@@ -24,7 +24,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import registry
 from anyio_connect import (
     UNRESTRICTED,
     WORKERS,
@@ -35,6 +34,7 @@ from anyio_connect import (
     listen,
 )
 from anyio_connect._ranges import BLOCKS, METADATA, OPAQUE, block_of, hidden, wrapped
+from support import registry
 
 PAGE = (Path(__file__).parent.parent / "docs" / "policies.md").read_text(encoding="utf-8")
 #: In what forms IPv6 carries IPv4, which decides; and those whose own network is not public.
@@ -180,8 +180,8 @@ def test_the_table_of_blocks_is_that_of_the_registries() -> None:
     }
     differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
     assert not differing, (
-        f"_ranges and tests/registry.py do not say the same of {', '.join(differing)}. Look it up "
-        "at IANA, or in the cloud's documentation; change both by hand, and the "
+        f"_ranges and support/registry.py do not say the same of {', '.join(differing)}. Look it "
+        "up at IANA, or in the cloud's documentation; change both by hand, and the "
         "table in docs/policies.md (`python docs/made.py`); do not copy one to the other"
     )
 

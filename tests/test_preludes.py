@@ -24,7 +24,7 @@ from anyio_connect import (
     connect,
 )
 from anyio_connect._preludes import PRELUDES
-from peers import Peer, has_ipv6, listening
+from support.peers import Peer, has_ipv6, listening
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from anyio_connect import (
     RefusedError,
     _dial,
 )
-from errors import is_copy
-from peers import has_ipv6, listening, refusing_address
-from sockets import raw
+from support.errors import is_copy
+from support.peers import has_ipv6, listening, refusing_address
+from support.sockets import raw
 
 SAID = "the Connector's prepare "
 

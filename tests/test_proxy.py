@@ -43,11 +43,10 @@ from anyio_connect import (
     _proxy_socks,
 )
 from anyio_connect._proxy import Credentials, ProxyAnswerError, parse_proxy
-from anyio_connect._slots import Slots
-from cancelling import CancelAt, Moment
-from cycles import nothing_to_collect
-from peers import listening, refusing_address
-from proxies import (
+from support.cancelling import CancelAt, Moment
+from support.cycles import nothing_to_collect
+from support.peers import listening, refusing_address
+from support.proxies import (
     ESTABLISHED,
     SUCCEEDED,
     Line,
@@ -62,8 +61,9 @@ from proxies import (
     silent,
     socks,
 )
-from sockets import raw
-from tls_peers import (
+from support.sockets import raw
+from support.spying import slots
+from support.tls_peers import (
     NAME,
     TLSPeer,
     Wire,
@@ -1207,12 +1207,6 @@ async def test_a_proxy_whose_name_is_not_resolved_in_time(monkeypatch: pytest.Mo
 
 
 # --- slots, and cancelling
-
-
-def slots(connector: Connector) -> Slots:
-    found = vars(connector)["_slots"]
-    assert isinstance(found, Slots)
-    return found
 
 
 async def test_a_slot_is_for_the_whole_way() -> None:

@@ -53,26 +53,17 @@ from anyio_connect import (
 )
 from anyio_connect._slots import Slots
 from anyio_connect._tcp import TCPTransport
-from peers import Peer, full, has_ipv6, listening, refusing_address
-from proxies import ESTABLISHED, Line, Proxy, hear_http, proxying
-from servers import echo, serving
-from tls_peers import NAME, TLSPeer, client_context, server_context
-from turns import all_blocked
+from support.peers import Peer, full, has_ipv6, listening, refusing_address
+from support.proxies import ESTABLISHED, Line, Proxy, hear_http, proxying
+from support.servers import echo, serving
+from support.spying import slots
+from support.tls_peers import NAME, TLSPeer, client_context, server_context
+from support.turns import all_blocked
 
 LOOPBACK = AddressPolicy(allow=["127.0.0.0/8"])
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    """Whatever is freed, is freed because nothing refers to it any more."""
-    if sys.implementation.name != "cpython":
-        pytest.skip("references are not counted here")
-    gc.disable()
-    yield
-    gc.enable()
 
 
 class Names(dict[str, Any]):
@@ -101,12 +92,6 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     names = Names()
     monkeypatch.setattr(_dial, "getaddrinfo", names.getaddrinfo)
     return names
-
-
-def slots(connector: Connector) -> Slots:
-    found = vars(connector)["_slots"]
-    assert isinstance(found, Slots)
-    return found
 
 
 # --- resolve()

@@ -24,9 +24,9 @@ from anyio_connect import BrokenError, ClosedError, Socket, connect
 from anyio_connect._cancellation import IsDue, by_deadline, cancellation_due
 from anyio_connect._readiness import LoopReadiness, TaskReadiness, _find_out, _OtherLoop
 from anyio_connect._tcp import TCPTransport
-from peers import Peer, listening
-from sockets import arrived, connected, raw, use_up_the_turn
-from turns import all_blocked
+from support.peers import Peer, listening
+from support.sockets import arrived, connected, once_waited, raw, use_up_the_turn
+from support.turns import all_blocked
 
 #: The most calls that a task may make in a row, as seen by others, whose own call is only seen
 #: when it is done.
@@ -130,14 +130,6 @@ async def test_a_cancellation_that_is_due_is_raised_each_time() -> None:
         assert len(await socket.receive()) == 99
         await socket.send_eof()
         assert await peer.receive_all() == b"x"
-
-
-async def once_waited(socket: Socket, peer: Peer) -> None:
-    """On asyncio it stays registered with the event loop from then on."""
-    async with anyio.create_task_group() as group:
-        group.start_soon(socket.receive)
-        await all_blocked()
-        await peer.send(b"first")
 
 
 async def test_a_receive_that_begins_cancelled_leaves_what_comes_in_its_turn() -> None:

@@ -27,11 +27,20 @@ from anyio_connect import (
     StartTLSError,
     connect,
 )
-from cancelling import CancelAt
-from peers import listening, refusing_address
-from remotes import Over, over
-from sockets import Slow, arrived, connected, dialled, opened_by, settle, socket_over, socket_pair
-from tls_peers import (
+from support.cancelling import CancelAt
+from support.peers import listening, refusing_address
+from support.remotes import Over, over
+from support.sockets import (
+    Slow,
+    arrived,
+    connected,
+    dialled,
+    opened_by,
+    settle,
+    socket_over,
+    socket_pair,
+)
+from support.tls_peers import (
     NAME,
     TLS12,
     TLS13,
@@ -41,7 +50,7 @@ from tls_peers import (
     server_context,
     shaken,
 )
-from turns import all_blocked
+from support.turns import all_blocked
 
 Act: TypeAlias = Callable[[Socket], Awaitable[Any]]
 

@@ -19,8 +19,8 @@ import pytest
 import anyio_connect
 from anyio_connect._ranges import BLOCKS as BLOCKS_OF_ADDRESSES
 from anyio_connect._ranges import METADATA
-from pages import RECIPES, ROOT, blocks_of
-from servers import echo, serving
+from support.pages import RECIPES, ROOT, blocks_of
+from support.servers import echo, serving
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

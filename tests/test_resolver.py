@@ -26,8 +26,8 @@ from anyio_connect import (
     SocketAddress,
     _dial,
 )
-from errors import is_copy
-from peers import has_ipv6, listening, refusing_address
+from support.errors import is_copy
+from support.peers import has_ipv6, listening, refusing_address
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 import anyio_connect
 from anyio_connect import ConnectError, DetachError, Socket, connect, listen
 from anyio_connect.testing import Network
-from pages import ROOT, table
+from support.pages import ROOT, table
 
 SECTION = (ROOT / "docs" / "semantics.md").read_text(encoding="utf-8")
 SECTION = SECTION.partition("\n## What each call does in which state\n")[2].partition("\n## ")[0]

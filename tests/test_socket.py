@@ -26,11 +26,11 @@ from anyio_connect import (
     SocketInfo,
     connect,
 )
-from errors import is_copy
-from peers import Peer, full, has_ipv6, listening, refusing_address
-from sockets import Slow, arrived, connected, opened_by, raw, settle, socket_pair
-from tls_peers import dial
-from turns import all_blocked
+from support.errors import is_copy
+from support.peers import Peer, full, has_ipv6, listening, refusing_address
+from support.sockets import Slow, arrived, connected, opened_by, raw, settle, socket_pair
+from support.tls_peers import dial
+from support.turns import all_blocked
 
 #: More than both kernels' buffers hold: a send of it waits for the peer to read.
 BIG = 64 * 1024 * 1024

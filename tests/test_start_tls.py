@@ -28,10 +28,10 @@ from anyio_connect import (
 )
 from anyio_connect._connection import _WHY_NO_DETACH, _WHY_NO_UPGRADE
 from anyio_connect._lifecycle import REFUSALS, Event, Verdict
-from errors import is_copy
-from peers import Listener, Peer, listening, refusing_address
-from sockets import Slow, arrived, dialled, opened_by, raw, settle
-from turns import all_blocked
+from support.errors import is_copy
+from support.peers import Listener, Peer, listening, refusing_address
+from support.sockets import Slow, arrived, dialled, opened_by, raw, settle
+from support.turns import all_blocked
 
 BIG = 64 * 1024 * 1024
 AUTHORITY = trustme.CA()

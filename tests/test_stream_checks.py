@@ -17,9 +17,9 @@ import pytest
 from anyio.abc import ByteStream
 
 from anyio_connect import Socket
-from sockets import socket_pair
-from tls_peers import TLS12, TLS13, tls_socket_pair
-from turns import all_blocked
+from support.sockets import socket_pair
+from support.tls_peers import TLS12, TLS13, tls_socket_pair
+from support.turns import all_blocked
 
 Call: TypeAlias = Callable[[], Coroutine[Any, Any, Any]]
 

@@ -22,7 +22,6 @@ from anyio.streams.tls import TLSListener, TLSStream
 from hypothesis import given
 from hypothesis import strategies as st
 
-import guards
 from anyio_connect import (
     WORKERS,
     AddressNotAllowedError,
@@ -41,17 +40,13 @@ from anyio_connect import (
     SocketAddress,
 )
 from anyio_connect.testing import Network
-from sockets import settle
-from tls_peers import NAME, TLS13, client_context, server_context
-from turns import all_blocked
+from support import guards
+from support.servers import send_back
+from support.sockets import settle
+from support.tls_peers import NAME, TLS13, client_context, server_context
+from support.turns import all_blocked
 
 DB = "db.example:5432"
-
-
-async def echo(socket: Socket) -> None:
-    async with socket:
-        async for data in socket.readable:
-            await socket.send(data)
 
 
 async def pair(
@@ -73,7 +68,7 @@ async def test_there_and_back() -> None:
 
 async def there_and_back(network: Network) -> None:
     async with network.listen(DB) as listener, anyio.create_task_group() as group:
-        group.start_soon(listener.serve, echo)
+        group.start_soon(listener.serve, send_back)
         async with network.connector().connect(DB) as socket:
             info = await socket.opened
             assert [info.remote_address] == listener.addresses
@@ -658,7 +653,7 @@ async def test_closing_refuses_and_resets() -> None:
         await network.connector().connect(DB).opened
     with pytest.raises(BrokenError):
         await socket.receive()
-    for call in (listener.accept, partial(listener.serve, echo)):
+    for call in (listener.accept, partial(listener.serve, send_back)):
         with pytest.raises(anyio.ClosedResourceError):
             await call()
 
@@ -773,7 +768,7 @@ async def test_a_client_that_resets_before_it_is_accepted() -> None:
 async def test_one_client_ends_its_own_handler_only(caplog: pytest.LogCaptureFixture) -> None:
     network = Network()
     async with network.listen(DB) as listener, anyio.create_task_group() as group:
-        group.start_soon(listener.serve, echo)
+        group.start_soon(listener.serve, send_back)
         with caplog.at_level(logging.WARNING, "anyio_connect"):
             socket = network.connector().connect(DB)
             await socket.opened
@@ -794,14 +789,14 @@ async def test_serving_in_a_group_that_is_given() -> None:
 
         async def serve() -> None:
             with pytest.raises(anyio.ClosedResourceError):
-                await listener.serve(echo, group)
+                await listener.serve(send_back, group)
 
         group.start_soon(serve)
         async with network.connector().connect(DB) as socket:
             await socket.send(b"1")
             assert await socket.receive() == b"1"
             with pytest.raises(anyio.BusyResourceError):
-                await listener.serve(echo)
+                await listener.serve(send_back)
             await listener.aclose()
             await socket.send(b"2")
             assert await socket.receive() == b"2"

@@ -23,9 +23,9 @@ from anyio_connect._linger import outstanding
 from anyio_connect._memory import MemoryTransport
 from anyio_connect._tcp import TCPTransport
 from anyio_connect.testing import Network
-from peers import Listener
-from sockets import Made, opened_by, raw
-from turns import all_blocked
+from support.peers import Listener
+from support.sockets import Made, opened_by, raw
+from support.turns import all_blocked
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="it is Linux's TCP that is in memory"),

@@ -25,10 +25,10 @@ from typing_extensions import Self
 from anyio_connect import BrokenError, Connector, Socket, SocketError, TLSError, _tls, connect
 from anyio_connect._threads import Threads
 from anyio_connect._tls import start_tls
-from peers import Listener, listening
-from servers import serving
-from sockets import settle
-from tls_peers import (
+from support.peers import Listener, listening
+from support.servers import serving
+from support.sockets import settle
+from support.tls_peers import (
     NAME,
     TLS13,
     Server,

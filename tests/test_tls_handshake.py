@@ -33,8 +33,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from anyio_connect import CertificateError, ConnectError, TLSError, _tls
 from anyio_connect._tls import TLSTransport, start_tls
-from peers import Peer, has_ipv6, listening
-from tls_peers import (
+from support.peers import Peer, has_ipv6, listening
+from support.tls_peers import (
     NAME,
     TLS12,
     TLS13,
@@ -49,7 +49,7 @@ from tls_peers import (
     over_tcp,
     server_context,
 )
-from turns import all_blocked
+from support.turns import all_blocked
 
 each_version = pytest.mark.parametrize("version", [TLS12, TLS13], ids=["1.2", "1.3"])
 

@@ -27,10 +27,10 @@ from anyio_connect import BrokenError, ClosedError, Socket, TLSError, _tls, conn
 from anyio_connect._linger import outstanding
 from anyio_connect._tls import TLSTransport, start_tls
 from anyio_connect._transport import ForeignTransport
-from peers import listening
-from servers import serving
-from sockets import Made, opened_by, settle, socket_over
-from tls_peers import (
+from support.peers import listening
+from support.servers import serving
+from support.sockets import Made, opened_by, settle, socket_over
+from support.tls_peers import (
     NAME,
     TLS12,
     TLS13,
@@ -46,7 +46,7 @@ from tls_peers import (
     server_context,
     shaken,
 )
-from turns import all_blocked
+from support.turns import all_blocked
 
 each_version = pytest.mark.parametrize("version", [TLS12, TLS13], ids=["1.2", "1.3"])
 

@@ -18,8 +18,8 @@ import trio.testing
 
 from anyio_connect import Socket
 from anyio_connect.adapters.trio import Stream
-from sockets import raw, socket_pair
-from tls_peers import TLS12, TLS13, tls_socket_pair
+from support.sockets import raw, socket_pair
+from support.tls_peers import TLS12, TLS13, tls_socket_pair
 
 Maker: TypeAlias = Callable[[], Awaitable[tuple[Socket, Socket]]]
 TrioMaker: TypeAlias = Callable[[], Awaitable[tuple[Stream, Stream]]]

@@ -17,13 +17,13 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-import guards
 from anyio_connect import Socket, SocketError, connect
 from anyio_connect import _watch as watching
 from anyio_connect._watch import CAN_WATCH, ERR, IN, OUT, RDHUP, Watch, unwatch
-from peers import Peer, listening
-from sockets import arrived, connected
-from turns import all_blocked
+from support import guards
+from support.peers import Peer, listening
+from support.sockets import arrived, connected
+from support.turns import all_blocked
 
 pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="there is nothing to watch with here")
 epoll_only = pytest.mark.skipif(not hasattr(select, "epoll"), reason="kqueue tells of ends only")

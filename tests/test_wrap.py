@@ -33,12 +33,12 @@ from anyio_connect import (
     TLSError,
     connect,
 )
-from cancelling import CancelAt, Moment
-from peers import listening, refusing_address
-from remotes import MemoryStream
-from sockets import arrived, settle, socket_pair
-from tls_peers import NAME, TLSPeer, client_context, server_context
-from turns import all_blocked
+from support.cancelling import CancelAt, Moment
+from support.peers import listening, refusing_address
+from support.remotes import MemoryStream
+from support.sockets import arrived, settle, socket_pair
+from support.tls_peers import NAME, TLSPeer, client_context, server_context
+from support.turns import all_blocked
 
 #: More than fits in between.
 BIG = bytes(range(256)) * 40_000

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from conformance.certificates import Certificates
 from conformance.steps import PENDING, STILL_OPEN
-from peers import has_ipv6
+from support.peers import has_ipv6
 
 HOST = "127.0.0.1"
 

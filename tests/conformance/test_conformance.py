@@ -16,7 +16,7 @@ from conformance.ledger import Difference
 from conformance.run import Traces
 from conformance.scenarios import SCENARIOS
 from conformance.steps import PENDING
-from peers import has_ipv6
+from support.peers import has_ipv6
 
 PAGE = Path(__file__).parents[2] / "docs" / "workers.md"
 LISTED = [difference for section in ledger.read().values() for difference in section]

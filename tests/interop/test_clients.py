@@ -24,12 +24,12 @@ from anyio.lowlevel import checkpoint
 from anyio.to_thread import run_sync
 
 from anyio_connect import WORKERS, AddressNotAllowedError, AddressPolicy, Connector
-from http_peers import serving_http
 from interop.servers import Broker, MailServer, PostgreSQL, RedisServer, SSHServer
-from pages import recipe
-from peers import listening
-from spying import spying
-from tls_peers import client_context, server_context
+from support.http_peers import serving_http
+from support.pages import recipe
+from support.peers import listening
+from support.spying import spying
+from support.tls_peers import client_context, server_context
 
 #: What uses a client by a connector: it has connected and talked when the block is entered, and
 #: has closed when it is left.

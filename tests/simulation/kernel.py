@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from peers import under_way
+from support.peers import under_way
 
 from . import sockets
 from .network import Network

@@ -25,7 +25,7 @@ from anyio_connect import AddressPolicy, Connector, Listener, Socket, SocketErro
 from anyio_connect._lifecycle import Inbound, Link, Outbound
 from anyio_connect._memory_tcp import accept, connect
 from anyio_connect._tcp import TCPTransport
-from sockets import Made, opened_by
+from support.sockets import Made, opened_by
 
 from . import judge, reading
 from .certificates import NAMES, contexts

@@ -18,10 +18,10 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from anyio_connect import Socket
 from anyio_connect._transport import ForeignTransport
-from peers import Peer
-from sockets import connected, socket_over
-from tls_peers import TLS12, TLS13, TLSPeer, server_context
-from tls_peers import over_tcp as over_tcp_tls
+from support.peers import Peer
+from support.sockets import connected, socket_over
+from support.tls_peers import TLS12, TLS13, TLSPeer, server_context
+from support.tls_peers import over_tcp as over_tcp_tls
 
 
 class Remote(Protocol):

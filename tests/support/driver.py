@@ -28,10 +28,10 @@ from anyio_connect import BrokenError, ClosedError, Socket, SocketFuture, connec
 from anyio_connect._tcp import TCPTransport
 from anyio_connect._tls import TLSTransport
 from anyio_connect._transport import ForeignTransport
-from model import BIG, Call, Model, Outcome
-from peers import Listener, Peer, listening
-from sockets import dialled
-from tls_peers import NAME, Server, client_context, server_context
+from support.model import BIG, Call, Model, Outcome
+from support.peers import Listener, Peer, listening
+from support.sockets import dialled
+from support.tls_peers import NAME, Server, client_context, server_context
 
 #: Both kernel buffers of a direction. Together far less than BIG, so that a send of that waits.
 BUFFER = 65536

@@ -20,7 +20,8 @@ from anyio_connect._readiness import Loop, _AsyncioLoop, here
 from anyio_connect._tcp import TCPTransport
 from anyio_connect._tls import TLSTransport
 from anyio_connect._transport import Transport
-from peers import Listener, Peer, listening, under_way
+from support.peers import Listener, Peer, listening, under_way
+from support.turns import all_blocked
 
 
 class Made:
@@ -166,3 +167,11 @@ async def settle(future: SocketFuture[Any]) -> SocketError | None:
     with anyio.fail_after(5), suppress(SocketError):
         await future
     return future.exception()
+
+
+async def once_waited(socket: Socket, peer: Peer) -> None:
+    """Let a receive wait once: on asyncio, the event loop knows the socket from then on."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(socket.receive)
+        await all_blocked()
+        await peer.send(b"first")

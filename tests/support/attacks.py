@@ -16,8 +16,8 @@ from typing import Any
 import anyio.lowlevel
 from hypothesis import strategies as st
 
-import registry
 from anyio_connect import AddressPolicy
+from support import registry
 
 #: Of this machine's loopback addresses, one may be connected to and the others may not.
 ONE = AddressPolicy(allow=["127.0.0.1"])

@@ -30,8 +30,8 @@ from anyio_connect import Socket, TLSError
 from anyio_connect._tcp import TCPTransport
 from anyio_connect._tls import Records, TLSTransport, start_tls
 from anyio_connect._transport import Transport
-from peers import Listener, Peer, listening
-from sockets import socket_over
+from support.peers import Listener, Peer, listening
+from support.sockets import socket_over
 
 NAME = "peer.example"
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3

@@ -1,4 +1,4 @@
-"""Servers for code that runs by itself, in threads and on blocking sockets."""
+"""Servers: in threads, on blocking sockets, for code that runs by itself; and a handler."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+
+from anyio_connect import Socket
 
 
 @contextmanager
@@ -46,3 +48,10 @@ def echo(connection: socket.socket) -> None:
     """Send everything back, and end when the other side does."""
     while data := connection.recv(65536):
         connection.sendall(data)
+
+
+async def send_back(socket: Socket) -> None:
+    """What comes in goes out again: a handler of ``listen()``."""
+    async with socket:
+        async for data in socket.readable:
+            await socket.send(data)

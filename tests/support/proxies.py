@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 import anyio
 
-from peers import Listener, Peer, listening
-from tls_peers import TLSPeer, server_context
+from support.peers import Listener, Peer, listening
+from support.tls_peers import TLSPeer, server_context
 
 #: What an HTTP proxy says once the tunnel is there, and how a SOCKS5 proxy says so.
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"

@@ -1,4 +1,4 @@
-"""Which addresses the sockets of this process are told to connect to."""
+"""What cannot be seen from outside: where sockets connect to, and the slots of a Connector."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+
+from anyio_connect import Connector
+from anyio_connect._slots import Slots
 
 
 @contextmanager
@@ -34,3 +37,10 @@ def spying(*, really: Callable[[str], bool] = lambda _: False) -> Iterator[list[
         patch.setattr(stdlib.socket, "connect_ex", spy_ex, raising=False)
         yield dialled
     assert (stdlib.socket.connect, stdlib.socket.connect_ex) == (connect, connect_ex)
+
+
+def slots(connector: Connector) -> Slots:
+    """The slots of a connector that has ``max_connections``."""
+    found = vars(connector)["_slots"]
+    assert isinstance(found, Slots)
+    return found

@@ -1,0 +1,1 @@
+"""What several tests use: peers, proxies, spies, guards, a model of TCP."""
