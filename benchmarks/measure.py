@@ -39,6 +39,10 @@ class Contender:
     loop: str
     title: str
 
+    @property
+    def python(self) -> bool:
+        return self.name not in ("node", "workerd")
+
 
 @dataclass
 class Result:
@@ -250,16 +254,12 @@ def measure(
     row = ROWS[name]
     results = [Result(name, each) for each in found if each.name not in row.without]
 
-    def take_turn(process: Process, result: Result, *, counts: bool) -> None:
-        cost: Cost = process.ask(
-            row=name,
-            ports=start.ports[row.tls],
-            tls=row.tls,
-            amount=max(1, row.amount // share),
-            sockets=max(1, row.sockets // share),
-        )
-        if counts:
-            result.add(cost)
+    def ask(process: Process, **more: object) -> Cost:
+        amount, sockets = max(1, row.amount // share), max(1, row.sockets // share)
+        ports = start.ports[row.tls]
+        asked = {"row": name, "ports": ports, "tls": row.tls, "amount": amount}
+        cost: Cost = process.ask(**asked | {"sockets": sockets} | more)
+        return cost
 
     with ExitStack() as stack:
         processes: list[Process | None] = [
@@ -272,12 +272,17 @@ def measure(
         long = row.rounds is not None
         for number, order in turns(len(results), row.rounds_of(rounds), warm_up=not long):
             for result, process in ((results[index], processes[index]) for index in order):
-                if process is not None:
-                    take_turn(process, result, counts=number > 0)
-                else:
+                if process is None:
                     with start(result.contender) as fresh:
                         fresh.ready()
-                        take_turn(fresh, result, counts=True)
+                        result.add(ask(fresh))
+                elif number:
+                    result.add(ask(process))
+                else:
+                    ask(process)
+        for result, process in zip(results, processes, strict=True):
+            if process is not None and row.counts and result.contender.python:
+                result.add(ask(process, amount=row.amount // 4, counts=True))
     return results
 
 

@@ -225,15 +225,29 @@ def costs(row: Row, result: Result) -> str:
     return " / ".join("-" if value is None else number(value) for value in values)
 
 
+def calls_table(run: Run, loop: str) -> Iterator[str]:
+    """Calls of functions in Python, and coroutines that go on, for one operation."""
+    columns = list(dict.fromkeys(r.contender for r in run.results if r.contender.loop == loop))
+    yield "| | " + " | ".join(column.title for column in columns) + " |"
+    yield "| --- |" + " ---: |" * len(columns)
+    for name in run.rows():
+        found = [run.of(name, column.name, column.loop) for column in columns]
+        calls = [result and result.median("calls") for result in found]
+        if any(calls):
+            cells = ["" if value is None else f"{value:.0f}" for value in calls]
+            yield f"| {ROWS[name].title} | {' | '.join(cells)} |"
+
+
 def line_by_line(run: Run, name: str) -> Iterator[str]:
     """A row, for the terminal."""
     row = ROWS[name]
-    yield f"{name}: {row.title}, {row.unit}: {', '.join(row.measures)}"
+    measures = (*row.measures, *["calls"] * row.counts)
+    yield f"{name}: {row.title}, {row.unit}: {', '.join(measures)}"
     for result in run.results:
         if result.row != name:
             continue
         contender = result.contender
-        values = [result.median(measure) for measure in row.measures]
+        values = [result.median(measure) for measure in measures]
         cells = "".join(f"{'-' if v is None else number(v):>10}" for v in values)
         line = f"  {contender.loop:8} {contender.title:18} {cells}"
         if contender.name == OURS:
@@ -285,6 +299,9 @@ def full(run: Run) -> str:
     for loop in (*LOOPS, ""):
         lines += ["", f"### {loop or 'Without an event loop of Python'}", ""]
         lines += costs_table(run, loop)
+        if loop:
+            lines += ["", "Calls of functions in Python, and coroutines that go on:", ""]
+            lines += calls_table(run, loop)
     return "\n".join(lines)
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol, TypeAlias
 
 from benchmarks.services import Service
@@ -24,7 +26,7 @@ MB = 1_000_000
 
 Call: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
-#: The cost of one operation: "cpu" and "wall" in microseconds, or "memory" in KiB.
+#: The cost of one operation: "cpu" and "wall" in microseconds, "calls", or "memory" in KiB.
 Cost: TypeAlias = dict[str, float]
 
 
@@ -59,6 +61,30 @@ class Tool(Protocol):
         """Make all the calls at the same time, as all others on this event loop do."""
 
 
+class Clock:
+    """Runs from when it is made. Or counts calls, which slows down what is measured."""
+
+    def __init__(self, *, counts: bool) -> None:
+        self._counts = counts
+        self._calls = 0
+        self._wall = time.perf_counter()
+        self._cpu = time.process_time()
+        if counts:
+            sys.setprofile(self._count)
+
+    def _count(self, frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":  # of a function in Python, or a coroutine that goes on
+            self._calls += 1
+
+    def cost(self, operations: float) -> Cost:
+        if self._counts:
+            sys.setprofile(None)
+            return {"calls": self._calls / operations}
+        cpu = time.process_time() - self._cpu
+        wall = time.perf_counter() - self._wall
+        return {"cpu": cpu / operations * 1e6, "wall": wall / operations * 1e6}
+
+
 @dataclass(frozen=True)
 class Order:
     """How much of a work is to be done."""
@@ -67,22 +93,13 @@ class Order:
     tls: bool
     amount: int
     sockets: int
+    counts: bool = False  #: calls instead of time
+
+    def clock(self) -> Clock:
+        return Clock(counts=self.counts)
 
 
 Run: TypeAlias = Callable[[Tool, Order], Coroutine[Any, Any, Cost]]
-
-
-class Clock:
-    """Runs from when it is made."""
-
-    def __init__(self) -> None:
-        self._wall = time.perf_counter()
-        self._cpu = time.process_time()
-
-    def cost(self, operations: float) -> Cost:
-        cpu = time.process_time() - self._cpu
-        wall = time.perf_counter() - self._wall
-        return {"cpu": cpu / operations * 1e6, "wall": wall / operations * 1e6}
 
 
 def command(amount: int) -> bytes:
@@ -97,7 +114,7 @@ async def receive(tool: Tool, order: Order, *, into: bool = False) -> Cost:
     connection = await tool.open(order.ports[Service.SEND], tls=order.tls)
     await tool.send(connection, command(1))
     await take(connection, 1)
-    clock = Clock()
+    clock = order.clock()
     await tool.send(connection, command(order.amount))
     await take(connection, order.amount)
     cost = clock.cost(order.amount / MB)
@@ -117,7 +134,7 @@ def sending(size: int) -> Run:
     async def send(tool: Tool, order: Order) -> Cost:
         amount = max(1, order.amount // size) * size
         connection = await tool.open(order.ports[Service.TAKE], tls=order.tls)
-        clock = Clock()
+        clock = order.clock()
         await tool.send(connection, command(amount))
         await tool.give(connection, amount, size)
         await tool.take(connection, 1)
@@ -138,7 +155,7 @@ async def duplex(tool: Tool, order: Order) -> Cost:
     async def take() -> None:
         await tool.take(connection, amount + 1)
 
-    clock = Clock()
+    clock = order.clock()
     await tool.send(connection, command(amount))
     await tool.at_once([give, take])
     cost = clock.cost(2 * amount / MB)
@@ -167,7 +184,7 @@ def round_trips(busy: int | None = None) -> Run:
                 await tool.at_once([pinging(connection, times) for connection in used])
 
         await ping(1)
-        clock = Clock()
+        clock = order.clock()
         await ping(order.amount)
         cost = clock.cost(len(used) * order.amount)
         for connection in connections:
@@ -182,7 +199,7 @@ def round_trips(busy: int | None = None) -> Run:
 
 async def connect_and_close(tool: Tool, order: Order) -> Cost:
     port = order.ports[Service.HOLD]
-    clock = Clock()
+    clock = order.clock()
     for _ in range(order.amount):
         await tool.close(await tool.open(port, tls=order.tls))
     return clock.cost(order.amount)
@@ -190,7 +207,7 @@ async def connect_and_close(tool: Tool, order: Order) -> Cost:
 
 async def connect_without_context(tool: Tool, order: Order) -> Cost:
     port = order.ports[Service.HOLD]
-    clock = Clock()
+    clock = order.clock()
     for _ in range(order.amount):
         await tool.close(await tool.open_without_context(port))
     return clock.cost(order.amount)
@@ -198,7 +215,7 @@ async def connect_without_context(tool: Tool, order: Order) -> Cost:
 
 async def first_byte(tool: Tool, order: Order) -> Cost:
     port = order.ports[Service.GREET]
-    clock = Clock()
+    clock = order.clock()
     for _ in range(order.amount):
         connection = await tool.open(port, tls=order.tls)
         await tool.take(connection, 1)
@@ -246,6 +263,11 @@ class Row:
     rounds: int | None = None  #: at most, for what takes long, and does not warm up
     afresh: bool = False  #: in a process that has done nothing else before
     without: tuple[str, ...] = ()  #: contenders that do not do this
+
+    @property
+    def counts(self) -> bool:
+        """Whether calls are counted too: of what is small, and done often in a turn."""
+        return self.unit == "µs" and self.amount >= 50
 
     def rounds_of(self, rounds: int) -> int:
         return rounds if self.rounds is None else min(rounds, self.rounds)

@@ -6,8 +6,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+import types
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,7 @@ def test_the_committed_run_left_nothing_out(committed: report.Run) -> None:
         assert measured == [rounds] * len(measured)
         if "cpu" in row.measures and result.contender.name != "workerd":
             assert len(result.costs["cpu"]) == rounds
+        assert ("calls" in result.costs) == (row.counts and result.contender.python)
 
 
 def test_the_pictures_are_of_it(committed: report.Run) -> None:
@@ -290,4 +292,31 @@ def test_a_little_of_it_can_be_measured(tmp_path: Path) -> None:
     run = report.from_json(file.read_text(encoding="utf-8"))
     assert run.rows() == [*rows]
     for result in run.results:
+        calls = result.costs.pop("calls", [])
+        assert len(calls) == (result.row != "receive_into")
         assert all(len(values) == 2 and min(values) > 0 for values in result.costs.values())
+
+
+def test_calls_are_counted_and_coroutines_that_go_on() -> None:
+    def called() -> None:
+        pass
+
+    @types.coroutine
+    def switch() -> Iterator[None]:
+        yield
+
+    async def goes_on() -> None:
+        await switch()
+
+    before = sys.getprofile()
+    clock = work.Clock(counts=True)
+    called()
+    coroutine = goes_on()
+    for _ in range(2):
+        with suppress(StopIteration):
+            coroutine.send(None)
+    cost = clock.cost(2)
+    sys.setprofile(before)
+    # One function; two coroutines, each begun and gone on with; a `with` that is entered and left
+    # twice, by a function each; and the clock's own.
+    assert cost == {"calls": (1 + 4 + 3 * 2 + 1) / 2}
