@@ -291,7 +291,8 @@ def small(run: Run) -> str:
 
 def full(run: Run) -> str:
     """For docs/benchmarks.md."""
-    lines = [f"Medians of {run.rounds} rounds, of commit {run.commit}, on {run.machine}."]
+    rounds = f"{run.rounds} rounds, or of fewer for memory and for thousands of sockets"
+    lines = [f"Medians of {rounds}. Of commit {run.commit}, on {run.machine}."]
     if run.share > 1:
         lines[0] += f" Only one part in {run.share} of the work was done: no figures to rely on."
     lines += ["", "### Ratio to the best peer", "", *ratios_table(run)]
@@ -299,9 +300,9 @@ def full(run: Run) -> str:
     for loop in (*LOOPS, ""):
         lines += ["", f"### {loop or 'Without an event loop of Python'}", ""]
         lines += costs_table(run, loop)
-        if loop:
-            lines += ["", "Calls of functions in Python, and coroutines that go on:", ""]
-            lines += calls_table(run, loop)
+        calls = [*calls_table(run, loop)]
+        if len(calls) > 2 and loop:
+            lines += ["", "Calls of functions in Python, and coroutines that go on:", "", *calls]
     return "\n".join(lines)
 
 
