@@ -49,7 +49,7 @@ from ._lifecycle import (
 from ._linger import Patience
 from ._log import log
 from ._raw import moved
-from ._read_ahead import ReadAhead
+from ._read_ahead import MOST, ReadAhead
 from ._readiness import Loop, here
 from ._slots import Slot
 from ._transport import DEFAULT_MAX_BYTES, NoSocketError, Transport
@@ -221,6 +221,9 @@ class Connection:
         return getattr(self, "_transport", None)
 
     # --- asking and telling
+    #
+    # receive() and send() take their plain steps themselves, and tell nobody: see _lifecycle. Only
+    # if `_hung_up`, the watcher waits for what was unread to be read.
 
     def _ask(self, event: Event) -> Verdict | None:
         """Move by an event that has no effects; return the verdict."""
@@ -545,28 +548,46 @@ class Connection:
     async def receive(self, max_bytes: int, into: memoryview) -> int: ...
 
     async def receive(self, max_bytes: int, into: memoryview | None = None) -> bytes | int:
-        """Receive up to ``max_bytes`` bytes, or into all of ``into``, which has as many."""
-        verdict = self._ask(Event.RECEIVE)
-        if verdict is not Verdict.PROCEED:
-            await self._begin_receiving(verdict)
-        data: bytes | int
+        """Receive up to ``max_bytes`` bytes, or into all of ``into``, which has as many.
+
+        ``into`` is released when this is over.
+        """
         try:
-            if self._kept:
-                await self._pass(max_bytes)
-                data = self._kept.take(max_bytes) if into is None else self._kept.take_into(into)
-            elif into is None:
-                data = await self._transport.receive(max_bytes)
+            if into is None and not (type(max_bytes) is int and 1 <= max_bytes <= MOST):
+                check_int("max_bytes", max_bytes, 1)
+                max_bytes = min(max_bytes, MOST)
+            after = self._state.receiving
+            if after is None or self._hung_up:
+                await self._begin_receiving()
             else:
-                data = await self._transport.receive_into(into)
-        except _OVER as exc:
-            verdict = await self._receive_over(exc)
-        except BaseException:
-            self._ask(Event.RECEIVE_DONE)
-            raise
-        else:
-            self._ask(Event.RECEIVE_DONE)
-            return data
-        return await self._raise_over(verdict)
+                self._state = after
+            begun: bytes | int | Awaitable[bytes | int]
+            try:
+                if self._kept:
+                    await self._pass(max_bytes)
+                    kept = self._kept
+                    begun = kept.take(max_bytes) if into is None else kept.take_into(into)
+                elif into is None:
+                    begun = self._transport.start_receive(max_bytes)
+                else:
+                    begun = self._transport.start_receive_into(into)
+                data = begun if isinstance(begun, (bytes, int)) else await begun
+            except _OVER as exc:
+                verdict = await self._receive_over(exc)
+            except BaseException:
+                self._ask(Event.RECEIVE_DONE)
+                raise
+            else:
+                after = self._state.received
+                if after is None or self._hung_up:
+                    self._ask(Event.RECEIVE_DONE)
+                else:
+                    self._state = after
+                return data
+            return await self._raise_over(verdict)
+        finally:
+            if into is not None:
+                into.release()
 
     async def receive_exactly(self, count: int) -> bytes:
         try:
@@ -594,9 +615,7 @@ class Connection:
 
         It leaves in ``_kept`` what it took and does not return.
         """
-        verdict = self._ask(Event.RECEIVE)
-        if verdict is not Verdict.PROCEED:
-            await self._begin_receiving(verdict)
+        await self._begin_receiving()
         try:
             if self._kept or not amount:
                 await self._pass(amount)
@@ -658,8 +677,11 @@ class Connection:
             return bool(self._kept) or self._transport.is_readable()
         return verdict is not Verdict.OPEN_FIRST
 
-    async def _begin_receiving(self, verdict: Verdict | None) -> None:
-        """Wait for the connection, or raise whatever refuses a receive."""
+    async def _begin_receiving(self) -> None:
+        """Get leave and the connection, or raise whatever refuses a receive."""
+        verdict = self._ask(Event.RECEIVE)
+        if verdict is Verdict.PROCEED:
+            return
         if verdict is Verdict.OPEN_FIRST:
             try:
                 # readable.aclose() and close() cancel this scope.
@@ -683,11 +705,15 @@ class Connection:
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         if type(item) is not bytes:
             item = _view(item)
-        verdict = self._ask(Event.SEND)
-        if verdict is not Verdict.PROCEED:
-            await self._begin_outbound(verdict, Event.SEND, "sending to")
+        after = self._state.sending
+        if after is None or self._hung_up:
+            await self._begin_outbound(self._ask(Event.SEND), Event.SEND, "sending to")
+        else:
+            self._state = after
         try:
-            await self._transport.send(item)
+            rest = self._transport.start_send(item)
+            if rest is not None:
+                await rest
         except (*_BROKEN, anyio.ClosedResourceError) as exc:
             lost = broken("sending", exc)
             await self._lost_sending(lost)
@@ -695,8 +721,11 @@ class Connection:
             await self._tell(Event.SEND_TORN if self._transport.torn else Event.SEND_DONE)
             raise
         else:
-            if effects := self._tell_nowait(Event.SEND_DONE):
-                await self._carry_out(effects, None)
+            after = self._state.sent
+            if after is None or self._hung_up:
+                await self._tell(Event.SEND_DONE)
+            else:
+                self._state = after
             return
         raise await self._why_lost(lost, Event.SEND, "sending to")
 
@@ -1076,6 +1105,13 @@ def info_of(transport: Transport) -> SocketInfo:
 
     remote, local = transport.addresses
     return SocketInfo(text(remote), text(local), transport.alpn)
+
+
+def check_int(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
 def _view(item: Any) -> memoryview:

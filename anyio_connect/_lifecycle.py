@@ -167,8 +167,14 @@ class State:
     outbound: Outbound
     half_open: bool  #: allow_half_open
     starttls: bool  #: secure_transport is "starttls"
-    #: What :func:`step` has answered before: asked on every receive and send.
+    #: What :func:`step` has answered before.
     steps: dict[Event, Step] = field(default_factory=dict, init=False, repr=False)
+    # The plain steps from here, which nearly every receive and send takes, found beforehand. None:
+    # it is no plain step, so ask :func:`step`.
+    receiving: State | None = field(default=None, init=False, repr=False)  #: RECEIVE
+    received: State | None = field(default=None, init=False, repr=False)  #: RECEIVE_DONE
+    sending: State | None = field(default=None, init=False, repr=False)  #: SEND
+    sent: State | None = field(default=None, init=False, repr=False)  #: SEND_DONE
 
 
 class Step(NamedTuple):
@@ -563,12 +569,38 @@ def step(state: State, event: Event) -> Step:
         return answer
 
 
+#: A plain step moves a direction between these two, and nothing else.
+_PLAIN = ({_I.OPEN, _I.RECEIVING}, {_O.OPEN, _O.SENDING})
+_PLAIN_STEPS = {
+    "receiving": _E.RECEIVE,
+    "received": _E.RECEIVE_DONE,
+    "sending": _E.SEND,
+    "sent": _E.SEND_DONE,
+}
+
+
+def _plain(state: State, event: Event) -> State | None:
+    """Where ``event`` leads, if it has leave, no effects, and nobody has to be told of it.
+
+    Tasks wait for something to end. Of this they need not know: the direction stays open.
+    """
+    after, verdict, effects = step(state, event)
+    if effects or verdict not in (None, Verdict.PROCEED):
+        return None
+    pairs = [{getattr(state, facet), getattr(after, facet)} for facet in _FACETS]
+    return after if all(pair in _PLAIN for pair in pairs if len(pair) > 1) else None
+
+
 _states: dict[tuple[object, ...], State] = {}
 
 
 def _intern(state: State) -> State:
     key = (*(getattr(state, facet) for facet in _FACETS), state.half_open, state.starttls)
-    return _states.setdefault(key, state)
+    if key not in _states:
+        _states[key] = state
+        for name, event in _PLAIN_STEPS.items():
+            object.__setattr__(state, name, _plain(state, event))  # frozen for everybody else
+    return _states[key]
 
 
 def _fits(state: State, when: dict[str, tuple[object, ...]]) -> bool:

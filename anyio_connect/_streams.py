@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -11,9 +11,8 @@ import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream
 from anyio.lowlevel import checkpoint
 
-from ._connection import Connection
+from ._connection import Connection, check_int
 from ._errors import BrokenError, ClosedError
-from ._read_ahead import MOST
 from ._transport import DEFAULT_MAX_BYTES
 
 if sys.version_info >= (3, 12):
@@ -38,7 +37,12 @@ class ReadableStream(ByteReceiveStream):
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+    # receive(), receive_into() and send() return the coroutine of the connection: as good as their
+    # own to callers, and one frame less to come through each time.
+
+    def receive(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, max_bytes: int = DEFAULT_MAX_BYTES
+    ) -> Coroutine[Any, Any, bytes]:
         """Receive at least one and at most ``max_bytes`` bytes, as soon as there are any.
 
         Makes the connection first, if no task has yet. Cancelling it loses no data.
@@ -52,10 +56,9 @@ class ReadableStream(ByteReceiveStream):
         :raises BrokenError: the connection was reset or lost
         :raises ClosedError: the socket or this half of it was closed, also while waiting
         """
-        _check_int("max_bytes", max_bytes, 1)
-        return await self._connection.receive(min(max_bytes, MOST))
+        return self._connection.receive(max_bytes)
 
-    async def receive_into(self, buffer: Buffer) -> int:
+    def receive_into(self, buffer: Buffer) -> Coroutine[Any, Any, int]:
         """Receive into ``buffer``, at least one byte, as soon as there are any; return how many.
 
         Fills it from its beginning. Otherwise as :meth:`receive`. Cancelling it loses no data, but
@@ -70,8 +73,8 @@ class ReadableStream(ByteReceiveStream):
         :raises BrokenError: the connection was reset or lost
         :raises ClosedError: the socket or this half of it was closed, also while waiting
         """
-        with _writable(buffer) as view:
-            return await self._connection.receive(len(view), view)
+        view = writable(buffer)
+        return self._connection.receive(len(view), view)
 
     async def receive_exactly(self, nbytes: int) -> bytes:
         """Receive ``nbytes`` bytes, no more and no fewer, once all of them have come.
@@ -88,7 +91,7 @@ class ReadableStream(ByteReceiveStream):
         :raises BrokenError: the connection was reset or lost; what came before that is kept
         :raises ClosedError: the socket or this half of it was closed, also while waiting
         """
-        _check_int("nbytes", nbytes, 0)
+        check_int("nbytes", nbytes, 0)
         return await self._connection.receive_exactly(nbytes)
 
     async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
@@ -114,7 +117,7 @@ class ReadableStream(ByteReceiveStream):
         :raises ClosedError: the socket or this half of it was closed, also while waiting
         """
         wanted = _delimiter(delimiter)
-        _check_int("max_bytes", max_bytes, 1)
+        check_int("max_bytes", max_bytes, 1)
         if not 1 <= len(wanted) <= max_bytes:
             raise ValueError(
                 f"delimiter must have at least 1 byte, and at most max_bytes={max_bytes}, "
@@ -263,7 +266,9 @@ class WritableStream(ByteSendStream):
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def send(self, item: bytes | bytearray | memoryview) -> None:
+    def send(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, item: bytes | bytearray | memoryview
+    ) -> Coroutine[Any, Any, None]:
         """Send all of ``item``; return when the kernel has taken it.
 
         Makes the connection first, if no task has yet. Sending nothing is a checkpoint.
@@ -278,7 +283,7 @@ class WritableStream(ByteSendStream):
         :raises BrokenError: the connection was reset or lost, or an earlier send was cut short
         :raises ClosedError: our side has ended, or the socket was closed, also while waiting
         """
-        await self._connection.send(item)
+        return self._connection.send(item)
 
     async def send_eof(self) -> None:
         """End our side: the peer sees an end of stream, and reading goes on.
@@ -330,13 +335,6 @@ class WritableStream(ByteSendStream):
         return attributes_of(self._connection)
 
 
-def _check_int(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
-
-
 def _delimiter(value: object) -> bytes:
     if not isinstance(value, (bytes, bytearray, memoryview)):
         hint = ": encode it first" if isinstance(value, str) else ""
@@ -344,7 +342,7 @@ def _delimiter(value: object) -> bytes:
     return bytes(value)
 
 
-def _writable(buffer: Buffer) -> memoryview:
+def writable(buffer: Buffer) -> memoryview:
     """The memory of a buffer that something can be received into."""
     why = "buffer must be writable and contiguous, such as a bytearray, not "
     kind = type(buffer).__name__

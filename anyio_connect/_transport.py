@@ -84,6 +84,21 @@ class Transport(ByteStream):
         remote = attribute_of(self, SocketAttribute.remote_address)
         return remote, attribute_of(self, SocketAttribute.local_address)
 
+    def start_receive(self, max_bytes: int) -> bytes | Awaitable[bytes]:
+        """As :meth:`receive`: at once where nothing has to be awaited, not even a checkpoint.
+
+        Otherwise what to await, which is a checkpoint.
+        """
+        return self.receive(max_bytes)
+
+    def start_receive_into(self, view: memoryview) -> int | Awaitable[int]:
+        """As :meth:`receive_into`, in the same way."""
+        return self.receive_into(view)
+
+    def start_send(self, item: bytes | memoryview) -> Awaitable[None] | None:
+        """As :meth:`send`, in the same way; None: it is done."""
+        return self.send(item)
+
     @abstractmethod
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         """Take up to ``max_bytes`` bytes that are already here; None if there are none yet."""

@@ -435,6 +435,55 @@ def test_states_are_interned() -> None:
         STARTS[0].dial = Dial.DONE  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
 
+PLAIN = {
+    "receiving": Event.RECEIVE,
+    "received": Event.RECEIVE_DONE,
+    "sending": Event.SEND,
+    "sent": Event.SEND_DONE,
+}
+
+
+@pytest.mark.parametrize(("name", "event"), PLAIN.items())
+def test_a_plain_step_is_what_the_tables_say(name: str, event: Event) -> None:
+    found = 0
+    for state in STATES:
+        after = getattr(state, name)
+        said = step(state, event)
+        moved = {
+            (getattr(state, facet), getattr(said.state, facet))
+            for facet in ("dial", "link", "inbound", "outbound")
+            if getattr(state, facet) is not getattr(said.state, facet)
+        }
+        plain = moved <= {
+            (Inbound.OPEN, Inbound.RECEIVING),
+            (Inbound.RECEIVING, Inbound.OPEN),
+            (Outbound.OPEN, Outbound.SENDING),
+            (Outbound.SENDING, Outbound.OPEN),
+        }
+        if plain and not said.effects and said.verdict in (None, Verdict.PROCEED):
+            assert after is said.state
+            found += 1
+        else:
+            assert after is None
+    assert found
+
+
+@pytest.mark.parametrize("half_open", [False, True])
+def test_all_steps_of_an_open_connection_are_plain(half_open: bool) -> None:
+    idle = initial(half_open=half_open, starttls=False)
+    for event in (Event.DIAL, Event.DIALLED):
+        idle = step(idle, event).state
+    assert idle.receiving is not None
+    assert idle.sending is not None
+    both = idle.receiving.sending
+    assert both is not None
+    assert both is idle.sending.receiving
+    assert both.received is idle.sending
+    assert both.sent is idle.receiving
+    assert idle.sending.sent is idle
+    assert idle.receiving.received is idle
+
+
 def test_every_question_is_answered_and_nothing_else_is() -> None:
     for state, event in PAIRS:
         assert (step(state, event).verdict is not None) == (event in ASKING), (state, event)
