@@ -22,7 +22,7 @@ from ._log import log
 from ._loops import announce, withdraw
 from ._open import Accepted, Target
 from ._options import Options, check_count, parse_options
-from ._readiness import readiness
+from ._readiness import readiness, until_readable
 from ._socket import Socket
 from ._tcp import TCPTransport, host_and_port
 
@@ -258,7 +258,7 @@ class Listener(abc.Listener[Socket]):
                 accepted, remote = sock.accept()
             except BlockingIOError:
                 with suppress(anyio.ClosedResourceError):
-                    await self._sockets[sock].readable(_try_again)
+                    await until_readable(self._sockets[sock])
             except OSError as exc:
                 if exc.errno in _EXHAUSTED:
                     if not exhausted:
@@ -299,10 +299,6 @@ class Listener(abc.Listener[Socket]):
             SocketAttribute.local_port: lambda: self._names[0][1],
             SocketAttribute.raw_socket: lambda: first,
         }
-
-
-def _try_again() -> bool:
-    return True
 
 
 async def handle(handler: Callable[[Socket], Any], socket: Socket, peer: str) -> None:

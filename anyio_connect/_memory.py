@@ -288,6 +288,12 @@ class MemoryReadiness:
         finally:
             self._reader = None
 
+    def after_reading(self) -> bool:
+        return True
+
+    async def refuse_reading(self) -> None:
+        raise AssertionError("unreachable")
+
     async def writable(self) -> None:
         with MemoryWatch(self._sock, OUT) as watch:
             await watch.wait()

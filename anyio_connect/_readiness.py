@@ -48,9 +48,9 @@ class Readiness(Protocol):
 
     @property
     def waits_first(self) -> bool:
-        """Whether :meth:`readable` can do without having tried to receive just before.
+        """Whether it tells of what came before the wait began.
 
-        If not, it is no checkpoint either.
+        If not, a task has to try to receive just before, and be a checkpoint itself.
         """
         ...
 
@@ -72,14 +72,22 @@ class Readiness(Protocol):
         The peer is at work by then, which makes a round trip shorter.
         """
 
-    async def readable(self, attempt: Attempt) -> None:
-        """Wait until there is something to receive, or an end, or an error.
+    def readable(self, attempt: Attempt) -> Awaitable[None]:
+        """What to await until there is something to receive, or an end, or an error.
 
         ``attempt`` may be called then, outside of any task, until it returns True. What it took
-        stays with it where a cancellation, which is due by then, is raised.
+        stays with it where :meth:`after_reading` raises.
 
         :raises anyio.ClosedResourceError: :meth:`stop_reading` or :meth:`close` was called
         """
+        ...
+
+    def after_reading(self) -> bool:
+        """Called once that was awaited, however it ended. False: await :meth:`refuse_reading`."""
+        ...
+
+    async def refuse_reading(self) -> None:
+        """Raise the cancellation that is due by now, or an error as :meth:`readable` does."""
 
     async def writable(self) -> None:
         """Wait until there is room to send, or an error.
@@ -150,7 +158,7 @@ def _find_out() -> Loop:
         # Whether it can be done at all shows when it is tried: one of Windows' loops cannot.
         with suppress(NotImplementedError):
             loop.remove_reader(_NO_DESCRIPTOR)
-            return _AsyncioLoop(loop, cancellation_due(token.backend_class))
+            return _AsyncioLoop(cancellation_due(token.backend_class))
     elif hasattr(loop, "run_sync_soon"):
         return _TrioLoop()
     return _OtherLoop()
@@ -211,13 +219,12 @@ class _AsyncioLoop:
     native = True
     leave: Pause | None = None
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, is_due: IsDue) -> None:
+    def __init__(self, is_due: IsDue) -> None:
         import asyncio
 
         self._running = asyncio.get_running_loop
         self._is_due = is_due
         self._budget = _Budget()
-        self._orderly = isinstance(loop, asyncio.SelectorEventLoop)
 
     def may_go_on(self, amount: int) -> bool:
         return self._budget.allows(amount) and not self._is_due(self._running())
@@ -226,9 +233,24 @@ class _AsyncioLoop:
         await checkpoint()
 
     def readiness(self, sock: socket.socket) -> Readiness:
-        return LoopReadiness(
-            sock, self._running(), self._is_due, self._budget, orderly=self._orderly
-        )
+        return LoopReadiness(sock, self._running(), self._is_due, self._budget)
+
+
+async def until_readable(ready: Readiness) -> None:
+    """Wait until there is something to read, and leave it there.
+
+    :raises anyio.ClosedResourceError: as of :meth:`Readiness.readable`
+    """
+    try:
+        await ready.readable(_try_again)
+    finally:
+        may_go_on = ready.after_reading()
+    if not may_go_on:
+        await ready.refuse_reading()
+
+
+def _try_again() -> bool:
+    return True
 
 
 def by_anyio(sock: socket.socket) -> TaskReadiness:
@@ -308,6 +330,12 @@ class TaskReadiness:
         await self._raise_if_cancelled()
         if self._stopped:
             raise anyio.ClosedResourceError
+
+    def after_reading(self) -> bool:
+        return True  # the wait itself has raised what there was
+
+    async def refuse_reading(self) -> None:
+        raise AssertionError("unreachable")
 
     async def writable(self) -> None:
         if self._closed:
@@ -389,7 +417,6 @@ class LoopReadiness:
 
     __slots__ = (
         "__weakref__",
-        "_attempt",
         "_budget",
         "_closed",
         "_fd",
@@ -397,16 +424,17 @@ class LoopReadiness:
         "_is_due",
         "_loop",
         "_reader",
-        "_reading",
         "_scopes",
         "_sock",
         "_stopped",
         "_writer",
         "_writing",
-        "waits_first",
+        "attempt",
+        "reading",
     )
 
     leave = None
+    waits_first = True
 
     def __init__(
         self,
@@ -414,8 +442,6 @@ class LoopReadiness:
         loop: asyncio.AbstractEventLoop,
         is_due: IsDue,
         budget: _Budget,
-        *,
-        orderly: bool,
     ) -> None:
         self._sock = sock
         self._fd = sock.fileno()
@@ -424,18 +450,15 @@ class LoopReadiness:
         self._is_due = is_due
         self._stopped = False
         self._closed = False
-        # asyncio's own loop runs what was due before it looks at sockets, so that a cancellation
-        # that is due comes before any data. uvloop looks at sockets first. And after an error it
-        # silently stops watching a socket: then only receiving shows it.
-        self.waits_first = orderly
         # What the loop keeps for as long as the socket is registered (for reading, also while no
-        # task waits). A dead reference: other code was registered in our place.
+        # task waits). A dead reference: other code was registered in our place, or it is uvloop,
+        # which stops to watch a socket that had an error.
         self._reader: ref[_Registered] | None = None
         self._writer: ref[_Registered] | None = None
-        self._reading: asyncio.Future[None] | None = None  # what _on_readable() has to wake
+        self.reading: asyncio.Future[None] | None = None  # what _on_readable() has to wake
         self._writing: asyncio.Future[None] | None = None
         self._scopes: dict[int, anyio.CancelScope] = {}  # of tasks in _wait_elsewhere()
-        self._attempt: Attempt | None = None
+        self.attempt: Attempt | None = None
         self._budget = budget
 
     def may_go_on(self, amount: int) -> bool:
@@ -444,34 +467,28 @@ class LoopReadiness:
     async def enter(self) -> None:
         await checkpoint()
 
-    async def readable(self, attempt: Attempt) -> None:
+    # The future of the loop is awaited itself: a coroutine around it would be one more to come
+    # through each time.
+
+    def readable(self, attempt: Attempt) -> Awaitable[None]:
         if self._stopped:
             raise anyio.ClosedResourceError
-        self._attempt = attempt
-        self._reading = self._loop.create_future()
-        try:
-            if self._reader is None:
-                self._reader = self._register(self._loop.add_reader, _on_readable)
-            if self._reader() is None:
-                await self._wait_elsewhere(IN)
-            else:
-                await self._reading
-        finally:
-            self._reading = self._attempt = None
-        # It came too late to be raised by the wait, or was due before that.
-        await self._raise_if_cancelled()
-        if self._stopped:
-            raise anyio.ClosedResourceError
+        if self._reader is None:
+            self._reader = self._register(self._loop.add_reader, _on_readable)
+        self.attempt = attempt
+        future = self.reading = self._loop.create_future()
+        return future if self._reader() is not None else self._wait_elsewhere(IN)
 
-    def on_readable(self) -> None:
-        future = self._reading
-        if future is None or self._attempt is None:
-            # More has come than a task waits for: without this, it would be reported for ever.
-            self._unregister()
-        elif not future.done() and self._attempt():
-            future.set_result(None)
+    def after_reading(self) -> bool:
+        self.reading = self.attempt = None
+        self._budget.left = _BUDGET  # all the others have had a turn
+        return not (self._stopped or self._is_due(self._loop))
 
-    def _unregister(self) -> None:
+    async def refuse_reading(self) -> None:
+        await checkpoint_if_cancelled()  # it came too late to be raised by the wait, or before it
+        raise anyio.ClosedResourceError
+
+    def unregister(self) -> None:
         if self._is_registered():
             self._reader = None
             self._loop.remove_reader(self._fd)
@@ -491,16 +508,14 @@ class LoopReadiness:
             if self._writing is future:  # or another task waits since this one was cancelled
                 self._writing = None
                 self._unregister_writer()
-        await self._raise_if_cancelled()
+        self._budget.left = _BUDGET
+        if self._is_due(self._loop):
+            await checkpoint_if_cancelled()
         if self._closed:
             raise anyio.ClosedResourceError
 
     def on_writable(self) -> None:
         _wake(self._writing)
-
-    async def _raise_if_cancelled(self) -> None:
-        if self._is_due(self._loop):
-            await checkpoint_if_cancelled()
 
     # --- registered with the event loop
 
@@ -515,7 +530,7 @@ class LoopReadiness:
     def on_lost(self) -> None:
         # Other code waits for the same socket by the loop's means, and was registered in our
         # place. Have the tasks that wait here try again: they then wait elsewhere.
-        _wake(self._reading)
+        _wake(self.reading)
         _wake(self._writing)
 
     def _unregister_writer(self) -> None:
@@ -543,8 +558,8 @@ class LoopReadiness:
 
     def stop_reading(self) -> None:
         self._stopped = True
-        self._unregister()
-        _wake(self._reading)
+        self.unregister()
+        _wake(self.reading)
         if IN in self._scopes:
             self._scopes[IN].cancel()
 
@@ -633,8 +648,14 @@ _Callback: TypeAlias = "Callable[[ref[LoopReadiness], _Registered], None]"
 
 def _on_readable(weakly: ref[LoopReadiness], _: _Registered) -> None:
     ready = weakly()
-    if ready is not None:
-        ready.on_readable()
+    if ready is None:
+        return
+    future, attempt = ready.reading, ready.attempt
+    if future is None or attempt is None:
+        # More has come than a task waits for: without this, it would be reported for ever.
+        ready.unregister()
+    elif not future.done() and attempt():
+        future.set_result(None)
 
 
 def _on_writable(weakly: ref[LoopReadiness], _: _Registered) -> None:

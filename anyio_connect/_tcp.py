@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -175,42 +175,92 @@ class TCPTransport(Transport):
         self._drained = len(data) < min(max_bytes, _LITTLE)
         return data
 
-    async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
-        # If the last receive left nothing, more has most likely not come yet. Waiting is a
-        # checkpoint, and costs no more than asking if more has come after all.
-        if self._arrived or not (self._drained and self._ready.waits_first):
+    # A task that asks what is here already, must be a checkpoint before. One that waits is.
+
+    def start_receive(self, max_bytes: int) -> bytes | Awaitable[bytes]:
+        if self._is_worth_asking():
             if not self._ready.may_go_on(min(max_bytes, DEFAULT_MAX_BYTES)):
-                await checkpoint()
-            if self._stopped:  # close() may have thrown some of it away
-                raise anyio.ClosedResourceError
+                return self.receive(max_bytes)
+            self._check_receiving()
             data = self.receive_nowait(max_bytes)
             if data is not None:
                 return data
+        return self._wait_to_receive(max_bytes)
+
+    async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+        if self._is_worth_asking():
+            await checkpoint()
+            self._check_receiving()
+            data = self.receive_nowait(max_bytes)
+            if data is not None:
+                return data
+        return await self._wait_to_receive(max_bytes)
+
+    def _is_worth_asking(self) -> bool:
+        """Whether more may have come.
+
+        If the last receive left nothing, that is unlikely, and waiting costs no more than asking
+        if more has come after all.
+        """
+        return bool(self._arrived) or not (self._drained and self._ready.waits_first)
+
+    def _check_receiving(self) -> None:
+        if self._stopped:  # close() may have thrown some of it away
+            raise anyio.ClosedResourceError
+
+    async def _wait_to_receive(self, max_bytes: int) -> bytes:
         if self._limit and not self._limited:
             self._limit_again()
         self._wanted = max_bytes
+        ready = self._ready
         while True:
-            await self._ready.readable(self._fetch)
+            try:
+                await ready.readable(self._fetch)
+            finally:
+                may_take = ready.after_reading()
+            if not may_take:
+                await ready.refuse_reading()
             # Nothing may be awaited from here on: what is taken must be returned.
-            data = self.receive_nowait(max_bytes)
-            if data is not None:
+            data = self._arrived  # as much as was wanted at most
+            if data:
+                self._arrived = b""
                 return data
+            more = self.receive_nowait(max_bytes)
+            if more is not None:
+                return more
 
-    async def receive_into(self, view: memoryview) -> int:
-        if self._arrived or not (self._drained and self._ready.waits_first):
+    def start_receive_into(self, view: memoryview) -> int | Awaitable[int]:
+        if self._is_worth_asking():
             if not self._ready.may_go_on(min(len(view), DEFAULT_MAX_BYTES)):
-                await checkpoint()
-            if self._stopped:
-                raise anyio.ClosedResourceError
+                return self.receive_into(view)
+            self._check_receiving()
             count = self._receive_into_nowait(view)
             if count is not None:
                 return count
+        return self._wait_to_receive_into(view)
+
+    async def receive_into(self, view: memoryview) -> int:
+        if self._is_worth_asking():
+            await checkpoint()
+            self._check_receiving()
+            count = self._receive_into_nowait(view)
+            if count is not None:
+                return count
+        return await self._wait_to_receive_into(view)
+
+    async def _wait_to_receive_into(self, view: memoryview) -> int:
         if self._limit and not self._limited:
             self._limit_again()
+        ready = self._ready
         self._view = view
         try:
             while True:
-                await self._ready.readable(self._fetch_into)
+                try:
+                    await ready.readable(self._fetch_into)
+                finally:
+                    may_take = ready.after_reading()
+                if not may_take:
+                    await ready.refuse_reading()
                 count = self._filled or self._receive_into_nowait(view)
                 if count is not None:
                     self._filled = 0
@@ -335,6 +385,12 @@ class TCPTransport(Transport):
             else:
                 self._limit = 0
 
+    def start_send(self, item: bytes | memoryview) -> Awaitable[None] | None:
+        if not item or not self._ready.may_go_on(len(item)):
+            return self.send(item)
+        sent = self.send_nowait(item)
+        return None if sent == len(item) else self._send_rest(memoryview(item), sent)
+
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         if type(item) is not bytes:
             item = memoryview(item).cast("B")
@@ -344,17 +400,18 @@ class TCPTransport(Transport):
             if self._closed:
                 raise anyio.ClosedResourceError
             return
-        if not ready.may_go_on(len(item)):
-            await ready.enter()
+        await ready.enter()
         sent = self.send_nowait(item)
-        if sent == len(item):
-            if ready.leave is not None:
-                await ready.leave()
-            return
-        view = memoryview(item)
+        if sent < len(item):
+            await self._send_rest(memoryview(item), sent)
+        elif ready.leave is not None:
+            await ready.leave()
+
+    async def _send_rest(self, view: memoryview, sent: int) -> None:
+        """Send all but the first ``sent`` bytes, which have gone out."""
         try:
             while sent < len(view):
-                await ready.writable()
+                await self._ready.writable()
                 self._waits += 1
                 sent += self.send_nowait(view[sent:])
         except BaseException:

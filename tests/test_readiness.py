@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import select
 import socket as stdlib
 import sys
 from collections.abc import Awaitable, Callable
@@ -511,6 +512,30 @@ async def test_more_than_was_asked_for_does_not_keep_the_loop_busy() -> None:
             loop = asyncio.get_running_loop()
             await checkpoint()
             assert not loop.remove_reader(raw(socket).fileno())
+
+
+async def test_a_reset_that_came_while_no_task_waited_is_told() -> None:
+    """uvloop stops to watch a socket that had an error: waiting has to notice that."""
+    async with connected() as (socket, peer):
+        await once_waited(socket, peer)
+        peer.rst()
+        arrived(socket, select.POLLERR)
+        await all_blocked()
+        await checkpoint()
+        for _ in range(2):
+            with anyio.fail_after(10), pytest.raises(BrokenError):
+                await socket.receive()
+
+
+async def test_a_task_that_has_waited_may_do_as_much_as_any() -> None:
+    """Meanwhile all others had their turn."""
+    async with connected() as (socket, peer):
+        ready = transport_of(socket)._ready
+        if isinstance(ready, LoopReadiness):
+            await once_waited(socket, peer)
+            use_up_the_turn()
+            await once_waited(socket, peer)
+            assert all(ready.may_go_on(0) for _ in range(15))
 
 
 @pytest.fixture

@@ -238,8 +238,8 @@ LOSSY = Broken(
     "a send passes ten bytes on, and drops the rest",
     "a",
     "_tcp",
-    "        sent = self.send_nowait(item)\n",
-    "        sent = len(item) if self.send_nowait(item[:10]) else 0\n",
+    "        sent = self.send_nowait(item)\n        return None",
+    "        sent = len(item) if self.send_nowait(item[:10]) else 0\n        return None",
 )
 
 

@@ -13,7 +13,7 @@ from anyio_connect import Socket
 from .messages import Nonsense, parse
 from .peer import Peer
 from .plan import ADDRESSES, PORT
-from .reading import kept, missed
+from .reading import held, kept, missed
 from .tcp import End
 from .world import Call, Party, World
 
@@ -97,7 +97,7 @@ def _has_a_reason(world: World, call: Call) -> None:
             world.fault("a receive was not woken", repr(sock))
     elif call.kind in _SENDING and (end.released or end.writable):
         world.fault(f"{call.kind} was not woken", repr(sock))
-    elif call.kind == "closed" and end.dead and not (end.rx or kept(sock)) and not call.tls:
+    elif call.kind == "closed" and end.dead and not (end.rx or held(sock)) and not call.tls:
         world.fault("closed waits though the connection is gone", repr(sock))
     elif call.kind == "pipe":
         _pipe_has_a_reason(world, call, end)

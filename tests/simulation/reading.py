@@ -33,6 +33,14 @@ def kept(sock: Socket) -> bytes:
     return bytes(sock._connection._kept)
 
 
+def held(sock: Socket) -> int:
+    """How many bytes the kernel has no more, and no call has returned yet.
+
+    Besides what is kept, a transport may hold what came for a receive that was cancelled natively.
+    """
+    return sock._connection.held
+
+
 def over(world: World, call: Call, taken: bytes | None) -> None:
     """A receive has ended. See that it returned, or raised, what it had to."""
     step, party = call.step, call.party
