@@ -37,6 +37,10 @@ from ._watch import (
 #: A receive that found less than this, in bytes, has most likely taken all there is for now.
 _LITTLE = 8192
 
+#: For how many receives at most it is taken for granted that nothing more has come, because that
+#: is what the last ones found that asked.
+_MOST_BETS = 15
+
 #: SO_LINGER on with a time of 0: close() discards and sends RST (RFC 9293 3.10.5).
 _LINGER_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
@@ -128,6 +132,8 @@ class TCPTransport(Transport):
         self._filled = 0
         self._drained = True  # the last receive took all there was, or so it seems
         # The kernel tells of a reset only once. What receives are told of it, and what close() is.
+        self._misses = 0  # after the last receive that asked in vain, it was left out so often
+        self._bets = 0  # how often it is still to be
         self._error: OSError | None = None
         self._reset: OSError | None = None
         self._limit = limit
@@ -184,7 +190,9 @@ class TCPTransport(Transport):
             self._check_receiving()
             data = self.receive_nowait(max_bytes)
             if data is not None:
+                self._misses = 0
                 return data
+            self._bet()
         return self._wait_to_receive(max_bytes)
 
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
@@ -200,9 +208,21 @@ class TCPTransport(Transport):
         """Whether more may have come.
 
         If the last receive left nothing, that is unlikely, and waiting costs no more than asking
-        if more has come after all.
+        if more has come after all. If it got just what it wanted, as in a protocol whose messages
+        tell their length, more is as likely as it was before.
         """
-        return bool(self._arrived) or not (self._drained and self._ready.waits_first)
+        if self._arrived or not self._ready.waits_first:
+            return True
+        if self._drained:
+            return False
+        if self._bets:
+            self._bets -= 1
+            return False
+        return True
+
+    def _bet(self) -> None:
+        """Asked in vain: leave that out from now on, twice as often as the last time."""
+        self._bets = self._misses = min(2 * self._misses + 1, _MOST_BETS)
 
     def _check_receiving(self) -> None:
         if self._stopped:  # close() may have thrown some of it away
@@ -236,7 +256,9 @@ class TCPTransport(Transport):
             self._check_receiving()
             count = self._receive_into_nowait(view)
             if count is not None:
+                self._misses = 0
                 return count
+            self._bet()
         return self._wait_to_receive_into(view)
 
     async def receive_into(self, view: memoryview) -> int:

@@ -527,6 +527,78 @@ async def test_a_reset_that_came_while_no_task_waited_is_told() -> None:
                 await socket.receive()
 
 
+# --- whether to ask or to wait
+
+
+class Asked:
+    """The kernel's socket, and how often it was asked for what had not come."""
+
+    def __init__(self, sock: stdlib.socket) -> None:
+        self.sock = sock
+        self.in_vain = 0
+
+    def recv(self, most: int) -> bytes:
+        try:
+            return self.sock.recv(most)
+        except BlockingIOError:
+            self.in_vain += 1
+            raise
+
+    def recv_into(self, view: memoryview) -> int:
+        try:
+            return self.sock.recv_into(view)
+        except BlockingIOError:
+            self.in_vain += 1
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
+async def take(socket: Socket, count: int, into: bool) -> bytes:
+    if not into:
+        return await socket.receive(count)
+    buffer = bytearray(count)
+    assert await socket.receive_into(buffer) == count
+    return bytes(buffer)
+
+
+@pytest.mark.parametrize("into", [False, True])
+async def test_answers_of_the_size_that_was_asked_for_are_waited_for(into: bool) -> None:
+    """On asyncio. On trio a send gives way, and the answer is most likely here."""
+    async with connected() as (socket, peer):
+        transport: Any = transport_of(socket)
+        asked = transport._sock = Asked(transport._sock)
+        for _ in range(60):
+            async with anyio.create_task_group() as group:
+                group.start_soon(take, socket, 4, into)
+                await all_blocked()
+                await peer.send(b"four")
+        if asyncio_loop() is not None:
+            assert asked.in_vain <= 7  # after 0, 1, 3, 7, 15, 15 ... that were not asked for
+        transport._sock = asked.sock
+
+
+@pytest.mark.parametrize("into", [False, True])
+async def test_what_is_here_is_soon_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, into: bool
+) -> None:
+    async with connected() as (socket, peer):
+        for _ in range(60):
+            async with anyio.create_task_group() as group:
+                group.start_soon(take, socket, 4, into)
+                await all_blocked()
+                await peer.send(b"four")
+        await peer.send(b"four" * 100)
+        arrived(socket)
+        for _ in range(20):
+            assert await take(socket, 4, into) == b"four"
+        with monkeypatch.context() as patched:
+            patched.setattr(LoopReadiness, "readable", pytest.fail)
+            for _ in range(80):
+                assert await take(socket, 4, into) == b"four"
+
+
 async def test_a_task_that_has_waited_may_do_as_much_as_any() -> None:
     """Meanwhile all others had their turn."""
     async with connected() as (socket, peer):
