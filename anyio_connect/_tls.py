@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn, TypeVar, overload
@@ -438,7 +438,16 @@ class TLSTransport(Transport):
                 await self._wait_for_progress()
             else:
                 try:
-                    await self._fetch(min(max(_READ, max_bytes), _MOST_READ))
+                    # As _fetch(), which would be one frame more to come through each time.
+                    self._reading = True
+                    try:
+                        most = min(max(_READ, max_bytes), _MOST_READ)
+                        begun = self._transport.start_receive(most)
+                        self._hold(begun if isinstance(begun, bytes) else await begun)
+                    finally:
+                        self._reading = False
+                        if self._progress is not None:
+                            self._tell_progress()
                 except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
                     # Meanwhile unread() may have taken what came before that.
                     data = take(max_bytes)
@@ -722,7 +731,7 @@ class TLSTransport(Transport):
 
     async def flush(self) -> None:
         try:
-            if self._unsent or self._outgoing.pending:
+            if self._has_more_to_send():
                 await self._flush()
         except BaseException:
             self.torn = True  # as of a send that was cut short
@@ -740,14 +749,38 @@ class TLSTransport(Transport):
         """
         view = memoryview(item).cast("B")
         transport = self._transport
-        if not transport.may_go_on(len(view)):
-            await (transport.enter() if view else checkpoint())
+        await (transport.enter() if view else checkpoint())
         self._check_sending()
-        if not view:
-            return
+        if view:
+            await self._send_all(view)
+            if transport.leave is not None:
+                await transport.leave()
+
+    def start_send(self, item: bytes | memoryview) -> Awaitable[None] | None:
+        transport = self._transport
+        if not item or not transport.may_go_on(len(item)):
+            return self.send(item)
+        self._check_sending()
+        if len(item) > _WRITE or self._has_more_to_send() or transport.keeps:
+            return self._send_all(memoryview(item))
         begun = False
         try:
-            if self._unsent or self._outgoing.pending:
+            begun = self._encrypt(item) > 0
+            self._flush_nowait()
+        except BaseException as exc:
+            self.torn = self.torn or begun
+            if isinstance(exc, anyio.BrokenResourceError):
+                return self._raise_why(exc)
+            raise
+        if not begun:
+            return self._send_all(memoryview(item))
+        return self._send_all(memoryview(b""), begun=True) if self._has_more_to_send() else None
+
+    async def _send_all(self, view: memoryview, *, begun: bool = False) -> None:
+        """Send what there is, and ``view``. ``begun``: there is a part of a message among that."""
+        transport = self._transport
+        try:
+            if self._has_more_to_send():
                 await self._flush()
             while view:
                 written = self._encrypt(view[:_WRITE])
@@ -764,8 +797,10 @@ class TLSTransport(Transport):
             if isinstance(exc, anyio.BrokenResourceError):
                 await self._raise_why(exc)
             raise
-        if transport.leave is not None:
-            await transport.leave()
+
+    def _has_more_to_send(self) -> bool:
+        """Whether there is ciphertext that has to go out before any other."""
+        return bool(self._unsent) or self._outgoing.pending > 0
 
     async def _negotiate(self) -> None:
         """Get on with a renegotiation, or wait for the task that receives to do so.
@@ -803,7 +838,7 @@ class TLSTransport(Transport):
         if self._ended:
             raise anyio.ClosedResourceError
 
-    def _encrypt(self, view: memoryview) -> int:
+    def _encrypt(self, view: bytes | memoryview) -> int:
         """Turn data into ciphertext; return how much, which is all of it or none.
 
         None: the engine waits for the peer, in mid-renegotiation.

@@ -2155,3 +2155,18 @@ async def test_an_empty_send_is_a_checkpoint_and_sends_nothing(secure: bool) -> 
             assert await peer.receive() == b""  # close_notify, and nothing before it
         else:
             assert await peer.peer.receive() == b""
+
+
+async def test_what_need_not_wait_is_sent_in_a_plain_call() -> None:
+    tls, wire, _, _ = forged()
+    wire.gives_way = False
+    assert tls.start_send(b"x") is None
+    assert wire.take()
+    wire.room = 0
+    rest = tls.start_send(b"x")
+    assert rest is not None
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await rest
+    assert scope.cancelled_caught
+    assert tls.torn
