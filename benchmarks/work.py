@@ -22,6 +22,7 @@ from benchmarks.services import Service
 SMALL = 64  #: bytes of a round trip
 BUSY = 10  #: sockets in use among many
 MB = 1_000_000
+PIECE = 1 << 18  #: bytes to receive at most at a time, which serves all best over TCP
 
 
 Call: TypeAlias = Callable[[], Coroutine[Any, Any, None]]

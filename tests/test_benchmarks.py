@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -368,7 +368,7 @@ def test_calls_are_counted_and_coroutines_that_go_on() -> None:
         pass
 
     @types.coroutine
-    def switch() -> Iterator[None]:
+    def switch() -> Generator[None, None, None]:
         yield
 
     async def goes_on() -> None:

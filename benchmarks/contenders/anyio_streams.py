@@ -9,6 +9,7 @@ from anyio.abc import ByteStream
 
 from benchmarks.contenders.tasks import OnAsyncio, OnTrio
 from benchmarks.services import HOST
+from benchmarks.work import PIECE
 
 
 class AnyIO:
@@ -35,7 +36,7 @@ class AnyIO:
 
     async def take(self, connection: ByteStream, amount: int) -> None:
         while amount > 0:
-            amount -= len(await connection.receive(min(amount, 1 << 18)))
+            amount -= len(await connection.receive(min(amount, PIECE)))
 
     async def take_into(self, connection: ByteStream, amount: int) -> None:
         raise NotImplementedError

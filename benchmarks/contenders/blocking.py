@@ -8,13 +8,13 @@ import threading
 from collections.abc import Sequence
 
 from benchmarks.services import HOST
-from benchmarks.work import Call
+from benchmarks.work import PIECE, Call
 
 
 class Blocking:
     def __init__(self, authority: str) -> None:
         self.context = ssl.create_default_context(cafile=authority)
-        self.buffer = bytearray(1 << 16)
+        self.buffer = bytearray(PIECE)
 
     async def open(self, port: int, *, tls: bool) -> socket.socket:
         connection = socket.create_connection((HOST, port))
@@ -61,7 +61,7 @@ class Blocking:
 
 def take(connection: socket.socket, amount: int) -> None:
     while amount > 0:
-        amount -= len(connection.recv(min(amount, 1 << 16)))
+        amount -= len(connection.recv(min(amount, PIECE)))
 
 
 def take_into(connection: socket.socket, amount: int, buffer: bytearray) -> None:

@@ -7,11 +7,12 @@ import socket
 
 from benchmarks.contenders.tasks import OnAsyncio
 from benchmarks.services import HOST
+from benchmarks.work import PIECE
 
 
 class LoopSockets(OnAsyncio):
     def __init__(self, authority: str) -> None:
-        self.buffer = memoryview(bytearray(1 << 16))
+        self.buffer = memoryview(bytearray(PIECE))
 
     async def open(self, port: int, *, tls: bool) -> socket.socket:
         connection = socket.socket()
@@ -32,7 +33,7 @@ class LoopSockets(OnAsyncio):
     async def take(self, connection: socket.socket, amount: int) -> None:
         receive = asyncio.get_running_loop().sock_recv
         while amount > 0:
-            amount -= len(await receive(connection, min(amount, 1 << 16)))
+            amount -= len(await receive(connection, min(amount, PIECE)))
 
     async def take_into(self, connection: socket.socket, amount: int) -> None:
         receive_into = asyncio.get_running_loop().sock_recv_into

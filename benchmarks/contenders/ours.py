@@ -8,6 +8,7 @@ from anyio_connect import Socket, connect
 from benchmarks.contenders.anyio_streams import AnyIO
 from benchmarks.contenders.tasks import OnAsyncio, OnTrio
 from benchmarks.services import HOST
+from benchmarks.work import PIECE
 
 
 class Ours(AnyIO):
@@ -26,15 +27,9 @@ class Ours(AnyIO):
         await socket.opened
         return socket
 
-    async def take(self, connection: ByteStream, amount: int) -> None:
-        assert isinstance(connection, Socket)
-        most = 1 << 16 if connection.secure_transport == "off" else 1 << 18
-        while amount > 0:
-            amount -= len(await connection.receive(min(amount, most)))
-
     async def take_into(self, connection: ByteStream, amount: int) -> None:
         assert isinstance(connection, Socket)
-        view = memoryview(bytearray(1 << 16))
+        view = memoryview(bytearray(PIECE))
         while amount > 0:
             part = view if amount >= len(view) else view[:amount]
             amount -= await connection.receive_into(part)

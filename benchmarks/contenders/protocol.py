@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from benchmarks.contenders.tasks import OnAsyncio
 from benchmarks.services import HOST
+from benchmarks.work import PIECE
 
 
 class Connection(asyncio.Protocol):
@@ -61,7 +62,7 @@ class Into(asyncio.BufferedProtocol):
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.buffer = bytearray(1 << 18)
+        self.buffer = bytearray(PIECE)
 
     def get_buffer(self, sizehint: int) -> bytearray:
         return self.buffer

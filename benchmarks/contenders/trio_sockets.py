@@ -7,11 +7,12 @@ from trio.socket import IPPROTO_TCP, TCP_NODELAY, SocketType
 
 from benchmarks.contenders.tasks import OnTrio
 from benchmarks.services import HOST
+from benchmarks.work import PIECE
 
 
 class TrioSockets(OnTrio):
     def __init__(self, authority: str) -> None:
-        self.buffer = memoryview(bytearray(1 << 16))
+        self.buffer = memoryview(bytearray(PIECE))
 
     async def open(self, port: int, *, tls: bool) -> SocketType:
         connection = trio.socket.socket()
@@ -32,7 +33,7 @@ class TrioSockets(OnTrio):
 
     async def take(self, connection: SocketType, amount: int) -> None:
         while amount > 0:
-            amount -= len(await connection.recv(min(amount, 1 << 16)))
+            amount -= len(await connection.recv(min(amount, PIECE)))
 
     async def take_into(self, connection: SocketType, amount: int) -> None:
         while amount > 0:

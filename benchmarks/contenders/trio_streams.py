@@ -9,6 +9,7 @@ import trio
 
 from benchmarks.contenders.tasks import OnTrio
 from benchmarks.services import HOST
+from benchmarks.work import PIECE
 
 Stream: TypeAlias = "trio.SocketStream | trio.SSLStream[trio.SocketStream]"
 
@@ -40,8 +41,9 @@ class Trio(OnTrio):
         await connection.send_all(data)
 
     async def take(self, connection: Stream, amount: int) -> None:
+        most = 1 << 16 if isinstance(connection, trio.SSLStream) else PIECE
         while amount > 0:
-            amount -= len(await connection.receive_some(min(amount, 1 << 16)))
+            amount -= len(await connection.receive_some(min(amount, most)))
 
     async def take_into(self, connection: Stream, amount: int) -> None:
         raise NotImplementedError
