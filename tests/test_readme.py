@@ -72,8 +72,20 @@ def test_the_figures_of_the_readme_are_those_of_the_pages() -> None:
     assert re.findall(r"\b\d+\b", second) == [str(len(BLOCKS_OF_ADDRESSES)), str(len(METADATA))]
 
 
+@pytest.fixture
+def same_level() -> Iterator[None]:
+    """What a page says to log is logged no longer than that takes."""
+    logger = logging.getLogger("anyio_connect")
+    level = logger.level
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("block", [*README_BLOCKS, *DOC_BLOCKS])
+@pytest.mark.usefixtures("same_level")
 def test_block(
     block: str, backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
