@@ -71,7 +71,7 @@ class End(_memory_tcp.End):
             case ("gets a reset",):
                 self.got_reset = True
                 if not self.released:
-                    self.lost = self.unacknowledged - self._fin_wanted
+                    self.lost = self._used()
             case ("answers data with a reset", _):
                 self.sent_reset = self.sent_reset or "data came after close()"
             case ("sends a reset:", str(why)):
