@@ -131,9 +131,9 @@ class TCPTransport(Transport):
         self._view: memoryview | None = None  # the same for a receive into such memory
         self._filled = 0
         self._drained = True  # the last receive took all there was, or so it seems
+        self._misses = 0  # how many receives were to wait at once when one last asked in vain
+        self._bets = 0  # how many are still to
         # The kernel tells of a reset only once. What receives are told of it, and what close() is.
-        self._misses = 0  # after the last receive that asked in vain, it was left out so often
-        self._bets = 0  # how often it is still to be
         self._error: OSError | None = None
         self._reset: OSError | None = None
         self._limit = limit
@@ -181,7 +181,7 @@ class TCPTransport(Transport):
         self._drained = len(data) < min(max_bytes, _LITTLE)
         return data
 
-    # A task that asks what is here already, must be a checkpoint before. One that waits is.
+    # A call that takes what is here already has to be a checkpoint before that. Waiting is one.
 
     def start_receive(self, max_bytes: int) -> bytes | Awaitable[bytes]:
         if self._is_worth_asking():
