@@ -548,46 +548,38 @@ class Connection:
     async def receive(self, max_bytes: int, into: memoryview) -> int: ...
 
     async def receive(self, max_bytes: int, into: memoryview | None = None) -> bytes | int:
-        """Receive up to ``max_bytes`` bytes, or into all of ``into``, which has as many.
-
-        ``into`` is released when this is over.
-        """
+        """Receive up to ``max_bytes`` bytes, or into all of ``into``, which has as many."""
+        if into is None and not (type(max_bytes) is int and 1 <= max_bytes <= MOST):
+            check_int("max_bytes", max_bytes, 1)
+            max_bytes = min(max_bytes, MOST)
+        after = self._state.receiving
+        if after is None or self._hung_up:
+            await self._begin_receiving()
+        else:
+            self._state = after
+        begun: bytes | int | Awaitable[bytes | int]
         try:
-            if into is None and not (type(max_bytes) is int and 1 <= max_bytes <= MOST):
-                check_int("max_bytes", max_bytes, 1)
-                max_bytes = min(max_bytes, MOST)
-            after = self._state.receiving
+            if self._kept:
+                await self._pass(max_bytes)
+                begun = self._kept.take(max_bytes) if into is None else self._kept.take_into(into)
+            elif into is None:
+                begun = self._transport.start_receive(max_bytes)
+            else:
+                begun = self._transport.start_receive_into(into)
+            data = begun if isinstance(begun, (bytes, int)) else await begun
+        except _OVER as exc:
+            verdict = await self._receive_over(exc)
+        except BaseException:
+            self._ask(Event.RECEIVE_DONE)
+            raise
+        else:
+            after = self._state.received
             if after is None or self._hung_up:
-                await self._begin_receiving()
+                self._ask(Event.RECEIVE_DONE)
             else:
                 self._state = after
-            begun: bytes | int | Awaitable[bytes | int]
-            try:
-                if self._kept:
-                    await self._pass(max_bytes)
-                    kept = self._kept
-                    begun = kept.take(max_bytes) if into is None else kept.take_into(into)
-                elif into is None:
-                    begun = self._transport.start_receive(max_bytes)
-                else:
-                    begun = self._transport.start_receive_into(into)
-                data = begun if isinstance(begun, (bytes, int)) else await begun
-            except _OVER as exc:
-                verdict = await self._receive_over(exc)
-            except BaseException:
-                self._ask(Event.RECEIVE_DONE)
-                raise
-            else:
-                after = self._state.received
-                if after is None or self._hung_up:
-                    self._ask(Event.RECEIVE_DONE)
-                else:
-                    self._state = after
-                return data
-            return await self._raise_over(verdict)
-        finally:
-            if into is not None:
-                into.release()
+            return data
+        return await self._raise_over(verdict)
 
     async def receive_exactly(self, count: int) -> bytes:
         try:

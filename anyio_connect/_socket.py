@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket as stdlib
 import ssl
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -240,11 +240,7 @@ class Socket(ByteStream):
         """
         return self._connection.detach()
 
-    # receive(), receive_into() and send(): see ReadableStream.
-
-    def receive(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, max_bytes: int = DEFAULT_MAX_BYTES
-    ) -> Coroutine[Any, Any, bytes]:
+    async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         """Receive at least one and at most ``max_bytes`` bytes, as soon as there are any.
 
         This is :meth:`ReadableStream.receive`. Makes the connection first, if no task has yet.
@@ -259,9 +255,9 @@ class Socket(ByteStream):
         :raises BrokenError: the connection was reset or lost
         :raises ClosedError: the socket or this half of it was closed, also while waiting
         """
-        return self._connection.receive(max_bytes)
+        return await self._connection.receive(max_bytes)
 
-    def receive_into(self, buffer: Buffer) -> Coroutine[Any, Any, int]:
+    async def receive_into(self, buffer: Buffer) -> int:
         """Receive into ``buffer``, at least one byte, as soon as there are any; return how many.
 
         This is :meth:`ReadableStream.receive_into`. Cancelling it loses no data, but the content
@@ -276,8 +272,8 @@ class Socket(ByteStream):
         :raises BrokenError: the connection was reset or lost
         :raises ClosedError: the socket or this half of it was closed, also while waiting
         """
-        view = writable(buffer)
-        return self._connection.receive(len(view), view)
+        with writable(buffer) as view:
+            return await self._connection.receive(len(view), view)
 
     async def receive_exactly(self, nbytes: int) -> bytes:
         """Receive ``nbytes`` bytes, no more and no fewer, once all of them have come.
@@ -321,9 +317,7 @@ class Socket(ByteStream):
         """
         return self._connection.is_readable()
 
-    def send(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, item: bytes | bytearray | memoryview
-    ) -> Coroutine[Any, Any, None]:
+    async def send(self, item: bytes | bytearray | memoryview) -> None:
         """Send all of ``item``; return when the kernel has taken it.
 
         This is :meth:`WritableStream.send`. Makes the connection first, if no task has yet.
@@ -336,7 +330,7 @@ class Socket(ByteStream):
         :raises BrokenError: the connection was reset or lost, or an earlier send was cut short
         :raises ClosedError: our side has ended, or the socket was closed, also while waiting
         """
-        return self._connection.send(item)
+        await self._connection.send(item)
 
     async def send_eof(self) -> None:
         """End our side: the peer sees an end of stream, and reading goes on.

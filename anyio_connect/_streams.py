@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -37,12 +37,7 @@ class ReadableStream(ByteReceiveStream):
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    # receive(), receive_into() and send() return the coroutine of the connection: as good as their
-    # own to callers, and one frame less to come through each time.
-
-    def receive(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, max_bytes: int = DEFAULT_MAX_BYTES
-    ) -> Coroutine[Any, Any, bytes]:
+    async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         """Receive at least one and at most ``max_bytes`` bytes, as soon as there are any.
 
         Makes the connection first, if no task has yet. Cancelling it loses no data.
@@ -56,9 +51,9 @@ class ReadableStream(ByteReceiveStream):
         :raises BrokenError: the connection was reset or lost
         :raises ClosedError: the socket or this half of it was closed, also while waiting
         """
-        return self._connection.receive(max_bytes)
+        return await self._connection.receive(max_bytes)
 
-    def receive_into(self, buffer: Buffer) -> Coroutine[Any, Any, int]:
+    async def receive_into(self, buffer: Buffer) -> int:
         """Receive into ``buffer``, at least one byte, as soon as there are any; return how many.
 
         Fills it from its beginning. Otherwise as :meth:`receive`. Cancelling it loses no data, but
@@ -73,8 +68,8 @@ class ReadableStream(ByteReceiveStream):
         :raises BrokenError: the connection was reset or lost
         :raises ClosedError: the socket or this half of it was closed, also while waiting
         """
-        view = writable(buffer)
-        return self._connection.receive(len(view), view)
+        with writable(buffer) as view:
+            return await self._connection.receive(len(view), view)
 
     async def receive_exactly(self, nbytes: int) -> bytes:
         """Receive ``nbytes`` bytes, no more and no fewer, once all of them have come.
@@ -266,9 +261,7 @@ class WritableStream(ByteSendStream):
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def send(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, item: bytes | bytearray | memoryview
-    ) -> Coroutine[Any, Any, None]:
+    async def send(self, item: bytes | bytearray | memoryview) -> None:
         """Send all of ``item``; return when the kernel has taken it.
 
         Makes the connection first, if no task has yet. Sending nothing is a checkpoint.
@@ -283,7 +276,7 @@ class WritableStream(ByteSendStream):
         :raises BrokenError: the connection was reset or lost, or an earlier send was cut short
         :raises ClosedError: our side has ended, or the socket was closed, also while waiting
         """
-        return self._connection.send(item)
+        await self._connection.send(item)
 
     async def send_eof(self) -> None:
         """End our side: the peer sees an end of stream, and reading goes on.

@@ -8,15 +8,7 @@ docstrings in the package say at length.
 import socket
 import ssl
 import sys
-from collections.abc import (
-    Awaitable,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from types import TracebackType
@@ -290,11 +282,9 @@ class Socket(ByteStream):
         exc_tb: TracebackType | None,
     ) -> None:
         """Close it."""
-    def receive(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, max_bytes: int = 65536
-    ) -> Coroutine[Any, Any, bytes]:
+    async def receive(self, max_bytes: int = 65536) -> bytes:
         """As readable.receive()."""
-    def receive_into(self, buffer: Buffer) -> Coroutine[Any, Any, int]:
+    async def receive_into(self, buffer: Buffer) -> int:
         """As readable.receive_into()."""
     async def receive_exactly(self, nbytes: int) -> bytes:
         """As readable.receive_exactly()."""
@@ -302,9 +292,7 @@ class Socket(ByteStream):
         """As readable.receive_until()."""
     def is_readable(self) -> bool:
         """As readable.is_readable()."""
-    def send(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, item: bytes | bytearray | memoryview
-    ) -> Coroutine[Any, Any, None]:
+    async def send(self, item: bytes | bytearray | memoryview) -> None:
         """As writable.send()."""
     async def send_eof(self) -> None:
         """As writable.send_eof()."""
@@ -317,11 +305,9 @@ class ReadableStream(ByteReceiveStream):
 
     # As socket.readable.
     def __init__(self, connection: Never) -> None: ...
-    def receive(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, max_bytes: int = 65536
-    ) -> Coroutine[Any, Any, bytes]:
+    async def receive(self, max_bytes: int = 65536) -> bytes:
         """Receive what is there, at least a byte; anyio.EndOfStream at the end."""
-    def receive_into(self, buffer: Buffer) -> Coroutine[Any, Any, int]:
+    async def receive_into(self, buffer: Buffer) -> int:
         """The same, into writable memory; the result is how many bytes."""
     async def receive_exactly(self, nbytes: int) -> bytes:
         """Receive so many bytes. If cancelled, or at the end, what has come is kept."""
@@ -352,9 +338,7 @@ class WritableStream(ByteSendStream):
 
     # As socket.writable.
     def __init__(self, connection: Never) -> None: ...
-    def send(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, item: bytes | bytearray | memoryview
-    ) -> Coroutine[Any, Any, None]:
+    async def send(self, item: bytes | bytearray | memoryview) -> None:
         """Send all of it. Cancelled half-way, over TLS once encrypted, it leaves this side broken.
 
         Reading goes on.
