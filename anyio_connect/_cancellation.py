@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     import asyncio
 
-#: Asked with the running loop.
+#: Asked with the loop that most likely runs.
 IsDue: TypeAlias = "Callable[[asyncio.AbstractEventLoop], bool]"
 
 #: What is read of a scope: whether it was cancelled, whether it shields from those around it, and
@@ -29,7 +29,7 @@ _OF_A_SCOPE = ("_cancel_called", "_shield", "_parent_scope")
 @cache
 def cancellation_due(backend: Any) -> IsDue:
     """The quickest way to ask, of AnyIO's backend for asyncio."""
-    module = sys.modules[backend.__module__]
+    module = sys.modules.get(backend.__module__)
     return _by_scopes(module) or by_deadline(backend)
 
 
@@ -47,6 +47,13 @@ def _by_scopes(module: Any) -> IsDue | None:
     """The quick way; None if AnyIO keeps its scopes in another way than it is known to."""
     import asyncio
 
+    def running_task() -> asyncio.Task[Any] | None:
+        """That of another loop, which a socket is used in after all."""
+        try:
+            return current_task()
+        except RuntimeError:  # which is not asyncio's
+            return None
+
     states: Any = getattr(module, "_task_states", None)
     known = (
         isinstance(states, WeakKeyDictionary)
@@ -59,7 +66,7 @@ def _by_scopes(module: Any) -> IsDue | None:
     current_task = asyncio.current_task
 
     def is_due(loop: asyncio.AbstractEventLoop) -> bool:
-        task = current_task(loop)
+        task = current_task(loop) or running_task()
         state = None if task is None else state_of(task)
         if state is None:  # AnyIO has had nothing to do with this task
             return False

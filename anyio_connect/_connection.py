@@ -501,14 +501,15 @@ class Connection:
             self._dialling = None
             if self._dial_over is not None:
                 self._dial_over.set()
-        if made is None:  # close() cancelled it
+        if made is None:  # it has failed, perhaps at once, or close() cancelled it
             await self._opener.discard()
-            return False
+            await checkpoint()
+            return True
         self._transport, self._info = made
         await self._tell(Event.DIALLED)
-        if at_once is not None and not goes_on:
+        if not goes_on:
             await checkpoint()
-        return at_once is not None
+        return at_once is not None or not goes_on
 
     async def _await_connection(self, given_up: Event) -> None:
         """Wait for the connection, for a call that is in flight already.

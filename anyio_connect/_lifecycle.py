@@ -596,11 +596,11 @@ _states: dict[tuple[object, ...], State] = {}
 
 def _intern(state: State) -> State:
     key = (*(getattr(state, facet) for facet in _FACETS), state.half_open, state.starttls)
-    if key not in _states:
-        _states[key] = state
+    found = _states.setdefault(key, state)
+    if found is state:
         for name, event in _PLAIN_STEPS.items():
             object.__setattr__(state, name, _plain(state, event))  # frozen for everybody else
-    return _states[key]
+    return found
 
 
 def _fits(state: State, when: dict[str, tuple[object, ...]]) -> bool:

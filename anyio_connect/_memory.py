@@ -276,6 +276,9 @@ class MemoryReadiness:
     def may_go_on(self, amount: int) -> bool:
         return False
 
+    def charge(self, amount: int) -> None:
+        pass
+
     async def enter(self) -> None:
         await checkpoint()
 

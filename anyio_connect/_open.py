@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 import anyio
-from anyio.lowlevel import checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._address import SocketAddress, format_address
 from ._connection import Connection, SocketInfo, info_of
@@ -124,6 +124,7 @@ async def addresses_of(target: Target, route: Route) -> list[str]:
 
     :raises SocketError: there are none, or not in time; nothing else but what is no Exception
     """
+    await checkpoint()  # what is found or refused at once need not wait
     progress, seconds = Progress(target.address), target.options.connect_timeout
     if route.policy is not UNRESTRICTED:
         await forbid(target.address, route.policy)
@@ -223,6 +224,7 @@ class Dialled:
 
         :raises SocketError: it cannot be made, or is no socket
         """
+        await checkpoint()  # what is made or refused at once need not wait
         transport, _ = await self.open()
         error: SocketError
         try:

@@ -62,6 +62,9 @@ class Readiness(Protocol):
         """
         ...
 
+    def charge(self, amount: int) -> None:
+        """Count bytes that a call has moved beyond what :meth:`may_go_on` was told."""
+
     async def enter(self) -> None:
         """Be a checkpoint, of which :attr:`leave` may be the half that lets others run."""
 
@@ -313,6 +316,9 @@ class TaskReadiness:
     def may_go_on(self, amount: int) -> bool:
         return False
 
+    def charge(self, amount: int) -> None:
+        pass  # others run at each call
+
     async def enter(self) -> None:
         await self._pause()
 
@@ -463,6 +469,9 @@ class LoopReadiness:
 
     def may_go_on(self, amount: int) -> bool:
         return self._budget.allows(amount) and not self._is_due(self._loop)
+
+    def charge(self, amount: int) -> None:
+        self._budget.left -= amount
 
     async def enter(self) -> None:
         await checkpoint()
@@ -672,4 +681,5 @@ def _on_lost(weakly: ref[LoopReadiness], _: ref[_Registered]) -> None:
 
 def _wake(future: asyncio.Future[None] | None) -> None:
     if future is not None and not future.done():
-        future.set_result(None)
+        with suppress(RuntimeError):  # the loop is closed, and so no task waits any more
+            future.set_result(None)

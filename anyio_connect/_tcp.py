@@ -121,7 +121,8 @@ class TCPTransport(Transport):
         self._sock = sock
         self._closed = False
         self._stopped = False  # nobody is to receive any more
-        self._ended = False  # our end has gone out
+        self._ended = False  # our end has gone out, as far as that can be done
+        self._fin = False  # and counts among what the peer has yet to acknowledge
         self._over = False  # nothing can come any more
         self._talks = False  # the peer says something while we close
         self._waits = 0  # how often a send had to wait for room, and got it
@@ -190,7 +191,7 @@ class TCPTransport(Transport):
             self._check_receiving()
             data = self.receive_nowait(max_bytes)
             if data is not None:
-                self._misses = 0
+                self._took(len(data))
                 return data
             self._bet()
         return self._wait_to_receive(max_bytes)
@@ -219,6 +220,11 @@ class TCPTransport(Transport):
             self._bets -= 1
             return False
         return True
+
+    def _took(self, count: int) -> None:
+        self._misses = 0
+        if count > DEFAULT_MAX_BYTES:
+            self._ready.charge(count - DEFAULT_MAX_BYTES)
 
     def _bet(self) -> None:
         """Asked in vain: leave that out from now on, twice as often as the last time."""
@@ -256,7 +262,7 @@ class TCPTransport(Transport):
             self._check_receiving()
             count = self._receive_into_nowait(view)
             if count is not None:
-                self._misses = 0
+                self._took(count)
                 return count
             self._bet()
         return self._wait_to_receive_into(view)
@@ -345,7 +351,7 @@ class TCPTransport(Transport):
             return False
         except OSError as exc:
             self._failed(exc)  # which keeps the error
-        self._drained = False  # so that the next receive asks for it at once
+        self._drained, self._bets = False, 0  # so that the next receive asks for it at once
         return True
 
     def stop_receiving(self) -> None:
@@ -446,7 +452,7 @@ class TCPTransport(Transport):
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as exc:
             raise self._failed(exc) from exc
-        self._ended = True
+        self._ended = self._fin = True
         if self._limited:
             self._use_room(1)
 
@@ -521,6 +527,7 @@ class TCPTransport(Transport):
         self._ended = True
         with suppress(OSError):  # it was reset: what is unacknowledged tells
             self._sock.shutdown(socket.SHUT_WR)
+            self._fin = True
             if self._limited:
                 self._use_room(1)
 
@@ -566,7 +573,7 @@ class TCPTransport(Transport):
         if self._closed:
             return 0
         count = self._outstanding()
-        return max(0, count - 1) if self._ended else count
+        return max(0, count - 1) if self._fin else count
 
     async def abort(self) -> None:
         if self._closed:

@@ -411,6 +411,27 @@ async def test_a_socket_that_was_to_become_tls_is_closed_though_the_peer_has_res
             await tls.opened
 
 
+async def test_each_byte_counts_that_a_reset_takes_away_before_our_end_goes_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Reset(stdlib.socket):
+        def shutdown(self, how: int, /) -> None:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr("anyio_connect._tcp.outstanding", lambda _: 1)
+    async with listening() as listener:
+        with stdlib.create_connection(listener.address) as made:
+            sock = Reset(fileno=made.detach())
+        sock.setblocking(False)
+        transport = TCPTransport(sock)
+        peer = await listener.accept()
+        assert not await transport.finish()
+        peer.rst()
+        await reset_arrived(sock)
+        with pytest.raises(anyio.BrokenResourceError):
+            await transport.finish()
+
+
 @linux_only
 async def test_a_cancelled_close_leaves_the_rest_to_the_kernel() -> None:
     async with connected(receive_buffer=4096) as (socket, peer):

@@ -8,6 +8,7 @@ import select
 import socket as stdlib
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from types import SimpleNamespace
@@ -18,12 +19,20 @@ import anyio
 import pytest
 import trio
 import trio.testing
-from anyio.abc import SocketAttribute
+from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint, current_token
 
-from anyio_connect import BrokenError, ClosedError, Socket, connect
+from anyio_connect import (
+    WORKERS,
+    BrokenError,
+    ClosedError,
+    Connector,
+    Socket,
+    SocketError,
+    connect,
+)
 from anyio_connect._cancellation import IsDue, by_deadline, cancellation_due
-from anyio_connect._readiness import LoopReadiness, TaskReadiness, _find_out, _OtherLoop
+from anyio_connect._readiness import _CALL, LoopReadiness, TaskReadiness, _find_out, _OtherLoop
 from anyio_connect._tcp import TCPTransport
 from support.peers import Peer, listening
 from support.sockets import arrived, connected, once_waited, raw, use_up_the_turn
@@ -100,6 +109,76 @@ async def test_what_moves_much_gives_way_sooner() -> None:
                 while ready.may_go_on(amount):
                     calls += 1
                 assert calls <= most
+
+
+async def test_a_receive_counts_for_as_much_as_it_got() -> None:
+    async with connected() as (socket, peer):
+        transport, at_least = transport_of(socket), 100_000
+        async with anyio.create_task_group() as group:
+            group.start_soon(peer.send, bytes(2 * at_least))
+            await all_blocked()
+            arrived(socket)
+            while len(raw(socket).recv(2 * at_least, stdlib.MSG_PEEK)) < at_least:
+                await checkpoint()
+        transport._drained = False  # so that it is asked for at once
+        ready = transport._ready
+        if isinstance(ready, LoopReadiness):
+            use_up_the_turn()
+            assert not ready.may_go_on(1)
+            before = ready._budget.left
+            got = transport.start_receive(2 * at_least)
+            assert isinstance(got, bytes)
+            assert len(got) >= at_least
+            assert before - ready._budget.left >= len(got) + _CALL
+
+
+def _spoil(_: stdlib.socket) -> None:
+    raise OSError("no such device")
+
+
+OPENING: dict[str, Callable[[], Awaitable[object]]] = {
+    "refused by the policy": lambda: Connector(WORKERS).connect("127.0.0.1:9").opened,
+    "spoiled": lambda: Connector(prepare=_spoil).connect("127.0.0.1:9").opened,
+    "spoiled, a socket": lambda: Connector(prepare=_spoil).connect_socket("127.0.0.1:9"),
+    "resolved": lambda: Connector().resolve("127.0.0.1", 9),
+    "not resolved": lambda: Connector(WORKERS).resolve("127.0.0.1", 9),
+}
+
+
+@pytest.mark.parametrize("how", OPENING)
+async def test_what_is_opened_or_fails_at_once_lets_others_run(how: str) -> None:
+    """Or who tries again and again would keep all others from running, its own time limit too."""
+
+    async def try_it() -> None:
+        with suppress(SocketError):
+            await OPENING[how]()
+
+    assert await longest_row(try_it, partial(anyio.sleep, 0), times=100) <= IN_A_ROW
+
+
+async def test_wrapping_lets_others_run() -> None:
+    wrapped = [Socket.wrap(Still()) for _ in range(100)]
+    turn = iter(wrapped)
+
+    async def opened() -> None:
+        await next(turn).opened
+
+    assert await longest_row(opened, partial(anyio.sleep, 0), times=100) <= IN_A_ROW
+    for socket in wrapped:
+        await socket.close()
+
+
+class Still(ByteStream):
+    """A stream that does nothing."""
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        raise anyio.EndOfStream
+
+    async def send(self, item: bytes) -> None: ...
+
+    async def send_eof(self) -> None: ...
+
+    async def aclose(self) -> None: ...
 
 
 @pytest.mark.parametrize("name", ["receive", "send"])
@@ -282,23 +361,51 @@ KNOWN = {
         {"TaskState": SimpleNamespace()},
         {"CancelScope": SimpleNamespace(_cancel_called=0, _shield=0)},
         dict.fromkeys(KNOWN),
+        None,
     ],
 )
 def test_other_private_names_of_anyio_are_no_harm(
-    monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any] | None
 ) -> None:
+    """``changed``: what else its module has; None: nobody can find the module."""
     backend = type("Backend", (Elsewhere,), {"__module__": "anyio_of_tomorrow"})
-    module: Any = SimpleNamespace(**KNOWN | changed)
-    monkeypatch.setitem(sys.modules, "anyio_of_tomorrow", module)
+    module: Any = SimpleNamespace(**KNOWN | (changed or {}))
+    if changed is not None:
+        monkeypatch.setitem(sys.modules, "anyio_of_tomorrow", module)
     loop = asyncio.new_event_loop()
     try:
         assert cancellation_due(backend)(loop)  # as the public way has it
         vars(module).update(KNOWN)
+        monkeypatch.setitem(sys.modules, "anyio_of_tomorrow", module)
         cancellation_due.cache_clear()
         assert not cancellation_due(backend)(loop)
     finally:
         loop.close()
         cancellation_due.cache_clear()
+
+
+def test_a_cancellation_is_due_in_another_loop_than_the_first_one() -> None:
+    async def open_it(port: int) -> Socket:
+        socket = connect(("127.0.0.1", port))
+        await socket.opened
+        return socket
+
+    async def be_cancelled(socket: Socket) -> None:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await socket.receive(1)
+        assert scope.cancelled_caught
+        assert await socket.receive() == b"all of it"
+        await socket.close()
+
+    with stdlib.create_server(("127.0.0.1", 0)) as listener:
+        socket = asyncio.run(open_it(listener.getsockname()[1]))
+        peer, _ = listener.accept()
+        with peer:
+            peer.sendall(b"all of it")
+            arrived(socket)
+            transport_of(socket)._drained = False  # as if more had come than was asked for
+            asyncio.run(be_cancelled(socket))
 
 
 # --- waiting
