@@ -298,7 +298,8 @@ class MemoryListener(abc.Listener[Socket]):
         peer: Any = transport.extra(SocketAttribute.remote_address)
         target = Target(SocketAddress(*peer), self._options)
         ours = Socket(Accepted(transport), target, None)
-        await ours.opened  # which waits for nothing
+        with anyio.CancelScope(shield=True):  # it has been taken, and so has to be returned
+            await ours.opened
         return ours
 
     async def serve(
@@ -329,7 +330,7 @@ class MemoryListener(abc.Listener[Socket]):
         self, accepted: Socket, handler: Callable[[Socket], Any], group: TaskGroup
     ) -> None:
         """Start the handler: from then on, nothing else has the connection."""
-        peer = (await accepted.opened).remote_address
+        peer = accepted.opened.result().remote_address
         try:
             group.start_soon(handle, handler, accepted, str(peer), name=f"serve {peer}")
         except BaseException:  # the group is no more
