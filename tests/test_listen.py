@@ -807,6 +807,9 @@ async def test_dialling_ourselves_is_a_loop(at: str, dialled: str, policy: Addre
         assert not isinstance(other.value, LoopError)
     host, six = at.rpartition(":")[0].strip("[]"), "[" in at
     with stdlib.socket(stdlib.AF_INET6 if six else stdlib.AF_INET) as nobody_else:
+        nobody_else.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, 1)
+        if six:
+            nobody_else.setsockopt(stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY, 1)
         nobody_else.bind((host, port(listener)))
         with pytest.raises(kind) as other:  # it no longer listens
             await Connector(policy).connect((dialled, port(listener))).opened
