@@ -265,6 +265,15 @@ async def test_a_name_that_moves_between_two_requests(client: Client, closes: bo
         assert len(asked) == 1
 
 
+@with_clients("trio")
+async def test_what_an_address_with_a_zone_turns_into_is_judged(client: Client) -> None:
+    """asyncio asks the resolver for such an address once more, behind aiohttp's back."""
+    with answering(lambda _: [("::1", 0)]), spying() as dialled:
+        async with client(AddressPolicy(allow=["8.8.8.8"])) as get:
+            assert isinstance(await get(url_of("64:ff9b::808:808%lo", 80)), Exception)
+    assert "::1" not in dialled
+
+
 # --- any of it at once
 
 

@@ -38,9 +38,27 @@ def socket_factory(
     def make(info: tuple[int, int, int, str, tuple[Any, ...]]) -> socket.socket:
         family, kind, protocol, _, address = info
         _judge(policy, address[0], address[1])
-        return socket.socket(family, kind, protocol)
+        sock = _JudgedSocket(family, kind, protocol)
+        sock.policy = policy
+        return sock
 
     return make
+
+
+class _JudgedSocket(socket.socket):
+    """A socket that obeys a policy whenever it is connected.
+
+    asyncio looks an IPv6 address with a zone up once more, as if it were a name, and connects to
+    what it then finds.
+    """
+
+    __slots__ = ("policy",)
+
+    policy: AddressPolicy
+
+    def connect(self, address: Any, /) -> None:
+        _judge(self.policy, address[0], address[1])
+        super().connect(address)
 
 
 def _judge(policy: AddressPolicy, host: str, port: int) -> None:
