@@ -533,7 +533,12 @@ class LoopReadiness:
         # the kernel's socket, or another socket could get its number too early.
         weakly: ref[LoopReadiness] = ref(self)
         registered = _Registered(self._sock)
-        add(self._fd, callback, weakly, registered)
+        try:
+            add(self._fd, callback, weakly, registered)
+        except RuntimeError:
+            # After an error, uvloop keeps a closed handle under the number, which is in the way.
+            _clear(self._loop, self._fd)
+            add(self._fd, callback, weakly, registered)
         return ref(registered, partial(_on_lost, weakly))
 
     def on_lost(self) -> None:

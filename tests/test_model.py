@@ -167,6 +167,13 @@ def outcomes_of(model: Model, move: Move) -> Iterator[Model]:
             after.waiting = {first: after.waiting[first], **after.waiting}
         move.apply(after)
         yield after
+    if model.tls and model.peer == "gone" and model.sent and not model.over:
+        # Our close_notify is answered with a reset. It may overtake the acknowledgement of what
+        # the peer has read, and then nobody here can know whether that has arrived.
+        after = model.copy()
+        after.unacknowledged = True
+        move.apply(after)
+        yield after
     if model.lost_unseen and not (move.call and move.call.kind == "send" and not move.call.data):
         # Whatever is done may be what finds that out, a call that is cancelled too. (But a send
         # of nothing asks nobody.)

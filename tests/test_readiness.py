@@ -35,7 +35,7 @@ from anyio_connect._cancellation import IsDue, by_deadline, cancellation_due
 from anyio_connect._readiness import _CALL, LoopReadiness, TaskReadiness, _find_out, _OtherLoop
 from anyio_connect._tcp import TCPTransport
 from support.peers import Peer, listening
-from support.sockets import arrived, connected, once_waited, raw, use_up_the_turn
+from support.sockets import arrived, connected, dialled, once_waited, raw, use_up_the_turn
 from support.turns import all_blocked
 
 #: The most calls that a task may make in a row, as seen by others, whose own call is only seen
@@ -406,6 +406,18 @@ def test_a_cancellation_is_due_in_another_loop_than_the_first_one() -> None:
             arrived(socket)
             transport_of(socket)._drained = False  # as if more had come than was asked for
             asyncio.run(be_cancelled(socket))
+
+
+async def test_the_peers_end_is_told_after_a_send_that_met_a_reset() -> None:
+    """The send waited for room, and uvloop stops to watch a socket that had an error."""
+    async with listening() as listener:
+        transport = dialled(listener)
+        (await listener.accept()).close()
+        with pytest.raises(anyio.BrokenResourceError):
+            await transport.send(bytes(10_000_000))
+        with pytest.raises(anyio.EndOfStream):
+            await transport.receive()
+        await transport.aclose()
 
 
 # --- waiting

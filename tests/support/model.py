@@ -58,6 +58,7 @@ class Model:
     stopped: bool = False  #: readable.aclose() was called
     closed: bool = False  #: close() was called
     dropped: bool = False  #: by us, with a reset
+    unacknowledged: bool = False  #: the peer's kernel has yet to tell ours of what it got
     writing: Literal["open", "ended", "torn", "broken"] = "open"
     over: Literal["resolved", "rejected"] | None = None  #: the future ``closed``
 
@@ -269,7 +270,7 @@ class Model:
             self.over = "rejected"
         elif ends:
             self.end()
-            self.over = "resolved"
+            self.over = "rejected" if self.unacknowledged and self.reset else "resolved"
         elif (self.noticed or self.stopped) and self.writing == "ended":
             self.over = "resolved"
 
