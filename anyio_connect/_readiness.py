@@ -130,12 +130,10 @@ class Loop(Protocol):
 
     #: Whether sockets are waited for by the loop's own means, and not by AnyIO's.
     native: bool
-    #: As those of :class:`Readiness`, for a call that has no socket yet.
-    leave: Pause | None
 
-    def may_go_on(self, amount: int) -> bool: ...
-
-    async def enter(self) -> None: ...
+    def may_go_on(self, amount: int) -> bool:
+        """As :meth:`Readiness.may_go_on`, for a call that has no socket yet."""
+        ...
 
     def readiness(self, sock: socket.socket) -> Readiness: ...
 
@@ -173,13 +171,9 @@ _NO_DESCRIPTOR = (1 << 31) - 1
 
 class _OtherLoop:
     native = False
-    leave: Pause | None = None
 
     def may_go_on(self, amount: int) -> bool:
         return False
-
-    async def enter(self) -> None:
-        await checkpoint()
 
     def readiness(self, sock: socket.socket) -> Readiness:
         return by_anyio(sock)
@@ -194,13 +188,9 @@ class _TrioLoop:
 
         self._low = low
         self._closing_error = trio.ClosedResourceError
-        self.leave: Pause | None = low.cancel_shielded_checkpoint
 
     def may_go_on(self, amount: int) -> bool:
         return False
-
-    async def enter(self) -> None:
-        await self._low.checkpoint_if_cancelled()
 
     def readiness(self, sock: socket.socket) -> Readiness:
         low = self._low
@@ -220,7 +210,6 @@ class _AsyncioLoop:
     """asyncio's own, uvloop's, and what is like them."""
 
     native = True
-    leave: Pause | None = None
 
     def __init__(self, is_due: IsDue) -> None:
         import asyncio
@@ -231,9 +220,6 @@ class _AsyncioLoop:
 
     def may_go_on(self, amount: int) -> bool:
         return self._budget.allows(amount) and not self._is_due(self._running())
-
-    async def enter(self) -> None:
-        await checkpoint()
 
     def readiness(self, sock: socket.socket) -> Readiness:
         return LoopReadiness(sock, self._running(), self._is_due, self._budget)
