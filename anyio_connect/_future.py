@@ -1,4 +1,4 @@
-"""The futures of a socket: settled by the socket, driven by whoever waits for them."""
+"""The futures of a socket. The socket settles them; the tasks that await them do the work."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-#: What settles a future: it returns when the future has settled, or may have, and whether it has
-#: then looked for a cancellation that is due.
+#: A function that works until the future has settled. It may return early: then it is called
+#: again. It returns True if the last thing it did was to check for a pending cancellation.
 Drive: TypeAlias = Callable[[], Awaitable[bool | None]]
 
 
 class SocketFuture(Generic[T_co]):
-    """What ``socket.opened`` and ``socket.closed`` are: a result to come, read-only.
+    """The type of ``socket.opened`` and ``socket.closed``: a read-only result to wait for.
 
-    It may be awaited any number of times, by any task. There is no background task behind it:
-    the first task to await it does what has to be done, the others wait for that. When that
-    task is cancelled, nothing is settled, and one of the others takes over: it begins anew, with
-    a ``connect_timeout`` of its own and the last place in the queue of ``max_connections``. A
-    failure that nobody awaits is silent.
+    It may be awaited any number of times, by any task. It has no background task: the first task
+    that awaits it does the work, and other tasks wait for that task. If that task is cancelled,
+    the future does not settle, and one of the other tasks takes over. That task starts from the
+    beginning, with a full ``connect_timeout`` and the last place in the queue of
+    ``max_connections``. A failure that no task awaits is not reported.
 
-    Awaiting it is a checkpoint, even if it has settled already. A cancellation that is due
-    wins: it is raised even if the future settles in the same turn of the event loop, or has
-    settled before. Cancelling the wait settles nothing for anybody else.
+    Awaiting it is a checkpoint, even if it has settled already. A pending cancellation comes
+    first: it is raised even if the future has settled before, or settles in the same turn of the
+    event loop. Cancelling one waiting task changes nothing for the others.
     """
 
     __slots__ = ("__weakref__", "_drive", "_outcome")
 
     def __init__(self, outcome: Outcome[T_co], drive: Drive) -> None:
-        # Made by Outcome only.
+        # Only Outcome.future() calls this.
         self._outcome = outcome
         self._drive = drive
 
@@ -46,23 +46,23 @@ class SocketFuture(Generic[T_co]):
         return self._wait().__await__()
 
     def done(self) -> bool:
-        """Whether there is a result or a failure."""
+        """Whether the future has settled, with a result or with a failure."""
         return self._outcome.settled
 
     def result(self) -> T_co:
-        """The result, at once.
+        """Return the result, without waiting.
 
-        :raises SocketError: what the future failed with
+        :raises SocketError: the future has failed with this error
         :raises PendingError: it has not settled yet
         """
         self._check_settled()
         return self._outcome.get()
 
     def exception(self) -> SocketError | None:
-        """What the future failed with, at once; None if it has a result.
+        """Return the error that the future failed with, without waiting; None if it has a result.
 
-        Each call returns an error of its own, and so does each that raises it: equal ones, with
-        a traceback and notes for each task, and not the same.
+        Each call returns a new copy of the error. Awaiting the future and :meth:`result` raise
+        new copies too, so that each task has a traceback and notes of its own.
 
         :raises PendingError: it has not settled yet
         """
@@ -82,18 +82,17 @@ class SocketFuture(Generic[T_co]):
             await checkpoint()
             return outcome.get()
         if not await outcome.settle_by(self._drive):
-            # It may have settled in the very turn in which the task was cancelled, and asyncio
-            # then delivers no cancellation by itself. One that is due is raised, whatever came of
-            # this.
+            # If the future settles in the same turn in which the task is cancelled, asyncio does
+            # not deliver the cancellation by itself. So raise it here.
             await checkpoint_if_cancelled()
         return outcome.get()
 
 
 class Outcome(Generic[T]):
-    """The result of a future: the connection keeps this, and users the :class:`SocketFuture`.
+    """The result of a future. The connection keeps this; users have the :class:`SocketFuture`.
 
-    The future keeps whatever drives it alive, as long as it has not settled, and not the reverse:
-    or a socket and its futures would only be freed by the garbage collector.
+    Until it settles, the future refers to the connection that drives it. The connection refers to
+    the future only weakly: a cycle would leave both to the garbage collector.
     """
 
     __slots__ = ("_driven", "_error", "_future", "_value", "_wake", "settled")
@@ -102,12 +101,12 @@ class Outcome(Generic[T]):
         self.settled: bool = False
         self._driven = False
         self._error: SocketError | None = None
-        self._value: T  # once it has settled without a failure
+        self._value: T  # set if it has settled without a failure
         self._wake: anyio.Event | None = None
         self._future: ref[SocketFuture[T]] | None = None
 
     def future(self, drive: Drive) -> SocketFuture[T]:
-        """The future for users: the same as long as anybody has it."""
+        """The future for users. It is the same object for as long as someone refers to it."""
         future = self._future() if self._future is not None else None
         if future is None:
             future = SocketFuture(self, _nothing if self.settled else drive)
@@ -115,7 +114,7 @@ class Outcome(Generic[T]):
         return future
 
     def get(self) -> T:
-        """The result, if it has settled; raises the failure."""
+        """Return the result, or raise the failure. It must have settled."""
         if self._error is not None:
             raise fresh(self._error)
         return self._value
@@ -124,9 +123,9 @@ class Outcome(Generic[T]):
         return None if self._error is None else fresh(self._error)
 
     async def settle_by(self, drive: Drive) -> bool:
-        """Wait until it has settled: drive it, or wait for the task that does.
+        """Wait until it has settled: call ``drive``, or wait for the task that called it.
 
-        Returns whether it has ended with a look for a cancellation that is due.
+        Returns True if the last thing it did was to check for a pending cancellation.
         """
         has_looked = False
         while not self.settled:
@@ -161,7 +160,8 @@ class Outcome(Generic[T]):
         self.settled = True
         future = self._future() if self._future is not None else None
         if future is not None:
-            # No longer keeps the connection alive. (Its setter would be public.)
+            # The future need not keep the connection alive any longer. (A method to do this would
+            # be public.)
             future._drive = _nothing  # noqa: SLF001
         self._wake_all()
 

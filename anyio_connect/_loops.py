@@ -1,4 +1,7 @@
-"""What this process listens on by ``listen()``: to dial that would be a loop."""
+"""The addresses that this process listens on by ``listen()``.
+
+A connection to one of them would be a loop, which ``AddressPolicy.refuse_loops`` refuses.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from weakref import WeakKeyDictionary
 
 from ._ranges import IPAddress, hidden, wrapped
 
-#: What connecting a socket fails with if there is no way to the address, or none but to
-#: several hosts at once: then it is not this machine's. (EINVAL: a link without its zone.)
+#: The errors of connect() that mean: there is no route to the address, or it is a broadcast
+#: address. Such an address is not this machine's. (EINVAL: a link-local address without a zone.)
 _NOWHERE = frozenset(
     {
         *(errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL),
@@ -21,14 +24,14 @@ _NOWHERE = frozenset(
     }
 )
 
-# Weak, so that a listener that was dropped without closing it is not remembered.
+# Weak keys: a listener that is collected without being closed is forgotten.
 _listening: WeakKeyDictionary[socket.socket, tuple[IPAddress, int]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
 def _after_fork() -> None:
     global _lock  # noqa: PLW0603
-    _lock = threading.Lock()  # another thread of the parent may have had it, and is no more
+    _lock = threading.Lock()  # another thread of the parent may have held the old lock
 
 
 if hasattr(os, "register_at_fork"):
@@ -38,7 +41,7 @@ _BROADCAST = IPv4Address("255.255.255.255")
 
 
 def announce(listener: socket.socket) -> None:
-    """Remember a listening socket, until it is withdrawn or collected."""
+    """Remember a listening socket until :func:`withdraw` is called or it is collected."""
     address = _normal(listener.getsockname())
     with _lock:
         _listening[listener] = address
@@ -51,13 +54,13 @@ def withdraw(listener: socket.socket) -> None:
 
 
 def leads_back(sockaddr: tuple[Any, ...]) -> bool:
-    """Whether a connection to ``sockaddr`` would be to a listener of this process.
+    """Whether a connection to ``sockaddr`` would reach a listener of this process.
 
-    :raises ValueError: it has no IP address
-    :raises OSError: it cannot be told
+    :raises ValueError: ``sockaddr`` does not begin with an IP address
+    :raises OSError: the system did not say whether the address is its own
     """
     ip, port = _normal(sockaddr)
-    if not int(ip):  # where the system connects to instead
+    if not int(ip):  # for the unspecified address, the system connects to loopback
         ip = hidden(ip)[0].ip
     with _lock:
         heard = [at for at, number in _listening.values() if number == port]
@@ -76,7 +79,11 @@ def _normal(sockaddr: tuple[Any, ...]) -> tuple[IPAddress, int]:
 
 
 def _scope(sockaddr: tuple[Any, ...]) -> int:
-    """The number of the zone, which is in the host only where a transport tells its peer."""
+    """The number of the zone, 0 if there is none.
+
+    It is the fourth item of ``sockaddr``. A transport that tells the address of its peer may give
+    only two items; then the zone is part of the host.
+    """
     if len(sockaddr) == 4:
         return int(sockaddr[3])
     _, _, zone = sockaddr[0].partition("%")
@@ -84,11 +91,12 @@ def _scope(sockaddr: tuple[Any, ...]) -> int:
 
 
 def _is_local(ip: IPAddress, port: int, scope: int) -> bool:
-    """Whether this machine has that address.
+    """Whether ``ip`` is an address of this machine.
 
-    To connect a socket for datagrams sends nothing, but makes the system choose where from: to
-    an address of this machine, it is that address itself, or loopback. (Whether a socket can be
-    bound to it does not tell: to multicast it always can, to anything with ip_nonlocal_bind.)
+    Connecting a datagram socket sends nothing, but makes the system choose a source address. If
+    the destination is an address of this machine, the source is that same address, or loopback.
+    (bind() is no test: it always accepts multicast addresses, and with ip_nonlocal_bind it accepts
+    any address.)
     """
     if ip.is_multicast or ip == _BROADCAST:
         return False

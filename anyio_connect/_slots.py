@@ -1,7 +1,7 @@
-"""``max_connections``: a number of slots, given out in first-come order.
+"""``max_connections``: a limited number of slots, given out in first-come order.
 
-Nothing here belongs to an event loop for longer than a task waits in it, so that one
-``Connector`` serves several loops, one after another or each in a thread of its own.
+One ``Connector`` may serve several event loops, one after another or each in a thread of its own.
+So nothing here belongs to an event loop, except while a task of that loop waits for a slot.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from anyio.lowlevel import checkpoint, current_token
 
 from ._threads import from_any_thread
 
-#: What a holder of a slot is asked to do: notice whether its connection is over. It waits for
-#: nothing. None: the holder is no more.
+#: The method of a connection that checks, without waiting, whether the connection is over. None
+#: stands for a connection that no longer exists.
 Look: TypeAlias = Callable[[], Awaitable[None]]
 
-#: How many holders are looked at before others get to run.
+#: How many connections are checked before other tasks get to run.
 _AT_A_TIME = 100
-#: Looking at all holders, again and again, takes no more than one part in so many of the time.
+#: After checking all connections, wait this many times as long as that took before checking them
+#: again. So checks never take more than about a tenth of the time.
 _SHARE = 10
 
 
 class _Looks:
-    """How often the holders in one event loop were looked at, and when they may be again."""
+    """How often the connections of one event loop were checked, and when they may be again."""
 
     __slots__ = ("begun", "not_before")
 
@@ -40,20 +41,20 @@ class _Looks:
 
 
 class Slots:
-    """How many connections may still be made, and which sockets wait for their turn.
+    """How many connections may still be made, and which sockets wait for a slot.
 
-    Another thread may fork in the midst of anything in here. So each fact stands in one place, and
-    each step by itself leaves the child something that is right.
+    Another thread may fork the process in the middle of any method here. So each fact is stored in
+    one place only, and the data is consistent after every single step.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit: int = limit
         self.queue: OrderedDict[Slot, None] = OrderedDict()  # empty while a slot is free
-        # Weakly, and by their id: a slot must not keep its socket alive. A socket that was dropped
-        # gives its slot back.
+        # Weak references, keyed by id: this must not keep a socket alive. A socket that is
+        # collected without being closed gives its slot back.
         self.holders: dict[int, ref[Slot]] = {}
-        self.returned: deque[Slot] = deque()  # what was let go of, and not yet taken back
-        # For queue and holders.
+        self.returned: deque[Slot] = deque()  # released, and still in holders or in the queue
+        # Protects queue and holders.
         self.lock: threading.Lock = threading.Lock()
         self.looks: WeakKeyDictionary[object, _Looks] = WeakKeyDictionary()  # by event loop
         _all.add(self)
@@ -63,10 +64,11 @@ class Slots:
         return self.limit - len(self.holders)
 
     def sweep(self) -> None:
-        """Take back what was returned, and give it to those who wait.
+        """Take back the released slots, and give them to the waiting tasks.
 
-        The garbage collector returns slots too, and may run at any moment, also in the midst of
-        this. So this does not wait for the lock: its holder calls this after releasing it.
+        The garbage collector releases slots too. It may run at any moment, even inside this
+        method. So this method never waits for the lock: every holder of the lock calls this
+        method after it has released the lock.
         """
         while self.returned and self.lock.acquire(blocking=False):
             try:
@@ -75,27 +77,28 @@ class Slots:
                 self.lock.release()
 
     def take_back(self) -> None:
-        """Do that. The lock is held."""
+        """Do the work of :meth:`sweep`. The caller holds the lock."""
         while self.returned:
             slot = self.returned[0]
             self.queue.pop(slot, None)
             self.holders.pop(id(slot), None)
-            self.returned.popleft()  # last: a child that is forked before does it again
+            self.returned.popleft()  # last: a child forked before this line repeats all three
         while self.free and self.queue:
             slot, _ = self.queue.popitem(last=False)
-            with suppress(RuntimeError):  # its event loop is no more
+            with suppress(RuntimeError):  # its event loop is closed
                 slot.wake()
                 self.give(slot)
 
     def give(self, slot: Slot) -> None:
-        """Give a slot that is free. The lock is held."""
+        """Record that ``slot`` holds one of the free slots. The caller holds the lock."""
         self.holders[id(slot)] = ref(slot)
 
     async def look(self, granted: anyio.Event) -> None:
-        """Have the holders in this event loop notice that their connections are over, if so.
+        """Check which connections in this event loop are over, so that they release their slots.
 
-        Nothing else might: a connection is watched only while a task awaits its ``closed``. One
-        look serves all that were in the queue when it began.
+        A connection is watched only while a task awaits its ``closed``. Without this check, the
+        end of any other connection might never be noticed. One check serves all tasks that were
+        in the queue when it began.
         """
         loop = current_token().native_token
         looks = self.looks.setdefault(loop, _Looks())
@@ -108,7 +111,7 @@ class Slots:
         began = anyio.current_time()
         with self.lock:
             holders = [*self.holders.values()]
-        self.sweep()  # of what was returned while the lock was taken
+        self.sweep()  # slots may have been released while this task held the lock
         for number, weakly in enumerate(holders, 1):
             slot = weakly()
             if slot is not None and slot.loop() is loop:
@@ -121,10 +124,11 @@ class Slots:
         looks.not_before = now + (now - began) * _SHARE
 
     def begin_anew(self) -> None:
-        """Begin anew in a forked child: no task waits, and no other thread has the lock."""
+        """Reset this in a forked child, where no task waits and no other thread has the lock."""
         self.lock = threading.Lock()
         self.queue.clear()
-        # What other threads were dialling, nobody goes on with here.
+        # The other threads do not exist here, so the connections they were making will never be
+        # finished.
         for key, weakly in [*self.holders.items()]:
             holder = weakly()
             if holder is not None and holder.is_dialled_elsewhere():
@@ -132,27 +136,33 @@ class Slots:
 
 
 class Slot:
-    """One socket's place in the queue, then its slot, from its dial until ``closed`` settles."""
+    """The place of one socket in the queue, and then its slot.
+
+    The socket keeps it from the start of its dial until its ``closed`` settles.
+    """
 
     def __init__(self, slots: Slots) -> None:
         self.slots = slots
         self.wake: Callable[[], None]
-        self.loop: Callable[[], object]  # in which it was acquired, if that still exists
+        self.loop: Callable[[], object]  # the event loop it was acquired in; a weak reference
         self.look: Callable[[], Look | None] = lambda: None
         self._dialling = False
-        self._thread = 0  # that dials
+        self._thread = 0  # the thread that makes the connection
         self._settled = False
 
     def is_dialled_elsewhere(self) -> bool:
-        """Whether it is another thread that makes the connection just now."""
+        """Whether another thread is making the connection at the moment."""
         return self._dialling and self._thread != threading.get_ident()
 
     def follow(self, look: Callable[[], Look | None]) -> None:
-        """Be held by that connection from now on. ``look``: a weak reference to its method."""
+        """Remember how to check the connection. ``look``: a weak reference to its method."""
         self.look = look
 
     async def acquire(self) -> None:
-        """Wait for a slot. Cancelled, the place in the queue is lost."""
+        """Wait for a slot.
+
+        The caller must call :meth:`release` if this is cancelled; its place in the queue is lost.
+        """
         self._dialling = True
         self._thread = threading.get_ident()
         slots = self.slots
@@ -172,25 +182,28 @@ class Slot:
             await granted.wait()
 
     def dialled(self) -> None:
-        """The connection is made: keep the slot, unless the socket was closed meanwhile."""
+        """Keep the slot for the connection that was made, unless the socket was closed since."""
         self._dialling = False
         if self._settled:
             self.release()
 
     def settled(self) -> None:
-        """``closed`` has settled. A dial that is being given up lets go when that is done."""
+        """Release the slot, because ``closed`` has settled; while a dial runs, leave it for later.
+
+        Such a dial is being given up. It calls :meth:`dialled` or :meth:`release` at its end.
+        """
         self._settled = True
         if not self._dialling:
             self.release()
 
     def release(self) -> None:
-        """Let go of the slot, or of the place in the queue. Without either, do nothing."""
+        """Give up the slot or the place in the queue. Without either, this does nothing."""
         self._dialling = False
         self.slots.returned.append(self)
         self.slots.sweep()
 
     def __del__(self) -> None:
-        if id(self) in self.slots.holders:  # the socket was dropped without closing it
+        if id(self) in self.slots.holders:  # the socket was collected without being closed
             self.release()
 
 
