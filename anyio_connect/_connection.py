@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import socket
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn, Protocol, overload
+from typing import Any, NoReturn, overload
 from weakref import WeakMethod
 
 import anyio
@@ -83,40 +84,44 @@ class SocketInfo:
     """``"ip:port"`` of the proxy, or None if there is none in between."""
 
 
-class Opener(Protocol):
+class Opener(ABC):
     """How the connection is made, on demand."""
 
     def begin(self, loop: Loop) -> tuple[Transport, SocketInfo] | None:
         """Make it, as far as that needs no waiting; None: :meth:`open` goes on with it.
 
-        ``loop`` is the running one. Raises nothing: what fails here fails there as well.
+        ``loop`` is the running one. Raises nothing: :meth:`open` raises what has failed here.
         """
+        return None
 
+    @abstractmethod
     async def open(self) -> tuple[Transport, SocketInfo]:
         """Make it. Cancelled, it leaves nothing behind, and may be called again.
 
         :raises SocketError: it cannot be made
         """
-        ...
 
     def spent(self) -> SocketError | None:
         """Why it cannot be opened any more, after :meth:`open` was cancelled; None if it can."""
+        return None
 
     async def lost(self) -> SocketError | None:
         """Why it cannot be opened any more, if that can be seen already. Waits for nothing."""
+        return None
 
+    @abstractmethod
     async def discard(self, *, aborted: bool = False) -> None:
         """It will not be opened: let go of whatever is held for it. Waits for nothing.
 
         ``aborted``: the peer is to see a reset, if there is a connection already.
         """
 
-    async def gone(self) -> None:
+    async def gone(self) -> None:  # noqa: B027  # most have nothing to wait for
         """Wait until nothing is left of what :meth:`discard` let go of."""
 
+    @abstractmethod
     def close_dropped(self) -> bool:
         """It was dropped before it was opened: as :meth:`Transport.close_dropped`."""
-        ...
 
 
 #: Failures of a transport that mean: the connection is gone.

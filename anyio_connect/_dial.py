@@ -140,26 +140,37 @@ class Begun(NamedTuple):
     limit: int  #: the TCP_USER_TIMEOUT of the socket
 
 
-def begin(address: SocketAddress, silence: float, loop: Loop) -> Transport | Begun | None:
+class Failed(NamedTuple):
+    """An attempt to connect that has failed at once."""
+
+    endpoint: Endpoint
+    error: ConnectError
+
+
+def begin(address: SocketAddress, silence: float, loop: Loop) -> Transport | Begun | Failed | None:
     """Begin to connect to an IP address that need not be judged, and wait for nothing.
 
-    ``silence`` is for keepalive. None: it has failed, or is a name. :func:`dial` tells how it
-    fails.
+    ``silence`` is for keepalive. None: nothing was tried, because the address is a name, or has a
+    zone that the system does not take. :func:`dial` goes on with what is returned.
     """
-    if not IPV4.fullmatch(address.hostname) and ":" not in address.hostname:
-        return None
     try:
-        (endpoint,) = _literal(address)
-        begun = _set_out(endpoint, Route(keep_alive=silence))
-    except Exception:  # noqa: BLE001
+        found = _literal(address)
+    except Exception:  # noqa: BLE001  # which dial() meets as well, and tells
         return None
+    if not found:
+        return None
+    (endpoint,) = found
     if log.debugs:
         log.debug("%s: trying %s", format_address(*address), endpoint)
     try:
-        return connected(begun, loop) or begun
-    except Exception:  # noqa: BLE001
-        begun.sock.close()
-        return None
+        begun = _set_out(endpoint, Route(keep_alive=silence))
+        try:
+            return connected(begun, loop) or begun
+        except BaseException:
+            begun.sock.close()
+            raise
+    except Exception as exc:  # noqa: BLE001
+        return Failed(endpoint, _error_of(endpoint, exc))
 
 
 def connected(begun: Begun, loop: Loop) -> Transport | None:
@@ -180,9 +191,9 @@ def connected(begun: Begun, loop: Loop) -> Transport | None:
 class Progress:
     """What a dial has come to so far: whoever dials keeps it, for when that is cancelled."""
 
-    def __init__(self, address: SocketAddress, begun: Begun | None = None) -> None:
+    def __init__(self, address: SocketAddress, begun: Begun | Failed | None = None) -> None:
         self.address = address
-        self.begun = begun  # the first attempt, if that is under way already
+        self.begun = begun  # the first attempt, if that was made already
         self.resolved = False
         self.left_out = 0  # how many addresses were not even judged, for there are too many
         self.refused: list[ConnectError] = []  # what the policy dropped, and why
@@ -485,6 +496,9 @@ async def _attempt(route: Route, progress: Progress) -> Transport | None:
     endpoint = progress.untried.pop(0)
     progress.silent.append(endpoint)
     begun, progress.begun = progress.begun, None
+    if isinstance(begun, Failed):
+        progress.failed(endpoint, begun.error)
+        return None
     if log.debugs and begun is None:
         log.debug("%s: trying %s", progress, endpoint)
     if route.dialer is not None:
@@ -496,12 +510,8 @@ async def _attempt(route: Route, progress: Progress) -> Transport | None:
         except BaseException:  # a stream of AnyIO's asks the kernel, which may know no more
             await transport.abort()
             raise
-    except ConnectError as exc:
-        progress.failed(endpoint, fresh(exc))
-        return None
     except Exception as exc:  # noqa: BLE001
-        failed = needs_zone if _lacks_zone(endpoint) else attempt_failed
-        progress.failed(endpoint, failed(str(endpoint), exc))
+        progress.failed(endpoint, _error_of(endpoint, exc))
         return None
     if error is not None:
         progress.failed(endpoint, error)
@@ -526,6 +536,14 @@ async def _have_dialled(
         error = dialer_failed(str(endpoint), exc)
     progress.failed(endpoint, error)
     return None
+
+
+def _error_of(endpoint: Endpoint, exc: Exception) -> ConnectError:
+    """What failed an attempt, in our words."""
+    if isinstance(exc, ConnectError):
+        return fresh(exc)
+    failed = needs_zone if _lacks_zone(endpoint) else attempt_failed
+    return failed(str(endpoint), exc)
 
 
 def _lacks_zone(endpoint: Endpoint) -> bool:
@@ -557,10 +575,11 @@ def _set_out(endpoint: Endpoint, route: Route) -> Begun:
 
 
 async def _connect(endpoint: Endpoint, route: Route, begun: Begun | None) -> Transport:
+    made_here = begun is None  # if not, begin() has looked whether it is connected by now
     begun = begun or _set_out(endpoint, route)
     sock = begun.sock
     try:
-        transport = connected(begun, here())
+        transport = connected(begun, here()) if made_here else None
         if transport is not None:
             await checkpoint()
             return transport

@@ -12,8 +12,8 @@ import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._address import SocketAddress, format_address
-from ._connection import Connection, SocketInfo, info_of
-from ._dial import Begun, Progress, Route, begin, dial, find, forbid
+from ._connection import Connection, Opener, SocketInfo, info_of
+from ._dial import Begun, Failed, Progress, Route, begin, dial, find, forbid
 from ._dial_errors import no_slot, not_flushed, not_opened, opening_failed, reset_at_once
 from ._errors import DetachError, SocketError, TLSError
 from ._layered import LayeredTransport
@@ -105,7 +105,7 @@ class Way(Protocol):
 class Straight:
     """The way without anything in between: the address is dialled."""
 
-    def __init__(self, route: Route, target: Target, begun: Begun | None = None) -> None:
+    def __init__(self, route: Route, target: Target, begun: Begun | Failed | None = None) -> None:
         self._route = route._replace(keep_alive=target.options.keep_alive)
         self._progress = Progress(target.address, begun)
 
@@ -168,7 +168,7 @@ async def take(
     raise too_late(seconds)
 
 
-class Dialled:
+class Dialled(Opener):
     """A new connection: what ``connect()`` gives a socket."""
 
     def __init__(
@@ -185,14 +185,14 @@ class Dialled:
         self._way = way
         self._slot = slot
         self._short_cut = short_cut
-        self._begun: Begun | None = None
+        self._begun: Begun | Failed | None = None
 
     def begin(self, loop: Loop) -> tuple[Transport, SocketInfo] | None:
         options = self._target.options
         if self._short_cut is None or self._slot is not None or options.secure_transport == "on":
             return None
         found = begin(self._target.address, options.keep_alive, loop)
-        if found is None or isinstance(found, Begun):
+        if found is None or isinstance(found, (Begun, Failed)):
             self._begun = found
             return None
         return found, info_of(found)
@@ -264,58 +264,36 @@ class Dialled:
         if target.options.secure_transport == "on":
             yield _handshake(target)
 
-    def spent(self) -> SocketError | None:
-        return None
-
-    async def lost(self) -> SocketError | None:
-        return None
-
     async def discard(self, *, aborted: bool = False) -> None:
         """Nothing is held before it is opened."""
-
-    async def gone(self) -> None: ...
 
     def close_dropped(self) -> bool:
         return False
 
 
-class Accepted:
+class Accepted(Opener):
     """A connection that exists already: what a listener gives a socket."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def begin(self, loop: Loop) -> tuple[Transport, SocketInfo] | None:
-        return None
-
     async def open(self) -> tuple[Transport, SocketInfo]:
         return self._transport, info_of(self._transport)
 
-    def spent(self) -> SocketError | None:
-        return None
-
-    async def lost(self) -> SocketError | None:
-        return None
-
     async def discard(self, *, aborted: bool = False) -> None:
         await self._transport.abort()
-
-    async def gone(self) -> None: ...
 
     def close_dropped(self) -> bool:
         return self._transport.close_dropped()
 
 
-class Wrapped:
+class Wrapped(Opener):
     """A stream that exists already: what :meth:`Socket.wrap` gives a socket."""
 
     def __init__(self, transport: Transport, target: Wrapping) -> None:
         self._transport = transport
         self._target = target
         self._shaking = False
-
-    def begin(self, loop: Loop) -> tuple[Transport, SocketInfo] | None:
-        return None
 
     async def open(self) -> tuple[Transport, SocketInfo]:
         return await take(self._steps(), self._target, info_of)
@@ -334,16 +312,11 @@ class Wrapped:
     def spent(self) -> SocketError | None:
         return _cancelled(self._target) if self._shaking else None
 
-    async def lost(self) -> SocketError | None:
-        return None
-
     async def discard(self, *, aborted: bool = False) -> None:
         if aborted:
             await self._transport.abort()
         else:
             await self._transport.let_go()
-
-    async def gone(self) -> None: ...
 
     def close_dropped(self) -> bool:
         return self._transport.close_dropped()
@@ -356,16 +329,13 @@ def _cancelled(target: Target | Wrapping) -> TLSError:
     )
 
 
-class TakenOver:
+class TakenOver(Opener):
     """TLS on the connection of a plain socket: what ``start_tls()`` gives a socket."""
 
     def __init__(self, plain: Connection, target: Target | Wrapping) -> None:
         self._plain = plain
         self._target = target
         self._begun = False
-
-    def begin(self, loop: Loop) -> tuple[Transport, SocketInfo] | None:
-        return None
 
     async def open(self) -> tuple[Transport, SocketInfo]:
         plain = await self._plain.opened  # which has a time limit of its own

@@ -41,6 +41,7 @@ from anyio_connect._transport import ForeignTransport
 from support.errors import is_copy
 from support.peers import full, has_ipv6, listening, refusing_address
 
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems say other things")
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 
 
@@ -555,6 +556,95 @@ async def test_every_task_that_waits_for_it_is_woken() -> None:
 
 async def _opened(socket: Socket) -> None:
     await socket.opened
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """To which addresses a socket was to be connected, in order."""
+    addresses = []
+
+    class Spied(stdlib.socket):
+        def connect(self, address: Any) -> None:
+            addresses.append(address)
+            super().connect(address)
+
+    monkeypatch.setattr("anyio_connect._dial.socket.socket", Spied)
+    return addresses
+
+
+async def _error_of(socket: Socket) -> SocketError:
+    with pytest.raises(SocketError) as caught:
+        await socket.opened
+    return caught.value
+
+
+#: As :func:`connect`, but it judges each address first, and so begins nothing before that.
+judging = Connector(AddressPolicy())
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        pytest.param(None, id="refused"),
+        pytest.param("[fe80::1]:9", id="no zone", marks=[needs_ipv6, only_linux]),
+        pytest.param("[fe80::1%lo]:9", id="unreachable", marks=[needs_ipv6, only_linux]),
+    ],
+)
+async def test_what_fails_at_once_is_tried_once(address: str | None, tried: list[Any]) -> None:
+    address = address or "{}:{}".format(*refusing_address())
+    error = await _error_of(connect(address))
+    assert isinstance(error, ConnectError)
+    assert len(tried) == len(error.attempts) == 1
+    judged = await _error_of(judging.connect(address))
+    assert len(tried) == 2  # to make sure that those are counted
+    assert is_copy(error, judged)
+
+
+async def test_each_of_several_addresses_that_fail_at_once_is_tried_once(
+    resolver: dict[str, Any], tried: list[Any]
+) -> None:
+    resolver["host.test"] = addresses = [refusing_address() for _ in range(2)]
+    await _error_of(connect("host.test:9"))
+    assert tried == addresses
+
+
+@needs_ipv6
+async def test_a_zone_that_is_no_interface_is_told_without_a_try(tried: list[Any]) -> None:
+    assert isinstance(await _error_of(connect("[fe80::1%nosuch0]:9")), ResolveError)
+    assert not tried
+
+
+async def test_a_socket_that_cannot_be_made_is_asked_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    class Full(stdlib.socket):
+        def __init__(self, *_: object) -> None:
+            asked.append(self)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("anyio_connect._dial.socket.socket", Full)
+        error = await _error_of(connect("127.0.0.1:9"))
+    assert len(asked) == 1
+    assert "too many open files" in str(error)
+
+
+async def test_a_connection_that_breaks_as_it_is_made_is_not_made_again(
+    tried: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def getsockname(_: object) -> Any:
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    async with listening() as listener:
+        address = listener.address
+        with monkeypatch.context() as patch:
+            patch.setattr(stdlib.socket, "getsockname", getsockname, raising=False)
+            error = await _error_of(connect(address))
+    assert tried == [address]
+    assert isinstance(error, ConnectError)
+    assert error.errno == errno.ENOBUFS
 
 
 @pytest.mark.usefixtures("from_afar")

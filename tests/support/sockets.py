@@ -12,11 +12,11 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from anyio_connect import Socket, SocketAddress, SocketError, SocketFuture, SocketInfo, connect
-from anyio_connect._connection import info_of
+from anyio_connect._connection import Opener, info_of
 from anyio_connect._lifecycle import Outbound
 from anyio_connect._open import Target
 from anyio_connect._options import Options
-from anyio_connect._readiness import Loop, _AsyncioLoop, here
+from anyio_connect._readiness import _AsyncioLoop, here
 from anyio_connect._tcp import TCPTransport
 from anyio_connect._tls import TLSTransport
 from anyio_connect._transport import Transport
@@ -24,24 +24,15 @@ from support.peers import Listener, Peer, listening, under_way
 from support.turns import all_blocked
 
 
-class Made:
+class Made(Opener):
     """An opener whose connection exists already."""
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.discarded = False
 
-    def begin(self, loop: Loop) -> tuple[Transport, SocketInfo] | None:
-        return None
-
     async def open(self) -> tuple[Transport, SocketInfo]:
         return self.transport, info_of(self.transport)
-
-    def spent(self) -> SocketError | None:
-        return None
-
-    async def lost(self) -> SocketError | None:
-        return None
 
     def close_dropped(self) -> bool:
         return self.transport.close_dropped()
@@ -49,8 +40,6 @@ class Made:
     async def discard(self, *, aborted: bool = False) -> None:
         self.discarded = True
         await self.transport.abort()
-
-    async def gone(self) -> None: ...
 
 
 class Slow(Made):
