@@ -112,6 +112,18 @@ async def test_a_second_call_finds_the_first_in_flight() -> None:
     assert calls.outcomes == {"send": None, "receive": b"WORLD"}
 
 
+async def test_a_second_end_finds_the_first_in_flight() -> None:
+    async with unmade() as (socket, peer, opener, calls):
+        await calls.begin(end=socket.send_eof)
+        for call in (socket.send_eof, lambda: socket.send(b"x")):
+            with pytest.raises(anyio.BusyResourceError):
+                await call()
+        await calls.begin(again=socket.writable.aclose)
+        opener.go_on.set()
+        assert await peer.receive_all() == b""
+    assert calls.outcomes == {"end": None, "again": None}
+
+
 async def test_a_call_that_is_given_up_gives_up_its_turn() -> None:
     async with unmade() as (socket, peer, opener, calls):
         given_up: dict[str, Any] = {
