@@ -124,7 +124,10 @@ class Options(NamedTuple):
 
 _NAMES = tuple(SocketOptions.__annotations__)
 _DEFAULTS = Options()
-_TLS_ONLY = ("sni", "alpn", "ssl_context", "require_close_notify")
+#: Options that have no effect without TLS.
+TLS_ONLY = ("sni", "alpn", "ssl_context", "require_close_notify")
+#: Options for the system's sockets: they have no effect on a stream that exists already.
+SYSTEM_ONLY = ("keep_alive",)
 _SECURE_TRANSPORTS = ("off", "on", "starttls")
 
 
@@ -143,7 +146,7 @@ def parse_options(options: Mapping[str, object], defaults: Options = _DEFAULTS) 
     checked: dict[str, Any] = {name: _CHECKS[name](name, value) for name, value in given.items()}
     parsed = defaults._replace(**checked)
     if parsed.secure_transport == "off":
-        for name in _TLS_ONLY:
+        for name in TLS_ONLY:
             if name in given:
                 raise InvalidOptionError(
                     f"{name}={quote(given[name])} has no effect with secure_transport='off': "
@@ -162,11 +165,12 @@ def parse_stream_options(options: Mapping[str, object]) -> Options:
         option says which name the peer's certificate has to be for
     """
     parsed = parse_options(options)
-    if options.get("keep_alive") is not None:
-        raise InvalidOptionError(
-            f"keep_alive={quote(options['keep_alive'])} has no effect on a stream that exists "
-            "already: leave it out, and set it where the connection is made"
-        )
+    for name in SYSTEM_ONLY:
+        if options.get(name) is not None:
+            raise InvalidOptionError(
+                f"{name}={quote(options[name])} has no effect on a stream that exists already: "
+                "leave it out, and set it where the connection is made"
+            )
     if parsed.secure_transport == "on":
         check_named("sni", parsed.sni, parsed)
     return parsed

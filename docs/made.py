@@ -194,6 +194,7 @@ def options_table() -> str:
     """Which call takes which option."""
     taken = {name: set(inspect.signature(call).parameters) for name, call in TAKERS.items()}
     names = [name for name, *_ in described(SocketOptions)]
+    taken["Socket.wrap()"] = set(names) - set(_options.SYSTEM_ONLY)
     rows = [
         [f"[`{name}`](#{name})", "yes", *("yes" if name in taken[x] else "" for x in taken)]
         for name in names

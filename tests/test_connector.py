@@ -90,6 +90,18 @@ def test_a_bad_value_is_an_error_at_once(values: dict[str, Any], why: str) -> No
         Connector(**values)
 
 
+@pytest.mark.parametrize("name", [field.name for field in fields(Connector)])
+def test_each_value_is_checked(name: str) -> None:
+    values: dict[str, Any] = {name: object()}
+    said = ""
+    try:
+        Connector(**values)
+    except InvalidOptionError as exc:
+        said = str(exc)
+    assert said, f"Connector({name}=object()) is taken: check it in _check() of _connector.py"
+    assert said.startswith(f"bad value for {name}")
+
+
 def test_it_is_a_value() -> None:
     connector = Connector(WORKERS, max_connections=6)
     assert "policy=WORKERS, max_connections=6" in repr(connector)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from anyio_connect import InvalidOptionError, SocketOptions, connect
 from anyio_connect._errors import quote
-from anyio_connect._options import _CHECKS, Options, parse_options
+from anyio_connect._options import _CHECKS, TLS_ONLY, Options, parse_options
 
 CONTEXT = ssl.create_default_context()
 NAMES = list(get_type_hints(SocketOptions))
@@ -65,6 +65,14 @@ def test_accepted(given_options: dict[str, object], parsed: Options) -> None:
 def test_an_option_has_a_default_and_a_check(name: str) -> None:
     assert name in Options._field_defaults, f"add {name} to Options in _options.py, with a default"
     assert name in _CHECKS, f"add {name} to _CHECKS in _options.py: what checks its value"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_tables_of_these_tests_have_each_option(name: str) -> None:
+    assert name in GOOD, f"add {name} to GOOD: which values it takes"
+    assert name in {option for option, *_ in BAD_VALUES}, (
+        f"add {name} to BAD_VALUES: values it must not have, and what the error says then"
+    )
 
 
 def test_defaults() -> None:
@@ -176,9 +184,14 @@ def test_a_bad_alpn_name_is_quoted_itself() -> None:
         parse_options(tls(alpn=["h2", 7]))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("sni", "h"), ("alpn", ["h2"]), ("ssl_context", CONTEXT)]
-)
+FOR_TLS = {"sni": "h", "alpn": ["h2"], "ssl_context": CONTEXT, "require_close_notify": False}
+
+
+def test_the_options_for_tls_are_known() -> None:
+    assert FOR_TLS.keys() == set(TLS_ONLY), "add to FOR_TLS a good value of each option for TLS"
+
+
+@pytest.mark.parametrize(("name", "value"), FOR_TLS.items())
 @pytest.mark.parametrize("off", [{}, {"secure_transport": "off"}], ids=["default", "off"])
 def test_tls_options_are_refused_without_tls(
     name: str, value: object, off: dict[str, object]
@@ -290,7 +303,7 @@ def test_anything_gives_options_or_an_invalid_option_error(options: dict[str, An
 @given(st.fixed_dictionaries({}, optional=GOOD))
 def test_good_values_are_taken_as_they_are(options: dict[str, Any]) -> None:
     if options.get("secure_transport") in (None, "off"):
-        for name in ("sni", "alpn", "ssl_context", "require_close_notify"):
+        for name in TLS_ONLY:
             options.pop(name, None)
     if options.get("ssl_context") is not None:
         options.pop("alpn", None)
