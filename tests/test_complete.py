@@ -29,26 +29,37 @@ PLACES: dict[tuple[str, ...], str] = {
     "type is checked",
     ("tests/typing/rejected.py",): "give it a value of a wrong type in tests/typing/rejected.py",
     ("CHANGELOG.md",): "tell users of it in CHANGELOG.md, under [Unreleased], Added",
+    ("docs/command-line.md",): "add it to the protocols that docs/command-line.md lists",
 }
 CHANGELOG = ("CHANGELOG.md",)
-OPTION = tuple(PLACES)
-NAME = tuple(places for places in PLACES if places != ("tests/typing/rejected.py",))
+PROTOCOL = (("docs/command-line.md",), CHANGELOG)
+OPTION = tuple(places for places in PLACES if places != ("docs/command-line.md",))
+NAME = tuple(places for places in OPTION if places != ("tests/typing/rejected.py",))
 
 WANTED: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
     **{name: (name, NAME) for name in anyio_connect.__all__},
     **{f"option {name}": (name, OPTION) for name in SocketOptions.__annotations__},
     **{f"Connector({field.name}=)": (field.name, OPTION) for field in fields(Connector)},
     **{f"AddressPolicy({field.name}=)": (field.name, NAME) for field in fields(AddressPolicy)},
-    **{f"--starttls {name}": (name, (DOCS, CHANGELOG)) for name in PRELUDES},
+    **{f"--starttls {name}": (name, PROTOCOL) for name in PRELUDES},
 }
+
+#: In a page: a block of code, a heading, or code in a sentence. A name may be a common word too.
+CODE = r"^ *```.*?^ *```|^#.*?$|`[^`]+`"
 
 
 @cache
 def words(places: tuple[str, ...]) -> frozenset[str]:
-    """All words of these files."""
+    """All words of these files; of a page, those of its code and its headings."""
     paths = [path for place in places for path in ROOT.glob(place)]
     assert paths, places
-    return frozenset(re.findall(r"\w+", " ".join(path.read_text("utf-8") for path in paths)))
+    found: set[str] = set()
+    for path in paths:
+        parts = [path.read_text("utf-8")]
+        if path.suffix == ".md":
+            parts = re.findall(CODE, parts[0], re.DOTALL | re.MULTILINE)
+        found.update(re.findall(r"\w+", " ".join(parts)))
+    return frozenset(found)
 
 
 @pytest.mark.parametrize("what", WANTED)

@@ -156,7 +156,8 @@ PLAIN = {name: AGREED[name] for name in PRELUDES if name in AGREED}
 def test_what_is_said_is_known_of_each_prelude(name: str) -> None:
     assert name in PLAIN, (
         f"--starttls {name} is not tested: add to AGREED what both sides say when all is well, "
-        "and to REFUSED what a server may say instead; and test a real server in tests/interop"
+        "and to REFUSED what a server may say instead; and test a real server in tests/interop, "
+        "where a package of the system has one"
     )
 
 
@@ -249,6 +250,13 @@ REFUSED: dict[str, tuple[str, list[Turn], str]] = {
         "the server refused the connection: 'Too many connections'",
     ),
 }
+
+
+@pytest.mark.parametrize("name", PRELUDES)
+def test_a_refusal_is_known_of_each_prelude(name: str) -> None:
+    refused = {protocol for protocol, *_ in REFUSED.values()}
+    assert name in refused, f"add to REFUSED what a server of {name} says that has no TLS"
+
 
 #: What is no answer in that protocol. Servers of another one often wait after their greeting,
 #: so that has to be enough to tell.
