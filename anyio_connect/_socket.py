@@ -1,4 +1,4 @@
-"""The socket: a thin face of the connection and its two streams."""
+"""The public socket: a thin layer over the connection and its two streams."""
 
 from __future__ import annotations
 
@@ -45,13 +45,14 @@ else:
 class Socket(ByteStream):
     """A TCP connection, made by ``connect()``; it has no public constructor.
 
-    It begins *pending*: whichever task first awaits something that needs the connection makes
-    it. ``async with`` enters once it is open, and leaves it closed. As a ``ByteStream`` it
-    goes wherever AnyIO takes one; its methods are those of its two streams.
+    It begins *pending*: the first task that awaits something that needs the connection makes it.
+    ``async with`` waits until the connection is open, and closes the socket at the end of the
+    block. It is a ``ByteStream``, so it works wherever AnyIO accepts one. Its methods are those of
+    its two streams.
 
-    Whatever is awaited here is a checkpoint: a cancellation that is due is raised. A call that
-    need not wait lets other tasks run each time on trio, and on asyncio once in sixteen calls or
-    a mebibyte, counted over all sockets of the event loop.
+    Every call that is awaited is a checkpoint: a pending cancellation is raised. If a call need
+    not wait, other tasks still get to run: on trio after every such call, and on asyncio after
+    sixteen such calls or one mebibyte of data, counted over all sockets of the event loop.
     """
 
     def __init__(self, opener: Opener, target: Target | Wrapping, slot: Slot | None) -> None:
@@ -66,46 +67,46 @@ class Socket(ByteStream):
         )
         self._connection = connection
         self._target = target
-        # Made when they are asked for: most sockets do without.
+        # Created on first use: most programs use only the methods of the socket.
         self._readable: ReadableStream | None = None
         self._writable: WritableStream | None = None
 
     @staticmethod
     def wrap(stream: ByteStream, **options: Unpack[SocketOptions]) -> Socket:
-        """Return a socket over a stream that is connected already, at once.
+        """Return a socket that uses ``stream``, which is connected already. Does not wait.
 
-        It may be AnyIO's ``UNIXSocketStream`` or ``TLSStream``, an SSH channel, another
+        ``stream`` may be AnyIO's ``UNIXSocketStream`` or ``TLSStream``, an SSH channel, another
         ``Socket`` (TLS in TLS), or any other ``ByteStream``. With ``secure_transport="on"``, the
-        TLS handshake is made when the socket is first needed, within ``connect_timeout``; ``sni``
-        is the name that the certificate has to be for, and is needed unless the ``ssl_context``
-        checks no names. With ``"starttls"``, ``start_tls()`` needs ``expected_server_hostname``
-        in the same way. The stream belongs to the socket from now on, which closes it. Nobody
-        else may use it.
+        TLS handshake is made when the socket is first used, within ``connect_timeout``. The
+        certificate must be valid for the name in ``sni``, which is required unless the
+        ``ssl_context`` checks no names. With ``"starttls"``, ``start_tls()`` requires
+        ``expected_server_hostname`` in the same way. From now on the socket owns the stream and
+        closes it. No other code may use the stream.
 
-        The socket behaves as any other, as far as the stream can:
+        The socket behaves like any other, as far as the stream allows:
 
-        - ``closed`` learns of the peer's end or a reset from receiving and sending only.
-        - A send that is cancelled counts as cut short, as nobody knows how much has gone out. Not
-          so over a :class:`Socket`, which knows.
-        - ``writable.abort()`` and all else that would reset a connection close the stream by
-          force. Over a :class:`Socket`, that one is aborted.
-        - ``send_eof()`` is the stream's. If it has none, that is a :class:`HalfCloseError`. TLS
-          that is put on the stream has a half-close of its own.
-        - ``close()`` waits for as long as closing the stream takes, up to ``close_timeout`` in
-          all. If that fails, ``closed`` fails.
-        - Whether it still waits when it is cancelled is up to the stream.
-        - Whatever else the stream raises is the cause of a :class:`BrokenError`.
+        - ``closed`` notices the peer's end or a reset only when a call receives or sends.
+        - A cancelled send counts as cut short, because the stream does not tell how much it has
+          sent. A :class:`Socket` does tell.
+        - ``writable.abort()``, and everything else that would reset a connection, closes the
+          stream by force. A :class:`Socket` is aborted instead.
+        - ``send_eof()`` calls the stream's own. If the stream cannot do that, it raises
+          :class:`HalfCloseError`. TLS over the stream has its own half-close.
+        - ``close()`` waits until the stream is closed, for at most ``close_timeout`` seconds. If
+          closing the stream fails, ``closed`` fails.
+        - The stream decides whether a cancelled ``close()`` still waits.
+        - Any other error of the stream becomes the cause of a :class:`BrokenError`.
 
         If ``stream`` is a :class:`Socket` that is still pending, its connection is made as well,
-        within its own ``connect_timeout`` and that of this one. What it has read ahead is received
-        first. Its ``allow_half_open`` holds for both.
+        within its own ``connect_timeout`` and the one given here. Data that it has read ahead is
+        received first. Its ``allow_half_open`` applies to both.
 
-        ``opened`` tells the addresses, and the protocol agreed on by a TLS below, that the stream
-        has as AnyIO's typed attributes.
+        ``opened`` tells the addresses and the ALPN protocol that the stream reports as AnyIO's
+        typed attributes.
 
-        :raises InvalidOptionError: ``stream`` is no ``ByteStream``; an option is unknown, has a
+        :raises InvalidOptionError: ``stream`` is not a ``ByteStream``; an option is unknown, has a
             bad value, or contradicts another; ``sni`` is missing; or ``keep_alive`` is given,
-            which is for the kernel's sockets. The stream is left alone.
+            which only sockets of the kernel have. The stream is not touched.
         """
         parsed = parse_stream_options(options)
         target = Wrapping(_name_of(stream), parsed)
@@ -113,24 +114,24 @@ class Socket(ByteStream):
 
     @property
     def readable(self) -> ReadableStream:
-        """What the peer sends."""
+        """The stream of the data that the peer sends."""
         if self._readable is None:
             self._readable = ReadableStream(self._connection)
         return self._readable
 
     @property
     def writable(self) -> WritableStream:
-        """What we send."""
+        """The stream of the data that we send."""
         if self._writable is None:
             self._writable = WritableStream(self._connection)
         return self._writable
 
     @property
     def opened(self) -> SocketFuture[SocketInfo]:
-        """Settles when the connection is made, with what is known of it, or cannot be.
+        """Resolves with a :class:`SocketInfo` when the connection has been made.
 
-        Fails with the :class:`ConnectError` that says why, or with :class:`ClosedError` if the
-        socket was closed before.
+        Fails with a :class:`ConnectError` if the connection cannot be made, or with
+        :class:`ClosedError` if the socket is closed first.
         """
         return self._connection.opened
 
@@ -139,12 +140,13 @@ class Socket(ByteStream):
         """Settles when the connection is over.
 
         Resolves after ``close()``, when both directions have ended, and when ``start_tls()``
-        has taken the connection over. Fails with what ``opened`` failed with, or with
-        :class:`BrokenError` if the connection was reset, lost or aborted. Awaiting it
-        watches for the peer's hang-up, without taking any data. That is the end of its TCP: a
-        TLS close_notify by itself is noticed by receiving. If both directions have ended, but
-        there was no room for our close_notify, awaiting this sends it as soon as there is some;
-        so does ``close()``.
+        has taken the connection over. Fails with the error of ``opened``, or with
+        :class:`BrokenError` if the connection was reset, lost or aborted.
+
+        Awaiting it makes the connection if necessary, and watches for the peer's FIN or reset
+        without taking any data. A TLS close_notify without a FIN is noticed only when a task
+        receives. If both directions have ended, but our close_notify did not fit into the send
+        buffer, awaiting this sends it as soon as there is room; so does ``close()``.
         """
         return self._connection.closed
 
@@ -165,43 +167,45 @@ class Socket(ByteStream):
         ssl_context: ssl.SSLContext | None = None,
         alpn: Sequence[str] | None = None,
     ) -> Socket:
-        """Return a pending socket that puts TLS on this connection; this one is over.
+        """Return a pending socket that uses TLS on this connection. This socket is over.
 
-        For protocols that upgrade in mid-connection, once the peer has agreed to it. This
-        socket's ``upgraded`` turns True, its ``closed`` resolves and its streams raise
-        :class:`ClosedError`. The new socket makes the TLS handshake when it is first needed,
-        within ``connect_timeout`` anew if one was given; a send still in flight here goes
-        out before it. What the peer sent in the clear and was not read goes to the handshake,
-        which fails: it can never be read as if it had come over TLS. What :meth:`receive_until`
-        has read ahead of the peer's go-ahead makes this call fail. Bytes that a buffer of yours
-        has read ahead are yours to check.
+        For protocols that switch to TLS on an open connection, after the peer has agreed. This
+        socket's ``upgraded`` becomes True, its ``closed`` resolves, and its streams raise
+        :class:`ClosedError`. The new socket makes the TLS handshake when it is first used, within
+        a new ``connect_timeout`` if one was given. A send that is still in flight on this socket
+        finishes before the handshake.
 
-        ``expected_server_hostname``: the name that the certificate must be for, in place of the
-        host name connected to; as ``sni`` it is brought into its normal form. ``ssl_context`` and
-        ``alpn``: in place of those of ``connect()``. None means "not given" for each. All other
+        Unread plain-text data from the peer goes to the handshake, which fails: such data can
+        never be read as if it had come over TLS. If :meth:`receive_until` has read data ahead,
+        this call fails. If your own code has read data ahead into a buffer, check that the buffer
+        is empty.
+
+        ``expected_server_hostname``: the name that the certificate must be valid for, instead of
+        the host name of the address. It is normalised like ``sni``. ``ssl_context`` and ``alpn``
+        replace those of ``connect()``. None means "not given" for each of the three. All other
         options are those of ``connect()``.
 
-        A handshake that fails drops the connection, and both futures of the new socket fail: with
+        A failed handshake drops the connection, and both futures of the new socket fail: with
         :class:`TLSError`, or with :class:`ConnectTimeoutError` if ``connect_timeout`` ran out,
-        the wait for that send included.
-        If a send in flight here was cut short or met a broken connection, there is no
-        handshake, and they fail with :class:`BrokenError`. A handshake that is cancelled part-way
-        cannot be made again: it drops the connection as well, and both fail with
-        :class:`TLSError`. Source: the WinterTC draft, ``startTls()``.
+        which includes the wait for that send. If that send was cut short or the connection broke,
+        there is no handshake, and both futures fail with :class:`BrokenError`. A handshake that
+        is cancelled part-way cannot be made again: it drops the connection too, and both futures
+        fail with :class:`TLSError`. Source: the WinterTC draft, ``startTls()``.
 
-        :raises StartTLSError: not made with ``secure_transport="starttls"``; closed; ended in
-            one direction; upgraded already; a receive is in flight; or bytes are kept that were
-            read ahead, or left by a receive that ended early. Nothing has changed.
-        :raises InvalidOptionError: an argument has a bad value; or ``expected_server_hostname`` is
-            not what ``sni`` says, or would not be checked, as ``check_hostname`` of the context
-            is False. Nothing has changed.
+        :raises StartTLSError: the socket was not made with ``secure_transport="starttls"``; it is
+            closed or upgraded already; one of its directions has ended; a receive is in flight;
+            or data is kept that was read ahead, or that a receive left when it ended early.
+            Nothing has changed.
+        :raises InvalidOptionError: an argument has a bad value; or ``expected_server_hostname``
+            differs from ``sni``, or would not be checked, because ``check_hostname`` of the
+            context is False. Nothing has changed.
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was lost, or a send was cut short
         """
         changed: dict[str, Any] = {"secure_transport": "on"}
         if ssl_context is not None:
             changed["ssl_context"] = check_ssl_context("ssl_context", ssl_context)
-            changed["alpn"] = None  # it brings its own
+            changed["alpn"] = None  # the context has its own
         if alpn is not None:
             changed["alpn"] = check_alpn("alpn", alpn)
         options = self._target.options._replace(**changed)
@@ -215,26 +219,28 @@ class Socket(ByteStream):
         return Socket(TakenOver(self._connection, target), target, slot)
 
     def detach(self) -> stdlib.socket:
-        """Return the kernel's socket, for a library that takes one; this object is over.
+        """Return the kernel's socket, for a library that needs one. This object is over.
 
-        The socket is connected and non-blocking, and nobody else has it: it is the caller's to
-        close. No event loop watches it any more. What the peer sent and was not received is
-        received from it. This object's ``closed`` resolves, its streams raise
-        :class:`ClosedError`, and its ``close()`` does nothing. A half that has ended stays so.
+        The returned socket is connected and non-blocking. The caller owns it and has to close it.
+        No event loop watches it any more. Unread data from the peer can be received from it. This
+        object's ``closed`` resolves, its streams raise :class:`ClosedError`, and its ``close()``
+        does nothing. A direction that has ended stays ended.
 
-        With ``max_connections`` it is of a subclass of ``socket.socket`` that gives the slot back
-        when it is closed, when its ``detach()`` is called, or when it is collected. That is
-        early where another object goes on with the connection: ``SSLContext.wrap_socket()``
-        calls ``detach()``; what ``dup()`` returns has no slot. A library that takes no subclass,
-        such as trio's ``from_stdlib_socket()``, needs ``socket.socket(fileno=sock.detach())``.
-        asyncio keeps it until it closes the connection, with ``ssl=`` as well.
+        With ``max_connections``, the returned socket is an instance of a subclass of
+        ``socket.socket``. It gives the slot back when it is closed, when its ``detach()`` is
+        called, or when it is collected. That is too early if another object then uses the
+        connection: ``SSLContext.wrap_socket()`` calls ``detach()``, and the result of ``dup()``
+        has no slot. Some libraries refuse a subclass, such as trio's ``from_stdlib_socket()``:
+        pass ``socket.socket(fileno=sock.detach())``. asyncio keeps the socket until it closes the
+        connection, also with ``ssl=``.
 
-        For TLS from the first byte, hand over a plain connection and let that library make the
-        handshake: :meth:`Connector.connect_socket` makes one.
+        For TLS from the first byte, give the library a plain connection, and let it make the
+        handshake: :meth:`Connector.connect_socket` makes such a connection.
 
         :raises DetachError: the connection was not made yet; the socket was closed, detached or
-            upgraded; a call is in flight; bytes were read ahead and not yet received; or there is
-            no socket to be had: over TLS, or over a stream of another kind. Nothing has changed.
+            upgraded; a call is in flight; data was read ahead and not received yet; or the
+            connection has no such socket, because it uses TLS or a stream of another kind.
+            Nothing has changed.
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was lost, or a send was cut short
         """
@@ -258,12 +264,12 @@ class Socket(ByteStream):
         return await self._connection.receive(max_bytes)
 
     async def receive_into(self, buffer: Buffer) -> int:
-        """Receive into ``buffer``, at least one byte, as soon as there are any; return how many.
+        """Receive at least one byte into ``buffer``, as soon as possible; return the number.
 
         This is :meth:`ReadableStream.receive_into`. Cancelling it loses no data, but the content
-        of ``buffer`` is undefined then.
+        of ``buffer`` is then undefined.
 
-        :raises TypeError: ``buffer`` is no buffer, is read-only, or is not contiguous
+        :raises TypeError: ``buffer`` is not a buffer, is read-only, or is not contiguous
         :raises ValueError: ``buffer`` is empty
         :raises anyio.EndOfStream: the peer has ended, and all it sent was received; so does
             every later call
@@ -276,14 +282,14 @@ class Socket(ByteStream):
             return await self._connection.receive(len(view), view)
 
     async def receive_exactly(self, nbytes: int) -> bytes:
-        """Receive ``nbytes`` bytes, no more and no fewer, once all of them have come.
+        """Receive exactly ``nbytes`` bytes; wait until all of them have arrived.
 
-        This is :meth:`ReadableStream.receive_exactly`. If it is cancelled, or raises, what has
-        come is kept: the next receive of any kind begins with that.
+        This is :meth:`ReadableStream.receive_exactly`. If it is cancelled or raises, the data
+        that has arrived is kept, and the next receive of any kind begins with it.
 
         :raises TypeError: ``nbytes`` is not an int
         :raises ValueError: ``nbytes`` is less than 0
-        :raises IncompleteReadError: the peer has ended before; what did come is kept
+        :raises IncompleteReadError: the peer ended too early; the data that arrived is kept
         :raises anyio.BusyResourceError: another task is receiving
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was reset or lost; what came before that is kept
@@ -292,17 +298,18 @@ class Socket(ByteStream):
         return await self.readable.receive_exactly(nbytes)
 
     async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
-        """Receive what comes before ``delimiter``; the delimiter is received too, and left out.
+        """Receive up to and including ``delimiter``; return the data without the delimiter.
 
-        This is :meth:`ReadableStream.receive_until`. Both together may have ``max_bytes`` bytes;
-        no more are read ahead. What has come behind the delimiter is kept for the next receive of
-        any kind, and so is everything if this is cancelled, or raises.
+        This is :meth:`ReadableStream.receive_until`. Data and delimiter together may have at most
+        ``max_bytes`` bytes, and no more is read ahead. The data after the delimiter is kept, and
+        the next receive of any kind begins with it. If this is cancelled or raises, all data is
+        kept.
 
         :raises TypeError: ``delimiter`` is not bytes-like, or ``max_bytes`` is not an int
         :raises ValueError: ``delimiter`` is empty, or longer than ``max_bytes``
-        :raises DelimiterNotFoundError: the first ``max_bytes`` bytes do not have the delimiter;
+        :raises DelimiterNotFoundError: the first ``max_bytes`` bytes do not contain the delimiter;
             they are kept
-        :raises IncompleteReadError: the peer has ended before; what did come is kept
+        :raises IncompleteReadError: the peer ended too early; the data that arrived is kept
         :raises anyio.BusyResourceError: another task is receiving
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was reset or lost; what came before that is kept
@@ -313,16 +320,16 @@ class Socket(ByteStream):
     def is_readable(self) -> bool:
         """Whether :meth:`receive` would return or raise without waiting for the peer.
 
-        This is :meth:`ReadableStream.is_readable`: it looks at once, and takes no data.
+        This is :meth:`ReadableStream.is_readable`. It does not wait, and takes no data.
         """
         return self._connection.is_readable()
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
-        """Send all of ``item``; return when the kernel has taken it.
+        """Send all of ``item``; return when the kernel has accepted it.
 
         This is :meth:`WritableStream.send`. Makes the connection first, if no task has yet.
-        Cancelled before anything has gone out, it has done nothing. After that our side is broken:
-        later sends raise :class:`BrokenError`, and reading goes on.
+        A call that is cancelled before it has sent anything changes nothing. If it is cancelled
+        later, our side is broken: later sends raise :class:`BrokenError`, but receiving works.
 
         :raises TypeError: ``item`` is not bytes-like; nothing was sent
         :raises anyio.BusyResourceError: another task is sending
@@ -333,56 +340,57 @@ class Socket(ByteStream):
         await self._connection.send(item)
 
     async def send_eof(self) -> None:
-        """End our side: the peer sees an end of stream, and reading goes on.
+        """End our side: the peer sees the end of the stream, and receiving goes on.
 
-        This is :meth:`WritableStream.send_eof`. Does nothing the second time. Over TLS it waits
-        until there is room for close_notify; cancelled while it does, it leaves our side broken.
+        This is :meth:`WritableStream.send_eof`. A second call does nothing. Over TLS it waits
+        until the kernel has room for close_notify. If it is cancelled during that wait, our side
+        is broken.
 
         :raises anyio.BusyResourceError: another task is sending
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was reset or lost, or a send was cut short
-        :raises HalfCloseError: the stream that was wrapped cannot do that; nothing has changed
+        :raises HalfCloseError: the wrapped stream cannot end one direction; nothing has changed
         :raises ClosedError: the socket was closed
         """
         await self._connection.end()
 
     async def close(self) -> None:
-        """Close both directions; any task may, at any time, any number of times.
+        """Close both directions. Any task may call this, at any time, any number of times.
 
-        Receives in flight raise :class:`ClosedError` at once. A send in flight is finished
-        first, for as long as this call is not cancelled. Then the peer gets our end and
-        ``closed`` resolves; unread data is thrown away. If a send was cut short, the peer
-        gets a reset instead. A connection that was not made yet is not made any more: ``opened``
-        fails with :class:`ClosedError`, and ``closed`` resolves. But a send that waits for the
-        connection is in flight as well: then the connection is made and the send finished.
+        A receive in flight raises :class:`ClosedError` at once. A send in flight finishes first,
+        unless this call is cancelled. Then our side ends, and ``closed`` resolves. Unread data is
+        discarded. If a send was cut short, the peer gets a reset instead.
 
-        Over TLS our end is close_notify and then that of TCP; the peer's close_notify is not
-        waited for. If anything that was sent is still on its way, this returns when the peer's
-        kernel has acknowledged it all, or the peer has ended, and throws away what the peer says
-        until then: a close before that could turn into a reset, which takes away what has not
-        arrived (RFC 1122 4.2.2.13). Only Linux tells what was acknowledged; elsewhere this does
-        not wait.
+        If the connection has not been made yet, it will not be made: ``opened`` fails with
+        :class:`ClosedError`, and ``closed`` resolves. There is one exception: if a send is
+        waiting for the connection, the connection is made and the send finishes.
 
-        For ``close_timeout`` seconds without any progress, it goes on waiting. Then a send in
-        flight is cut short: it raises :class:`ClosedError`, and the peer gets a reset. What the
-        kernel holds is left to it. ``closed`` fails with :class:`BrokenError`, which says how many
-        bytes were not acknowledged, and a warning is logged (``anyio_connect``).
+        Over TLS, this sends close_notify before the FIN. It does not wait for the peer's
+        close_notify. If the peer has not acknowledged everything yet, this waits until it has, or
+        until the peer has ended, and discards what the peer sends meanwhile. Closing earlier
+        could cause a reset, which destroys the data in transit (RFC 1122 4.2.2.13). Only Linux
+        reports what was acknowledged; on other systems this does not wait.
 
-        Cancelled, it still closes, but waits for nothing: a send in flight is cut short, and
-        ``closed`` fails; with none, the kernel delivers what it holds, and ``closed`` resolves.
-        Raises nothing else.
+        After ``close_timeout`` seconds without any progress, it gives up. A send in flight is cut
+        short: it raises :class:`ClosedError`, and the peer gets a reset. The kernel goes on to
+        deliver what it holds. ``closed`` fails with :class:`BrokenError`, which says how many
+        bytes were not acknowledged, and a warning is logged (logger ``anyio_connect``).
+
+        If this call is cancelled, it closes the socket without waiting. A send in flight is cut
+        short, and ``closed`` fails. Without one, the kernel delivers what it holds, and ``closed``
+        resolves. This raises no error but that of the cancellation.
         """
         await self._connection.close()
 
     async def aclose(self) -> None:
-        """The same as :meth:`close`, by AnyIO's name."""
+        """The same as :meth:`close`, under AnyIO's name."""
         await self._connection.close()
 
     async def __aenter__(self) -> Self:
         try:
             await self._connection.opened
         except BaseException:
-            # Another task may have made the connection: without this, nothing would close it.
+            # Another task may have made the connection. Nothing else would close it.
             await self._connection.close()
             raise
         return self
@@ -397,7 +405,7 @@ class Socket(ByteStream):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """AnyIO's typed attributes, such as ``SocketAttribute``; empty before it is open."""
+        """AnyIO's typed attributes, such as ``SocketAttribute``; empty until it is connected."""
         return attributes_of(self._connection)
 
     def __repr__(self) -> str:
@@ -411,15 +419,15 @@ class Socket(ByteStream):
 
 
 def transport_of(stream: ByteStream) -> Transport:
-    """A stream as a transport that knows all that can be known of it."""
+    """Return a transport for ``stream``: the most capable kind that is available."""
     if isinstance(stream, Socket):
         return LayeredTransport(stream, stream._connection)  # noqa: SLF001  # of this module
     return stream if isinstance(stream, Transport) else ForeignTransport(stream)
 
 
 def _name_of(stream: object) -> str:
-    """What to call a stream in messages."""
-    if not isinstance(stream, ByteStream):  # whatever the annotations promise
+    """The name of a stream in messages."""
+    if not isinstance(stream, ByteStream):  # callers need not obey the annotations
         why = "must be an anyio.abc.ByteStream: anyio.streams.stapled makes one of two halves"
         raise bad_option("stream", stream, why)
     if isinstance(stream, Socket):

@@ -22,16 +22,16 @@ else:
 
 
 def attributes_of(connection: Connection) -> Mapping[Any, Callable[[], Any]]:
-    """The typed attributes of the transport; none while there is no transport."""
+    """The typed attributes of the transport; empty while there is no transport."""
     transport = connection.transport
     return {} if transport is None else transport.extra_attributes
 
 
 class ReadableStream(ByteReceiveStream):
-    """What the peer sends: ``socket.readable``.
+    """The type of ``socket.readable``: the stream of the data that the peer sends.
 
-    One task at a time may receive; another may send meanwhile. Iterating over it gives chunks
-    of bytes until the peer's end.
+    One task at a time may receive, and another may send at the same time. Iterating over the
+    stream yields chunks of bytes until the peer ends.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -54,12 +54,13 @@ class ReadableStream(ByteReceiveStream):
         return await self._connection.receive(max_bytes)
 
     async def receive_into(self, buffer: Buffer) -> int:
-        """Receive into ``buffer``, at least one byte, as soon as there are any; return how many.
+        """Receive at least one byte into ``buffer``, as soon as possible; return the number.
 
-        Fills it from its beginning. Otherwise as :meth:`receive`. Cancelling it loses no data, but
-        the content of ``buffer`` is undefined then. (WHATWG: a reader that brings its own buffer.)
+        The bytes go to the beginning of ``buffer``. Otherwise this behaves like :meth:`receive`.
+        Cancelling it loses no data, but the content of ``buffer`` is then undefined. (WHATWG
+        Streams: ``ReadableStreamBYOBReader``.)
 
-        :raises TypeError: ``buffer`` is no buffer, is read-only, or is not contiguous
+        :raises TypeError: ``buffer`` is not a buffer, is read-only, or is not contiguous
         :raises ValueError: ``buffer`` is empty
         :raises anyio.EndOfStream: the peer has ended, and all it sent was received; so does
             every later call
@@ -72,15 +73,15 @@ class ReadableStream(ByteReceiveStream):
             return await self._connection.receive(len(view), view)
 
     async def receive_exactly(self, nbytes: int) -> bytes:
-        """Receive ``nbytes`` bytes, no more and no fewer, once all of them have come.
+        """Receive exactly ``nbytes`` bytes; wait until all of them have arrived.
 
-        Reads no byte beyond them. Until it returns, it is the one receive that may be in flight.
-        If it is cancelled, or raises, what has come is kept: the next receive of any kind begins
-        with that. 0 bytes are there at once, also after the peer's end.
+        It does not read beyond them. Until it returns, no other task may receive. If it is
+        cancelled or raises, the data that has arrived is kept, and the next receive of any kind
+        begins with it. Receiving 0 bytes never waits for the peer, not even after the peer's end.
 
         :raises TypeError: ``nbytes`` is not an int
         :raises ValueError: ``nbytes`` is less than 0
-        :raises IncompleteReadError: the peer has ended before; what did come is kept
+        :raises IncompleteReadError: the peer ended too early; the data that arrived is kept
         :raises anyio.BusyResourceError: another task is receiving
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was reset or lost; what came before that is kept
@@ -90,22 +91,23 @@ class ReadableStream(ByteReceiveStream):
         return await self._connection.receive_exactly(nbytes)
 
     async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
-        """Receive what comes before ``delimiter``; the delimiter is received too, and left out.
+        """Receive up to and including ``delimiter``; return the data without the delimiter.
 
-        ``max_bytes`` is how many bytes both may have together: a delimiter that ends behind that
-        is not found. No more bytes are looked at, and no more are ever read ahead. It is the only
-        call that reads ahead: what has come behind the delimiter is kept, the next receive of any
-        kind begins with that, and the peer's end is told after it. ``start_tls()`` refuses while
-        anything is kept.
+        Data and delimiter together may have at most ``max_bytes`` bytes: a delimiter that ends
+        later is not found. This never reads more than ``max_bytes`` bytes ahead.
 
-        Until it returns, it is the one receive that may be in flight. If it is cancelled, or
-        raises, all that has come is kept.
+        This is the only call that reads ahead. The data after the delimiter is kept: the next
+        receive of any kind begins with it, and the peer's end is reported after it.
+        ``start_tls()`` fails while any data is kept.
+
+        Until this returns, no other task may receive. If it is cancelled or raises, all data that
+        has arrived is kept.
 
         :raises TypeError: ``delimiter`` is not bytes-like, or ``max_bytes`` is not an int
         :raises ValueError: ``delimiter`` is empty, or longer than ``max_bytes``
-        :raises DelimiterNotFoundError: the first ``max_bytes`` bytes do not have the delimiter;
+        :raises DelimiterNotFoundError: the first ``max_bytes`` bytes do not contain the delimiter;
             they are kept
-        :raises IncompleteReadError: the peer has ended before; what did come is kept
+        :raises IncompleteReadError: the peer ended too early; the data that arrived is kept
         :raises anyio.BusyResourceError: another task is receiving
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was reset or lost; what came before that is kept
@@ -123,18 +125,19 @@ class ReadableStream(ByteReceiveStream):
     def is_readable(self) -> bool:
         """Whether :meth:`receive` would return or raise without waiting for the peer.
 
-        Looks at once, and takes no data. True if there is data, or the peer's end, or if the
-        connection was reset or lost; after a failure, :meth:`aclose` or ``close()``; and while
-        another task is receiving. False while the connection is not made, and if it cannot be
-        known. Over TLS, what is here is decrypted and kept: bytes that are no data do not count.
+        It does not wait, and takes no data. It is True if data or the peer's end has arrived; if
+        the connection was reset or lost; after a failure, :meth:`aclose` or ``close()``; and while
+        another task is receiving. It is False until the connection is made, and if the answer
+        cannot be known. Over TLS, this decrypts what has arrived and keeps the result, because
+        only application data counts.
         """
         return self._connection.is_readable()
 
     async def aclose(self) -> None:
-        """Stop reading (WHATWG: ``cancel()``); the socket lives on for writing.
+        """Stop receiving (WHATWG Streams: ``cancel()``). The socket can still send.
 
-        A receive in flight raises :class:`ClosedError`. Once our side has ended too, the
-        socket closes. Does nothing the second time. Done even when cancelled.
+        A receive in flight raises :class:`ClosedError`. When our side has ended too, the socket
+        closes. A second call does nothing. A cancelled call still stops receiving.
         """
         await self._connection.cancel()
 
@@ -148,33 +151,34 @@ class ReadableStream(ByteReceiveStream):
     ) -> None:
         """Send everything this stream receives to ``destination``, one chunk at a time.
 
-        The next chunk is received when the last one was sent, so a slow destination slows the
-        peer down. A socket as destination stands for its writable half. What happens at an end
-        is what WHATWG ``pipeTo()`` does:
+        The next chunk is received after the last one was sent, so a slow destination slows the
+        peer down. If the destination is a socket, its writable half is used. Ends and errors are
+        handled like in WHATWG Streams, ``pipeTo()``:
 
-        - this stream ends, or is closed by its :meth:`aclose`: the destination is ended, unless
+        - This stream ends, or is closed by its :meth:`aclose`: the destination is ended, unless
           ``prevent_close``. A two-way AnyIO stream gets ``send_eof()``, so that its other
-          direction goes on; any other destination gets ``aclose()``, which is the graceful end of
-          a :class:`WritableStream`;
-        - this stream fails, or its socket is closed by another task: the destination is aborted,
-          unless ``prevent_abort``, and the error is raised. To abort a stream of another kind is
-          to close it by force;
-        - the destination fails or is closed by another task: this stream is closed, unless
-          ``prevent_cancel``, and the error is raised. A :class:`WritableStream` that is over is
-          noticed at once, and nothing more is received. With any other destination, it is noticed
-          when the next chunk is sent, which is lost; and so is a reset that no call has met yet,
-          if no task awaits ``closed``;
-        - the call is cancelled: the destination is aborted and this stream closed (as by an
-          ``AbortSignal``), unless prevented; a chunk that was received but not sent is lost.
+          direction stays open. Any other destination gets ``aclose()``, which ends a
+          :class:`WritableStream` gracefully.
+        - This stream fails, or another task closes its socket: the destination is aborted, unless
+          ``prevent_abort``, and the error is raised. A destination that is not a
+          :class:`WritableStream` is closed by force instead.
+        - The destination fails, or another task closes it: this stream is closed, unless
+          ``prevent_cancel``, and the error is raised. If the destination is a
+          :class:`WritableStream`, this is noticed at once, and nothing more is received; but a
+          reset is noticed only if a call on that socket meets it or a task awaits its ``closed``.
+          With any other destination, and with an unnoticed reset, the next chunk is received and
+          lost.
+        - The call is cancelled: the destination is aborted and this stream is closed (like an
+          ``AbortSignal`` does), unless prevented. A chunk that was received but not sent is lost.
 
-        :raises SocketError: as :meth:`receive`, and as :meth:`WritableStream.send` and
-            :meth:`WritableStream.aclose` of the destination
+        :raises SocketError: what :meth:`receive` raises, and what :meth:`WritableStream.send` and
+            :meth:`WritableStream.aclose` of the destination raise
         :raises BrokenError: everything was sent, but the two-way destination cannot end one
             direction alone (AnyIO's ``TLSStream`` cannot). It stays open: pass ``prevent_close``,
-            and end it as its protocol does
-        :raises Exception: whatever a destination of another kind raises, as it is
-        :raises anyio.BusyResourceError: another task receives from this stream, or sends to the
-            destination; both are left to it
+            and end it as its protocol requires
+        :raises Exception: an error that another kind of destination raises is passed on unchanged
+        :raises anyio.BusyResourceError: another task is receiving from this stream, or sending to
+            the destination; neither stream is closed
         """
         half = getattr(destination, "writable", None)
         if isinstance(half, WritableStream):
@@ -213,7 +217,7 @@ class ReadableStream(ByteReceiveStream):
             await _end(destination)
 
     async def _receive_for(self, destination: ByteSendStream) -> bytes | None:
-        """Receive the next chunk; return None as soon as the destination can be sent none."""
+        """Receive the next chunk; return None as soon as nothing can be sent any more."""
         if not isinstance(destination, WritableStream):
             return await self.receive()
         target = _behind(destination)
@@ -226,9 +230,10 @@ class ReadableStream(ByteReceiveStream):
                 return None
 
     def _goes_before(self, target: Connection) -> bool:
-        """Whether it is this stream that says what happens next, in the order of WHATWG.
+        """Whether this stream, and not the destination, decides what happens next.
 
-        First comes an error here, then one of the destination, then an end here, then one there.
+        The order is that of WHATWG Streams: an error of this stream, an error of the destination,
+        the end of this stream, the end of the destination.
         """
         theirs = target.why_no_send()
         if theirs is None:
@@ -239,36 +244,37 @@ class ReadableStream(ByteReceiveStream):
         return not self._ended_by(ours) or isinstance(theirs, ClosedError)
 
     def _ended_by(self, error: BaseException) -> bool:
-        """Whether this is an end of the stream for a pipe: the peer's, or :meth:`aclose`.
+        """Whether ``error`` is a regular end for a pipe: the peer's end, or :meth:`aclose`.
 
-        The end of the whole socket by ``close()`` or ``start_tls()`` is none: it cuts off what
-        was to come.
+        The end of the whole socket by ``close()`` or ``start_tls()`` is not a regular end: the
+        peer may have had more to send.
         """
         return isinstance(error, anyio.EndOfStream) or self._connection.stopped_reading
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """AnyIO's typed attributes, such as ``SocketAttribute``; empty before it is open."""
+        """AnyIO's typed attributes, such as ``SocketAttribute``; empty until it is connected."""
         return attributes_of(self._connection)
 
 
 class WritableStream(ByteSendStream):
-    """What we send: ``socket.writable``.
+    """The type of ``socket.writable``: the stream of the data that we send.
 
-    One task at a time may send; another may receive meanwhile.
+    One task at a time may send, and another may receive at the same time.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
-        """Send all of ``item``; return when the kernel has taken it.
+        """Send all of ``item``; return when the kernel has accepted it.
 
-        Makes the connection first, if no task has yet. Sending nothing is a checkpoint.
-        Cancelled after a part has gone out, it leaves this half broken: the peer holds a
-        piece that nothing may follow, later sends raise :class:`BrokenError`, and reading goes
-        on. Cancelled before, it has done nothing. Over TLS it is encryption that cannot be taken
-        back: cancelled after that, it leaves this half broken even if nothing has gone out.
+        Makes the connection first, if no task has yet. Sending an empty ``item`` is only a
+        checkpoint. A call that is cancelled before it has sent anything changes nothing. If it is
+        cancelled after a part was sent, this half is broken: later sends raise
+        :class:`BrokenError`, because they would follow an incomplete message, but receiving
+        works. Over TLS, encryption is the point of no return: cancelled after it, the call leaves
+        this half broken even if nothing was sent.
 
         :raises TypeError: ``item`` is not bytes-like; nothing was sent
         :raises anyio.BusyResourceError: another task is sending
@@ -279,52 +285,52 @@ class WritableStream(ByteSendStream):
         await self._connection.send(item)
 
     async def send_eof(self) -> None:
-        """End our side: the peer sees an end of stream, and reading goes on.
+        """End our side: the peer sees the end of the stream, and receiving goes on.
 
-        TCP sends FIN (RFC 9293 3.6). TLS sends close_notify instead (RFC 8446 6.1), for which
-        this waits until there is room; cancelled while it does, it leaves this half broken, and
-        later calls raise :class:`BrokenError`. Once the peer has ended too, the socket closes.
-        Does nothing the second time.
+        TCP sends FIN (RFC 9293 3.6). TLS sends close_notify instead (RFC 8446 6.1), and waits
+        until the kernel has room for it. If the call is cancelled during that wait, this half is
+        broken, and later calls raise :class:`BrokenError`. When the peer has ended too, the socket
+        closes. A second call does nothing.
 
         :raises anyio.BusyResourceError: another task is sending
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was reset or lost, or a send was cut short
-        :raises HalfCloseError: the stream that was wrapped cannot do that; nothing has changed
+        :raises HalfCloseError: the wrapped stream cannot end one direction; nothing has changed
         :raises ClosedError: the socket was closed
         """
         await self._connection.end()
 
     async def aclose(self) -> None:
-        """End our side gracefully, once a send in flight is done; reading goes on.
+        """End our side gracefully, after a send in flight has finished. Receiving goes on.
 
-        Like :meth:`send_eof`, but does nothing where our side has ended or failed already. From
-        the call on nothing else can be sent: its end follows the send in flight at once.
-        If a send was cut short, there is no graceful end: the connection is dropped, as by
-        :meth:`abort`, and so it is when this call is cancelled while it waits.
+        Like :meth:`send_eof`, but it does nothing if our side has ended or failed already. After
+        this call no further send can start, so our end follows the send in flight directly. If a
+        send was cut short, our side cannot end gracefully: the connection is dropped, like by
+        :meth:`abort`. The same happens if this call is cancelled while it waits.
 
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was reset or lost, also while this waited
-        :raises HalfCloseError: the stream that was wrapped cannot do that; nothing has changed
+        :raises HalfCloseError: the wrapped stream cannot end one direction; nothing has changed
         """
         await self._connection.end_gracefully()
 
     async def abort(self, reason: object = None) -> None:
-        """Drop the connection now, so that the peer cannot take what it got for the whole.
+        """Drop the connection now, so that the peer cannot mistake the data for complete.
 
         TCP can only abort both directions at once: it sends RST (RFC 9293 3.10.5). Sends and
-        receives, in flight and later, raise :class:`BrokenError`, and ``closed`` rejects with it;
-        its cause is ``reason``, if that is an exception. Does nothing if our side has ended or
-        failed already. Done even when cancelled.
+        receives, in flight and later, raise :class:`BrokenError`, and ``closed`` fails with it.
+        Its cause is ``reason``, if that is an exception. It does nothing if our side has ended or
+        failed already. A cancelled call still drops the connection.
 
-        The reset goes out even if a forked child has the connection too, on Linux. On other
-        systems, and if the raw socket was copied by ``dup()``, it does when the last copy is
+        On Linux, the reset is sent even if a forked child has a copy of the socket. On other
+        systems, and if the raw socket was copied by ``dup()``, it is sent when the last copy is
         closed.
         """
         await self._connection.abort(reason)
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """AnyIO's typed attributes, such as ``SocketAttribute``; empty before it is open."""
+        """AnyIO's typed attributes, such as ``SocketAttribute``; empty until it is connected."""
         return attributes_of(self._connection)
 
 
@@ -336,7 +342,7 @@ def _delimiter(value: object) -> bytes:
 
 
 def writable(buffer: Buffer) -> memoryview:
-    """The memory of a buffer that something can be received into."""
+    """Return the memory of ``buffer`` as bytes, after checking that data can be received there."""
     why = "buffer must be writable and contiguous, such as a bytearray, not "
     kind = type(buffer).__name__
     try:
@@ -357,11 +363,11 @@ def writable(buffer: Buffer) -> memoryview:
 
 
 def _behind(stream: WritableStream) -> Connection:
-    return stream._connection  # noqa: SLF001  # a class of this module, whose users need no more
+    return stream._connection  # noqa: SLF001  # the class is defined in this module
 
 
 async def _send(destination: ByteSendStream, data: bytes | None) -> None:
-    """Send a chunk; None: raise what keeps the destination from being sent one."""
+    """Send a chunk. If it is None, raise the error that keeps the destination from sending."""
     if data is not None:
         await destination.send(data)
     elif isinstance(destination, WritableStream):
@@ -370,7 +376,7 @@ async def _send(destination: ByteSendStream, data: bytes | None) -> None:
         try:
             raise error
         finally:
-            del error  # or it would keep this frame, and this frame it
+            del error  # breaks the cycle of the error, its traceback and this frame
 
 
 async def _end(destination: ByteSendStream) -> None:
@@ -391,5 +397,5 @@ async def _abort(destination: ByteSendStream, reason: object) -> None:
     if isinstance(destination, WritableStream):
         await destination.abort(reason)
         return
-    with suppress(Exception):  # the reason is what the caller is to know
+    with suppress(Exception):  # the caller is told the reason of the abort instead
         await anyio.aclose_forcefully(destination)

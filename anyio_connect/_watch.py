@@ -1,9 +1,11 @@
-"""Waits for what event loops do not offer: a hang-up without reading, or all acknowledged.
+"""Wait for socket events that event loops do not report.
 
-All sockets of an event loop are watched through one epoll (kqueue on BSD and macOS), which is
-itself waited for through the event loop. There is no task for that: one of the tasks that wait
-for an event leads. It waits for the epoll, and tells the others what has come for them; when it
-leaves, another takes over. The first :class:`Watch` opens the epoll, the last one closes it.
+Those are a hang-up of the peer while unread data is left, and the acknowledgement of all that was
+sent. All sockets of an event loop are watched by one epoll (a kqueue on BSD and macOS), and
+the event loop waits for the epoll's own descriptor. This needs no background task: one of the
+waiting tasks is the leader. It waits for the epoll, and passes events on to the other tasks, the
+followers. When it leaves, a follower becomes the leader. The first :class:`Watch` opens the epoll,
+and the last one closes it.
 """
 
 from __future__ import annotations
@@ -29,20 +31,20 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import Self
 
-#: Events, by epoll's numbers. Those of the second line come whether they are asked for or not.
+#: Events, with epoll's numbers. The kernel always reports those of the second line.
 IN, OUT, RDHUP = 0x1, 0x4, 0x2000
 ERR, HUP = 0x8, 0x10
 _ALWAYS = ERR | HUP
 
-#: How long to wait before something is tried again for which there was no descriptor or no
-#: memory, in seconds.
+#: After a failure for lack of descriptors or memory: how long to wait before the next attempt, in
+#: seconds.
 _PAUSE = 0.1
 
 
 class _Poller(Protocol):
-    """What asks the kernel. Each event is reported once, when it comes (edge-triggered).
+    """The interface to epoll or kqueue, edge-triggered: an event is reported once, as it occurs.
 
-    An event that is there already is reported after each :meth:`set`.
+    Each call of :meth:`set` reports the events that have occurred before once more.
     """
 
     def fileno(self) -> int: ...
@@ -50,16 +52,16 @@ class _Poller(Protocol):
     def close(self) -> None: ...
 
     def set(self, fd: int, before: int | None, events: int) -> None:
-        """Ask for ``events`` of a descriptor. ``before``: what was asked for until now."""
+        """Ask for ``events`` of a descriptor. ``before``: those it was asked for so far."""
 
     def remove(self, fd: int) -> None: ...
 
     def poll(self) -> list[tuple[int, int]]:
-        """Descriptors and events that have come, without waiting."""
+        """Return descriptors and their new events, without waiting."""
         ...
 
 
-#: Whether all events can be watched, or ends and errors only.
+#: Whether all events can be watched. If not, only the peer's end and errors can.
 CAN_WATCH_ALL = sys.platform == "linux"
 
 if sys.platform == "linux":
@@ -85,7 +87,7 @@ elif sys.platform == "darwin" or sys.platform.startswith("freebsd"):
     CAN_WATCH = True
 
     class _Kqueue:
-        """Tells of the peer's end (RDHUP) and of errors (ERR) only."""
+        """Reports only the peer's end (RDHUP) and errors (ERR)."""
 
         def __init__(self) -> None:
             self._kqueue = select.kqueue()
@@ -100,20 +102,20 @@ elif sys.platform == "darwin" or sys.platform.startswith("freebsd"):
                 self._change(fd, select.KQ_FILTER_READ, select.KQ_EV_DELETE)
 
         def _change(self, fd: int, kind: int, flags: int) -> None:
-            # NOTE_LOWAT keeps data, and room, from waking us: only EV_EOF passes a mark that
-            # cannot be reached.
+            # Received data and free space in the send buffer must not cause a wake-up, so the
+            # low-water mark is out of their reach. EV_EOF is reported all the same.
             change = select.kevent(fd, kind, flags, select.KQ_NOTE_LOWAT, 2**31 - 1)
             self._kqueue.control([change], 0)
 
         def remove(self, fd: int) -> None:
             for kind in (select.KQ_FILTER_WRITE, select.KQ_FILTER_READ):
-                with suppress(OSError):  # not asked for
+                with suppress(OSError):  # this filter was not added
                     self._change(fd, kind, select.KQ_EV_DELETE)
 
         def poll(self) -> list[tuple[int, int]]:
             found = []
             for event in self._kqueue.control(None, 256, 0):
-                # Without an error, the end of the sending side is our own, and no news.
+                # Without an error, an EV_EOF of the write filter only reports our own half-close.
                 if event.flags & select.KQ_EV_EOF and event.fflags:
                     found.append((event.ident, ERR))
                 elif event.flags & select.KQ_EV_EOF and event.filter == select.KQ_FILTER_READ:
@@ -123,17 +125,17 @@ elif sys.platform == "darwin" or sys.platform.startswith("freebsd"):
     _make_poller = _Kqueue
 
 else:
-    CAN_WATCH = False  # nothing to watch with
+    CAN_WATCH = False  # this system has neither epoll nor kqueue
 
     def _make_poller() -> _Poller:
         raise AssertionError("unreachable")
 
 
 class Watch:
-    """Watches one socket, as a context manager, for as long as a task wants to know of it.
+    """Watches one socket inside a ``with`` block, for one task.
 
-    ``events`` are those to wait for. Errors (ERR) and the end of both directions (HUP) come in any
-    case. Any number of tasks may watch a socket, each with a :class:`Watch` of its own.
+    ``events`` are those to wait for. Errors (ERR) and the end of both directions (HUP) are always
+    reported as well. Several tasks may watch a socket, each with its own :class:`Watch`.
     """
 
     __slots__ = ("_came", "_closed", "_events", "_fd", "_wake", "_watcher")
@@ -164,17 +166,17 @@ class Watch:
         self._watcher.remove(self._fd, self)
 
     async def wait(self) -> int:
-        """Wait until one of the events comes; return those that are there.
+        """Wait until at least one of the events has occurred, and return all that have.
 
-        An event that is there when the watch begins counts as one that comes. It is then told
-        once, and again only when something new comes. There may be false alarms: an event that is
-        told although nothing has changed.
+        An event that occurred before the watch began is reported too. Each event is reported once,
+        and again only if the kernel reports it again. There may be false alarms: an event is
+        reported although nothing has changed.
 
-        A cancellation that is due is raised first. Cancelling it loses no event.
+        A pending cancellation is raised first. A cancelled call loses no event.
 
-        :raises anyio.ClosedResourceError: the socket was closed here (:func:`unwatch`)
+        :raises anyio.ClosedResourceError: this process closed the socket (:func:`unwatch`)
         """
-        await checkpoint_if_cancelled()  # uvloop looks at sockets before that
+        await checkpoint_if_cancelled()  # uvloop handles sockets before cancellations
         watcher = self._watcher
         try:
             while not self._over():
@@ -195,29 +197,32 @@ class Watch:
         return bool(self._came) or self._closed
 
     def tell(self, events: int) -> None:
-        """Some events have come, for this or another watch of the socket."""
+        """Report that events have occurred, for this or another watch of the socket."""
         self._came |= events & self._events
         if self._came:
             self.wake()
 
     def close(self) -> None:
-        """The socket is about to be closed."""
+        """Report that the socket is about to be closed."""
         self._closed = True
         self.wake()
 
     def wake(self) -> None:
-        """Have :meth:`wait` look again."""
+        """Make :meth:`wait` check its condition again."""
         if self._wake is not None:
             self._wake.set()
 
 
 def events_of(sock: socket.socket, events: int) -> int:
-    """Which of ``events`` are there already; errors (ERR) and HUP in any case. None if unknown."""
+    """Return which of ``events`` have occurred already, and ERR and HUP if they have.
+
+    0 if none has occurred, or if that cannot be known.
+    """
     if not CAN_WATCH or sock.fileno() < 0:
         return 0
     try:
         poller = _make_poller()
-    except OSError:  # no descriptor, or no memory
+    except OSError:  # out of descriptors or memory
         return 0
     try:
         poller.set(sock.fileno(), None, events)
@@ -229,10 +234,10 @@ def events_of(sock: socket.socket, events: int) -> int:
 
 
 def unwatch(sock: socket.socket) -> None:
-    """Stop watching a socket that is about to be closed. Tasks that wait for it are woken.
+    """Stop watching a socket that is about to be closed, and wake the tasks that wait for it.
 
-    Otherwise, if a forked process still had the socket, it would go on to be watched, under a
-    number that another socket has by then.
+    This is necessary because a forked process may hold a copy of the socket. Then the epoll would
+    go on to watch it, and report its events under a descriptor that a new socket may have by then.
     """
     watcher = _watcher.get(None) if _ever_watched else None
     if watcher is not None:
@@ -240,15 +245,15 @@ def unwatch(sock: socket.socket) -> None:
 
 
 class _Watcher:
-    """The epoll or kqueue of an event loop, and the watches that wait for it."""
+    """The epoll or kqueue of one event loop, and its watches."""
 
     def __init__(self) -> None:
         self.led = False
         self._poller: _Poller | None = None
         self._watches: dict[int, list[Watch]] = {}
-        self._asked: dict[int, int] = {}  # what the poller was asked for, for each descriptor
-        self._unasked: set[int] = set()  # what it could not be asked, and still has to be
-        self._followers: dict[Watch, None] = {}  # in the order in which they came
+        self._asked: dict[int, int] = {}  # the events that the poller watches, by descriptor
+        self._unasked: set[int] = set()  # descriptors whose registration failed: try again
+        self._followers: dict[Watch, None] = {}  # in order of arrival
         self._leading: anyio.CancelScope | None = None
 
     # --- watches
@@ -264,7 +269,7 @@ class _Watcher:
         watches.remove(watch)
         if not watches:
             self._forget(fd)
-        # Nothing is asked anew for fewer events: that would report those that are there again.
+        # The poller is not told if fewer events are needed: it would report old events again.
 
     def close(self, fd: int) -> None:
         watches = self._watches.get(fd)
@@ -272,19 +277,20 @@ class _Watcher:
             for watch in watches:
                 watch.close()
             if self._leading is not None:
-                self._leading.cancel()  # it may be one of these that leads
+                self._leading.cancel()  # one of these watches may be the leader's
             self._forget(fd)
 
     def _forget(self, fd: int) -> None:
         del self._watches[fd]
         self._unasked.discard(fd)
         if self._asked.pop(fd, None) is not None and self._poller is not None:
-            with suppress(OSError):  # other code has closed it
+            with suppress(OSError):  # other code has closed the descriptor
                 self._poller.remove(fd)
         self._close_if_idle()
 
     def _close_if_idle(self) -> None:
-        # Not while a task waits for it: event loops unregister the number when that leaves.
+        # Not while there is a leader: when it stops waiting, the event loop unregisters the
+        # poller's descriptor, which has to be open for that.
         if not self._watches and not self.led and self._poller is not None:
             anyio.notify_closing(self._poller.fileno())
             self._poller.close()
@@ -301,7 +307,7 @@ class _Watcher:
         except OSError as exc:
             if exc.errno == errno.EBADF:
                 return  # other code has closed the socket without telling us
-            # No descriptor, or no memory: the leader will try again.
+            # Out of descriptors or memory: the leader will try again.
             self._unasked.add(fd)
             if self._leading is not None:
                 self._leading.cancel()
@@ -310,19 +316,19 @@ class _Watcher:
             self._unasked.discard(fd)
 
     def abandon(self) -> None:
-        """Let go of an epoll that belongs to the process that this one was forked from."""
+        """In a forked child: close the copy of the parent's epoll, and forget all watches."""
         self._watches.clear()
         self._asked.clear()
         self._unasked.clear()
         poller, self._poller = self._poller, None
         if poller is not None:
             with suppress(OSError):  # a kqueue is not inherited
-                poller.close()  # which takes nothing out of it
+                poller.close()  # the parent's epoll keeps its registrations
 
     # --- waiting
 
     async def follow(self, watch: Watch, wake: anyio.Event) -> None:
-        """Wait until the leader has something for ``watch``, or leaves."""
+        """Wait until the leader passes an event on to ``watch``, or leaves."""
         self._followers[watch] = None
         try:
             await wake.wait()
@@ -330,7 +336,7 @@ class _Watcher:
             del self._followers[watch]
 
     async def lead(self, until: Callable[[], bool]) -> None:
-        """Wait for the poller and tell each watch what has come, until ``until`` is true."""
+        """Wait for the poller and pass its events on to the watches, until ``until()`` is true."""
         self.led = True
         try:
             while not until():
@@ -346,7 +352,7 @@ class _Watcher:
             self._close_if_idle()
 
     def hand_over(self) -> None:
-        """Have another waiting task lead, if there is one."""
+        """If there is no leader, make the first follower the leader."""
         if not self.led and self._followers:
             next(iter(self._followers)).wake()
 
@@ -363,7 +369,7 @@ class _Watcher:
         assert self._poller is not None
         try:
             await anyio.wait_readable(self._poller.fileno())
-        except OSError:  # there is no memory to wait with
+        except OSError:  # out of memory
             await anyio.sleep(_PAUSE)
 
     def _collect(self) -> None:
@@ -376,7 +382,7 @@ _watcher: RunVar[_Watcher] = RunVar("anyio_connect._watch._watcher")
 _watchers: WeakSet[_Watcher] = WeakSet()
 
 
-#: Whether anything was ever watched. If not, no loop need be asked for its watcher.
+#: Whether any socket was ever watched. Until then, :func:`unwatch` has nothing to look up.
 _ever_watched = False
 
 
