@@ -518,7 +518,7 @@ ANSWERS: dict[Event, set[Verdict]] = {
 }
 
 
-@pytest.mark.parametrize("event", ASKING, ids=repr)
+@pytest.mark.parametrize("event", sorted(ASKING, key=repr), ids=repr)
 def test_the_connection_expects_each_answer(event: Event) -> None:
     given = {step(state, event).verdict for state in STATES}
     new, gone = given - ANSWERS[event], ANSWERS[event] - given
