@@ -1,8 +1,9 @@
-"""Carries out what the lifecycle decides, over one transport, for whichever task awaits.
+"""The connection of a socket: it does the I/O that the lifecycle decides on.
 
-There is no task of its own in here. A call asks the lifecycle for leave, does its I/O, tells
-the lifecycle what came of it, and does what that asks for in return. What a call cannot learn
-from its own I/O (was it closed meanwhile? broken? ended?) it learns by asking again.
+There is no background task: the task that calls a method does the work. Each call reports an event
+to the lifecycle and gets permission or a refusal. Then it does its I/O, reports the result, and
+carries out the effects that the lifecycle returns. After any wait, another task may have closed,
+ended or broken the connection; a call finds that out by asking the lifecycle again.
 """
 
 from __future__ import annotations
@@ -58,76 +59,83 @@ from ._transport import DEFAULT_MAX_BYTES, NoSocketError, Transport
 
 @dataclass(frozen=True)
 class SocketInfo:
-    """What is known of an open connection: the result of ``socket.opened``.
+    """The facts about an open connection: the result of ``socket.opened``.
 
-    ``remote_address``: ``"ip:port"`` of the peer, IPv6 in brackets, as the kernel tells it; None
-    where the stream below has none. Through a proxy: what that was asked for, which may be a
-    name, ``"host:port"``.
+    ``remote_address``: the peer's address as the kernel reports it, ``"ip:port"``, with an IPv6
+    address in brackets; None if the stream below has no such address. Through a proxy, it is the
+    ``"host:port"`` that the proxy was asked for, where the host may be a name.
 
-    ``local_address``: that of this side, in the same way; through a proxy, that of the connection
-    to it.
+    ``local_address``: the address of this side, in the same form. Through a proxy, it is that of
+    the connection to the proxy.
 
     ``alpn``: the protocol that the TLS handshake agreed on (RFC 7301), or None.
 
-    ``proxy_address``: ``"ip:port"`` of the proxy, or None if there is none in between.
+    ``proxy_address``: the ``"ip:port"`` of the proxy, or None without a proxy.
     """
 
     remote_address: str | None
-    """``"ip:port"`` of the peer, IPv6 in brackets, as the kernel tells it; None where the stream
-    below has none. Through a proxy: what that was asked for, which may be a name,
-    ``"host:port"``."""
+    """The peer's address as the kernel reports it, ``"ip:port"``, with an IPv6 address in
+    brackets; None if the stream below has no such address. Through a proxy, it is the
+    ``"host:port"`` that the proxy was asked for, where the host may be a name."""
     local_address: str | None
-    """That of this side, in the same way; through a proxy, that of the connection to it."""
+    """The address of this side, in the same form. Through a proxy, it is that of the connection to
+    the proxy."""
     alpn: str | None = None
     """The protocol that the TLS handshake agreed on (RFC 7301), or None."""
     proxy_address: str | None = None
-    """``"ip:port"`` of the proxy, or None if there is none in between."""
+    """The ``"ip:port"`` of the proxy, or None without a proxy."""
 
 
 class Opener(ABC):
-    """How the connection is made, on demand."""
+    """Makes the connection of a socket, when it is first needed."""
 
     def begin(self, loop: Loop) -> tuple[Transport, SocketInfo] | None:
-        """Make it, as far as that needs no waiting; None: :meth:`open` goes on with it.
+        """Make the connection without waiting; return None if :meth:`open` has to continue.
 
-        ``loop`` is the running one. Raises nothing: :meth:`open` raises what has failed here.
+        ``loop`` is the running event loop. This raises nothing: if it fails, :meth:`open` raises
+        the error.
         """
         return None
 
     @abstractmethod
     async def open(self) -> tuple[Transport, SocketInfo]:
-        """Make it. Cancelled, it leaves nothing behind, and may be called again.
+        """Make the connection. If it is cancelled, it leaves nothing behind.
 
-        :raises SocketError: it cannot be made
+        After a cancellation it may be called again, unless :meth:`spent` returns an error.
+
+        :raises SocketError: the connection cannot be made
         """
 
     def spent(self) -> SocketError | None:
-        """Why it cannot be opened any more, after :meth:`open` was cancelled; None if it can."""
+        """The reason why a cancelled :meth:`open` cannot be repeated; None if it can."""
         return None
 
     async def lost(self) -> SocketError | None:
-        """Why it cannot be opened any more, if that can be seen already. Waits for nothing."""
+        """The reason why it cannot be opened any more, if known already. Does not wait."""
         return None
 
     @abstractmethod
     async def discard(self, *, aborted: bool = False) -> None:
-        """It will not be opened: let go of whatever is held for it. Waits for nothing.
+        """Give up everything that is held for the connection, which will not be opened.
 
-        ``aborted``: the peer is to see a reset, if there is a connection already.
+        This does not wait. With ``aborted``, the peer gets a reset if there is a connection.
         """
 
-    async def gone(self) -> None:  # noqa: B027  # most have nothing to wait for
-        """Wait until nothing is left of what :meth:`discard` let go of."""
+    async def gone(self) -> None:  # noqa: B027  # most openers need not wait
+        """Wait until everything that :meth:`discard` gave up is closed."""
 
     @abstractmethod
     def close_dropped(self) -> bool:
-        """It was dropped before it was opened: as :meth:`Transport.close_dropped`."""
+        """Close what is held, because the socket was collected before it was opened.
+
+        See :meth:`Transport.close_dropped`.
+        """
 
 
-#: Failures of a transport that mean: the connection is gone.
+#: The errors of a transport that mean: the connection is broken.
 _BROKEN = (anyio.BrokenResourceError, OSError)
 
-#: A receive ended without data: the peer has ended, or the connection is gone.
+#: The errors that end a receive for good: the peer has ended, or the connection broke or closed.
 _OVER = (anyio.EndOfStream, anyio.ClosedResourceError, *_BROKEN)
 
 _OPEN_INBOUND = (Inbound.OPEN, Inbound.RECEIVING)
@@ -135,7 +143,10 @@ _IN_FLIGHT = (Outbound.SENDING, Outbound.LAST, Outbound.ENDING, Outbound.FLUSHIN
 
 
 class Connection:
-    """One socket's state, futures and transport; the streams and the socket are its face."""
+    """The state, the futures and the transport of one socket.
+
+    ``Socket`` and the two streams are the public interface of it.
+    """
 
     __slots__ = (
         "__weakref__",
@@ -173,9 +184,9 @@ class Connection:
         close_timeout: float,
         slot: Slot | None = None,
     ) -> None:
-        """``name``: what to call it in messages. ``close_timeout`` is in seconds.
+        """``name`` stands for the connection in messages. ``close_timeout`` is in seconds.
 
-        ``slot``: of ``max_connections``, which it holds until it is over.
+        ``slot`` is a slot of ``max_connections``. The connection holds it until it is over.
         """
         self._opened: Outcome[SocketInfo] = Outcome()
         self._closed: Outcome[None] = Outcome()
@@ -188,15 +199,15 @@ class Connection:
             slot.follow(WeakMethod(self.look))
         self._kept = ReadAhead()
         self._error: BrokenError | None = None  # what broke the connection; never raised
-        # Scopes and events exist only while a task waits in or for them.
+        # Each of these scopes and events exists only while a task waits in it or for it.
         self._dialling: anyio.CancelScope | None = None
         self._dial_over: anyio.Event | None = None
-        self._receive_waits: anyio.CancelScope | None = None  # a receive waits to be connected
+        self._receive_waits: anyio.CancelScope | None = None  # of a receive before the connection
         self._watching: anyio.CancelScope | None = None
-        self._closing: anyio.CancelScope | None = None  # close() waits for the peer in it
-        self._hung_up = False  # the watcher has seen a hang-up that lies behind unread data
+        self._closing: anyio.CancelScope | None = None  # in which close() waits for the peer
+        self._hung_up = False  # the watcher has seen a hang-up that comes after unread data
         self._changed: anyio.Event | None = None
-        self._piped_here: tuple[anyio.CancelScope, ...] = ()  # of pipes that end here
+        self._piped_here: tuple[anyio.CancelScope, ...] = ()  # of pipes that send to this
 
     @property
     def opened(self) -> SocketFuture[SocketInfo]:
@@ -212,26 +223,27 @@ class Connection:
 
     @property
     def upgraded(self) -> bool:
-        """Whether it was given up to another, that puts TLS on it."""
+        """Whether start_tls() has passed the transport on to another connection."""
         return self._state.link is Link.UPGRADED
 
     @property
     def torn(self) -> bool:
-        """Whether a send was cut short, so that nothing more can be sent."""
+        """Whether a send was cut short. Then nothing more can be sent."""
         return self._state.outbound is Outbound.TORN
 
     @property
     def transport(self) -> Transport | None:
-        """The transport, once there is one."""
+        """The transport; None until the connection is made."""
         return getattr(self, "_transport", None)
 
-    # --- asking and telling
+    # --- asking the lifecycle, and reporting to it
     #
-    # receive() and send() take their plain steps themselves, and tell nobody: see _lifecycle. Only
-    # if `_hung_up`, the watcher waits for what was unread to be read.
+    # receive() and send() set the state directly for the plain steps (see _lifecycle). That wakes
+    # no other task, so they do not do it while `_hung_up`: then the watcher waits until the unread
+    # data is received.
 
     def _ask(self, event: Event) -> Verdict | None:
-        """Move by an event that has no effects; return the verdict."""
+        """Take the step of an event that has no effects; return the verdict."""
         before = self._state
         after, verdict, _ = step(before, event)
         if after is not before:
@@ -239,7 +251,10 @@ class Connection:
         return verdict
 
     async def _tell(self, event: Event, error: SocketError | None = None) -> None:
-        """Move by an event and do what it asks for. ``error`` is what futures reject with."""
+        """Take the step of an event and carry out its effects.
+
+        ``error`` is the error for the futures that the event rejects.
+        """
         before = self._state
         after, _, effects = step(before, event)
         if after is not before:
@@ -250,7 +265,7 @@ class Connection:
             await self._carry_out(effects, error)
 
     def _tell_nowait(self, event: Event) -> tuple[Effect, ...]:
-        """Move by an event that rarely has effects; return them, to be carried out."""
+        """Take the step of an event, and return its effects, which the caller carries out."""
         before = self._state
         after, _, effects = step(before, event)
         if after is not before:
@@ -277,7 +292,7 @@ class Connection:
                 scope.cancel()
 
     async def _change(self) -> None:
-        """Wait for the state to move."""
+        """Wait until the state changes."""
         if self._changed is None:
             self._changed = anyio.Event()
         await self._changed.wait()
@@ -301,8 +316,8 @@ class Connection:
             elif Effect.ACLOSE in effects:
                 await self._shut(patiently=True)
         finally:
-            # Last, so that the tasks that it wakes find the transport gone. Also if the closing of
-            # a foreign transport was cancelled.
+            # This comes last, so that the tasks that it wakes find the transport closed. It is in
+            # a `finally`, because closing a foreign transport may be cancelled.
             self._settle_closed(effects, error)
 
     def _settle_opened(self, effects: tuple[Effect, ...], error: SocketError | None) -> None:
@@ -343,7 +358,7 @@ class Connection:
             await transport.abort()
 
     async def _shut(self, *, patiently: bool) -> None:
-        """Close the transport as far as needs no waiting, or wait until the peer has it all."""
+        """Close the transport; ``patiently``, wait until the peer has acknowledged everything."""
         event, error = Event.SHUT, None
         if patiently and log.debugs:
             log.debug("%s: closing", self._name)
@@ -352,7 +367,7 @@ class Connection:
             if not await finish():
                 event = Event.LATE if patiently else Event.CROWDED
         except anyio.ClosedResourceError:
-            pass  # another task was first
+            pass  # another task has closed it
         except _BROKEN as exc:
             event, error = Event.RESET, broken("closing", exc)
         except BaseException:
@@ -363,9 +378,9 @@ class Connection:
         await self._tell(event, error)
 
     async def _finish_in_time(self) -> bool:
-        """Close the transport; False: the time is up."""
+        """Close the transport within ``close_timeout``; return whether that succeeded."""
         transport = self._transport
-        if not transport.immediate:  # finish() may wait as well, and nothing tells of progress
+        if not transport.immediate:  # finish() may wait too, and does not report progress
             with anyio.move_on_after(self._close_timeout):
                 while not await transport.finish():
                     await self._until_change(transport.wait_room)
@@ -380,7 +395,7 @@ class Connection:
         return True
 
     async def _let_go(self) -> None:
-        """Close the transport, and let the system deliver what is on its way."""
+        """Close the transport without waiting. The kernel goes on to deliver what it holds."""
         if self.transport is None:
             await self._opener.discard()
             return
@@ -396,9 +411,9 @@ class Connection:
             await self._tell(Event.RESET, BrokenError(why))
 
     def _gave_up(self, what: str) -> BrokenError | None:
-        """What ``closed`` fails with because close() has waited for too long; log it as well.
+        """Log and return the error of ``closed`` after close() has waited for too long.
 
-        None: the connection was never made, so that there is nothing to lose.
+        Returns None if the connection was never made: then nothing was lost.
         """
         if self.transport is None:
             return None
@@ -419,7 +434,7 @@ class Connection:
         return self._error
 
     def _refusal(self, verdict: Verdict | None, doing: str) -> BaseException:
-        """The exception for a verdict that is not leave. ``doing`` is a key of _CLOSED."""
+        """The exception for a verdict that refuses a call. ``doing`` is a key of _CLOSED."""
         if verdict is Verdict.AT_EOF:
             return anyio.EndOfStream()
         if verdict is Verdict.BUSY:
@@ -439,19 +454,19 @@ class Connection:
     # --- piping
 
     def _no_send(self) -> Verdict | None:
-        """What refuses a send in this state; None if it would have leave."""
+        """The verdict that refuses a send in this state; None if a send is permitted."""
         if self._state.outbound is Outbound.ENDING:
-            return Verdict.CLOSED  # which it is by the time that another send could begin
+            return Verdict.CLOSED  # our side will have ended before another send can begin
         verdict = step(self._state, Event.SEND).verdict
         return None if verdict in (Verdict.PROCEED, Verdict.OPEN_FIRST) else verdict
 
     def why_no_send(self) -> BaseException | None:
-        """What a send would raise now because of the state; None if it might succeed."""
+        """The exception that a send would raise because of the state; None if permitted."""
         verdict = self._no_send()
         return None if verdict is None else self._refusal(verdict, "sending to")
 
     def why_no_receive(self) -> BaseException | None:
-        """What a receive would raise now because of the state; None if it might succeed."""
+        """The exception that a receive would raise because of the state; None if permitted."""
         verdict = step(self._state, Event.RECEIVE).verdict
         if verdict in (Verdict.PROCEED, Verdict.OPEN_FIRST):
             return None
@@ -459,12 +474,12 @@ class Connection:
 
     @property
     def stopped_reading(self) -> bool:
-        """Whether receives are refused because of :meth:`cancel`, and of nothing else."""
+        """Whether :meth:`cancel` is the only reason to refuse receives."""
         return self._state.inbound in (Inbound.CANCELLED, Inbound.DISCARDED)
 
     @contextmanager
     def cancelling_once_it_ends(self, scope: anyio.CancelScope) -> Iterator[None]:
-        """Cancel ``scope`` as soon as our side is over: nothing more can ever be sent here."""
+        """Cancel ``scope`` as soon as no further send can succeed."""
         self._piped_here += (scope,)
         try:
             yield
@@ -474,14 +489,15 @@ class Connection:
     # --- opening
 
     async def _open(self) -> bool:
-        """Make the connection: the driver of ``opened``.
+        """Make the connection. This drives ``opened``.
 
-        Returns whether it has ended with a look for a cancellation that is due.
+        Returns True if the last thing it did was to check for a pending cancellation.
         """
         loop = here()
         goes_on = loop.may_go_on(0)
         if not goes_on:
-            await checkpoint_if_cancelled()  # no more: who comes first queues up first
+            # A full checkpoint would let a later task enter the queue for a slot first.
+            await checkpoint_if_cancelled()
         self._ask(Event.DIAL)
         at_once = made = None
         try:
@@ -499,14 +515,14 @@ class Connection:
             spent = self._opener.spent()
             await self._tell(Event.DIAL_CANCELLED if spent is None else Event.DIAL_FAILED, spent)
             if self._state.dial is Dial.FAILED:
-                # Closed, aborted or disowned meanwhile: nobody else will let go of it.
+                # Closed, aborted or disowned meanwhile. Nothing else will discard it.
                 await self._opener.discard()
             raise
         finally:
             self._dialling = None
             if self._dial_over is not None:
                 self._dial_over.set()
-        if made is None:  # it has failed, perhaps at once, or close() cancelled it
+        if made is None:  # the attempt has failed, or close() cancelled it
             await self._opener.discard()
             await checkpoint()
             return True
@@ -517,9 +533,9 @@ class Connection:
         return at_once is not None or not goes_on
 
     async def _await_connection(self, given_up: Event) -> None:
-        """Wait for the connection, for a call that is in flight already.
+        """Wait for the connection, in a call that has permission already.
 
-        ``given_up`` is what to tell if there will be none, or the call is cancelled.
+        ``given_up`` is the event to report if the connection fails or the call is cancelled.
         """
         try:
             await self.opened
@@ -528,9 +544,9 @@ class Connection:
             raise
 
     async def _begin_outbound(self, verdict: Verdict | None, event: Event, doing: str) -> bool:
-        """Get the connection for what has leave; False: there is nothing to do.
+        """Get the connection for a call with this verdict; return False if it has nothing to do.
 
-        :raises BaseException: whatever refuses it
+        :raises BaseException: the call is refused, or the connection cannot be made
         """
         if verdict is Verdict.PROCEED:
             return True
@@ -541,7 +557,7 @@ class Connection:
             await self._await_connection(given_up)
             if self._state.outbound in _IN_FLIGHT:
                 return True
-            verdict = self._ask(event)  # it was ended meanwhile: this says how
+            verdict = self._ask(event)  # our side was ended meanwhile: ask for the reason
         await checkpoint()
         raise self._refusal(verdict, doing)
 
@@ -554,7 +570,7 @@ class Connection:
     async def receive(self, max_bytes: int, into: memoryview) -> int: ...
 
     async def receive(self, max_bytes: int, into: memoryview | None = None) -> bytes | int:
-        """Receive up to ``max_bytes`` bytes, or into all of ``into``, which has as many."""
+        """Receive up to ``max_bytes`` bytes; with ``into``, of that size, receive into it."""
         if into is None and not (type(max_bytes) is int and 1 <= max_bytes <= MOST):
             check_int("max_bytes", max_bytes, 1)
             max_bytes = min(max_bytes, MOST)
@@ -609,16 +625,16 @@ class Connection:
         return IncompleteReadError(f"the peer ended after {what}{kept}")
 
     async def _receive(self, take: Callable[[], Awaitable[bytes]], amount: int) -> bytes:
-        """Receive about ``amount`` bytes by ``take``, which may read several times for them.
+        """Receive about ``amount`` bytes by ``take``, which may read from the transport often.
 
-        It leaves in ``_kept`` what it took and does not return.
+        ``take`` leaves in ``_kept`` the data that it read and does not return.
         """
         await self._begin_receiving()
         try:
             if self._kept or not amount:
                 await self._pass(amount)
             value = await take()
-            self._check_turn()  # or what was kept before the rest came is gone
+            self._check_turn()  # if another task has ended this receive, the data was discarded
         except _OVER as exc:
             verdict = await self._receive_over(exc)
         except BaseException:
@@ -630,24 +646,25 @@ class Connection:
         return await self._raise_over(verdict)
 
     async def _pass(self, amount: int) -> None:
-        """Be a checkpoint before about ``amount`` bytes are taken of what is kept."""
+        """Be a checkpoint before a call takes about ``amount`` bytes of the kept data."""
         if not self._transport.may_go_on(min(amount, DEFAULT_MAX_BYTES)):
             await checkpoint()
             self._check_turn()
 
     def _check_turn(self) -> None:
-        """See that no other task has ended the receive that is in flight."""
+        """Raise ``ClosedResourceError`` if another task has ended the receive in flight."""
         if self._state.inbound is not Inbound.RECEIVING:
             raise anyio.ClosedResourceError
 
     async def _receive_over(self, exc: Exception) -> Verdict | None:
-        """Tell what ended a receive; return what it is to raise. None: the state says that.
+        """Report the error that ended a receive; return the verdict to raise.
 
-        As long as something is kept the next receive returns that. The one after it meets the
-        same end in the transport, or finds the transport closed, and tells it.
+        None means that the state gives the verdict. If data is kept, the peer's end is not
+        reported yet: the next receive returns the data, and the one after it meets the same end in
+        the transport. A broken connection is reported at once; its data can still be received.
         """
         ended = isinstance(exc, anyio.EndOfStream)
-        receiving = self._state.inbound is Inbound.RECEIVING  # or another task has ended it
+        receiving = self._state.inbound is Inbound.RECEIVING  # no other task has ended it
         if not receiving:
             self._kept.clear()
         if not self._kept:
@@ -662,21 +679,21 @@ class Connection:
         return Verdict.AT_EOF if ended else Verdict.BROKEN
 
     async def _raise_over(self, verdict: Verdict | None) -> NoReturn:
-        """Raise what ended a receive, as :meth:`_receive_over` has it."""
-        await checkpoint()  # may raise instead of the error: the state keeps that for later
+        """Raise the error that ended a receive. ``verdict`` is that of :meth:`_receive_over`."""
+        await checkpoint()  # if this is cancelled, the state keeps the error for a later call
         if self._state.inbound not in _OPEN_INBOUND:
-            verdict = None  # close() came, and has thrown away what was kept
+            verdict = None  # the socket was closed meanwhile, and the kept data was discarded
         raise self._refusal(verdict or self._ask(Event.RECEIVE), "receiving from")
 
     def is_readable(self) -> bool:
-        """Whether a receive would return or raise without waiting; False if that is not known."""
+        """Whether a receive would return or raise without waiting; False if unknown."""
         verdict = step(self._state, Event.RECEIVE).verdict
         if verdict is Verdict.PROCEED:
             return bool(self._kept) or self._transport.is_readable()
         return verdict is not Verdict.OPEN_FIRST
 
     async def _begin_receiving(self) -> None:
-        """Get leave and the connection, or raise whatever refuses a receive."""
+        """Get permission and the connection for a receive, or raise the error that refuses it."""
         verdict = self._ask(Event.RECEIVE)
         if verdict is Verdict.PROCEED:
             return
@@ -694,7 +711,7 @@ class Connection:
         raise self._refusal(verdict, "receiving from")
 
     async def cancel(self) -> None:
-        """Stop reading."""
+        """Stop receiving."""
         await self._tell(Event.CANCEL)
         await checkpoint()
 
@@ -728,7 +745,7 @@ class Connection:
         raise await self._why_lost(lost, Event.SEND, "sending to")
 
     async def end(self) -> None:
-        """End our side; reading goes on."""
+        """End our side; receiving goes on."""
         await checkpoint_if_cancelled()
         if await self._begin_outbound(self._ask(Event.END), Event.END, "ending"):
             await self._end()
@@ -751,25 +768,25 @@ class Connection:
             await self._tell(Event.SEND_TORN)
             raise
         else:
-            # Before any other task runs: each sees that our side has ended, as the peer does.
+            # Report this before any other task runs, because the peer may already see our end.
             await self._tell(Event.END_DONE)
             await cancel_shielded_checkpoint()
             return
         raise await self._why_lost(lost, Event.END, "ending")
 
     async def _why_lost(self, lost: BrokenError, event: Event, doing: str) -> BaseException:
-        """What a send or an end raises that met a broken connection."""
+        """The exception of a send, or of an end of our side, that met a broken connection."""
         await checkpoint()
-        if lost is self._error:  # even where close() waited for this
+        if lost is self._error:  # it takes precedence over a close() that waited for this call
             return fresh(lost)
         return self._refusal(self._ask(event), doing)
 
     async def _lost_sending(self, error: BrokenError) -> None:
         if self._state.outbound not in _IN_FLIGHT:
-            return  # another task closed or dropped the transport, and the state says so
-        # The peer may have said why before it hung up: leave that for a receive.
+            return  # another task closed or dropped the transport, and has reported it
+        # The peer may have sent its reason before it hung up. A receive can still get that data.
         try:
-            # A receive in flight will tell, and its bytes are not for us to take.
+            # A receive in flight will find out by itself, and it alone may take the data.
             unread = self._state.inbound is Inbound.RECEIVING or self._has_unread()
         except (*_BROKEN, anyio.ClosedResourceError):
             await self._tell(Event.RESET, error)
@@ -782,14 +799,14 @@ class Connection:
         return bool(self._kept) or self._transport.unread()
 
     async def end_gracefully(self) -> None:
-        """End our side once nothing is in flight; does nothing if it has ended in any way."""
+        """End our side after a send in flight; do nothing if it has ended or failed already."""
         waited = False
         try:
             while (verdict := self._ask(Event.END_LAST)) is Verdict.WAIT:
                 waited = True
                 await self._change()
             if verdict is Verdict.BROKEN:
-                await self.abort(None)  # no clean end may follow a piece of a message
+                await self.abort(None)  # a regular end must not follow an incomplete message
             elif await self._begin_outbound(verdict, Event.END_LAST, "ending"):
                 await self._end()
         except anyio.get_cancelled_exc_class():
@@ -797,7 +814,7 @@ class Connection:
             raise
         await checkpoint()
         if waited and self._error is not None and self._state.outbound is not Outbound.ENDED:
-            raise fresh(self._broken())  # what this call waited to end has broken
+            raise fresh(self._broken())  # the connection broke while this call waited
 
     async def abort(self, reason: object) -> None:
         why = f": {text_of(reason)}" if reason is not None else ""
@@ -818,7 +835,7 @@ class Connection:
                 if self._state.link is Link.LINGERING:
                     await self._tell(Event.CLOSE)
                 else:
-                    await self._change()  # another task is at it
+                    await self._change()  # another task is closing the transport
             await self.gone()
             transport = self.transport
             if transport is None or not transport.may_go_on(0):
@@ -829,7 +846,7 @@ class Connection:
             raise
 
     async def gone(self) -> None:
-        """Wait until nothing is left of an attempt to connect that was given up."""
+        """Wait until an attempt to connect that was given up has ended."""
         if self._state.dial is Dial.FAILED:
             if self._dialling is not None:
                 assert self._dial_over is not None
@@ -837,7 +854,7 @@ class Connection:
             await self._opener.gone()
 
     async def _flush(self) -> None:
-        """Wait for what is in flight, then close the transport."""
+        """Wait for a send in flight, then close the transport."""
         patience: Patience | None = None
         while self._state.link is Link.FLUSHING:
             if self._state.outbound is not Outbound.FLUSHING:
@@ -854,9 +871,10 @@ class Connection:
         return None if transport is None else transport.progress()
 
     async def _discard_until_change(self) -> None:
-        """Wait for the state to move. Meanwhile, throw away what comes in.
+        """Wait until the state changes, and discard the data that arrives meanwhile.
 
-        A peer that can send no more may take no more either, and all would wait for each other.
+        Otherwise there could be a deadlock: a peer that cannot send may not read either, and then
+        our send cannot finish.
         """
         state = self._state
         while self._state is state:
@@ -867,24 +885,25 @@ class Connection:
                 await self._until_change(transport.wait_arrival)
 
     async def _until_change(self, wait: Callable[[], Awaitable[None]]) -> None:
-        """Wait for something of the transport, or for the state to move."""
+        """Call ``wait``, a method of the transport that waits, until the state changes."""
         scope = self._closing = anyio.CancelScope()
         try:
             with suppress(anyio.ClosedResourceError), scope:
                 await wait()
         finally:
-            if self._closing is scope:  # or another task has begun to wait since
+            if self._closing is scope:  # otherwise another task has begun to wait since
                 self._closing = None
 
     # --- watching
 
     async def _watch(self) -> None:
-        """Watch for the end of the connection, taking no data: the driver of ``closed``."""
+        """Watch for the end of the connection, without taking data. This drives ``closed``."""
         try:
-            with anyio.CancelScope() as self._watching:  # start_tls() settles `closed` before
+            # start_tls() may settle `closed` before the connection is made.
+            with anyio.CancelScope() as self._watching:
                 await self.opened
         except SocketError:
-            return  # which has settled `closed` too
+            return  # the failure has settled `closed` too
         finally:
             self._watching = None
         self._hung_up = False
@@ -902,17 +921,18 @@ class Connection:
                         error = await self._transport.wait_hangup(after_eof=known)
                         self._hung_up = True
                     elif state.link is Link.LINGERING:
-                        with suppress(*_BROKEN, anyio.ClosedResourceError):  # finishing shows it
+                        # If this fails, the next finish() meets the same error.
+                        with suppress(*_BROKEN, anyio.ClosedResourceError):
                             await self._transport.wait_room()
                     else:
-                        await anyio.sleep_forever()  # until the state moves
+                        await anyio.sleep_forever()  # until the state changes
             finally:
                 self._watching = None
             if self._state.link is Link.LINGERING:
                 await self._tell(Event.ROOM)
 
     async def _judge_hangup(self, state: State, error: Exception | None) -> None:
-        """The peer is gone. Say so as soon as no unread data lies before that."""
+        """Report the hang-up of the peer, unless unread data comes before it."""
         lost = broken("waiting for its end", error) if error is not None else None
         if state.inbound is Inbound.OPEN:
             try:
@@ -930,9 +950,9 @@ class Connection:
             await self._tell(Event.RESET, lost)
 
     async def look(self) -> None:
-        """Notice an end or a reset that is here already, as awaiting ``closed`` would.
+        """Check, without waiting, for an end or a reset that awaiting ``closed`` would notice.
 
-        Waits for nothing. Unread data that lies before an end keeps that from being noticed.
+        An end that comes after unread data is not noticed.
         """
         if self._is_open() and self._watching is None:
             hung_up, error = await self._transport.hung_up()
@@ -947,7 +967,7 @@ class Connection:
                 await self._opener.discard()
 
     async def lost(self) -> BrokenError | None:
-        """The reset of a connection that was given up to another, if there was one by now."""
+        """The reset of a connection that was passed on by :meth:`upgrade`; None if none so far."""
         if self.transport is None:
             return None
         _, error = await self.transport.hung_up()
@@ -959,9 +979,10 @@ class Connection:
     # --- upgrading
 
     def upgrade(self) -> Slot | None:
-        """Give the connection up to another, which calls :meth:`surrender` or :meth:`disown`.
+        """Pass the transport on to another connection, and return the slot.
 
-        Returns the slot, which the other has to hold now.
+        The other connection holds the slot from now on. It has to call :meth:`surrender` or
+        :meth:`disown`.
         """
         _, verdict, effects = step(self._state, Event.UPGRADE)
         if verdict is Verdict.PROCEED and self._kept:
@@ -981,9 +1002,9 @@ class Connection:
         return slot
 
     async def surrender(self) -> Transport:
-        """The transport, once it is made and what was handed to send has gone out.
+        """Wait for the connection and for a send in flight, and return the transport.
 
-        :raises SocketError: it cannot be made, or broke
+        :raises SocketError: the connection cannot be made, or has broken
         """
         await self.opened
         while self._state.outbound is Outbound.FLUSHING:
@@ -993,19 +1014,19 @@ class Connection:
         return self._transport
 
     async def disown(self, *, aborted: bool) -> None:
-        """Let go of a connection that was given up to another, which does not want it."""
+        """Close the transport, which was passed on to another connection that will not use it."""
         await self._tell(Event.ABANDON if aborted else Event.DISOWN)
 
     # --- detaching
 
     @property
     def held(self) -> int:
-        """How many bytes were taken from the system, and have yet to be received."""
+        """How many bytes were read from the kernel and are not received yet."""
         transport = self.transport
         return 0 if transport is None else len(self._kept) + transport.held
 
     def detach(self) -> socket.socket:
-        """Give the system's socket away, and with it the slot."""
+        """Return the kernel's socket, which then holds the slot."""
         verdict = step(self._state, Event.DETACH).verdict
         if verdict is Verdict.FAILED or verdict is Verdict.BROKEN:
             raise self._refusal(verdict, "detach")
@@ -1031,15 +1052,16 @@ class Connection:
         try:
             raise error
         finally:
-            del error  # or it would keep this frame, and this frame it
+            del error  # breaks the cycle of the error, its traceback and this frame
 
     # --- dropped
 
     def close_dropped(self) -> bool:
-        """Let go of the transport; return whether it was open. In any thread, in no task.
+        """Close the transport, because the socket was collected; return whether it was open.
 
-        Not if something is in flight: then it is what start_tls() returned that was dropped, and
-        the plain socket goes on sending. It lets go of the transport when it is dropped itself.
+        This may be called in any thread, and outside of tasks. It does nothing if a send is in
+        flight: then the TLS socket of start_tls() was collected while the plain socket still
+        sends. The plain socket closes the transport when it is collected itself.
         """
         if self._state.outbound in _IN_FLIGHT:
             return False
@@ -1047,7 +1069,7 @@ class Connection:
         return self._opener.close_dropped() if transport is None else transport.close_dropped()
 
     def __del__(self) -> None:
-        # What start_tls() returned keeps this one, and so has been dropped before it.
+        # The TLS socket of start_tls() refers to this one, so it was collected before.
         if self.close_dropped():
             warnings.warn(
                 f"unclosed connection to {self._name}: close it, or use it in 'async with'",
@@ -1077,7 +1099,7 @@ _WHY_NO_UPGRADE = {
 }
 
 
-#: What is logged if ``closed`` resolves though the connection goes on.
+#: What is logged if ``closed`` resolves although the connection stays open.
 _HOW_OVER = {Link.UPGRADED: "goes on over TLS", Link.DETACHED: "detached"}
 
 
@@ -1096,9 +1118,9 @@ _WHY_NO_DETACH = {
 
 
 def info_of(transport: Transport) -> SocketInfo:
-    """What a transport tells of itself."""
+    """The facts that a transport reports about its connection."""
 
-    def text(address: Any) -> str | None:  # a Unix socket's is a path
+    def text(address: Any) -> str | None:  # the address of a Unix socket is a path, not a tuple
         return format_address(*address[:2]) if isinstance(address, tuple) else None
 
     remote, local = transport.addresses
@@ -1113,7 +1135,10 @@ def check_int(name: str, value: object, least: int) -> None:
 
 
 def _view(item: Any) -> memoryview:
-    """The bytes of what should be a bytes-like object, without a copy."""
+    """A view of the bytes of ``item``, without a copy.
+
+    :raises TypeError: ``item`` is not a contiguous bytes-like object
+    """
     try:
         return memoryview(item).cast("B")
     except TypeError:

@@ -1,4 +1,9 @@
-"""How the connection of a socket comes about: dialled, or taken over from a plain one for TLS."""
+"""The ways to open the connection of a socket.
+
+A connection is dialled, accepted by a listener, made over a stream that exists already, or taken
+over from a plain socket for TLS. For each of these there is a class with the methods of
+``_connection.Opener``.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +33,7 @@ from ._transport import NoSocketError, Transport
 
 
 class Target(NamedTuple):
-    """Where a socket goes, and how."""
+    """The address that a socket connects to, and its options."""
 
     address: SocketAddress
     options: Options
@@ -38,12 +43,12 @@ class Target(NamedTuple):
 
     @property
     def hostname(self) -> str:
-        """What the certificate must be for; empty: for any name."""
+        """The name that the certificate must be valid for; if empty, names are not checked."""
         return self.options.server_hostname or self.options.sni or self.address.hostname
 
 
 class Wrapping(NamedTuple):
-    """The same of a socket over a stream that exists already, and leads who knows where."""
+    """What :class:`Target` is for a socket over an existing stream, whose peer is unknown."""
 
     name: str
     options: Options
@@ -71,11 +76,11 @@ async def _secure(target: Target | Wrapping, transport: Transport | None) -> Tra
 
 
 class Step(NamedTuple):
-    """One thing to do on the way to an open connection."""
+    """One step of opening a connection."""
 
-    #: Takes the transport that there is so far, and returns the one that there is then.
+    #: Takes the step. It gets the transport made so far, and returns the new one.
     take: Callable[[Transport | None], Awaitable[Transport | None]]
-    #: The error for when ``connect_timeout``, in seconds, runs out in the midst of it.
+    #: Makes the error for a ``connect_timeout``, in seconds, that runs out during this step.
     too_late: Callable[[float], SocketError]
 
 
@@ -84,26 +89,26 @@ def _handshake(target: Target | Wrapping) -> Step:
 
 
 class Way(Protocol):
-    """How a connection to one address comes about, before TLS: made anew for each time."""
+    """How to make the connection to one address, before TLS. Each attempt needs a new object."""
 
     async def connect(self) -> Transport:
-        """Make it. Cancelled, it leaves nothing behind.
+        """Make the connection. If this is cancelled, it leaves nothing behind.
 
-        :raises SocketError: it cannot be made
+        :raises SocketError: the connection cannot be made
         """
         ...
 
     def too_late(self, seconds: float) -> SocketError:
-        """The error for when ``connect_timeout``, in seconds, runs out in the midst of it."""
+        """The error for a ``connect_timeout``, in seconds, that runs out in :meth:`connect`."""
         ...
 
     def describe(self, transport: Transport) -> SocketInfo:
-        """What is known of the connection, over which there may be TLS by now."""
+        """The facts about the connection. ``transport``: that of :meth:`connect`, or TLS on it."""
         ...
 
 
 class Straight:
-    """The way without anything in between: the address is dialled."""
+    """The direct way, without a proxy: the address itself is dialled."""
 
     def __init__(self, route: Route, target: Target, begun: Begun | Failed | None = None) -> None:
         self._route = route._replace(keep_alive=target.options.keep_alive)
@@ -120,11 +125,12 @@ class Straight:
 
 
 async def addresses_of(target: Target, route: Route) -> list[str]:
-    """The IP addresses that may be dialled for a target, in that order.
+    """Return the IP addresses that may be dialled for ``target``, in the order of dialling.
 
-    :raises SocketError: there are none, or not in time; nothing else but what is no Exception
+    :raises SocketError: no address was found, or none within ``connect_timeout``. No other
+        subclass of ``Exception`` is raised.
     """
-    await checkpoint()  # what is found or refused at once need not wait
+    await checkpoint()  # the code below need not wait
     progress, seconds = Progress(target.address), target.options.connect_timeout
     if route.policy is not UNRESTRICTED:
         await forbid(target.address, route.policy)
@@ -141,12 +147,13 @@ async def addresses_of(target: Target, route: Route) -> list[str]:
 async def take(
     steps: Iterable[Step], target: Target | Wrapping, describe: Callable[[Transport], SocketInfo]
 ) -> tuple[Transport, SocketInfo]:
-    """Take the steps one after the other, within ``connect_timeout``.
+    """Take the steps in order, within ``connect_timeout``; return the transport and its facts.
 
     A step that fails or is cancelled leaves nothing behind; it may have dropped the transport.
-    ``describe`` is asked at the end.
+    ``describe`` is called after the last step.
 
-    :raises SocketError: a step failed, or came too late; nothing else but what is no Exception
+    :raises SocketError: a step failed, or the time ran out. No other subclass of ``Exception`` is
+        raised.
     """
     transport: Transport | None = None
     too_late: Callable[[float], SocketError] | None = None
@@ -169,7 +176,7 @@ async def take(
 
 
 class Dialled(Opener):
-    """A new connection: what ``connect()`` gives a socket."""
+    """The opener of ``connect()``: it makes a new connection."""
 
     def __init__(
         self,
@@ -179,7 +186,7 @@ class Dialled(Opener):
         slot: Slot | None,
         short_cut: Route | None = None,
     ) -> None:
-        """``short_cut``: the route of ``way``, if nothing comes before its dials."""
+        """``short_cut``: the route of ``way``, if that dials without any step before."""
         self._target = target
         self._policy = policy
         self._way = way
@@ -218,17 +225,17 @@ class Dialled(Opener):
         return made
 
     async def open_socket(self) -> socket.socket:
-        """Make the connection, and give the system's socket away, with the slot.
+        """Make the connection, and return the kernel's socket, which then holds the slot.
 
-        Cancelled, it leaves nothing behind.
+        If this is cancelled, it leaves nothing behind.
 
-        :raises SocketError: it cannot be made, or is no socket
+        :raises SocketError: the connection cannot be made, or has no socket to return
         """
-        await checkpoint()  # what is made or refused at once need not wait
+        await checkpoint()  # the code below need not wait
         transport, _ = await self.open()
         error: SocketError
         try:
-            # The cancellation may have come in the very turn in which the connection was made.
+            # The task may be cancelled in the same turn in which the connection was made.
             await checkpoint_if_cancelled()
             sock = transport.detach()
             return sock if self._slot is None else moved(sock, self._slot)
@@ -243,7 +250,7 @@ class Dialled(Opener):
         try:
             raise error
         finally:
-            del error  # or it would keep this frame, and this frame it
+            del error  # breaks the cycle of the error, its traceback and this frame
 
     async def _undo(self, transport: Transport) -> None:
         try:
@@ -265,14 +272,14 @@ class Dialled(Opener):
             yield _handshake(target)
 
     async def discard(self, *, aborted: bool = False) -> None:
-        """Nothing is held before it is opened."""
+        """Do nothing: :meth:`open` either succeeds or leaves nothing behind."""
 
     def close_dropped(self) -> bool:
         return False
 
 
 class Accepted(Opener):
-    """A connection that exists already: what a listener gives a socket."""
+    """The opener of a listener's sockets: the connection exists already."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -288,7 +295,7 @@ class Accepted(Opener):
 
 
 class Wrapped(Opener):
-    """A stream that exists already: what :meth:`Socket.wrap` gives a socket."""
+    """The opener of :meth:`Socket.wrap`: it uses an existing stream."""
 
     def __init__(self, transport: Transport, target: Wrapping) -> None:
         self._transport = transport
@@ -301,7 +308,7 @@ class Wrapped(Opener):
     def _steps(self) -> Iterator[Step]:
         yield Step(self._begin, partial(not_opened, str(self._target)))
         if self._target.options.secure_transport == "on":
-            self._shaking = True  # from here on, it cannot be begun again
+            self._shaking = True  # from here on, open() cannot be repeated
             yield _handshake(self._target)
 
     async def _begin(self, _: Transport | None) -> Transport:
@@ -330,7 +337,7 @@ def _cancelled(target: Target | Wrapping) -> TLSError:
 
 
 class TakenOver(Opener):
-    """TLS on the connection of a plain socket: what ``start_tls()`` gives a socket."""
+    """The opener of ``start_tls()``: it puts TLS on the connection of a plain socket."""
 
     def __init__(self, plain: Connection, target: Target | Wrapping) -> None:
         self._plain = plain
@@ -338,7 +345,7 @@ class TakenOver(Opener):
         self._begun = False
 
     async def open(self) -> tuple[Transport, SocketInfo]:
-        plain = await self._plain.opened  # which has a time limit of its own
+        plain = await self._plain.opened  # has its own time limit
 
         def describe(transport: Transport) -> SocketInfo:
             return replace(plain, alpn=transport.alpn)

@@ -1,9 +1,9 @@
-"""Byte streams as a socket needs them, and any AnyIO stream as one of them.
+"""The interface of byte streams that a socket uses, and an adapter for AnyIO streams.
 
-:class:`Transport` is AnyIO's ``ByteStream`` with what more the rules of a socket need and no AnyIO
-stream offers. ``_tcp`` and ``_tls`` have it all; :class:`ForeignTransport` gives any other
-``ByteStream`` the nearest thing. Nothing here knows of sockets in the sense of this package, of
-futures or of dialling.
+:class:`Transport` extends AnyIO's ``ByteStream`` by what a socket needs and no AnyIO stream
+offers. ``_tcp`` and ``_tls`` implement all of it. :class:`ForeignTransport` adapts any other
+``ByteStream`` as well as possible. This module knows nothing of this package's sockets, futures or
+dialling.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from anyio.lowlevel import checkpoint
 from ._copies import fresh
 from ._readiness import Pause
 
-#: What one receive takes at most unless told otherwise: AnyIO's own default, in bytes.
+#: The default limit of one receive, in bytes. It is the same as AnyIO's.
 DEFAULT_MAX_BYTES = 65536
 
-#: How much is thrown away at a time, in reads of DEFAULT_MAX_BYTES: more than any default receive
-#: buffer holds; a bound, so that a peer that never stops does not keep the event loop.
+#: How much :meth:`Transport.discard` discards at a time, in reads of DEFAULT_MAX_BYTES. It is more
+#: than any default receive buffer holds. The limit keeps a peer that never stops sending from
+#: blocking the event loop.
 DISCARD_READS = 128
 
 
 class NoSocketError(Exception):
-    """A transport has no socket to give away: its message says why."""
+    """A transport has no socket that it could give away. The message says why."""
 
 
 class Transport(ByteStream):
@@ -41,36 +42,39 @@ class Transport(ByteStream):
     error), ``ClosedResourceError``. One receive and one send may run at the same time.
     """
 
-    #: A send was stopped part-way: the peer holds a piece of what was to be sent, and whatever
-    #: were sent after it would be misread.
+    #: Whether a send was cut short: the peer has an incomplete message, and would misread anything
+    #: that were sent after it.
     torn: bool = False
 
-    #: So many bytes at the end of what was sent are missed by nobody if a reset takes them away.
-    #: They are the close_notify of a TLS above, which a peer need not wait for (RFC 8446 6.1).
+    #: How many bytes at the end of the sent data may be lost in a reset without harm. They are the
+    #: close_notify of TLS over this transport: a peer need not wait for it (RFC 8446 6.1).
     expendable: int = 0
 
-    #: What :meth:`send_nowait` takes may wait here for room. It goes out before anything else.
+    #: Whether :meth:`send_nowait` may buffer what it accepts. It is sent before anything else.
     keeps: bool = False
 
     @property
     def immediate(self) -> bool:
-        """Whether the calls that do not wait can do anything."""
+        """Whether the methods that do not wait are supported."""
         return True
 
     def may_go_on(self, amount: int) -> bool:
-        """Whether a call that moves about ``amount`` bytes may be made without a checkpoint.
+        """Whether a call that moves about ``amount`` bytes may do without a checkpoint.
 
-        False: it takes :meth:`enter` before, and if it need not wait, :attr:`leave` after it.
+        If not, :meth:`enter` comes before the call, and :attr:`leave` after it if it did not wait.
         """
         return False
 
     async def enter(self) -> None:
-        """Be a checkpoint, of which :attr:`leave` may be the half that lets others run."""
+        """Be a checkpoint, or its first half if there is a :attr:`leave`.
+
+        The first half raises a pending cancellation, and :attr:`leave` lets other tasks run.
+        """
         await checkpoint()
 
     @property
     def leave(self) -> Pause | None:
-        """What lets others run after a call, if there is such a thing. It raises nothing."""
+        """The awaitable that lets other tasks run after a call, or None. It raises nothing."""
         return None
 
     @property
@@ -80,33 +84,33 @@ class Transport(ByteStream):
 
     @property
     def addresses(self) -> tuple[Any, Any]:
-        """Those of the other side and of this one, as far as they are known."""
+        """The addresses of the peer and of this side; None for each that is not known."""
         remote = attribute_of(self, SocketAttribute.remote_address)
         return remote, attribute_of(self, SocketAttribute.local_address)
 
     def start_receive(self, max_bytes: int) -> bytes | Awaitable[bytes]:
-        """As :meth:`receive`: at once where nothing has to be awaited, not even a checkpoint.
+        """Like :meth:`receive`, but return the data itself if nothing needs to be awaited.
 
-        Otherwise what to await, which is a checkpoint.
+        Otherwise return the awaitable, which is a checkpoint.
         """
         return self.receive(max_bytes)
 
     def start_receive_into(self, view: memoryview) -> int | Awaitable[int]:
-        """As :meth:`receive_into`, in the same way."""
+        """Like :meth:`receive_into`, but return the number itself if nothing needs awaiting."""
         return self.receive_into(view)
 
     def start_send(self, item: bytes | memoryview) -> Awaitable[None] | None:
-        """As :meth:`send`, in the same way; None: it is done."""
+        """Like :meth:`send`, but return None if all is sent and nothing needs to be awaited."""
         return self.send(item)
 
     @abstractmethod
     def receive_nowait(self, max_bytes: int) -> bytes | None:
-        """Take up to ``max_bytes`` bytes that are already here; None if there are none yet."""
+        """Take up to ``max_bytes`` bytes that have arrived; return None if none have."""
 
     async def receive_into(self, view: memoryview) -> int:
-        """Receive into ``view``, at least one byte; return how many. Cancelled, it loses nothing.
+        """Receive at least one byte into ``view``; return the number. Cancelling loses no data.
 
-        ``view`` is writable, made of bytes, and not empty.
+        ``view`` is writable, consists of bytes, and is not empty.
         """
         data = await self.receive(len(view))
         view[: len(data)] = data
@@ -115,80 +119,80 @@ class Transport(ByteStream):
     def is_readable(self) -> bool:
         """Whether ``receive()`` would return or raise without waiting for the peer.
 
-        Takes nothing that ``receive()`` would not return afterwards. False if it cannot be known.
-        Not called while a receive is in flight.
+        No data is lost by it. It returns False if the answer cannot be known. It is not called
+        while a receive is in flight.
         """
         return False
 
     @abstractmethod
     def stop_receiving(self) -> None:
-        """Have ``receive()`` raise ``ClosedResourceError``, now and ever after."""
+        """Make a ``receive()`` in flight, and every later one, raise ``ClosedResourceError``."""
 
     @abstractmethod
     def resume_receiving(self) -> None:
-        """Take :meth:`stop_receiving` back, once ``receive()`` has returned."""
+        """Undo :meth:`stop_receiving`, after the ``receive()`` in flight has returned."""
 
     @abstractmethod
     async def send(self, item: bytes | bytearray | memoryview) -> None:
-        """Send all of ``item``. Cancelled part-way, it sets ``torn``."""
+        """Send all of ``item``. If it is cancelled after it sent a part, it sets ``torn``."""
 
     @abstractmethod
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
-        """Hand over as much of ``data`` as fits at once; return how many bytes that was."""
+        """Send as much of ``data`` as is possible without waiting; return the number of bytes."""
 
     async def flush(self) -> None:
-        """Wait until what :meth:`send_nowait` has kept has gone out."""
+        """Wait until the data that :meth:`send_nowait` has buffered is sent."""
 
     @abstractmethod
     async def wait_hangup(self, *, after_eof: bool) -> Exception | None:
-        """Wait, taking no data, until the peer has ended or reset the connection.
+        """Wait until the peer has ended or reset the connection, without taking data.
 
-        Returns None for an end (which may still lie behind unread data) and the error for a
-        reset. With ``after_eof`` only a reset ends the wait. Cancelling it changes nothing.
+        Returns None for an end, which may come after unread data, and the error for a reset. With
+        ``after_eof``, it waits for a reset only. Cancelling it changes nothing.
         """
 
     async def hung_up(self) -> tuple[bool, Exception | None]:
-        """What :meth:`wait_hangup` would wait for, if it is here already: whether, and the error.
+        """Return whether :meth:`wait_hangup` would return at once, and what.
 
-        If that cannot be known at once: no.
+        Returns ``(False, None)`` if that cannot be known without waiting.
         """
         return False, None
 
     @abstractmethod
     def unread(self) -> bool:
-        """Whether data can be had before the peer's end; only asked after a hang-up.
+        """Whether there is unread data before the peer's end. Called only after a hang-up.
 
-        :raises anyio.BrokenResourceError: there is no data, and no end but a reset
+        :raises anyio.BrokenResourceError: there is no unread data, and the peer sent a reset
         """
 
     @abstractmethod
     async def finish(self) -> bool:
-        """Go on closing, without waiting; return whether the transport is closed by now.
+        """Start or continue closing, without waiting; return whether the transport is closed now.
 
-        Our end goes out, and what comes in is thrown away. It is not closed as long as there is
-        no room for our end, or the peer has not acknowledged everything: see :meth:`wait_room`.
+        This ends our side, and discards what arrives. The transport stays open while there is no
+        room for our end, or the peer has not acknowledged everything: see :meth:`wait_room`.
 
-        :raises anyio.BrokenResourceError: the connection was lost, and with it some of what was
-            sent
+        :raises anyio.BrokenResourceError: the connection was lost, with some of the sent data
         """
 
     @abstractmethod
     async def wait_room(self) -> None:
-        """Wait until ``finish()`` may get further. Cancelling it changes nothing."""
+        """Wait until another ``finish()`` may make progress. Cancelling it changes nothing."""
 
     async def let_go(self) -> bool:
-        """Close now, in the midst of :meth:`finish`, and leave the rest to the system.
+        """Close now, without the wait for :meth:`finish`; the kernel delivers what it holds.
 
-        Waits for nothing, and is done even if the caller is cancelled. False: something was
-        cut or left unread, so that the peer gets a reset.
+        This does not wait, and closes even if the caller is cancelled. It returns False if a send
+        was cut short or data was left unread: then the peer gets a reset.
 
-        :raises anyio.BrokenResourceError: the peer's reset took away what was sent; it is closed
+        :raises anyio.BrokenResourceError: a reset by the peer has destroyed sent data; the
+            transport is closed
         """
         await self.abort()
         return False
 
     def discard(self) -> bool:
-        """Throw away what has come in; False: nothing more can come."""
+        """Discard what has arrived. Return False if nothing more can arrive."""
         try:
             for _ in range(DISCARD_READS):
                 if self.receive_nowait(DEFAULT_MAX_BYTES) is None:
@@ -198,45 +202,47 @@ class Transport(ByteStream):
         return True
 
     async def wait_arrival(self) -> None:
-        """Wait until there may be more to :meth:`discard`. Cancelling it changes nothing."""
+        """Wait until there may be more data to discard. Cancelling it changes nothing."""
         await anyio.sleep_forever()
 
     def progress(self) -> object:
-        """A value that differs from the last one if the peer has taken something meanwhile."""
+        """A value that changes whenever the peer has accepted more data."""
         return None
 
     def unacknowledged(self) -> int:
-        """How many bytes the peer has not acknowledged; 0 if that cannot be known."""
+        """How many sent bytes the peer has not acknowledged; 0 if that cannot be known."""
         return 0
 
     @property
     def held(self) -> int:
-        """How many bytes were taken from the system, and have yet to be received."""
+        """How many bytes this transport has read from the kernel and not returned yet."""
         return 0
 
     def detach(self) -> socket.socket:
-        """Give the system's socket away, and be closed. Nothing is in flight, nothing is held.
+        """Return the kernel's socket; this transport is closed. No call is in flight.
 
-        :raises NoSocketError: there is none, or more than one; nothing has changed
-        :raises anyio.BrokenResourceError: the connection was reset, of which the system has told
-            already; nothing has changed
+        :attr:`held` is 0.
+
+        :raises NoSocketError: there is no such socket, or more than one; nothing has changed
+        :raises anyio.BrokenResourceError: the kernel has already reported a reset of the
+            connection, and would not do so again; nothing has changed
         """
         raise NoSocketError("it is no socket of the system's, but another stream")
 
     def close_dropped(self) -> bool:
-        """Close it, as whoever had it has dropped it; return whether it was open.
+        """Close the transport, because its user was collected; return whether it was open.
 
-        Called in any thread, and in no task: no task waits for it any more. The peer sees what it
-        sees when the process ends. A stream that is not ours closes itself.
+        This may be called in any thread, and outside of tasks. No task waits for the transport any
+        more. The peer sees the same as when a process ends. A foreign stream has to close itself.
         """
         return False
 
     @abstractmethod
     async def abort(self) -> None:
-        """Drop the connection now, so that the peer cannot take what it got for the whole.
+        """Drop the connection now, so that the peer cannot mistake the data for complete.
 
-        Waits for nothing, and is done even if the caller is cancelled. Whatever is in flight
-        raises ``ClosedResourceError``.
+        This does not wait, and drops the connection even if the caller is cancelled. Calls in
+        flight raise ``ClosedResourceError``.
         """
 
 
@@ -250,9 +256,9 @@ _ANYIOS = (
 
 @contextmanager
 def _as_anyios(*passed: type[Exception]) -> Iterator[None]:
-    """Whatever a foreign stream raises is one of AnyIO's errors, with it as the cause.
+    """Turn the errors of a foreign stream into ``anyio.BrokenResourceError``, as its cause.
 
-    Those of ``passed`` are left as they are.
+    AnyIO's own errors and those in ``passed`` are not changed.
     """
     try:
         yield
@@ -265,19 +271,21 @@ def _as_anyios(*passed: type[Exception]) -> Iterator[None]:
 
 
 class ForeignTransport(Transport):
-    """Any other ``ByteStream``: nothing without waiting, no watching, dropped by closing.
+    """An adapter for any other ``ByteStream``.
 
-    How much of a cancelled send went out cannot be known here, so any counts as torn. A stream
-    that cannot end one of its directions raises ``NotImplementedError`` in :meth:`send_eof`.
+    It can do nothing without waiting, and it cannot be watched. It drops a connection by closing
+    the stream. A cancelled send always counts as cut short, because the stream does not tell how
+    much it has sent. If the stream cannot end one direction, its :meth:`send_eof` raises
+    ``NotImplementedError``.
     """
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
         self._stopped = False
         self._dropped = False
-        self._rest = b""  # it gave more than it was asked for
+        self._rest = b""  # what the stream returned in excess of max_bytes
         self._over: Exception | None = None  # what every receive raises from now on
-        # Not every stream wakes the tasks that wait in it when it is closed.
+        # Some streams do not wake their waiting tasks when they are closed.
         self._receiving: anyio.CancelScope | None = None
         self._sending: anyio.CancelScope | None = None
 
@@ -289,7 +297,7 @@ class ForeignTransport(Transport):
         return None
 
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
-        await checkpoint()  # which not every stream's receive is
+        await checkpoint()  # because not every stream's receive() is one
         if self._stopped:
             raise anyio.ClosedResourceError
         if not self._rest:
@@ -329,8 +337,8 @@ class ForeignTransport(Transport):
         return 0
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
-        await checkpoint()  # which not every stream's send is
-        if not len(item):  # some streams would send that on
+        await checkpoint()  # because not every stream's send() is one
+        if not len(item):  # some streams would pass on the empty item
             return
         try:
             await self._interruptibly(partial(self._stream.send, bytes(item)))
@@ -339,7 +347,7 @@ class ForeignTransport(Transport):
             raise
 
     def _is_torn(self) -> bool:
-        """Whether a send that did not come to its end may have sent something."""
+        """Whether a send that failed or was cancelled may have sent something."""
         return True
 
     async def send_eof(self) -> None:
@@ -352,7 +360,7 @@ class ForeignTransport(Transport):
             try:
                 with anyio.CancelScope() as self._sending, _as_anyios(*passed):
                     await call()
-            except anyio.EndOfStream as exc:  # which is said of receiving, but TLS streams do
+            except anyio.EndOfStream as exc:  # AnyIO's TLS streams raise it for sends too
                 raise anyio.BrokenResourceError("the peer has ended") from exc
             finally:
                 self._sending = None
@@ -364,7 +372,8 @@ class ForeignTransport(Transport):
             await self._stream.aclose()
 
     async def finish(self) -> bool:
-        # This waits for as long as the stream does. One that has ended or was closed is closed.
+        # This waits for as long as the stream's aclose(). If the stream has ended or was closed
+        # before, it counts as closed.
         with suppress(anyio.EndOfStream, anyio.ClosedResourceError):
             await self.aclose()
         return True
@@ -383,15 +392,15 @@ class ForeignTransport(Transport):
             self._sending.cancel()
 
     async def _close_forcefully(self) -> None:
-        # Shielded: a cancellation of the caller, raised in here, would keep it from what comes
-        # next. An exception of any kind: a stream that fails to close is gone too.
+        # Shielded, because the caller has more to do after this, even if it is cancelled. A stream
+        # that fails to close counts as closed, whatever it raises.
         with anyio.CancelScope(shield=True), suppress(Exception):
             await anyio.aclose_forcefully(self._stream)
 
     async def let_go(self) -> bool:
         self._drop()
         await self._close_forcefully()
-        return True  # what was lost by that cannot be known
+        return True  # whether data was lost cannot be known
 
     async def wait_hangup(self, *, after_eof: bool) -> Exception | None:
         await anyio.sleep_forever()
@@ -403,9 +412,9 @@ class ForeignTransport(Transport):
 
     @property
     def alpn(self) -> str | None:
-        from anyio.streams.tls import TLSAttribute  # here, because hardly anybody needs it
+        from anyio.streams.tls import TLSAttribute  # here, because few programs need it
 
-        names: Any = TLSAttribute  # its members are keys here, but typed as what they stand for
+        names: Any = TLSAttribute  # its members are typed as the values of the attributes
         alpn = attribute_of(self, names.alpn_protocol)
         return alpn if isinstance(alpn, str) else None
 
@@ -415,18 +424,18 @@ class ForeignTransport(Transport):
 
 
 def attribute_of(stream: ByteStream, attribute: Any) -> Any:
-    """A typed attribute of a stream of any kind; None if it has none, or fails to tell it."""
+    """A typed attribute of any stream; None if the stream does not have it, or raises an error."""
     try:
         return stream.extra(attribute, None)
-    except Exception:  # noqa: BLE001  # it may be foreign code
+    except Exception:  # noqa: BLE001  # foreign code may raise anything
         return None
 
 
 def _checked(data: Any) -> bytes:
-    """What a foreign stream has received, if it is something.
+    """Return ``data`` from a foreign stream, after checking it.
 
-    :raises anyio.BrokenResourceError: it is nothing, which may mean an end or not
-    :raises TypeError: it is not bytes
+    :raises anyio.BrokenResourceError: ``data`` is empty, which has no defined meaning
+    :raises TypeError: ``data`` is not bytes-like
     """
     data = bytes(memoryview(data))
     if not data:
