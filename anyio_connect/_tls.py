@@ -1,10 +1,13 @@
-"""TLS as a transport over any other: the part of TLS that the standard library leaves out.
+"""TLS as a transport over any other transport.
 
-``ssl.SSLObject`` turns bytes into records and back; what to do when is decided here. It has no
-half-close as such: ``unwrap()`` sends our close_notify, says that it would like to read the
-peer's, and can then be left alone, since ``read()`` goes on. But where application data lies
-undecrypted at that moment, ``unwrap()`` takes it for an answer, fails, and the data is lost. So
-everything is decrypted first, with no await in between.
+``ssl.SSLObject``, here called the engine, converts data to TLS records and back. This module moves
+the records and decides when to call the engine.
+
+The engine has no method for a half-close. ``unwrap()`` writes our close_notify, and then raises
+because it wants to read the peer's. That error can be ignored: ``read()`` still works. But if the
+engine holds application data that it has not decrypted yet, ``unwrap()`` mistakes that for the
+answer, fails, and the data is lost. So everything is decrypted before ``unwrap()`` is called,
+without an await in between.
 """
 
 from __future__ import annotations
@@ -29,61 +32,61 @@ from ._threads import Threads
 from ._tls_errors import check_count, explain, handshake_ended, handshake_failed
 from ._transport import DEFAULT_MAX_BYTES, NoSocketError, Transport
 
-#: How much ciphertext to ask the transport for at a time, in bytes: a few records, and more only
-#: if the caller wants more. What is here undecrypted is never more than that, and nothing is
-#: asked for before it is wanted.
+#: How much ciphertext to receive from the transport at a time, in bytes: a few records, and more
+#: only if the caller wants more. Ciphertext is received only when a call needs it, so no more than
+#: this is ever held here.
 _READ = 65536
 _MOST_READ = 4 * _READ
 
-#: How much ciphertext the engine gets at a time, in bytes: more than a record. The engine works
-#: through all it has until it finds data, and the event loop stands still meanwhile.
+#: How much ciphertext the engine gets at a time, in bytes: more than a record. One read of the
+#: engine may process all of it before it finds application data, and blocks the event loop.
 _PIECE = 65536
 
-#: After how much ciphertext that was no data other tasks get to run, in bytes. (Each record of
-#: data has some twenty bytes of that; a peer can send KeyUpdates as fast as they are read.)
+#: After how much ciphertext without application data other tasks get to run, in bytes. (A peer may
+#: send nothing but KeyUpdates. The overhead of each record, about twenty bytes, counts as well.)
 _NO_DATA = _PIECE
 
-#: How much data to encrypt before it is sent, in bytes. The engine would take any amount at
-#: once, and hold all of its ciphertext.
+#: How much data to encrypt before the ciphertext is sent, in bytes. The engine has no limit of its
+#: own, and holds all the ciphertext.
 _WRITE = 65536
 
-#: What a record holds at most, in bytes (RFC 8446 section 5.1), so no read returns more.
+#: The most data in a record, in bytes (RFC 8446 section 5.1). No read of the engine returns more.
 _RECORD = 16384
 
-#: How long the head of a record is, in bytes.
+#: The size of a record's header, in bytes.
 _HEAD = 5
 
-#: How much ciphertext may wait to be sent, in bytes: twice what a send makes at a time. There
-#: is more only if a peer asks for answers and reads none.
+#: How much ciphertext may wait to be sent, in bytes: twice what a send produces at a time. There
+#: can be more only if a peer requests answers and does not read them.
 _MAX_WAITING = 2 * _WRITE
 
-#: How much data a send that reads for the engine keeps for the next receive, in bytes.
+#: How much data may be kept for the next receive by a send that has to read, in bytes.
 _MAX_KEPT = 1 << 20
 
-#: How often receive_nowait() gives the engine more in search of data.
+#: How many times receive_nowait() gives the engine more ciphertext until it finds data.
 _ROUNDS = 2
 
-#: How many default contexts are kept. Each holds the system's authorities: a megabyte or so.
+#: How many default contexts are kept. Each holds the system's CA certificates: about a megabyte.
 _MAX_CONTEXTS = 16
 
 _ENDED_IN_HANDSHAKE = "the peer ended TLS while it was being negotiated again"
 
-#: The transport broke, or another task closed it.
+#: The errors that mean: the transport broke, or another task closed it.
 _GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 _T = TypeVar("_T")
 
-#: For contexts: to build them, and for what those of another make do slowly.
+#: Runs the slow work on contexts: building one, and calls of contexts of another implementation.
 _threads = Threads("work on TLS contexts", 64)
 
 # --- contexts
 
 
 class Contexts:
-    """The default contexts of all callers who pass none of their own, in any thread.
+    """The default contexts, shared by all sockets without an ``ssl_context``, in all threads.
 
-    Kept by the class that made them, which others may replace (truststore), and by what they
-    offer; the one used last comes last.
+    The keys are the class of the context, which other code may replace (truststore does), and the
+    ALPN protocols. The most recently used context comes last.
     """
 
     def __init__(self) -> None:
@@ -91,11 +94,11 @@ class Contexts:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In the child, no thread is left that would release the lock."""
+        """Replace the lock in a forked child, where no thread exists that would release it."""
         self._building = threading.Lock()  # held by the thread that builds one
 
     async def get(self, alpn: tuple[str, ...]) -> ssl.SSLContext:
-        """The context for ``alpn``. Building one reads files for tens of milliseconds."""
+        """Return the context for ``alpn``. Building one reads files and takes tens of ms."""
         context = self._find(alpn)
         return context if context is not None else await _threads.run(partial(self._build, alpn))
 
@@ -108,7 +111,10 @@ class Contexts:
             return None
 
     def _build(self, alpn: tuple[str, ...]) -> ssl.SSLContext:
-        """Build it, unless another thread just has; it is kept even if its caller has gone."""
+        """Build the context, unless another thread has just done so.
+
+        The context is kept even if the calling task was cancelled meanwhile.
+        """
         with self._building:
             context = self._find(alpn)
             if context is None:
@@ -126,20 +132,21 @@ if hasattr(os, "register_at_fork"):
 
 
 def build_context(alpn: Sequence[str] = (), cafile: str | None = None) -> ssl.SSLContext:
-    """A context for clients as strict as ours are, which trusts the system's authorities.
+    """Return a context for clients, with the settings of our default contexts.
 
-    ``cafile``: trust the certificates in this file instead.
+    It trusts the certificate authorities of the system. ``cafile``: trust the certificates in this
+    file instead.
 
-    :raises OSError: they cannot be read
+    :raises OSError: the certificates cannot be read
     """
     context = ssl.create_default_context(cafile=cafile)
-    if cafile == "":  # which the standard library takes for none at all
+    if cafile == "":  # the standard library would treat it like None
         context.load_verify_locations(cafile="")
     if cafile is None:
         _load_for_certain(context)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION  # gone from TLS 1.3, and attacked before
-    context.hostname_checks_common_name = False  # RFC 9525 6.3: a common name is nobody's name
+    context.options |= ssl.OP_NO_RENEGOTIATION  # a source of attacks, which TLS 1.3 has removed
+    context.hostname_checks_common_name = False  # RFC 9525 6.3: it does not identify a server
     if alpn:
         context.set_alpn_protocols(list(alpn))
     return context
@@ -149,12 +156,12 @@ def _load_for_certain(context: ssl.SSLContext) -> None:
     file = ssl.get_default_verify_paths().cafile
     try:
         empty = not context.cert_store_stats()["x509_ca"]
-    except NotImplementedError:  # truststore, injected: it loads what it needs later
+    except NotImplementedError:  # an injected truststore, which loads certificates later
         return
     if file and empty:
-        # OpenSSL does not say that it could not open it, for want of a descriptor perhaps. Kept,
-        # such a context would trust nobody for ever.
-        with suppress(ssl.SSLError):  # there is none in it
+        # If OpenSSL could not open the file, for example because no descriptor was left, it did
+        # not report that. Such a context would be kept, and would trust no server for ever.
+        with suppress(ssl.SSLError):  # the file has no certificate
             context.load_verify_locations(file)
 
 
@@ -162,20 +169,20 @@ def _load_for_certain(context: ssl.SSLContext) -> None:
 
 
 class Records:
-    """Where the records of a stream of ciphertext end (RFC 8446 section 5.1), without its keys.
+    """Finds the ends of TLS records in ciphertext (RFC 8446 section 5.1). It needs no keys.
 
-    A record has a head of five bytes, of which the last two tell the length of what follows.
+    A record has a header of five bytes. Its last two bytes are the length of the rest.
     """
 
     __slots__ = ("_head", "_left")
 
     def __init__(self) -> None:
-        self._head = b""  # of the next record, as far as it is here
-        self._left = 0  # of the body that it has announced, in bytes
+        self._head = b""  # the part of the next header that has arrived
+        self._left = 0  # how much of the record after the header is missing, in bytes
 
     @property
     def whole(self) -> bool:
-        """Whether what came so far ends where a record ends."""
+        """Whether the ciphertext so far ends with a complete record."""
         return not self._left and not self._head
 
     def follow(self, ciphertext: bytes) -> None:
@@ -194,7 +201,7 @@ class Records:
 
 
 class _EngineError(Exception):
-    """An engine or a context raised ``cause``, whatever that is."""
+    """Wraps any exception that an engine or a context raised."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__()
@@ -210,27 +217,30 @@ async def start_tls(
     context: ssl.SSLContext | None = None,
     require_close_notify: bool = True,
 ) -> TLSTransport:
-    """Make the client's handshake with ``where`` and return the encrypted transport.
+    """Make the client's TLS handshake over ``transport``, and return the encrypted transport.
 
-    ``server_hostname`` is what the certificate must be for, and is sent as SNI if it is a
-    name. ``alpn`` is for the default context; one's own, which is never changed, has its own.
-    What a context or engine of another make may do slowly is done in a thread. If the handshake
-    fails or is cancelled, the transport is closed. ``require_close_notify``: see
-    :class:`TLSTransport`.
+    ``where`` is the name of the peer in messages. The certificate must be valid for
+    ``server_hostname``, which is sent as SNI if it is a name and not an address. ``alpn`` applies
+    to the default context only: a ``context`` is never changed, and has its own ALPN protocols.
+    ``require_close_notify``: see :class:`TLSTransport`.
+
+    Contexts and engines of another implementation may be slow, so their work runs in a thread. If
+    the handshake fails or is cancelled, the transport is closed.
 
     :raises TLSError: the handshake failed, for whatever reason
     """
-    # The root's dot is no part of a name in a certificate (RFC 6125), a zone none of an address.
+    # Names in certificates have no trailing dot (RFC 6125), and addresses have no zone.
     name = server_hostname.removesuffix(".").partition("%")[0]
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     engine: ssl.SSLObject | None = None
     if log.debugs:
         log.debug("%s: TLS handshake, for %s", where, name)
-    said = b""  # what the peer said first: the engine keeps what is too short for a record
+    # The first bytes from the peer, for messages: the engine does not return an incomplete record.
+    said = b""
     records = None if require_close_notify else Records()
     try:
         try:
-            # Only what was empty from the start is no name at all: nothing else goes unverified.
+            # Test the original: "." has no name left either, but must not skip the verification.
             wanted = name if server_hostname else None
             engine = await _make_engine(context, alpn or (), incoming, outgoing, wanted)
             while True:
@@ -248,15 +258,15 @@ async def start_tls(
                 incoming.write(ciphertext)
         except _EngineError as exc:
             error = handshake_failed(where, name, exc.cause, engine)
-        except Exception as exc:  # of the transport: AnyIO's errors, or what a foreign stream has
+        except Exception as exc:  # from the transport; a foreign stream may raise anything
             why, said = await _last_words(transport, engine, incoming, said)
             if why is None:
                 error = handshake_ended(where, exc, said)
             else:
                 error = handshake_failed(where, name, why, engine)
-        with suppress(*_GONE):  # the alert that says what is wrong
+        with suppress(*_GONE):  # send the alert that tells the peer the reason
             transport.send_nowait(outgoing.read())
-        with suppress(Exception):  # of a foreign stream, which is closed all the same
+        with suppress(Exception):  # from a foreign stream, which counts as closed
             await transport.let_go()
     except BaseException:
         await transport.abort()
@@ -265,11 +275,11 @@ async def start_tls(
 
 
 def _agreed(engine: ssl.SSLObject) -> str:
-    """What a handshake agreed on, in words."""
+    """The TLS version and the cipher that a handshake agreed on, for the log."""
     try:
         cipher = engine.cipher()
         return f"{engine.version()} with {cipher and cipher[0]}"
-    except Exception:  # of an engine of another make
+    except Exception:  # from an engine of another implementation
         return "TLS"
 
 
@@ -288,14 +298,15 @@ async def _make_engine(
         def make() -> ssl.SSLObject:
             return chosen.wrap_bio(incoming, outgoing, server_hostname=name)
 
-        # The standard library's reads no files. Another's may: truststore reads its authorities.
+        # The standard library's context reads no files here. Others may: truststore reads its CA
+        # certificates.
         return make() if _is_native(context) else await _threads.run(make)
     except Exception as exc:
         raise _EngineError(exc) from None
 
 
 def _is_native(context: Any) -> bool:
-    """Whether the standard library and nothing else makes the engines of ``context``."""
+    """Whether the engines of ``context`` are the standard library's, without any change."""
     try:
         made_by = context.wrap_bio.__module__, context.sslobject_class
     except Exception:
@@ -304,7 +315,7 @@ def _is_native(context: Any) -> bool:
 
 
 async def _shake(engine: ssl.SSLObject) -> bool:
-    """Go on with the handshake; return whether it got through without more from the peer."""
+    """Continue the handshake; return whether it is complete. False: it needs more ciphertext."""
 
     def shake() -> bool:
         try:
@@ -314,7 +325,7 @@ async def _shake(engine: ssl.SSLObject) -> bool:
         return True
 
     try:
-        # An engine of another make may ask the system what to think of a certificate.
+        # An engine of another implementation may let the system verify the certificate.
         return shake() if type(engine) is ssl.SSLObject else await _threads.run(shake)
     except Exception as exc:
         raise _EngineError(exc) from None
@@ -323,9 +334,10 @@ async def _shake(engine: ssl.SSLObject) -> bool:
 async def _last_words(
     transport: Transport, engine: ssl.SSLObject | None, incoming: ssl.MemoryBIO, said: bytes
 ) -> tuple[Exception | None, bytes]:
-    """What the engine makes of what was here when the transport broke: an alert says why.
+    """After the transport broke: give the engine the ciphertext that arrived before.
 
-    And what the peer has said in all, or the beginning of that.
+    Returns the engine's error, if any, which may be an alert with the reason; and the first bytes
+    that the peer has sent.
     """
     try:
         for _ in range(_ROUNDS):
@@ -337,24 +349,29 @@ async def _last_words(
             await _shake(engine)
     except _EngineError as exc:
         return exc.cause, said
-    except Exception:  # of the transport, which has nothing more
+    except Exception:  # from the transport, which has no more ciphertext
         return None, said
     return None, said
 
 
 class TLSTransport(Transport):
-    """TLS over another transport, after its handshake.
+    """TLS over another transport, after the handshake.
 
-    Full duplex, and nothing needs a second task. What TLS has to say of itself while receiving
-    (the answer to a KeyUpdate, an alert) goes out at once if there is room, and otherwise with
-    the next receive or send that finds some, in order. If the engine cannot send before it has
-    heard from the peer (TLS 1.2 may negotiate again), the sending task reads for it, unless a
-    receive is in flight, which does that anyway; data that comes is kept for the next receive.
+    It is full duplex, and needs no background task.
 
-    Errors stay: after ``EndOfStream`` (the peer's close_notify) or ``BrokenResourceError`` every
-    receive raises the same. An end of the transport without close_notify is the latter, unless the
-    records that came were followed, and it comes where one of them ends. When the transport
-    breaks, what the peer had said by then is looked at first: an alert says why.
+    - While receiving, the engine may produce messages of its own: the answer to a KeyUpdate, or an
+      alert. They are sent at once if there is room. Otherwise they are sent, in order, by the next
+      receive or send that finds room.
+    - Sometimes the engine can send nothing until it has read from the peer: TLS 1.2 may
+      renegotiate. Then the sending task reads, unless a receive is in flight, which reads anyway.
+      Data that arrives is kept for the next receive.
+    - After ``EndOfStream`` (the peer's close_notify) or ``BrokenResourceError``, every receive
+      raises the same error.
+    - If the transport ends without close_notify, that is a ``BrokenResourceError``. There is an
+      exception if close_notify is not required: an end after a complete record is an
+      ``EndOfStream``.
+    - If the transport breaks, the ciphertext that arrived before is decrypted first, because it
+      may have an alert with the reason.
     """
 
     def __init__(
@@ -365,26 +382,26 @@ class TLSTransport(Transport):
         outgoing: ssl.MemoryBIO,
         records: Records | None = None,
     ) -> None:
-        """``records``: of all that came so far; None: the peer's close_notify is required."""
+        """``records`` has followed all ciphertext so far. None: close_notify is required."""
         self._records = records
         self._transport = transport
         self._engine = engine
         self._incoming = incoming
         self._outgoing = outgoing
-        self._held: bytes | memoryview = b""  # ciphertext that the engine is to get next
-        self._dry = False  # the engine wants more ciphertext than it has
-        self._no_data = 0  # how much of what the engine got was no data, in bytes
-        self._decrypted = bytearray()  # taken from the engine before anybody asked
-        self._unsent = b""  # ciphertext that has to go out before any other
+        self._held: bytes | memoryview = b""  # received ciphertext that the engine gets next
+        self._dry = False  # the engine needs more ciphertext
+        self._no_data = 0  # how much of the engine's input was not application data, in bytes
+        self._decrypted = bytearray()  # data that was decrypted before a receive asked for it
+        self._unsent = b""  # ciphertext that must be sent before any other
         self._flushing = False
         self._ended = False  # our close_notify is written
         self._peer_ended = False  # the peer's close_notify was read
-        self._error: Exception | None = None  # the session is lost
-        self._reading = False  # a task reads from the transport
-        self._reading_to_send = False  # and it is one that sends
-        self._negotiating = False  # a task that sends waits for the engine to let it
-        self._progress: anyio.Event | None = None  # set when such a task may look again
-        self._stopped = False  # nothing is to be received any more
+        self._error: Exception | None = None  # what ended the session
+        self._reading = False  # a task is reading from the transport
+        self._reading_to_send = False  # that task is sending, and reads for the engine
+        self._negotiating = False  # a sending task waits until the engine can encrypt again
+        self._progress: anyio.Event | None = None  # set when such a task should try again
+        self._stopped = False  # receive() must raise ClosedResourceError
         self._aborted = False
 
     # --- receiving
@@ -396,16 +413,16 @@ class TLSTransport(Transport):
                 return data
         return self._take(max_bytes)
 
-    # Both are coroutine functions to their callers, and one frame less to come through each time.
+    # Both behave like coroutine functions, but save a frame at each resumption.
 
     def receive(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, max_bytes: int = DEFAULT_MAX_BYTES
     ) -> Coroutine[Any, Any, bytes]:
-        """Receive up to ``max_bytes`` bytes. Cancelled, it loses nothing.
+        """Receive up to ``max_bytes`` bytes. Cancelling it loses no data.
 
         :raises anyio.EndOfStream: the peer sent close_notify
-        :raises anyio.BrokenResourceError: the transport ended without it, or broke; what came
-            is no TLS
+        :raises anyio.BrokenResourceError: the transport ended without close_notify or broke, or
+            the peer sent invalid TLS
         :raises anyio.ClosedResourceError: the transport was closed
         """
         return self._receive(max_bytes, self._take)
@@ -413,7 +430,7 @@ class TLSTransport(Transport):
     def receive_into(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, view: memoryview
     ) -> Coroutine[Any, Any, int]:
-        """As :meth:`receive`, into ``view``."""
+        """Like :meth:`receive`, into ``view``."""
         return self._receive(len(view), partial(self._take_into, view))
 
     async def _receive(self, max_bytes: int, take: Callable[[int], _T | None]) -> _T:
@@ -434,11 +451,11 @@ class TLSTransport(Transport):
                 raise anyio.ClosedResourceError
             if self._held:
                 pass
-            elif self._reading:  # a task that sends does, and keeps what comes
+            elif self._reading:  # a sending task reads, and keeps the data for receives
                 await self._wait_for_progress()
             else:
                 try:
-                    # As _fetch(), which would be one frame more to come through each time.
+                    # The same as _fetch(), without its frame at each resumption.
                     self._reading = True
                     try:
                         most = min(max(_READ, max_bytes), _MOST_READ)
@@ -449,7 +466,7 @@ class TLSTransport(Transport):
                         if self._progress is not None:
                             self._tell_progress()
                 except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
-                    # Meanwhile unread() may have taken what came before that.
+                    # unread() may have read the ciphertext before that meanwhile.
                     data = take(max_bytes)
                     while data is None and self._held:
                         data = take(max_bytes)
@@ -462,18 +479,18 @@ class TLSTransport(Transport):
         return data
 
     def _has_some(self) -> bool:
-        """Whether there is something to take, or may be, without waiting for the peer."""
+        """Whether a receive may be able to return or raise without waiting for the peer."""
         if self._decrypted or self._held or self._incoming.pending:
             return True
         if self._peer_ended or self._error is not None:
             return True
         try:
             return self._engine.pending() > 0
-        except Exception:  # of an engine of another make: reading will tell
+        except Exception:  # from an engine of another implementation; its read() will raise too
             return False
 
     async def _fetch(self, most: int) -> None:
-        """Wait for ciphertext. One task at a time comes here."""
+        """Wait for ciphertext. Only one task at a time may call this."""
         self._reading = True
         try:
             self._hold(await self._transport.receive(most))
@@ -483,7 +500,7 @@ class TLSTransport(Transport):
                 self._tell_progress()
 
     def _fetch_nowait(self) -> bool:
-        """Get ciphertext that is here; return whether there is some."""
+        """Get ciphertext that has arrived; return whether there is any to process."""
         if not self._held:
             try:
                 ciphertext = self._transport.receive_nowait(_READ)
@@ -495,13 +512,13 @@ class TLSTransport(Transport):
         return len(self._held) > 0
 
     def _hold(self, ciphertext: bytes) -> None:
-        """Keep it for the engine. Whatever takes of it, copies no more than that."""
+        """Keep ciphertext for the engine. A large amount is kept as a view, to save copies."""
         if self._records is not None:
             self._records.follow(ciphertext)
         self._held = ciphertext if len(ciphertext) <= _PIECE else memoryview(ciphertext)
 
     async def _wait_for_progress(self) -> None:
-        """Wait until another task has read something, or reads no more."""
+        """Wait until another task has read something, or has stopped reading."""
         if self._progress is None:
             self._progress = anyio.Event()
         await self._progress.wait()
@@ -520,7 +537,7 @@ class TLSTransport(Transport):
     def stop_receiving(self) -> None:
         self._stopped = True
         if self._reading_to_send:
-            self._tell_progress()  # to a receive that waits for that
+            self._tell_progress()  # wakes a receive that waits for the reading task
         else:
             self._transport.stop_receiving()
 
@@ -549,7 +566,7 @@ class TLSTransport(Transport):
     def is_readable(self) -> bool:
         if self._decrypted or self._stopped:
             return True
-        if self._reading:  # to send, by a task that waits for what would be taken from it
+        if self._reading:  # a sending task waits for the ciphertext that this would take
             return False
         try:
             self._decrypted += self.receive_nowait(_RECORD) or b""
@@ -558,15 +575,15 @@ class TLSTransport(Transport):
         return len(self._decrypted) > 0
 
     def _take(self, max_bytes: int) -> bytes | None:
-        """Data that needs no more ciphertext than is here already."""
+        """Take up to ``max_bytes`` of data; return None if that needs more ciphertext."""
         if self._decrypted:
             data = bytes(self._decrypted[:max_bytes])
             del self._decrypted[:max_bytes]
             self._tell_progress()  # there is room for more
             return data
         first = self._next(max_bytes)
-        # The engine gives no more than a record at a time. Behind a full one there is more of the
-        # same, most likely.
+        # The engine returns at most one record at a time. After a full record there is probably
+        # another.
         if first is None or len(first) < _RECORD or len(first) == max_bytes:
             return first
         pieces, room = [first], max_bytes - len(first)
@@ -577,7 +594,7 @@ class TLSTransport(Transport):
         return b"".join(pieces)
 
     def _take_into(self, view: memoryview, max_bytes: int) -> int | None:
-        """As :meth:`_take`, into ``view``, of ``max_bytes`` bytes."""
+        """Like :meth:`_take`, into ``view``, which has ``max_bytes`` bytes."""
         if self._decrypted:
             data = self._take(max_bytes) or b""
             view[: len(data)] = data
@@ -600,9 +617,10 @@ class TLSTransport(Transport):
     def _next(self, max_bytes: int, into: memoryview) -> memoryview | None: ...
 
     def _next(self, max_bytes: int, into: memoryview | None = None) -> bytes | memoryview | None:
-        """The data of the next record; None if it is not here, or is not what comes next.
+        """Take the data of the next record.
 
-        With ``into`` it is put there, and returned as a part of that.
+        Returns None if the record is not complete, or the engine processed a message without data.
+        With ``into``, the data is written there, and that part of ``into`` is returned.
         """
         held = self._held
         if not held:
@@ -610,7 +628,7 @@ class TLSTransport(Transport):
         data = None if self._dry else self._decrypt(max_bytes, into)
         if data is None:
             if len(held) <= _PIECE:
-                self._held = b""  # an empty view would keep all that it is a view of
+                self._held = b""  # an empty view would keep the whole buffer alive
             else:
                 held, self._held = held[:_PIECE], held[_PIECE:]
             self._incoming.write(held)
@@ -621,7 +639,7 @@ class TLSTransport(Transport):
     def _decrypt(
         self, max_bytes: int, into: memoryview | None = None
     ) -> bytes | memoryview | None:
-        """Take what the engine can decrypt; None if it needs more ciphertext for that."""
+        """Take data from the engine; return None if it needs more ciphertext."""
         self._check_session()
         if self._peer_ended:
             raise anyio.EndOfStream
@@ -634,14 +652,14 @@ class TLSTransport(Transport):
         except ssl.SSLWantReadError:
             self._dry = True
         except ssl.SSLZeroReturnError:
-            # How close_notify shows once we have sent ours; before, as b"".
+            # The peer's close_notify raises this if ours is written. If not, read() returns b"".
             self._peer_ended = True
         except Exception as exc:
             data = None
             self._error = fresh(exc)
         if self._outgoing.pending or self._unsent:
             with suppress(*_GONE):
-                self._flush_nowait()  # an answer, or the alert that says what is wrong
+                self._flush_nowait()  # an answer of TLS, or the alert about an error
         if self._progress is not None:
             self._tell_progress()
         if not data:
@@ -661,21 +679,21 @@ class TLSTransport(Transport):
         if type(self._engine) is ssl.SSLObject:
             count: Any = self._engine.read(max_bytes, into)
             return into[:count]
-        data = self._engine.read(max_bytes)  # one of another make may know no other way
+        data = self._engine.read(max_bytes)  # other implementations may not support a buffer
         into[: len(data)] = data
         return into[: len(data)]
 
     def _end_of_transport(self) -> None:
-        """The transport has ended without close_notify, which may be as good as that.
+        """Handle an end of the transport without close_notify.
 
-        :raises anyio.BrokenResourceError: it is not
+        :raises anyio.BrokenResourceError: this end does not count as a close_notify
         """
         self._tell_progress()
         if self._records is not None and self._records.whole:
             self._peer_ended = True
             return
-        # Found here, not by the engine, because a context can be told to let it pass
-        # (OP_IGNORE_UNEXPECTED_EOF). RFC 8446 6.1: without close_notify it may be an attack.
+        # The engine is not asked, because a context may allow this (OP_IGNORE_UNEXPECTED_EOF).
+        # Without close_notify, it may be a truncation attack (RFC 8446 6.1).
         why = "without TLS close_notify: what it sent may have been truncated"
         if self._records is not None:
             why = "in the middle of a TLS record: what it sent was truncated"
@@ -693,18 +711,18 @@ class TLSTransport(Transport):
     # --- why the connection broke
 
     async def _raise_why(self, exc: anyio.BrokenResourceError) -> NoReturn:
-        """Raise what the peer said before the transport broke, or ``exc`` if it said nothing."""
+        """Raise the error that the peer sent before the transport broke; without one, ``exc``."""
         await self._read_last_words()
         self._check_session()
         try:
             raise exc
         finally:
-            del exc  # or it would keep this frame, and this frame it
+            del exc  # breaks the cycle of the error, its traceback and this frame
 
     async def _read_last_words(self) -> None:
-        """Decrypt all that is here, in search of an alert. Data is kept for the next receive.
+        """Decrypt everything that has arrived, to find an alert. Keep data for the next receive.
 
-        The transport is broken, so that is no more than the kernel holds.
+        The transport is broken, so this is at most as much as the kernel's buffer holds.
         """
         with suppress(anyio.EndOfStream, *_GONE):
             more = True
@@ -718,7 +736,7 @@ class TLSTransport(Transport):
 
     # --- sending
 
-    #: Once encrypted, data must go out, and whether there is room shows only then.
+    #: Encrypted data must be sent, and whether the kernel has room is known only afterwards.
     keeps = True
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
@@ -734,14 +752,14 @@ class TLSTransport(Transport):
             if self._has_more_to_send():
                 await self._flush()
         except BaseException:
-            self.torn = True  # as of a send that was cut short
+            self.torn = True  # like after a send that was cut short
             raise
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         """Send all of ``item``.
 
-        Cancelled before any of it was encrypted, it has done nothing. Cancelled after that, it
-        sets ``torn``: nothing can be sent any more, reading goes on.
+        A call that is cancelled before it has encrypted anything changes nothing. If it is
+        cancelled later, it sets ``torn``: nothing more can be sent, but receiving works.
 
         :raises anyio.BrokenResourceError: the transport broke, the session is lost, or an
             earlier send was cut short
@@ -777,7 +795,10 @@ class TLSTransport(Transport):
         return self._send_all(memoryview(b""), begun=True) if self._has_more_to_send() else None
 
     async def _send_all(self, view: memoryview, *, begun: bool = False) -> None:
-        """Send what there is, and ``view``. ``begun``: there is a part of a message among that."""
+        """Send the pending ciphertext, and then ``view``.
+
+        ``begun``: the pending ciphertext contains a part of the same message.
+        """
         transport = self._transport
         try:
             if self._has_more_to_send():
@@ -799,13 +820,13 @@ class TLSTransport(Transport):
             raise
 
     def _has_more_to_send(self) -> bool:
-        """Whether there is ciphertext that has to go out before any other."""
+        """Whether there is ciphertext that must be sent before any other."""
         return bool(self._unsent) or self._outgoing.pending > 0
 
     async def _negotiate(self) -> None:
-        """Get on with a renegotiation, or wait for the task that receives to do so.
+        """Continue a renegotiation, or wait until the receiving task has done so.
 
-        Cancelled, it has lost nothing.
+        Cancelling it loses no data.
         """
         self._negotiating = True
         try:
@@ -816,7 +837,7 @@ class TLSTransport(Transport):
                 if self._reading or len(self._decrypted) > _MAX_KEPT:
                     await self._wait_for_progress()
                     return
-                if self._stopped:  # for a receive, but the engine has to go on
+                if self._stopped:  # receives are stopped, but the engine still needs ciphertext
                     self._transport.resume_receiving()
                 self._reading_to_send = True
                 try:
@@ -839,16 +860,16 @@ class TLSTransport(Transport):
             raise anyio.ClosedResourceError
 
     def _encrypt(self, view: bytes | memoryview) -> int:
-        """Turn data into ciphertext; return how much, which is all of it or none.
+        """Encrypt all of ``view`` and return its length; or return 0 if that is not possible now.
 
-        None: the engine waits for the peer, in mid-renegotiation.
+        It is not possible while a renegotiation waits for the peer.
         """
         self._check_session()
         try:
             written = self._engine.write(view)
             check_count(written, len(view))
         except ssl.SSLWantReadError:
-            if self._peer_ended:  # which will not get on with it
+            if self._peer_ended:  # so the renegotiation will never be completed
                 raise anyio.BrokenResourceError(_ENDED_IN_HANDSHAKE) from None
             return 0
         except Exception as exc:
@@ -857,16 +878,16 @@ class TLSTransport(Transport):
         return written
 
     def _ciphertext(self) -> bytes:
-        """What has to go out next, in the order in which the engine made it."""
+        """Return the ciphertext to send next, in the order in which the engine produced it."""
         made = self._outgoing.read()
-        # Behind a cut message nothing may follow. Behind close_notify the peer would leave it
-        # unread: its kernel then answers close() with a reset, and its last words can be lost.
+        # Nothing may follow an incomplete message. A peer would not read anything after our
+        # close_notify: then its close() sends a reset, and its last data can be lost.
         if not self.torn and not self._ended:
             self._unsent += made
         return self._unsent
 
     async def _flush(self) -> None:
-        """Send all ciphertext there is. One task at a time comes here."""
+        """Send all pending ciphertext. Only one task at a time may call this."""
         self._flushing = True
         try:
             while ciphertext := self._ciphertext():
@@ -878,12 +899,12 @@ class TLSTransport(Transport):
             if self._transport.keeps:
                 await self._transport.flush()
         finally:
-            # If it was not cut, the same ciphertext can still go out.
+            # If the transport sent nothing, a later call can still send the same ciphertext.
             self.torn = self.torn or self._transport.torn
             self._flushing = False
 
     def _flush_nowait(self) -> None:
-        """Send what ciphertext there is room for, unless a task is at it."""
+        """Send as much ciphertext as there is room for, unless another task is sending it."""
         if self._flushing:
             return
         ciphertext = self._ciphertext()
@@ -894,14 +915,14 @@ class TLSTransport(Transport):
     # --- ending
 
     async def send_eof(self) -> None:
-        """Send close_notify, and leave the transport open: reading goes on.
+        """Send close_notify, and leave the transport open. Receiving goes on.
 
-        RFC 8446 6.1 keeps the peer's direction open. RFC 5246 7.2.1 lets a peer of TLS 1.2 drop
-        what it had yet to say, though most do not.
+        RFC 8446 6.1 keeps the peer's direction open. RFC 5246 7.2.1 allows a peer with TLS 1.2 to
+        discard the data that it has not sent yet, but most peers send it.
 
-        Cancelled before close_notify has gone out whole, it sets ``torn``.
+        If this is cancelled before all of close_notify is sent, it sets ``torn``.
 
-        :raises anyio.BrokenResourceError: as of :meth:`send`
+        :raises anyio.BrokenResourceError: for the same reasons as :meth:`send`
         :raises anyio.ClosedResourceError: the transport was closed
         """
         if self._ended and not self.torn:
@@ -913,7 +934,7 @@ class TLSTransport(Transport):
                 await self._negotiate()
                 self._check_sending()
             self._check_session()
-            # If there is room, or the peer is gone, this is done even if the caller is cancelled.
+            # If there is room, this sends close_notify even if the caller is cancelled.
             self._flush_nowait()
             await self._flush()
         except BaseException as exc:
@@ -923,9 +944,9 @@ class TLSTransport(Transport):
             raise
 
     def _end(self) -> bool:
-        """Write close_notify (RFC 8446 6.1), once.
+        """Make the engine write close_notify (RFC 8446 6.1), unless it already has.
 
-        False: the engine is in mid-renegotiation, during which it cannot be written.
+        Returns False if that is not possible yet, because a renegotiation is going on.
         """
         if self._ended:
             return True
@@ -937,9 +958,9 @@ class TLSTransport(Transport):
         before = self._outgoing.pending + len(self._unsent)
         try:
             self._engine.unwrap()
-        except ssl.SSLError as exc:  # as a rule, it wants to read the peer's: receive() will
+        except ssl.SSLError as exc:  # usually: it wants the peer's, which receive() will read
             if exc.reason == "SHUTDOWN_WHILE_IN_INIT":
-                if self._peer_ended:  # and will not get on with it
+                if self._peer_ended:  # so the renegotiation will never be completed
                     self._error = ssl.SSLError(ssl.SSL_ERROR_SSL, _ENDED_IN_HANDSHAKE)
                 return self._peer_ended
         except Exception as exc:
@@ -952,8 +973,8 @@ class TLSTransport(Transport):
     async def aclose(self) -> None:
         """Send close_notify, and close the transport without waiting for the peer's.
 
-        Waits for room. Cancelled while it does, or called while a message is cut or under way,
-        it drops the connection instead.
+        It waits until there is room for close_notify. It drops the connection instead if it is
+        cancelled during that wait, if a send is in flight, or if a send was cut short.
         """
         if self._must_drop():
             await self.abort()
@@ -983,7 +1004,7 @@ class TLSTransport(Transport):
             elif self._error is None:
                 await self._flush()
             if self._unsent and self._error is None:
-                # A peer that finds no room for what it sends may take nothing either.
+                # A peer that cannot send may not read either, so make room for its data.
                 self._transport.discard()
                 return False
         return await self._transport.finish()
@@ -996,7 +1017,7 @@ class TLSTransport(Transport):
         if self._ended or self._error is not None:
             await self._transport.wait_room()
         else:
-            await self._negotiate()  # before that, our end cannot be written
+            await self._negotiate()  # close_notify cannot be written during a renegotiation
 
     async def let_go(self) -> bool:
         if self._must_drop() or not self._end():
@@ -1012,7 +1033,7 @@ class TLSTransport(Transport):
     def discard(self) -> bool:
         self._decrypted.clear()
         self._tell_progress()
-        # What a send reads for the engine, it would wait for in vain if it were taken from it.
+        # If a sending task reads for the engine, it needs that ciphertext: do not take it.
         return self._reading_to_send or super().discard()
 
     async def wait_arrival(self) -> None:
@@ -1025,7 +1046,7 @@ class TLSTransport(Transport):
         return len(self._unsent) + self._transport.unacknowledged()
 
     def _must_drop(self) -> bool:
-        """Whether the peer holds a piece of a message, so that no clean end may follow."""
+        """Whether the peer may have an incomplete message, so that no regular end may follow."""
         return self.torn or self._flushing or self._negotiating
 
     async def abort(self) -> None:
@@ -1046,7 +1067,7 @@ class TLSTransport(Transport):
         """The protocol that the handshake agreed on (RFC 7301)."""
         try:
             return self._engine.selected_alpn_protocol()
-        except Exception:  # of an engine of another make, which may not know
+        except Exception:  # from an engine of another implementation, which may lack the method
             return None
 
     async def hung_up(self) -> tuple[bool, Exception | None]:
@@ -1058,7 +1079,7 @@ class TLSTransport(Transport):
         return None if error is None else await self._why(error)
 
     async def _why(self, error: Exception) -> Exception:
-        """What the peer said of it before, if it did."""
+        """The reason that the peer sent in an alert, if it did; else ``error``."""
         await self._read_last_words()
         if self._error is None:
             return error
@@ -1068,12 +1089,12 @@ class TLSTransport(Transport):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        from anyio.streams.tls import TLSAttribute  # here, because hardly anybody needs it
+        from anyio.streams.tls import TLSAttribute  # here, because few programs need it
 
         engine = self._engine
-        names: Any = TLSAttribute  # its members are keys here, but typed as what they stand for
+        names: Any = TLSAttribute  # its members are typed as the values of the attributes
         tls: dict[Any, Callable[[], Any]] = {
-            # Looked up when asked for: an engine of another make may not have them all.
+            # Methods are looked up on use: engines of another implementation may lack some.
             names.alpn_protocol: lambda: self.alpn,
             names.channel_binding_tls_unique: partial(_call, engine, "get_channel_binding"),
             names.cipher: partial(_call, engine, "cipher"),
