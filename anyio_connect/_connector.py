@@ -244,9 +244,8 @@ class Connector:
         object.__setattr__(self, "_slots", slots)
         object.__setattr__(self, "_route", route)
         object.__setattr__(self, "_way", _way(self, route))
-        detours = (self.local_host, self.prepare, self.dialer, self.proxy)
-        direct = self.policy is UNRESTRICTED and all(detour is None for detour in detours)
-        object.__setattr__(self, "_short_cut", route if direct else None)
+        plain = self.proxy is None and route.is_plain
+        object.__setattr__(self, "_short_cut", route if plain else None)
         object.__setattr__(self, "_defaults", defaults)
 
     def connect(

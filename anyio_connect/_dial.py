@@ -45,6 +45,7 @@ from ._errors import ConnectError, ConnectTimeoutError, LoopError, ResolveError,
 from ._keepalive import KEEP_ALIVE, keep_alive
 from ._log import log
 from ._loops import leads_back
+from ._options import Options
 from ._policy import UNRESTRICTED, AddressPolicy, judges_addresses, parts_of
 from ._readiness import Loop, here
 from ._resolver import Resolver, ask
@@ -90,6 +91,18 @@ class Route(NamedTuple):
     dialer: Dialer | None = None
     resolver: Resolver | None = None
     prepare: Callable[[socket.socket], object] | None = None
+
+    def for_socket(self, options: Options) -> Route:
+        """Return the route with what the options of one socket say about dialling."""
+        return self._replace(keep_alive=options.keep_alive)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all it does with an IP address is to connect: see :func:`begin`."""
+        # Only names use these two fields. A route with any other value that is not the default is
+        # not plain, so a new field needs no change here.
+        given = self._replace(happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY, resolver=None)
+        return all(value is default for value, default in zip(given, Route(), strict=True))
 
 
 class Endpoint(NamedTuple):
@@ -147,11 +160,11 @@ class Failed(NamedTuple):
     error: ConnectError
 
 
-def begin(address: SocketAddress, silence: float, loop: Loop) -> Transport | Begun | Failed | None:
+def begin(address: SocketAddress, route: Route, loop: Loop) -> Transport | Begun | Failed | None:
     """Begin to connect to an IP address that need not be judged, and wait for nothing.
 
-    ``silence`` is for keepalive. None: nothing was tried, because the address is a name, or has a
-    zone that the system does not take. :func:`dial` goes on with what is returned.
+    ``route`` is a plain one, for this socket. None: nothing was tried, because the address is a
+    name, or has a zone that the system does not take. :func:`dial` goes on with what is returned.
     """
     try:
         found = _literal(address)
@@ -163,7 +176,7 @@ def begin(address: SocketAddress, silence: float, loop: Loop) -> Transport | Beg
     if log.debugs:
         log.debug("%s: trying %s", format_address(*address), endpoint)
     try:
-        begun = _set_out(endpoint, Route(keep_alive=silence))
+        begun = _set_out(endpoint, route)
         try:
             return connected(begun, loop) or begun
         except BaseException:

@@ -111,7 +111,7 @@ class Straight:
     """The direct way, without a proxy: the address itself is dialled."""
 
     def __init__(self, route: Route, target: Target, begun: Begun | Failed | None = None) -> None:
-        self._route = route._replace(keep_alive=target.options.keep_alive)
+        self._route = route.for_socket(target.options)
         self._progress = Progress(target.address, begun)
 
     async def connect(self) -> Transport:
@@ -186,7 +186,7 @@ class Dialled(Opener):
         slot: Slot | None,
         short_cut: Route | None = None,
     ) -> None:
-        """``short_cut``: the route of ``way``, if that dials without any step before."""
+        """``short_cut``: the route of ``way``, if that is plain (:attr:`Route.is_plain`)."""
         self._target = target
         self._policy = policy
         self._way = way
@@ -195,10 +195,10 @@ class Dialled(Opener):
         self._begun: Begun | Failed | None = None
 
     def begin(self, loop: Loop) -> tuple[Transport, SocketInfo] | None:
-        options = self._target.options
-        if self._short_cut is None or self._slot is not None or options.secure_transport == "on":
+        target = self._target
+        if self._short_cut is None or self._slot is not None or self._further_steps():
             return None
-        found = begin(self._target.address, options.keep_alive, loop)
+        found = begin(target.address, self._short_cut.for_socket(target.options), loop)
         if found is None or isinstance(found, (Begun, Failed)):
             self._begun = found
             return None
@@ -266,10 +266,14 @@ class Dialled(Opener):
         return Step(acquire, lambda seconds: no_slot(str(self._target), seconds, slot.slots.limit))
 
     def _steps(self, way: Way) -> Iterator[Step]:
-        target = self._target
         yield Step(lambda _: way.connect(), way.too_late)
-        if target.options.secure_transport == "on":
-            yield _handshake(target)
+        yield from self._further_steps()
+
+    def _further_steps(self) -> list[Step]:
+        """The steps after the connection is made. :meth:`begin` cannot take them."""
+        if self._target.options.secure_transport == "on":
+            return [_handshake(self._target)]
+        return []
 
     async def discard(self, *, aborted: bool = False) -> None:
         """Do nothing: :meth:`open` either succeeds or leaves nothing behind."""

@@ -83,7 +83,7 @@ class Tunnel:
     ) -> None:
         # local_host is for connecting to the proxy.
         self._to_target = route._replace(local_host=None)
-        self._to_proxy = route._replace(policy=UNRESTRICTED, keep_alive=target.options.keep_alive)
+        self._to_proxy = route._replace(policy=UNRESTRICTED).for_socket(target.options)
         self._proxy = proxy
         self._context = context
         self._address = target.address

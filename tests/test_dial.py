@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import anyio
 import pytest
@@ -37,7 +38,7 @@ from anyio_connect import (
     _threads,
     connect,
 )
-from anyio_connect._transport import ForeignTransport
+from anyio_connect._transport import ForeignTransport, Transport
 from support.errors import is_copy
 from support.peers import full, has_ipv6, listening, refusing_address
 
@@ -539,6 +540,35 @@ async def test_a_cancellation_that_is_due_comes_before_it(monkeypatch: pytest.Mo
         assert not socket.opened.done()
         async with socket:
             await listener.accept()
+
+
+@pytest.mark.parametrize("name", _dial.Route._fields)
+def test_only_what_is_for_names_leaves_a_route_plain(name: str) -> None:
+    """begin() does nothing but connect, so whatever else there is to do is not its business."""
+
+    something: Any = {name: mock.ANY}  # which is equal to everything
+    route = _dial.Route()._replace(**something)
+    assert route.is_plain is (name in {"happy_eyeballs_delay", "resolver"})
+    assert _dial.Route().is_plain
+
+
+async def test_a_step_behind_the_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the connection is there at once."""
+
+    async def greet(transport: Transport | None) -> Transport:
+        assert transport is not None
+        await transport.send(b"hello ")
+        return transport
+
+    def further(_: object) -> list[_open.Step]:
+        return [_open.Step(greet, lambda _: ConnectTimeoutError("never"))]
+
+    monkeypatch.setattr(_open.Dialled, "_further_steps", further)
+    async with listening() as listener, connect(listener.address) as socket:
+        await socket.send(b"world")
+        peer = await listener.accept()
+        await socket.send_eof()
+        assert await peer.receive_all() == b"hello world"
 
 
 async def test_every_task_that_waits_for_it_is_woken() -> None:
