@@ -131,7 +131,8 @@ class TCPTransport(Transport):
         self._arrived = b""  # what it was given, and has yet to return
         self._view: memoryview | None = None  # the same for a receive into such memory
         self._filled = 0
-        self._drained = True  # the last receive took all there was, or so it seems
+        # The last receive took all there was, or so it seems. At first, the peer may have spoken.
+        self._drained = False
         self._misses = 0  # how many receives were to wait at once when one last asked in vain
         self._bets = 0  # how many are still to
         # The kernel tells of a reset only once. What receives are told of it, and what close() is.
