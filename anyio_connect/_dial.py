@@ -1,4 +1,4 @@
-"""From a host name and port to a connected transport."""
+"""Connect to a host name and a port: resolve, judge, and dial (RFC 8305)."""
 
 from __future__ import annotations
 
@@ -53,40 +53,41 @@ from ._tcp import TCPTransport, host_and_port
 from ._threads import NoThreadError, Threads
 from ._transport import ForeignTransport, Transport
 
-#: How many addresses of a name are judged and dialled at most, and so how many sockets one dial
-#: has at a time. Whoever answers for a name may name any number.
+#: The most addresses of a name that are judged and dialled, and so the most sockets that one dial
+#: has at a time. A DNS server may return any number of addresses.
 MOST_ADDRESSES = 64
 
-#: How many policies of a chain judge an address before others get to run.
+#: How many policies of a chain judge an address before other tasks get to run.
 _AT_A_TIME = 16
 
 #: RFC 8305 section 5, "Connection Attempt Delay", in seconds.
 HAPPY_EYEBALLS_DELAY = 0.25
 
-#: What the kernel says of a connection that was made, and reset before anybody looked. (Of one
-#: that a reset kept from being made, it says ECONNREFUSED.) What the peer said before that can be
-#: received still. EPIPE: it had ended before.
+#: The kernel's errors for a connection that was made and then reset, before we asked. Data that
+#: the peer sent before the reset can still be received. EPIPE: the peer had ended before the
+#: reset. (If a reset refuses a connection, the error is ECONNREFUSED.)
 _RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
 
 #: ip(7); Python has a name for it only since 3.12.
 _IP_BIND_ADDRESS_NO_PORT = 24
 
-#: The state of a TCP socket that was not used yet (linux/tcp.h), the first byte of TCP_INFO.
+#: The first byte of TCP_INFO is the state of a TCP socket. This is that of an unused one
+#: (linux/tcp.h).
 _TCP_CLOSE = 7
 
 
-#: Which sockets to make: non-blocking from the start where there are such.
+#: The type of new sockets: non-blocking from the start, if the system supports that.
 _NON_BLOCKING = getattr(socket, "SOCK_NONBLOCK", 0)
 _NEW = socket.SOCK_STREAM | _NON_BLOCKING
 
 
 class Route(NamedTuple):
-    """How to get anywhere: what of a ``Connector`` is for dialling."""
+    """How to dial: the options of a ``Connector`` that concern dialling."""
 
     policy: AddressPolicy = UNRESTRICTED
     happy_eyeballs_delay: float = HAPPY_EYEBALLS_DELAY
     local_host: str | None = None
-    #: Of the socket that is dialled: see _keepalive.
+    #: The keep_alive option of the socket that is dialled, in seconds: see _keepalive.
     keep_alive: float = KEEP_ALIVE
     dialer: Dialer | None = None
     resolver: Resolver | None = None
@@ -116,7 +117,7 @@ class Endpoint(NamedTuple):
         """The IP address, with its zone if it has one."""
         try:
             return host_and_port(self.sockaddr)[0]
-        except OSError:  # a zone of a number that no interface has
+        except OSError:  # no interface has the number of the zone
             host, _, _, zone = self.sockaddr
             return f"{host}%{zone}"
 
@@ -125,10 +126,10 @@ class Endpoint(NamedTuple):
 
 
 async def forbid(address: SocketAddress, policy: AddressPolicy) -> None:
-    """Refuse what is known to be forbidden before any I/O: a port, an IP address. A checkpoint.
+    """Refuse a forbidden port or IP address before any I/O. This is a checkpoint.
 
-    :raises AddressNotAllowedError: it is forbidden
-    :raises LoopError: it is a listener of this process
+    :raises AddressNotAllowedError: the policy forbids the address
+    :raises LoopError: this process listens on the address
     """
     await checkpoint()
     where = format_address(*address)
@@ -146,7 +147,7 @@ async def forbid(address: SocketAddress, policy: AddressPolicy) -> None:
 
 
 class Begun(NamedTuple):
-    """A connection that the system is making, or has made already."""
+    """A connection that the kernel is making or has made."""
 
     endpoint: Endpoint
     sock: socket.socket
@@ -154,21 +155,22 @@ class Begun(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """An attempt to connect that has failed at once."""
+    """An attempt to connect that failed without waiting."""
 
     endpoint: Endpoint
     error: ConnectError
 
 
 def begin(address: SocketAddress, route: Route, loop: Loop) -> Transport | Begun | Failed | None:
-    """Begin to connect to an IP address that need not be judged, and wait for nothing.
+    """Begin to connect to an IP address that need not be judged. Does not wait.
 
-    ``route`` is a plain one, for this socket. None: nothing was tried, because the address is a
-    name, or has a zone that the system does not take. :func:`dial` goes on with what is returned.
+    ``route`` is a plain one, with the options of this socket. Returns None if nothing was tried,
+    because the address is a name or has an unknown zone. :func:`dial` continues with any other
+    result that is not a transport.
     """
     try:
         found = _literal(address)
-    except Exception:  # noqa: BLE001  # which dial() meets as well, and tells
+    except Exception:  # noqa: BLE001  # dial() meets the same error, and reports it
         return None
     if not found:
         return None
@@ -187,14 +189,14 @@ def begin(address: SocketAddress, route: Route, loop: Loop) -> Transport | Begun
 
 
 def connected(begun: Begun, loop: Loop) -> Transport | None:
-    """The transport of a connection that is made; None: it is not yet, or has failed.
+    """Return the transport if the connection is made; None if it is not made yet, or failed.
 
-    Over short ways it mostly is by the time that the system has answered.
+    On short distances, a connection is often made by the time that connect() returns.
     """
-    if not loop.native:  # it may not let sockets be waited for
+    if not loop.native:  # this event loop may be unable to wait for sockets
         return None
     try:
-        # Unlike a second connect(), this leaves the error of a reset, and what came before it.
+        # Unlike a second connect(), this does not consume the error of a reset.
         peer = begun.sock.getpeername()
     except OSError:
         return None
@@ -202,18 +204,18 @@ def connected(begun: Begun, loop: Loop) -> Transport | None:
 
 
 class Progress:
-    """What a dial has come to so far: whoever dials keeps it, for when that is cancelled."""
+    """How far a dial has got. The caller has it, so that it is not lost by a cancellation."""
 
     def __init__(self, address: SocketAddress, begun: Begun | Failed | None = None) -> None:
         self.address = address
-        self.begun = begun  # the first attempt, if that was made already
+        self.begun = begun  # the first attempt, if begin() has made it
         self.resolved = False
-        self.left_out = 0  # how many addresses were not even judged, for there are too many
-        self.refused: list[ConnectError] = []  # what the policy dropped, and why
-        self.untried: list[Endpoint] = []  # what may be dialled, in order, and is not yet
-        self.silent: list[Endpoint] = []  # what is being dialled
-        self.attempts: list[ConnectError] = []  # that failed, in order
-        self.told: SocketError | None = None  # what the last of them failed with, if by a dialer
+        self.left_out = 0  # the number of addresses beyond MOST_ADDRESSES
+        self.refused: list[ConnectError] = []  # one for each address that the policy refused
+        self.untried: list[Endpoint] = []  # to be dialled, in order
+        self.silent: list[Endpoint] = []  # being dialled, without an answer yet
+        self.attempts: list[ConnectError] = []  # one for each failed attempt, in order
+        self.told: SocketError | None = None  # a dialer's own error for the last failed attempt
 
     def __str__(self) -> str:
         return format_address(*self.address)
@@ -225,14 +227,14 @@ class Progress:
             log.debug("%s: %s", self, error)
 
     def failure(self) -> SocketError:
-        """The error for a dial all of whose attempts failed."""
+        """The error of a dial if all attempts have failed."""
         attempts = tuple(self.attempts)
         if self.told is not None and len(attempts) == 1:
             return fresh(self.told)
         return dial_failed(str(self), self.address.port, attempts, self.refused, self.left_out)
 
     def too_late(self, seconds: float) -> ConnectTimeoutError:
-        """The error for a dial for which ``seconds`` were not enough."""
+        """The error of a dial that took longer than ``seconds``."""
         if not self.resolved:
             return not_resolved(str(self), self.address.port, seconds)
         return dial_timed_out(
@@ -247,27 +249,26 @@ class Progress:
 
 
 async def dial(route: Route, progress: Progress) -> Transport:
-    """Connect to the address of ``progress``: resolve it, then race what that gives (RFC 8305).
+    """Connect to the address of ``progress``: resolve it, then race the attempts (RFC 8305).
 
-    Each address is judged by the policy of ``route`` first; only those that it allows are
-    dialled, by number, and nothing is resolved twice. The others are dropped: a name with
-    private and public addresses leads to the public ones. Of more than ``MOST_ADDRESSES`` the
-    rest is left out.
+    The policy of ``route`` judges each IP address. Only the allowed addresses are dialled, and the
+    name is not resolved again. The others are dropped: if a name has private and public addresses,
+    the public ones are dialled. If there are more than ``MOST_ADDRESSES``, the rest is left out.
 
-    Each attempt that fails, and each address that is dropped, adds an error to ``progress``: it
-    is wanted even if a cancellation ends the dial. Cancelled, it leaves no socket behind.
+    Each failed attempt and each dropped address adds an error to ``progress``, which the caller
+    can use even if the dial is cancelled. A cancelled dial leaves no socket behind.
 
     :raises AddressNotAllowedError: the policy allows none of the addresses
-    :raises LoopError: they all lead back to this process
-    :raises ConnectError: the name has no address, or no address could be connected to
-    :raises SocketError: what a dialer raised for the only address
+    :raises LoopError: all addresses lead back to this process
+    :raises ConnectError: the name has no address, or all attempts failed
+    :raises SocketError: the dialer's own error, if there was only one address
     """
     if progress.begun is not None:
         progress.resolved = True
         progress.untried = [progress.begun.endpoint]
     elif route.dialer is not None and not judges_addresses(route.policy):
         await checkpoint_if_cancelled()
-        # What leads there may know names that nobody knows here.
+        # The dialer gets the name: the remote network may know names that are unknown here.
         progress.resolved = True
         progress.untried = [Endpoint(socket.AF_UNSPEC, progress.address)]
     else:
@@ -279,13 +280,13 @@ async def dial(route: Route, progress: Progress) -> Transport:
 
 
 async def find(route: Route, progress: Progress) -> list[Endpoint]:
-    """Resolve the address of ``progress``, and return what may be dialled, in that order.
+    """Resolve the address of ``progress``; return the endpoints to dial, in that order.
 
-    It is also what ``progress`` has yet to try.
+    They are stored in ``progress.untried`` as well.
 
     :raises AddressNotAllowedError: the policy allows none of the addresses
-    :raises LoopError: they all lead back to this process
-    :raises ConnectError: the name has no address, or none that ``local_host`` can reach
+    :raises LoopError: all addresses lead back to this process
+    :raises ConnectError: the name has no address, or none of the family of ``local_host``
     """
     await checkpoint_if_cancelled()
     if route.resolver is None:
@@ -295,7 +296,7 @@ async def find(route: Route, progress: Progress) -> list[Endpoint]:
     progress.resolved = True
     if len(found) > MOST_ADDRESSES:
         progress.left_out += len(found) - MOST_ADDRESSES
-        found = _interleave(found)[:MOST_ADDRESSES]  # of both families
+        found = _interleave(found)[:MOST_ADDRESSES]  # interleaved, to keep some of both families
     if log.debugs and str(found[0]) != str(progress):
         log.debug("%s: has %s", progress, found)
     endpoints = await _allowed(found, route.policy, progress.refused)
@@ -315,7 +316,10 @@ async def find(route: Route, progress: Progress) -> list[Endpoint]:
 async def _allowed(
     endpoints: list[Endpoint], policy: AddressPolicy, refused: list[ConnectError]
 ) -> list[Endpoint]:
-    """Those that the policy allows. A long list of rules takes its time for each of them."""
+    """The endpoints that the policy allows. It adds an error to ``refused`` for each other one.
+
+    Other tasks run between two endpoints, because a long list of rules takes time.
+    """
     if policy is UNRESTRICTED:
         return endpoints
     allowed: list[Endpoint] = []
@@ -331,20 +335,20 @@ async def _allowed(
 
 
 def _literal(address: SocketAddress) -> list[Endpoint]:
-    """The endpoint of an IP address, for which no resolver is needed; none for a name."""
+    """The endpoint of an IP address, which needs no resolver; an empty list for a name."""
     host, port = address
-    if IPV4.fullmatch(host):  # which is what getaddrinfo() would say
+    if IPV4.fullmatch(host):  # getaddrinfo() would return the same
         return [Endpoint(socket.AF_INET, (host, port))]
     try:
-        # This call keeps an IPv6 zone, which AnyIO's drops.
+        # anyio.getaddrinfo() would drop the zone of an IPv6 address.
         return _endpoints(
-            # As bytes, or Python would look for its IDNA codec, of which nothing here has need.
+            # Bytes, because Python would load its IDNA codec for a str.
             socket.getaddrinfo(
                 host.encode(), port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
             )
         )
     except OSError as exc:  # mostly a gaierror
-        if "%" in host:  # IPv6, and parse_address() has checked all but the zone
+        if "%" in host:  # parse_address() has checked everything but that the zone exists
             raise no_such_zone(host, exc) from exc
         if ":" in host:
             raise resolve_failed(host, port, exc) from exc
@@ -356,16 +360,16 @@ _lookups = Threads("look up names", 64)
 
 
 async def getaddrinfo(host: str, port: int) -> Any:
-    """``socket.getaddrinfo()`` for TCP, in a thread of ours."""
-    # As bytes, for a str makes Python look for its IDNA codec, of which nothing here has need.
+    """``socket.getaddrinfo()`` for TCP, in a thread of this package."""
+    # Bytes, because Python would load its IDNA codec for a str.
     name = host.encode()
     return await _lookups.run(lambda: socket.getaddrinfo(name, port, type=socket.SOCK_STREAM))
 
 
 async def resolve(address: SocketAddress) -> list[Endpoint]:
-    """Every endpoint that ``address`` stands for, at least one.
+    """Return all endpoints of ``address``, at least one.
 
-    :raises ResolveError: there is none
+    :raises ResolveError: the name has no address, or could not be looked up
     """
     if endpoints := _literal(address):
         return endpoints
@@ -384,9 +388,11 @@ async def resolve(address: SocketAddress) -> list[Endpoint]:
 
 
 async def _have_resolved(resolver: Resolver, address: SocketAddress) -> tuple[list[Endpoint], int]:
-    """As :func:`resolve`, by a resolver of the user's; and how many more addresses it named.
+    """Like :func:`resolve`, by the user's resolver.
 
-    :raises ResolveError: there is none, or it failed
+    Returns the endpoints, and how many more addresses the resolver named.
+
+    :raises ResolveError: the resolver returned no address or an invalid one, or it failed
     """
     if endpoints := _literal(address):
         return endpoints, 0
@@ -397,10 +403,10 @@ async def _have_resolved(resolver: Resolver, address: SocketAddress) -> tuple[li
     for ip in found:
         try:
             endpoints += _literal(SocketAddress(ip, port))
-        except ResolveError as exc:  # its zone
+        except ResolveError as exc:  # the zone is unknown
             _, _, why = str(exc).partition(": ")
             raise bad_answer(host, port, ip, f"cannot be used: {why}") from exc.__cause__
-        except ValueError as exc:  # its zone has characters that none can have
+        except ValueError as exc:  # the zone has invalid characters
             raise bad_answer(host, port, ip, "is no IP address") from exc
     return list(dict.fromkeys(endpoints)), more
 
@@ -415,7 +421,7 @@ def _endpoints(found: Any) -> list[Endpoint]:
 
 
 async def _vet(endpoint: Endpoint, policy: AddressPolicy) -> ConnectError | None:
-    """What forbids to dial ``endpoint``. A long chain of policies lets others run."""
+    """The error if ``policy`` forbids ``endpoint``. A long chain of policies has checkpoints."""
     parts = parts_of(policy)
     if len(parts) <= _AT_A_TIME:
         return _judge(endpoint, policy)
@@ -428,7 +434,7 @@ async def _vet(endpoint: Endpoint, policy: AddressPolicy) -> ConnectError | None
 
 
 def _judge(endpoint: Endpoint, policy: AddressPolicy) -> ConnectError | None:
-    try:  # it may be a subclass of the user's
+    try:  # the policy may be a user's subclass, which may raise anything
         why = policy.refusal(*endpoint.sockaddr[:2])
         loops_refused = policy.loops_refused
     except Exception as exc:  # noqa: BLE001
@@ -436,7 +442,7 @@ def _judge(endpoint: Endpoint, policy: AddressPolicy) -> ConnectError | None:
     try:
         if loops_refused and leads_back(endpoint.sockaddr):
             return loop(str(endpoint), "this process itself listens there")
-    except ValueError:  # it is not an IP address
+    except ValueError:  # the endpoint is not an IP address
         why = why or "it is not an IP address"
     except OSError as exc:
         if why is None:
@@ -447,14 +453,14 @@ def _judge(endpoint: Endpoint, policy: AddressPolicy) -> ConnectError | None:
 async def _recheck(
     transport: Transport, endpoint: Endpoint, policy: AddressPolicy
 ) -> ConnectError | None:
-    """What forbids the connection that was made, which the kernel knows best."""
+    """Judge the address that the kernel reports for a connection that was made."""
     if policy is UNRESTRICTED:
         return None
     remote = transport.extra(SocketAttribute.remote_address, None)
     if not isinstance(remote, tuple):
         return forbidden(str(endpoint), "it cannot be told where the connection leads")
     if policy.loops_refused and remote == transport.extra(SocketAttribute.local_address, None):
-        # A port that the kernel chose for us, and happened to be the one that was dialled.
+        # The kernel chose the dialled port as our own port: a TCP simultaneous open.
         return loop(str(endpoint), "the socket was connected to itself")
     error = await _vet(Endpoint(endpoint.family, remote), policy)
     if error is None or isinstance(error, LoopError):
@@ -465,7 +471,7 @@ async def _recheck(
 
 
 def _interleave(endpoints: list[Endpoint]) -> list[Endpoint]:
-    """Alternate the address families, beginning with the resolver's choice (RFC 8305 4)."""
+    """Alternate the address families, beginning with that of the first (RFC 8305 section 4)."""
     first = [e for e in endpoints if e.family == endpoints[0].family]
     other = [e for e in endpoints if e.family != endpoints[0].family]
     mixed = [e for pair in zip(first, other, strict=False) for e in pair]
@@ -505,7 +511,7 @@ async def _race(route: Route, progress: Progress) -> Transport | None:
 
 
 async def _attempt(route: Route, progress: Progress) -> Transport | None:
-    """Try the next address."""
+    """Try the next address; return None if that fails."""
     endpoint = progress.untried.pop(0)
     progress.silent.append(endpoint)
     begun, progress.begun = progress.begun, None
@@ -520,7 +526,7 @@ async def _attempt(route: Route, progress: Progress) -> Transport | None:
         transport = await _connect(endpoint, route, begun)
         try:
             error = await _recheck(transport, endpoint, route.policy)
-        except BaseException:  # a stream of AnyIO's asks the kernel, which may know no more
+        except BaseException:  # AnyIO's stream asks the kernel for its addresses, which may fail
             await transport.abort()
             raise
     except Exception as exc:  # noqa: BLE001
@@ -536,23 +542,23 @@ async def _attempt(route: Route, progress: Progress) -> Transport | None:
 async def _have_dialled(
     dialer: Dialer, endpoint: Endpoint, progress: Progress
 ) -> Transport | None:
-    """Have a dialer try an address. Where its stream leads is not judged again: it was told."""
+    """Let a dialer try an address. The address of its stream is not judged: it was chosen here."""
     try:
-        # It may have a zone of a number that no interface has.
+        # This fails if no interface has the number of the zone.
         address = SocketAddress(*host_and_port(endpoint.sockaddr))
         return await reach(dialer, address)
     except SocketError as exc:
         progress.told = error = fresh(exc)
         if not isinstance(error, ConnectError):
             error = dialer_failed(str(endpoint), exc)
-    except Exception as exc:  # noqa: BLE001  # it is foreign code
+    except Exception as exc:  # noqa: BLE001  # foreign code may raise anything
         error = dialer_failed(str(endpoint), exc)
     progress.failed(endpoint, error)
     return None
 
 
 def _error_of(endpoint: Endpoint, exc: Exception) -> ConnectError:
-    """What failed an attempt, in our words."""
+    """The ``ConnectError`` for the exception of a failed attempt."""
     if isinstance(exc, ConnectError):
         return fresh(exc)
     failed = needs_zone if _lacks_zone(endpoint) else attempt_failed
@@ -565,10 +571,10 @@ def _lacks_zone(endpoint: Endpoint) -> bool:
 
 
 def _set_out(endpoint: Endpoint, route: Route) -> Begun:
-    """Make a socket and have it connect.
+    """Make a socket and start to connect it. Does not wait.
 
-    :raises OSError: the system knows already that it cannot
-    :raises ConnectError: it could not be prepared, or bound
+    :raises OSError: the attempt has failed already
+    :raises ConnectError: the socket could not be prepared or bound
     """
     sock = socket.socket(endpoint.family, _NEW)
     try:
@@ -588,7 +594,7 @@ def _set_out(endpoint: Endpoint, route: Route) -> Begun:
 
 
 async def _connect(endpoint: Endpoint, route: Route, begun: Begun | None) -> Transport:
-    made_here = begun is None  # if not, begin() has looked whether it is connected by now
+    made_here = begun is None  # otherwise, begin() has checked whether it is connected already
     begun = begun or _set_out(endpoint, route)
     sock = begun.sock
     try:
@@ -602,10 +608,10 @@ async def _connect(endpoint: Endpoint, route: Route, begun: Begun | None) -> Tra
         if code:
             error = OSError(code, os.strerror(code))
             if code not in _RESET:
-                raise fresh(error) from None  # noqa: TRY301  # a frame with its error is a cycle
+                raise fresh(error) from None  # noqa: TRY301  # a copy, to avoid a reference cycle
         return TCPTransport(sock, remote=endpoint.sockaddr, error=error, limit=begun.limit)
     except NotImplementedError:
-        # No waiting for sockets on this platform's event loop: AnyIO's own stream it is.
+        # The event loop cannot wait for sockets (asyncio's proactor loop): use AnyIO's stream.
         sock.close()
         if route.prepare is not None:
             why = "cannot be had: this event loop does not let a socket be prepared"
@@ -627,22 +633,22 @@ async def _connect(endpoint: Endpoint, route: Route, begun: Begun | None) -> Tra
 def _prepare(
     sock: socket.socket, prepare: Callable[[socket.socket], object], endpoint: Endpoint
 ) -> None:
-    """Have foreign code set the socket up."""
+    """Let the user's ``prepare`` set socket options, and check what it did."""
     number = sock.fileno()
     try:
         answer: Any = prepare(sock)
     except Exception as exc:
         raise prepare_failed(str(endpoint), exc) from exc
     if isawaitable(answer):
-        getattr(answer, "close", bool)()  # a coroutine that nobody will ever run
+        getattr(answer, "close", bool)()  # avoids the warning about a coroutine never awaited
         raise badly_prepared(
             str(endpoint), "is async, and nobody waits for it: write it with 'def'"
         )
     if sock.fileno() != number:
         raise badly_prepared(str(endpoint), "closed or detached the socket, which is not its own")
-    if _is_used(sock):  # where it leads then, nobody has judged
+    if _is_used(sock):  # the policy has not judged where it leads
         raise badly_prepared(str(endpoint), "connected the socket, or made it listen")
-    sock.setblocking(False)  # for whatever it did
+    sock.setblocking(False)  # in case `prepare` has changed that
 
 
 def _is_used(sock: socket.socket) -> bool:
@@ -658,8 +664,8 @@ def _is_used(sock: socket.socket) -> bool:
 
 def _bind(sock: socket.socket, local_host: str, endpoint: Endpoint) -> None:
     if sys.platform == "linux":
-        # Without it, bind() takes a port for this connection alone, wherever that goes. So the
-        # kernel chooses one in connect(), where one port serves for any number of destinations.
+        # Without this option, bind() reserves a port for this socket alone. With it, the kernel
+        # chooses the port in connect(), and one port can serve several destinations.
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
     try:

@@ -1,14 +1,15 @@
-"""How a task waits for its socket to be ready, and lets others run where it need not wait.
+"""Wait until a socket is ready, and let other tasks run if there is no need to wait.
 
-AnyIO's way to wait is to register the socket with the event loop, unregister it when it is
-ready, wake the task, and have that try again. On asyncio all this takes several times as long as
-the socket call that it is for. So there the loop's own means are used: a socket stays registered
-from one receive to the next, and what has arrived is taken in the loop's callback.
+To wait, AnyIO registers the socket with the event loop. When the socket is ready, AnyIO
+unregisters it and wakes the task, which tries again. On asyncio, this takes several times as long
+as the socket call itself. So there, this module uses the event loop directly: a socket stays
+registered from one receive to the next, and the loop's callback receives the data.
 
-Every call is a checkpoint in that a cancellation that is due is raised. Whether it also lets other
-tasks run where it has nothing to wait for, is up to the loop: on trio each time, as trio's users
-expect; on asyncio after so many calls or bytes in a row (``_BUDGET``), whoever makes them. There a
-turn of the loop costs more than a small send, and asyncio's own streams never give way at all.
+Every call is a checkpoint: it raises a pending cancellation. If it need not wait, the event loop
+determines whether other tasks run as well. On trio they run at each call, as trio's users expect.
+On asyncio they run after a number of calls or bytes (``_BUDGET``), counted over all tasks: there,
+a turn of the event loop costs more than a small send, and asyncio's own streams do not yield at
+all.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from anyio.lowlevel import RunVar, checkpoint, checkpoint_if_cancelled, current_
 from ._cancellation import IsDue, cancellation_due
 from ._watch import CAN_WATCH_ALL, IN, OUT, Watch
 
-if TYPE_CHECKING:  # which event loop there is, is decided when it runs
+if TYPE_CHECKING:  # imported only if asyncio is the event loop
     import asyncio
 
-#: How much all tasks of an asyncio loop together may do before one has to let others run, in
-#: bytes: sixteen calls, or fewer that move much.
+#: How much all tasks of an asyncio loop together may do before one of them has to yield, in bytes.
+#: A call costs _CALL and the bytes that it moves, so this is at most sixteen calls.
 _BUDGET = 1 << 20
 _CALL = 1 << 16
 
-#: How often to look, in seconds, if there is no other way to wait for a socket.
+#: How long to wait between attempts, in seconds, if there is no other way to wait for a socket.
 _RETRY = 0.01
 
 
@@ -44,53 +45,60 @@ Pause: TypeAlias = Callable[[], Awaitable[None]]
 
 
 class Readiness(Protocol):
-    """Waits for one socket. One task at a time waits for each direction."""
+    """Waits for one socket. At most one task waits for each direction at a time."""
 
     @property
     def waits_first(self) -> bool:
-        """Whether it tells of what came before the wait began.
+        """Whether :meth:`readable` also notices data that arrived before the call.
 
-        If not, a task has to try to receive just before, and be a checkpoint itself.
+        If not, the task has to try to receive just before the call, and be a checkpoint itself.
         """
         ...
 
     def may_go_on(self, amount: int) -> bool:
-        """Whether a call that moves about ``amount`` bytes may be made at once.
+        """Whether a call that moves about ``amount`` bytes may do without a checkpoint.
 
-        False: others are to run, or a cancellation is due. Then :meth:`enter` comes before the
-        call. If there is a :attr:`leave`, it comes after a call that did not have to wait.
+        If not, other tasks have to run or a cancellation is pending. Then the caller awaits
+        :meth:`enter` before the call, and :attr:`leave`, if any, after a call that did not wait.
         """
         ...
 
     def charge(self, amount: int) -> None:
-        """Count bytes that a call has moved beyond what :meth:`may_go_on` was told."""
+        """Count ``amount`` bytes that a call has moved in excess of the amount announced."""
 
     async def enter(self) -> None:
-        """Be a checkpoint, of which :attr:`leave` may be the half that lets others run."""
+        """Be a checkpoint, or its first half if there is a :attr:`leave`.
+
+        The first half raises a pending cancellation, and :attr:`leave` lets other tasks run.
+        """
 
     @property
     def leave(self) -> Pause | None:
-        """Lets others run after a call. Raises nothing: what was done is done.
+        """The function that lets other tasks run after a call, or None.
 
-        The peer is at work by then, which makes a round trip shorter.
+        It raises nothing, because the call has taken effect. Yielding after a send, and not before
+        it, makes a round trip shorter: the peer works at the same time.
         """
 
     def readable(self, attempt: Attempt) -> Awaitable[None]:
-        """What to await until there is something to receive, or an end, or an error.
+        """Return an awaitable that waits for data, the peer's end, or an error.
 
-        ``attempt`` may be called then, outside of any task, until it returns True. What it took
-        stays with it where :meth:`after_reading` raises.
+        When one of them arrives, ``attempt`` may be called outside of any task, until it returns
+        True. ``attempt`` has to keep the data that it takes, because the task may be cancelled.
 
         :raises anyio.ClosedResourceError: :meth:`stop_reading` or :meth:`close` was called
         """
         ...
 
     def after_reading(self) -> bool:
-        """Called once that was awaited, however it ended. False: await :meth:`refuse_reading`."""
+        """Has to be called after that wait, even if it raised.
+
+        If it returns False, the caller has to await :meth:`refuse_reading`.
+        """
         ...
 
     async def refuse_reading(self) -> None:
-        """Raise the cancellation that is due by now, or an error as :meth:`readable` does."""
+        """Raise the pending cancellation, or the error of :meth:`readable`."""
 
     async def writable(self) -> None:
         """Wait until there is room to send, or an error.
@@ -99,40 +107,40 @@ class Readiness(Protocol):
         """
 
     def stop_reading(self) -> None:
-        """Have :meth:`readable` raise, now and ever after."""
+        """Make a :meth:`readable` in flight, and every later one, raise an error."""
 
     def resume_reading(self) -> None:
-        """Take :meth:`stop_reading` back, once :meth:`readable` has returned."""
+        """Undo :meth:`stop_reading`, after the :meth:`readable` in flight has returned."""
 
     def detach(self) -> None:
-        """Let go of the socket, which is another's from now on. No task waits for it.
+        """Stop using the socket, which other code uses from now on. No task waits for it.
 
-        Also once the event loop has ended.
+        This works even after the event loop has ended.
         """
 
     def close_dropped(self) -> None:
-        """Close the socket, for which no task waits any more. In any thread, in no task."""
+        """Close the socket, for which no task waits. May be called in any thread."""
 
     def close(self) -> None:
-        """Close the socket and wake whoever waits for it.
+        """Close the socket, and wake the tasks that wait for it.
 
-        At once, unless its number must stay taken until those tasks have run.
+        The descriptor is closed at once, unless those tasks still use its number.
         """
 
 
 def readiness(sock: socket.socket) -> Readiness:
-    """The best way to wait for a non-blocking socket on the running event loop."""
+    """Return the best way to wait for a non-blocking socket on the running event loop."""
     return here().readiness(sock)
 
 
 class Loop(Protocol):
-    """What is to be known of an event loop, found out once. It does not keep the loop alive."""
+    """The facts about an event loop, determined once. It does not keep the loop alive."""
 
-    #: Whether sockets are waited for by the loop's own means, and not by AnyIO's.
+    #: Whether this module waits for sockets through the loop itself, and not through AnyIO.
     native: bool
 
     def may_go_on(self, amount: int) -> bool:
-        """As :meth:`Readiness.may_go_on`, for a call that has no socket yet."""
+        """Like :meth:`Readiness.may_go_on`, for a call that has no socket yet."""
         ...
 
     def readiness(self, sock: socket.socket) -> Readiness: ...
@@ -142,7 +150,7 @@ _loop: RunVar[Loop] = RunVar("anyio_connect._readiness._loop")
 
 
 def here() -> Loop:
-    """The running event loop."""
+    """The facts about the running event loop."""
     loop = _loop.get(None)
     if loop is None:
         loop = _find_out()
@@ -153,10 +161,10 @@ def here() -> Loop:
 def _find_out() -> Loop:
     token = current_token()
     loop: Any = token.native_token
-    # The loop itself is asked which it is. What sys.modules has under a name need not be complete,
-    # or the real thing; but what runs has been imported in full.
+    # Look at the methods of the loop. sys.modules is no guide: it may contain partly imported or
+    # replaced modules. The module of the running loop is imported completely.
     if hasattr(loop, "remove_reader"):
-        # Whether it can be done at all shows when it is tried: one of Windows' loops cannot.
+        # Only a call shows whether this is supported: asyncio's proactor loop on Windows raises.
         with suppress(NotImplementedError):
             loop.remove_reader(_NO_DESCRIPTOR)
             return _AsyncioLoop(cancellation_due(token.backend_class))
@@ -165,7 +173,7 @@ def _find_out() -> Loop:
     return _OtherLoop()
 
 
-#: A number that no descriptor has.
+#: The number of no descriptor.
 _NO_DESCRIPTOR = (1 << 31) - 1
 
 
@@ -207,7 +215,7 @@ class _TrioLoop:
 
 
 class _AsyncioLoop:
-    """asyncio's own, uvloop's, and what is like them."""
+    """An event loop of asyncio, of uvloop, or with the same interface."""
 
     native = True
 
@@ -226,9 +234,9 @@ class _AsyncioLoop:
 
 
 async def until_readable(ready: Readiness) -> None:
-    """Wait until there is something to read, and leave it there.
+    """Wait until there is something to read, without reading it.
 
-    :raises anyio.ClosedResourceError: as of :meth:`Readiness.readable`
+    :raises anyio.ClosedResourceError: for the same reasons as :meth:`Readiness.readable`
     """
     try:
         await ready.readable(_try_again)
@@ -243,7 +251,7 @@ def _try_again() -> bool:
 
 
 def by_anyio(sock: socket.socket) -> TaskReadiness:
-    """What can be had on any event loop."""
+    """The way to wait that works on any event loop."""
     return TaskReadiness(
         sock,
         anyio.wait_readable,
@@ -255,7 +263,7 @@ def by_anyio(sock: socket.socket) -> TaskReadiness:
 
 
 class TaskReadiness:
-    """A task waits, then tries: on trio, and by AnyIO's means on any event loop."""
+    """The task waits, and then tries: used on trio, and through AnyIO on any event loop."""
 
     __slots__ = (
         "_closed",
@@ -286,7 +294,7 @@ class TaskReadiness:
         *,
         closes_at_once: bool = False,
     ) -> None:
-        # closes_at_once: a task that notify_closing() woke does not use the number any more.
+        # closes_at_once: tasks that notify_closing() has woken do not use the descriptor again.
         self._sock = sock
         self._closes_at_once = closes_at_once
         self._wait_readable = wait_readable
@@ -303,7 +311,7 @@ class TaskReadiness:
         return False
 
     def charge(self, amount: int) -> None:
-        pass  # others run at each call
+        pass  # other tasks run at each call
 
     async def enter(self) -> None:
         await self._pause()
@@ -318,13 +326,13 @@ class TaskReadiness:
             pass
         finally:
             self._left()
-        # The cancellation may have come between the task's wake-up and its turn.
+        # The task may be cancelled after it was woken and before it runs.
         await self._raise_if_cancelled()
         if self._stopped:
             raise anyio.ClosedResourceError
 
     def after_reading(self) -> bool:
-        return True  # the wait itself has raised what there was
+        return True  # the wait itself raises
 
     async def refuse_reading(self) -> None:
         raise AssertionError("unreachable")
@@ -336,7 +344,7 @@ class TaskReadiness:
         try:
             await self._wait_writable(self._sock)
         except self._closing_error:
-            pass  # stop_reading() wakes the task that waits for room as well: let it try again
+            pass  # stop_reading() wakes the sending task as well: let it try again
         finally:
             self._left()
         await self._raise_if_cancelled()
@@ -344,8 +352,9 @@ class TaskReadiness:
             raise anyio.ClosedResourceError
 
     def _left(self) -> None:
-        # A waiter that AnyIO's notify_closing() has woken on asyncio, unregisters *the number*
-        # once more when it runs. Keep the number taken until then: the last one out closes.
+        # On asyncio, a task that AnyIO's notify_closing() has woken unregisters the *number* of
+        # the descriptor again when it runs. No new socket may have that number by then, so the
+        # last of these tasks closes the descriptor.
         self._waiting -= 1
         if self._closed and not self._waiting:
             self._sock.close()
@@ -360,7 +369,7 @@ class TaskReadiness:
 
     def close(self) -> None:
         self._closed = self._stopped = True
-        # Wakes whoever waits for this descriptor before its number can be used anew.
+        # Wake the waiting tasks before a new descriptor can have the same number.
         self._notify_closing(self._sock)
         if self._closes_at_once or not self._waiting:
             self._sock.close()
@@ -368,13 +377,13 @@ class TaskReadiness:
     def detach(self) -> None:
         self._closed = self._stopped = True
         with suppress(RuntimeError):  # the event loop has ended
-            self._notify_closing(self._sock)  # which takes it out of the selector
+            self._notify_closing(self._sock)  # removes it from the selector
 
     def close_dropped(self) -> None:
         self._sock.close()
 
 
-#: How many forks lie between this process and the one that imported the module.
+#: How often a process was forked from the one that imported this module, down to this process.
 _forks = 0
 
 
@@ -388,7 +397,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Budget:
-    """What may still be done on an asyncio loop before a task has to let others run."""
+    """How much may still be done on an asyncio loop before a task has to yield, in bytes."""
 
     __slots__ = ("left",)
 
@@ -396,7 +405,7 @@ class _Budget:
         self.left = _BUDGET
 
     def allows(self, amount: int) -> bool:
-        """Whether a call that moves about ``amount`` bytes is still within it."""
+        """Charge a call that moves about ``amount`` bytes; return whether it need not yield."""
         self.left -= _CALL + amount
         if self.left > 0:
             return True
@@ -405,7 +414,7 @@ class _Budget:
 
 
 class LoopReadiness:
-    """By the means of asyncio's event loops, uvloop's among them."""
+    """Waits through asyncio's event loops directly, including uvloop's."""
 
     __slots__ = (
         "__weakref__",
@@ -442,14 +451,14 @@ class LoopReadiness:
         self._is_due = is_due
         self._stopped = False
         self._closed = False
-        # What the loop keeps for as long as the socket is registered (for reading, also while no
-        # task waits). A dead reference: other code was registered in our place, or it is uvloop,
-        # which stops to watch a socket that had an error.
+        # The loop keeps these objects alive while the socket is registered. (For reading, the
+        # socket stays registered while no task waits.) A dead reference means that other code has
+        # replaced our callback, or that uvloop has stopped watching a socket after an error.
         self._reader: ref[_Registered] | None = None
         self._writer: ref[_Registered] | None = None
-        self.reading: asyncio.Future[None] | None = None  # what _on_readable() has to wake
+        self.reading: asyncio.Future[None] | None = None  # set by _on_readable()
         self._writing: asyncio.Future[None] | None = None
-        self._scopes: dict[int, anyio.CancelScope] = {}  # of tasks in _wait_elsewhere()
+        self._scopes: dict[int, anyio.CancelScope] = {}  # tasks in _wait_elsewhere(), by event
         self.attempt: Attempt | None = None
         self._budget = budget
 
@@ -462,8 +471,7 @@ class LoopReadiness:
     async def enter(self) -> None:
         await checkpoint()
 
-    # The future of the loop is awaited itself: a coroutine around it would be one more to come
-    # through each time.
+    # This returns the loop's future itself: a coroutine around it would cost time in each wait.
 
     def readable(self, attempt: Attempt) -> Awaitable[None]:
         if self._stopped:
@@ -476,11 +484,11 @@ class LoopReadiness:
 
     def after_reading(self) -> bool:
         self.reading = self.attempt = None
-        self._budget.left = _BUDGET  # all the others have had a turn
+        self._budget.left = _BUDGET  # other tasks have run during the wait
         return not (self._stopped or self._is_due(self._loop))
 
     async def refuse_reading(self) -> None:
-        await checkpoint_if_cancelled()  # it came too late to be raised by the wait, or before it
+        await checkpoint_if_cancelled()  # the wait did not raise it: it was too late or too early
         raise anyio.ClosedResourceError
 
     def unregister(self) -> None:
@@ -500,7 +508,7 @@ class LoopReadiness:
             else:
                 await future
         finally:
-            if self._writing is future:  # or another task waits since this one was cancelled
+            if self._writing is future:  # otherwise another task waits since a cancellation
                 self._writing = None
                 self._unregister_writer()
         self._budget.left = _BUDGET
@@ -515,21 +523,21 @@ class LoopReadiness:
     # --- registered with the event loop
 
     def _register(self, add: Callable[..., object], callback: _Callback) -> ref[_Registered]:
-        # Weakly: the loop must not keep alive what was dropped without closing it. But it keeps
-        # the kernel's socket, or another socket could get its number too early.
+        # The loop gets a weak reference, so that an unclosed socket can be collected. But it keeps
+        # the kernel's socket alive: no new socket may get the same number while it is registered.
         weakly: ref[LoopReadiness] = ref(self)
         registered = _Registered(self._sock)
         try:
             add(self._fd, callback, weakly, registered)
         except RuntimeError:
-            # After an error, uvloop keeps a closed handle under the number, which is in the way.
+            # After an error, uvloop keeps a closed handle for the number, and refuses a new one.
             _clear(self._loop, self._fd)
             add(self._fd, callback, weakly, registered)
         return ref(registered, partial(_on_lost, weakly))
 
     def on_lost(self) -> None:
-        # Other code waits for the same socket by the loop's means, and was registered in our
-        # place. Have the tasks that wait here try again: they then wait elsewhere.
+        # Other code has registered its own callback for this socket, which replaced ours. Make the
+        # waiting tasks try again: then they call _wait_elsewhere().
         _wake(self.reading)
         _wake(self._writing)
 
@@ -539,7 +547,7 @@ class LoopReadiness:
             self._loop.remove_writer(self._fd)
 
     async def _wait_elsewhere(self, event: int) -> None:
-        """Wait by other means than the event loop's, which other code uses for this socket."""
+        """Wait without the event loop's callbacks, which other code uses for this socket."""
         if not CAN_WATCH_ALL:
             await anyio.sleep(_RETRY)
             return
@@ -552,7 +560,7 @@ class LoopReadiness:
             ):
                 await watch.wait()
         finally:
-            # Another task may wait since this one was cancelled.
+            # After a cancellation, another task may be waiting already.
             if self._scopes.get(event) is scope:
                 del self._scopes[event]
 
@@ -584,7 +592,7 @@ class LoopReadiness:
     def close_dropped(self) -> None:
         if self._forget():
             if not self._in_own_loop():
-                with suppress(RuntimeError):  # the loop is closed, and has forgotten everything
+                with suppress(RuntimeError):  # the loop is closed, and has no registrations
                     self._loop.call_soon_threadsafe(
                         _close_dropped, self._loop, self._fd, self._sock
                     )
@@ -594,7 +602,7 @@ class LoopReadiness:
         self._sock.close()
 
     def _forget(self) -> bool:
-        """Whether the loop may have something under our number; from now on, it has not."""
+        """Forget our registrations; return whether the loop may still have them."""
         was_registered = self._reader is not None or self._writer is not None
         self._reader = self._writer = None
         return was_registered and self._forks == _forks
@@ -603,8 +611,8 @@ class LoopReadiness:
         return self._is_live(self._reader)
 
     def _is_live(self, registered: ref[_Registered] | None) -> bool:
-        # What the loop watches with is shared with the process that this one was forked from, and
-        # not ours to change.
+        # After a fork, the loop's epoll is shared with the parent process, and must not be
+        # changed.
         return registered is not None and registered() is not None and self._forks == _forks
 
     def _in_own_loop(self) -> bool:
@@ -616,14 +624,14 @@ class LoopReadiness:
             return False
 
     def __del__(self) -> None:
-        if self._is_registered():  # the transport was dropped before anybody had it
+        if self._is_registered():  # the transport was collected before a connection had it
             self.close_dropped()
 
 
 def _clear(loop: asyncio.AbstractEventLoop, fd: int) -> None:
-    """Leave nothing under a number that the next socket gets.
+    """Remove everything that the loop has for the number, because a new socket may get it.
 
-    After an error, uvloop forgets the callback, but keeps the handle, which is closed.
+    After an error, uvloop forgets the callback, but keeps the closed handle.
     """
     loop.remove_reader(fd)
     loop.remove_writer(fd)
@@ -635,7 +643,7 @@ def _close_dropped(loop: asyncio.AbstractEventLoop, fd: int, sock: socket.socket
 
 
 class _Registered:
-    """What an event loop keeps for as long as it watches a socket for us, and no longer."""
+    """An object that an event loop keeps exactly as long as our callback is registered."""
 
     __slots__ = ("__weakref__", "_sock")
 
@@ -652,7 +660,7 @@ def _on_readable(weakly: ref[LoopReadiness], _: _Registered) -> None:
         return
     future, attempt = ready.reading, ready.attempt
     if future is None or attempt is None:
-        # More has come than a task waits for: without this, it would be reported for ever.
+        # Data has arrived and no task waits for it. The loop would report it again and again.
         ready.unregister()
     elif not future.done() and attempt():
         future.set_result(None)
@@ -672,5 +680,5 @@ def _on_lost(weakly: ref[LoopReadiness], _: ref[_Registered]) -> None:
 
 def _wake(future: asyncio.Future[None] | None) -> None:
     if future is not None and not future.done():
-        with suppress(RuntimeError):  # the loop is closed, and so no task waits any more
+        with suppress(RuntimeError):  # the loop is closed, and its tasks have ended
             future.set_result(None)

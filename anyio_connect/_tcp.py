@@ -1,4 +1,4 @@
-"""TCP as a transport: straight on a non-blocking socket."""
+"""TCP as a transport, directly on a non-blocking socket."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from ._watch import (
     unwatch,
 )
 
-#: A receive that found less than this, in bytes, has most likely taken all there is for now.
+#: A receive that returned fewer bytes than this has probably emptied the kernel's buffer.
 _LITTLE = 8192
 
-#: For how many receives at most it is taken for granted that nothing more has come, because that
-#: is what the last ones found that asked.
+#: How many receives at most wait without asking the kernel first, because earlier ones asked in
+#: vain.
 _MOST_BETS = 15
 
-#: SO_LINGER on with a time of 0: close() discards and sends RST (RFC 9293 3.10.5).
+#: SO_LINGER with a time of 0: close() discards unsent data and sends RST (RFC 9293 3.10.5).
 _LINGER_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
-#: Whether close() may do nothing, because another process has the same sockets.
+#: Whether another process may have copies of the sockets, so that close() alone ends nothing.
 _has_forked = False
 
 
@@ -59,21 +59,22 @@ if hasattr(os, "register_at_fork"):
 
 
 def disconnect(sock: socket.socket) -> None:
-    """Reset a connection, even if another process has the socket too. Only Linux can do that.
+    """Reset a connection, even if another process has a copy of the socket. Linux only.
 
-    By connect() to no address, AF_UNSPEC (connect(2)), which Python's own does not do.
+    This calls connect() with the family AF_UNSPEC (connect(2)), which Python's own connect()
+    cannot do.
     """
     if sys.platform != "linux":
         return
-    with suppress(ImportError, OSError, AttributeError):  # not every Python has it
+    with suppress(ImportError, OSError, AttributeError):  # some Pythons lack ctypes
         import ctypes
 
-        nowhere = bytes(16)  # a struct sockaddr whose family is AF_UNSPEC, 0
+        nowhere = bytes(16)  # a struct sockaddr with the family AF_UNSPEC, 0
         ctypes.CDLL(None).connect(sock.fileno(), nowhere, len(nowhere))
 
 
 def host_and_port(sockaddr: tuple[Any, ...]) -> tuple[str, int]:
-    """The first two parts of a socket address, with the zone that IPv6 has in its fourth."""
+    """The host and the port of a socket address. The zone of IPv6 becomes a part of the host."""
     host, port, *rest = sockaddr
     if len(rest) == 2 and rest[1] and "%" not in host:
         host = f"{host}%{socket.if_indextoname(rest[1])}"
@@ -81,24 +82,24 @@ def host_and_port(sockaddr: tuple[Any, ...]) -> tuple[str, int]:
 
 
 class _Watching(Protocol):
-    """What :class:`Watch` is to the task that waits."""
+    """The interface of :class:`Watch` for the waiting task."""
 
     async def wait(self) -> int: ...
 
 
 class _Found(Enum):
-    """What a look for data to throw away came to."""
+    """The result of an attempt to discard data."""
 
     NOTHING = auto()
     DATA = auto()
-    MORE = auto()  #: there may be more of it
-    OVER = auto()  #: nothing can come any more
+    MORE = auto()  #: data, and there may be more
+    OVER = auto()  #: no more data can arrive
 
 
 class TCPTransport(Transport):
-    """A connected, non-blocking TCP socket, under whichever event loop is running.
+    """A connected, non-blocking TCP socket, on any event loop.
 
-    It is the kernel that is asked first, and waited for only when there is nothing to do yet.
+    A call tries the operation first, and waits only if the kernel reports that it would block.
     """
 
     def __init__(
@@ -111,39 +112,41 @@ class TCPTransport(Transport):
         error: OSError | None = None,
         limit: int = 0,
     ) -> None:
-        """``remote`` and ``error`` are what is known of a connection that may be reset already.
+        """``remote`` and ``error`` describe a connection that may have been reset already.
 
-        ``peer``: the peer's address, if the kernel has told it already.
-        ``remote``: the address that was connected to, in case the kernel does not tell the peer's.
-        ``error``: that of a reset, if it was taken from the kernel already, which tells it once.
-        ``limit``: the TCP_USER_TIMEOUT that keepalive was given, in milliseconds; 0: none.
+        ``peer``: the peer's address, if the caller has it from the kernel already.
+        ``remote``: the address that was dialled, used if the kernel does not know the peer's.
+        ``error``: the error of a reset, if the caller has read it: the kernel reports it once.
+        ``limit``: the TCP_USER_TIMEOUT that was set for keepalive, in milliseconds; 0: none.
         """
         self._sock = sock
         self._closed = False
-        self._stopped = False  # nobody is to receive any more
-        self._ended = False  # our end has gone out, as far as that can be done
-        self._fin = False  # and counts among what the peer has yet to acknowledge
-        self._over = False  # nothing can come any more
-        self._talks = False  # the peer says something while we close
-        self._waits = 0  # how often a send had to wait for room, and got it
+        self._stopped = False  # receive() must raise ClosedResourceError
+        self._ended = False  # shutdown() was called, or failed because of a reset
+        self._fin = False  # shutdown() succeeded: the FIN counts as one unacknowledged byte
+        self._over = False  # no more data can arrive
+        self._talks = False  # the peer sent data while we were closing
+        self._waits = 0  # how many times a send has waited for room and got it
         self._ready = ready or readiness(sock)
-        self._wanted = 0  # how much the receive that waits has asked for
-        self._arrived = b""  # what it was given, and has yet to return
-        self._view: memoryview | None = None  # the same for a receive into such memory
-        self._filled = 0
-        # The last receive took all there was, or so it seems. At first, the peer may have spoken.
+        self._wanted = 0  # the max_bytes of the waiting receive
+        self._arrived = b""  # what the loop's callback received for it
+        self._view: memoryview | None = None  # the buffer of the waiting receive_into()
+        self._filled = 0  # how many bytes the loop's callback received into it
+        # Whether the last receive has probably emptied the kernel's buffer. At first it may hold
+        # data already.
         self._drained = False
-        self._misses = 0  # how many receives were to wait at once when one last asked in vain
-        self._bets = 0  # how many are still to
-        # The kernel tells of a reset only once. What receives are told of it, and what close() is.
+        self._misses = 0  # what _bets was set to after a receive last asked in vain
+        self._bets = 0  # how many of the next receives wait without asking first
+        # The kernel reports a reset only once, so it is kept: for receives, and for close().
         self._error: OSError | None = None
         self._reset: OSError | None = None
         self._limit = limit
-        self._limited = limit > 0  # it is in force
-        self._room = 0  # how much may go out until that has to be looked at again
+        self._limited = limit > 0  # whether TCP_USER_TIMEOUT is set at present
+        self._room = 0  # how many bytes may be sent before room_of() has to be called again
         if error is not None:
             self._note(error)
-        # Read now: the names are wanted after close too, and getpeername() fails after a reset.
+        # Read the addresses now: they are needed after close, and getpeername() fails after a
+        # reset.
         self._local = host_and_port(sock.getsockname())
         try:
             self._remote = host_and_port(peer or sock.getpeername())
@@ -151,7 +154,7 @@ class TCPTransport(Transport):
             if remote is None:
                 raise
             self._remote = host_and_port(remote)
-        with suppress(OSError):  # refused by some systems when the peer has already gone
+        with suppress(OSError):  # some systems refuse this after the peer has hung up
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def may_go_on(self, amount: int) -> bool:
@@ -183,7 +186,7 @@ class TCPTransport(Transport):
         self._drained = len(data) < min(max_bytes, _LITTLE)
         return data
 
-    # A call that takes what is here already has to be a checkpoint before that. Waiting is one.
+    # A call that takes data without waiting has to be a checkpoint first. Waiting is a checkpoint.
 
     def start_receive(self, max_bytes: int) -> bytes | Awaitable[bytes]:
         if self._is_worth_asking():
@@ -207,11 +210,11 @@ class TCPTransport(Transport):
         return await self._wait_to_receive(max_bytes)
 
     def _is_worth_asking(self) -> bool:
-        """Whether more may have come.
+        """Whether to ask the kernel for data before waiting.
 
-        If the last receive left nothing, that is unlikely, and waiting costs no more than asking
-        if more has come after all. If it got just what it wanted, as in a protocol whose messages
-        tell their length, more is as likely as it was before.
+        If the last receive emptied the kernel's buffer, new data is unlikely. If there is some
+        after all, waiting for it costs no more than asking. If the last receive got exactly what
+        it wanted, as in a protocol with length prefixes, the results of earlier calls decide.
         """
         if self._arrived or not self._ready.waits_first:
             return True
@@ -228,11 +231,11 @@ class TCPTransport(Transport):
             self._ready.charge(count - DEFAULT_MAX_BYTES)
 
     def _bet(self) -> None:
-        """Asked in vain: leave that out from now on, twice as often as the last time."""
+        """After asking in vain: let the next receives wait at once, twice as many as last time."""
         self._bets = self._misses = min(2 * self._misses + 1, _MOST_BETS)
 
     def _check_receiving(self) -> None:
-        if self._stopped:  # close() may have thrown some of it away
+        if self._stopped:  # close() may have discarded some of the data
             raise anyio.ClosedResourceError
 
     async def _wait_to_receive(self, max_bytes: int) -> bytes:
@@ -247,8 +250,8 @@ class TCPTransport(Transport):
                 may_take = ready.after_reading()
             if not may_take:
                 await ready.refuse_reading()
-            # Nothing may be awaited from here on: what is taken must be returned.
-            data = self._arrived  # as much as was wanted at most
+            # No await from here on: a cancellation would lose the data.
+            data = self._arrived  # not more than max_bytes
             if data:
                 self._arrived = b""
                 return data
@@ -296,7 +299,7 @@ class TCPTransport(Transport):
                     return count
         finally:
             self._view = None
-            if self._filled and not self._closed:  # it was cancelled since
+            if self._filled and not self._closed:  # this call was cancelled after data arrived
                 self._arrived = bytes(view[: self._filled])
             self._filled = 0
 
@@ -318,21 +321,21 @@ class TCPTransport(Transport):
         return count
 
     def _fetch(self) -> bool:
-        """Take for the receive that waits; return whether it should go on.
+        """Receive data for the waiting task, in the loop's callback; return whether to wake it.
 
-        Should it be cancelled by then, the next receive gets what was taken.
+        If the task is cancelled before it runs, the next receive returns the data.
         """
         try:
             self._arrived = self._sock.recv(self._wanted)
         except BlockingIOError:
             return False
         except OSError as exc:
-            self._failed(exc)  # which is kept, and shows when the task asks again
+            self._failed(exc)  # keeps the error, which the task meets when it tries again
         self._drained = len(self._arrived) < min(self._wanted, _LITTLE)
         return True
 
     def _fetch_into(self) -> bool:
-        """As :meth:`_fetch`, into the memory of the receive that waits."""
+        """Like :meth:`_fetch`, into the buffer of the waiting task."""
         assert self._view is not None
         try:
             self._filled = self._sock.recv_into(self._view)
@@ -351,8 +354,8 @@ class TCPTransport(Transport):
         except BlockingIOError:
             return False
         except OSError as exc:
-            self._failed(exc)  # which keeps the error
-        self._drained, self._bets = False, 0  # so that the next receive asks for it at once
+            self._failed(exc)  # keeps the error
+        self._drained, self._bets = False, 0  # so that the next receive does not wait first
         return True
 
     def stop_receiving(self) -> None:
@@ -370,7 +373,7 @@ class TCPTransport(Transport):
             if self._sock.recv(1, socket.MSG_PEEK):
                 return True
         except BlockingIOError:
-            return True  # not the end after all: whoever reads next will learn more
+            return True  # this was a false alarm: the next receive will find out
         except OSError as exc:
             raise self._failed(exc) from exc
         if self._error is not None:
@@ -391,7 +394,10 @@ class TCPTransport(Transport):
         return sent
 
     def _use_room(self, count: int) -> None:
-        """Have the kernel wait for a peer that has no room, for as long as that answers."""
+        """Count sent bytes; lift TCP_USER_TIMEOUT if the peer has no room for all of them.
+
+        The timeout must not end a connection whose peer answers but has no room (see _keepalive).
+        """
         self._room -= count
         if self._room < 0:
             self._room = room_of(self._sock)
@@ -403,10 +409,10 @@ class TCPTransport(Transport):
         if limit_of(self._sock) == self._limit:
             set_limit(self._sock, 0)
         else:
-            self._limit = 0  # somebody has set another one, which is not ours to change
+            self._limit = 0  # other code has set another value, which stays
 
     def _limit_again(self) -> None:
-        """Do so no more, if the peer has room for all there is, and is to acknowledge it."""
+        """Set TCP_USER_TIMEOUT again if the peer has room for everything that was sent."""
         self._room = room_of(self._sock)
         if self._room >= 0:
             if limit_of(self._sock) == 0:
@@ -424,7 +430,7 @@ class TCPTransport(Transport):
         if type(item) is not bytes:
             item = memoryview(item).cast("B")
         ready = self._ready
-        if not item:  # nothing is asked of the kernel, which would tell of a reset
+        if not item:  # do not call send(), which would report a reset
             await checkpoint()
             if self._closed:
                 raise anyio.ClosedResourceError
@@ -437,7 +443,7 @@ class TCPTransport(Transport):
             await ready.leave()
 
     async def _send_rest(self, view: memoryview, sent: int) -> None:
-        """Send all but the first ``sent`` bytes, which have gone out."""
+        """Send the rest of ``view``, after the ``sent`` bytes that were sent already."""
         try:
             while sent < len(view):
                 await self._ready.writable()
@@ -448,7 +454,7 @@ class TCPTransport(Transport):
             raise
 
     async def send_eof(self) -> None:
-        # Done even if the caller is cancelled: it never waits, and is no checkpoint.
+        # This never waits and is not a checkpoint, so a cancelled caller still ends our side.
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as exc:
@@ -465,7 +471,7 @@ class TCPTransport(Transport):
                 await self.wait_room()
             await checkpoint()
         except anyio.BrokenResourceError:
-            await checkpoint()  # it has gone already, and is closed
+            await checkpoint()  # the connection is lost, and the socket is closed
         except BaseException:
             with suppress(anyio.BrokenResourceError):
                 await self.let_go()
@@ -477,7 +483,7 @@ class TCPTransport(Transport):
         found = self._discard()
         self._talks = self._talks or found is not _Found.NOTHING
         if found is _Found.OVER:
-            # If the peer has only ended, the kernel goes on delivering after close().
+            # If the peer has ended without a reset, the kernel still delivers data after close().
             self._release_and_tell()
             return True
         at_once = not self._talks and not self.unacknowledged()
@@ -488,7 +494,7 @@ class TCPTransport(Transport):
         return True
 
     def _release_and_tell(self) -> None:
-        """Close; raise if a reset took away what was sent."""
+        """Close the socket; raise ``BrokenResourceError`` if a reset destroyed sent data."""
         lost = self._loss()
         self._shut_down()
         self._release()
@@ -496,18 +502,18 @@ class TCPTransport(Transport):
             raise anyio.BrokenResourceError(str(lost)) from lost
 
     def _loss(self) -> OSError | None:
-        """The reset that took away what was sent, if there was one."""
+        """The error of the reset that destroyed sent data, if there was one."""
         if self.unacknowledged() <= self.expendable:
             return None
         if self._reset is None:
-            # Behind the peer's end, receives are not told of a reset.
+            # After the peer's FIN, receives do not report a reset.
             code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 self._note(OSError(code, os.strerror(code)))
         return self._reset
 
     def _discard(self) -> _Found:
-        """Throw away what has come in."""
+        """Discard data that has arrived, up to a limit."""
         found = _Found.NOTHING
         try:
             for _ in range(DISCARD_READS):
@@ -517,16 +523,16 @@ class TCPTransport(Transport):
         except BlockingIOError:
             return found
         except OSError as exc:
-            self._failed(exc)  # which keeps the error
+            self._failed(exc)  # keeps the error
             return _Found.OVER
         return _Found.MORE
 
     def _shut_down(self) -> None:
-        # Not left to close(), which does nothing as long as a forked child has the socket too.
+        # close() alone would not end our side while a forked child has a copy of the socket.
         if self._ended:
             return
         self._ended = True
-        with suppress(OSError):  # it was reset: what is unacknowledged tells
+        with suppress(OSError):  # after a reset, the unacknowledged data shows what was lost
             self._sock.shutdown(socket.SHUT_WR)
             self._fin = True
             if self._limited:
@@ -541,7 +547,7 @@ class TCPTransport(Transport):
             await self._wait_arrival(delivered=True)
 
     async def _wait_room(self) -> None:
-        """Wait for room, or for more to throw away: the peer may take nothing before that."""
+        """Wait for room, or for data to discard: the peer may not read before it has sent that."""
         if self._over or not self._can_watch_all:
             await self._ready.writable()
         else:
@@ -592,9 +598,9 @@ class TCPTransport(Transport):
     def detach(self) -> socket.socket:
         if self._error is not None:
             raise self._failed(self._error) from self._error
-        if self._limited:  # nobody will lift it any more for a peer that has no room
+        if self._limited:  # nothing would lift it later for a peer that has no room
             self._lift_limit()
-        with suppress(RuntimeError):  # no event loop runs any more, and nothing is watched
+        with suppress(RuntimeError):  # no event loop is running, so nothing is watched
             self._unwatch()
         self._ready.detach()
         self._closed = True
@@ -622,12 +628,12 @@ class TCPTransport(Transport):
         return anyio.BrokenResourceError(str(exc))
 
     def _note(self, exc: OSError) -> None:
-        # ENOTCONN, from shutdown(), says only that there is nothing left to shut down.
+        # ENOTCONN from shutdown() only means that there is nothing left to shut down.
         if exc.errno == errno.ENOTCONN:
             return
         self._reset = fresh(exc)
-        # EPIPE is what a reset says after the peer's FIN (RFC 9293 3.10.7.4): what the peer had
-        # sent is whole, and reading may go on to that end.
+        # EPIPE means a reset after the peer's FIN (RFC 9293 3.10.7.4). The peer's data is
+        # complete, so receiving can go on to the end.
         if exc.errno != errno.EPIPE:
             self._error = self._reset
 
@@ -643,7 +649,7 @@ class TCPTransport(Transport):
         return bool(events), self._hangup_error() if events & ERR else self._error
 
     async def wait_hangup(self, *, after_eof: bool) -> OSError | None:
-        # No event loop offers RDHUP, and reading to find out would take data from whoever reads.
+        # No event loop reports RDHUP, and receiving would take data away from the receiving task.
         if self._can_watch and not self._closed:
             wanted = 0 if after_eof else RDHUP
             with suppress(anyio.ClosedResourceError), self._watch(wanted) as watch:
@@ -660,13 +666,13 @@ class TCPTransport(Transport):
     def _hangup_error(self) -> OSError:
         code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if not code and self._error is not None:
-            return self._error  # a call was told before us
+            return self._error  # another call has read the error from the kernel
         code = code or errno.EPIPE
         error = OSError(code, os.strerror(code))
         self._note(error)
         return error
 
-    # --- what the kernel tells besides. A network in memory tells it in its own way.
+    # --- other facts from the kernel: a network in memory overrides these methods
 
     @property
     def _can_watch(self) -> bool:

@@ -587,7 +587,7 @@ class TLSTransport(Transport):
         if first is None or len(first) < _RECORD or len(first) == max_bytes:
             return first
         pieces, room = [first], max_bytes - len(first)
-        with suppress(anyio.EndOfStream, anyio.BrokenResourceError):  # the next call tells that
+        with suppress(anyio.EndOfStream, anyio.BrokenResourceError):  # the next call raises it
             while room and (more := self._next(room)) is not None:
                 pieces.append(more)
                 room -= len(more)
@@ -605,7 +605,7 @@ class TLSTransport(Transport):
         count = len(first)
         if count < _RECORD:
             return count
-        with suppress(anyio.EndOfStream, anyio.BrokenResourceError):  # the next call tells that
+        with suppress(anyio.EndOfStream, anyio.BrokenResourceError):  # the next call raises it
             while count < max_bytes and (more := self._next(max_bytes - count, view[count:])):
                 count += len(more)
         return count
