@@ -1,4 +1,4 @@
-"""``Connector``: where sockets may go, how they get there, how many; and ``connect()``."""
+"""``Connector``, which holds the rules and settings of connections, and ``connect()``."""
 
 # No `from __future__ import annotations`: users may ask for a dataclass's type hints.
 import math
@@ -56,144 +56,147 @@ else:
 
 @dataclass(frozen=True, eq=False, init=False)
 class Connector:
-    """Where sockets may go, how they get there, and how many there may be at once.
+    """Rules and settings for connections: where to, how, and how many at the same time.
 
-    It belongs to no event loop: it may be a global, and be used by several loops, also at the
-    same time in different threads. ``max_connections`` counts them all. A copy of it is the
-    same object; ``dataclasses.replace()`` makes another, with slots of its own.
+    It belongs to no event loop: it may be a global variable, and several event loops may use it,
+    even at the same time in different threads. ``max_connections`` counts the connections of all
+    of them. Copying it returns the same object. ``dataclasses.replace()`` creates another one,
+    with its own slots.
 
     Every value may be left out, and None means the same.
 
-    ``policy``: what may be dialled: every address that a name has is judged, and only those that
-    are allowed are dialled. Otherwise both futures of the socket fail with
+    ``policy``: the addresses that may be dialled. Every address of a name is judged, and only the
+    allowed ones are dialled. If none is allowed, both futures of the socket fail with
     :class:`AddressNotAllowedError` or :class:`LoopError`.
 
-    ``max_connections``: how many connections there may be at once; None: any number. Further
-    sockets stay pending, and get their turn in the order in which they were first needed, one
-    whenever another's ``closed`` settles or its dial fails. ``start_tls()`` keeps the slot.
-    A socket that has to wait looks once at the holders in its event loop: a connection that the
-    peer has reset or ended gives its slot back, even if no task awaits its ``closed``. The wait
-    counts as connecting (``connect_timeout``). Cancelling the task that makes the connection gives
-    up the place, even if other tasks wait for the same socket: one of them then queues up
-    behind all others. The slot of a socket that was dropped unclosed comes back at once,
-    with a ResourceWarning.
+    ``max_connections``: the maximum number of connections at the same time; None is no limit.
+    Further sockets stay pending and wait in a queue, in the order in which they were first used. A
+    slot becomes free when the ``closed`` of another socket settles or its dial fails.
+    ``start_tls()`` keeps the slot. When a socket begins to wait, it checks the connections in its
+    event loop once: a connection that the peer has reset or ended gives its slot back, even if no
+    task awaits its ``closed``. The wait counts towards ``connect_timeout``. If the task that makes
+    the connection is cancelled, the socket loses its place, even if other tasks wait for the same
+    socket: one of them then goes to the end of the queue. If a socket is collected without being
+    closed, its slot is free at once, with a ResourceWarning.
 
-    ``ssl_context``: for TLS, if the call or ``start_tls()`` brings none of its own.
+    ``ssl_context``: the settings of TLS, if neither the call nor ``start_tls()`` gives a context.
 
     ``happy_eyeballs_delay``: how long to wait for one address before the next is tried as well, in
-    seconds (RFC 8305 section 5). One that fails starts the next at once. ``math.inf``: the next is
-    tried only then.
+    seconds (RFC 8305 section 5). A failed attempt starts the next one at once. With ``math.inf``,
+    only a failed attempt starts the next one.
 
     ``local_host``: the IP address of this machine to connect from. Addresses of the other family
     are then not dialled.
 
-    ``close_timeout``: how long ``close()`` may go on without any progress, in seconds, if the
-    call does not say; 5 unless given.
+    ``close_timeout``: how long ``close()`` may take without any progress, in seconds, unless the
+    call says otherwise; 5 by default.
 
-    ``connect_timeout``: how long connecting may take in all, in seconds, if the call does not
-    say; ``math.inf`` (the default) is no limit. A call that says ``math.inf`` has none, whatever
-    stands here.
+    ``connect_timeout``: how long connecting may take in all, in seconds, unless the call says
+    otherwise; ``math.inf`` (the default) is no limit. A call with ``math.inf`` has no limit,
+    whatever is given here.
 
-    ``keep_alive``: how many seconds of silence there may be until the kernel asks for the peer,
-    if the call does not say; 60 unless given. ``math.inf`` switches it off, here or in a call.
+    ``keep_alive``: after how many seconds of silence the kernel checks whether the peer is still
+    there, unless the call says otherwise; 60 by default. ``math.inf`` switches this off, here or
+    in a call.
 
-    ``resolver``: what looks names up, in place of the system: an async function that is called
-    with the host and the port, and returns a list of IP addresses, IPv6 with a zone if need be.
-    They are judged by ``policy`` and raced as the system's are, at most 64 of them. It is not
-    asked for what is an IP address already. If it raises an exception, or its answer is empty or
-    has anything else in it, that is a :class:`ResolveError`. Its time counts as connecting
-    (``connect_timeout``), and it is cancelled when the connection is not wanted any more.
+    ``resolver``: looks names up instead of the system. It is an async function that is called with
+    the host and the port, and returns a list of IP addresses, with a zone for IPv6 if necessary.
+    They are judged by ``policy`` and raced like those of the system, at most 64 of them. It is not
+    called for an IP address. If it raises an exception, or returns an empty list or anything that
+    is not an IP address, that is a :class:`ResolveError`. Its time counts towards
+    ``connect_timeout``. It is cancelled when the connection is no longer needed.
 
-    ``prepare``: called with each new ``socket.socket`` before that is bound and connected, to set
-    options of the system's. It runs in the event loop, so it must not wait, and it must leave the
-    socket open and unconnected. ``keep_alive`` has been set by then, and can be changed. What it
-    raises fails the attempt as a :class:`ConnectError`; other addresses are tried.
+    ``prepare``: a function that is called with each new ``socket.socket`` before it is bound and
+    connected, to set options of the kernel. It runs in the event loop, so it must not block, and
+    it must leave the socket open and unconnected. ``keep_alive`` has been applied before, and may
+    be changed. If it raises an exception, the attempt fails with a :class:`ConnectError`, and
+    other addresses are tried.
 
-    ``dialer``: what makes the connections, in place of the system: see :class:`Dialer`. If
-    ``policy`` judges addresses, it is given those of a name that are allowed, raced as others are.
-    Otherwise it is given the name, and only :meth:`resolve` asks the ``resolver``. TLS,
-    ``start_tls()``, ``connect_timeout`` and ``max_connections`` work as ever. What the system can
-    do for its sockets, such as ``keep_alive``, is up to the dialer.
+    ``dialer``: makes the connections instead of the system: see :class:`Dialer`. If ``policy``
+    judges addresses, the dialer gets the allowed addresses of a name, and they are raced as usual.
+    Otherwise it gets the name, and only :meth:`resolve` calls the ``resolver``. TLS,
+    ``start_tls()``, ``connect_timeout`` and ``max_connections`` work as usual. Options of the
+    kernel's sockets, such as ``keep_alive``, are up to the dialer.
 
-    ``proxy``: how sockets get to where they go: through the proxy with this URL,
-    ``"http://user:password@host:3128"`` (HTTP CONNECT), ``"https://..."`` (the same over TLS),
-    ``"socks5://..."`` or ``"socks5h://..."``. Takes the extra ``anyio_connect[proxy]``. The port
-    has to be there; the user and the password may be left out, and are percent-encoded. The
-    proxy's own address is not judged by ``policy``. If that judges addresses, a name is resolved
-    here, and the proxy is asked for each address that is allowed, one after the other, until it
-    connects to one; ``socks5h`` is then an error. Otherwise the proxy is given the name, except
-    with ``socks5``, for which it is always resolved here. If the proxy cannot be reached, refuses,
-    or gives no proper answer, both futures of the socket fail with :class:`ProxyError`.
-    ``connect_timeout`` covers all of it. ``happy_eyeballs_delay``, ``local_host`` and ``prepare``
-    are for connecting to the proxy, ``resolver`` looks its name up too, and ``ssl_context`` is
-    also for TLS with it.
+    ``proxy``: the URL of a proxy to connect through: ``"http://user:password@host:3128"`` (HTTP
+    CONNECT), ``"https://..."`` (the same over TLS), ``"socks5://..."`` or ``"socks5h://..."``. It
+    needs the extra ``anyio_connect[proxy]``. The port is required. The user and the password are
+    optional, and have to be percent-encoded. ``policy`` does not judge the proxy's own address. If
+    the policy judges addresses, a name is resolved here, and the proxy is asked for each allowed
+    address in turn, until it connects to one; ``socks5h`` is then an error. Otherwise the proxy
+    gets the name, except with ``socks5``, for which a name is always resolved here. If the proxy
+    cannot be reached, refuses, or gives an invalid answer, both futures of the socket fail with
+    :class:`ProxyError`. ``connect_timeout`` covers all of this. ``happy_eyeballs_delay``,
+    ``local_host`` and ``prepare`` apply to the connection to the proxy. ``resolver`` resolves the
+    proxy's name too, and ``ssl_context`` applies to TLS with the proxy too.
 
     :raises InvalidOptionError: a value is bad
     """
 
     policy: AddressPolicy = UNRESTRICTED
-    """What may be dialled: every address that a name has is judged, and only those that are
-    allowed are dialled. Otherwise both futures of the socket fail with
+    """The addresses that may be dialled. Every address of a name is judged, and only the allowed
+    ones are dialled. If none is allowed, both futures of the socket fail with
     :class:`AddressNotAllowedError` or :class:`LoopError`."""
     max_connections: int | None = None
-    """How many connections there may be at once; None: any number. Further sockets stay
-    pending, and get their turn in the order in which they were first needed, one whenever
-    another's ``closed`` settles or its dial fails. ``start_tls()`` keeps the slot. A socket
-    that has to wait looks once at the holders in its event loop: a connection that the peer has
-    reset or ended gives its slot back, even if no task awaits its ``closed``. The wait counts as
-    connecting (``connect_timeout``). Cancelling the task that makes the connection gives up
-    the place, even if other tasks wait for the same socket: one of them then queues up
-    behind all others. The slot of a socket that was dropped unclosed comes back at once,
-    with a ResourceWarning."""
+    """The maximum number of connections at the same time; None is no limit. Further sockets stay
+    pending and wait in a queue, in the order in which they were first used. A slot becomes free
+    when the ``closed`` of another socket settles or its dial fails. ``start_tls()`` keeps the
+    slot. When a socket begins to wait, it checks the connections in its event loop once: a
+    connection that the peer has reset or ended gives its slot back, even if no task awaits its
+    ``closed``. The wait counts towards ``connect_timeout``. If the task that makes the connection
+    is cancelled, the socket loses its place, even if other tasks wait for the same socket: one of
+    them then goes to the end of the queue. If a socket is collected without being closed, its slot
+    is free at once, with a ResourceWarning."""
     ssl_context: ssl.SSLContext | None = None
-    """For TLS, if the call or ``start_tls()`` brings none of its own."""
+    """The settings of TLS, if neither the call nor ``start_tls()`` gives a context."""
     happy_eyeballs_delay: float = HAPPY_EYEBALLS_DELAY
     """How long to wait for one address before the next is tried as well, in seconds (RFC 8305
-    section 5). One that fails starts the next at once. ``math.inf``: the next is tried only
-    then."""
+    section 5). A failed attempt starts the next one at once. With ``math.inf``, only a failed
+    attempt starts the next one."""
     local_host: str | None = None
     """The IP address of this machine to connect from. Addresses of the other family are then not
     dialled."""
     close_timeout: float = CLOSE_TIMEOUT
-    """How long ``close()`` may go on without any progress, in seconds, if the call does not
-    say; 5 unless given."""
+    """How long ``close()`` may take without any progress, in seconds, unless the call says
+    otherwise; 5 by default."""
     connect_timeout: float = math.inf
-    """How long connecting may take in all, in seconds, if the call does not say; ``math.inf``
-    (the default) is no limit. A call that says ``math.inf`` has none, whatever stands here."""
+    """How long connecting may take in all, in seconds, unless the call says otherwise;
+    ``math.inf`` (the default) is no limit. A call with ``math.inf`` has no limit, whatever is
+    given here."""
     keep_alive: float = KEEP_ALIVE
-    """How many seconds of silence there may be until the kernel asks for the peer, if the call
-    does not say; 60 unless given. ``math.inf`` switches it off, here or in a call."""
+    """After how many seconds of silence the kernel checks whether the peer is still there, unless
+    the call says otherwise; 60 by default. ``math.inf`` switches this off, here or in a call."""
     resolver: Callable[[str, int], Awaitable[Sequence[str]]] | None = None
-    """What looks names up, in place of the system: an async function that is called with
-    the host and the port, and returns a list of IP addresses, IPv6 with a zone if need be. They
-    are judged by ``policy`` and raced as the system's are, at most 64 of them. It is not asked
-    for what is an IP address already. If it raises an exception, or its answer is empty or has
-    anything else in it, that is a :class:`ResolveError`. Its time counts as connecting
-    (``connect_timeout``), and it is cancelled when the connection is not wanted any more."""
+    """Looks names up instead of the system. It is an async function that is called with the host
+    and the port, and returns a list of IP addresses, with a zone for IPv6 if necessary. They are
+    judged by ``policy`` and raced like those of the system, at most 64 of them. It is not called
+    for an IP address. If it raises an exception, or returns an empty list or anything that is not
+    an IP address, that is a :class:`ResolveError`. Its time counts towards ``connect_timeout``. It
+    is cancelled when the connection is no longer needed."""
     prepare: Callable[[stdlib.socket], object] | None = None
-    """Called with each new ``socket.socket`` before that is bound and connected, to set
-    options of the system's. It runs in the event loop, so it must not wait, and it must leave the
-    socket open and unconnected. ``keep_alive`` has been set by then, and can be changed. What it
-    raises fails the attempt as a :class:`ConnectError`; other addresses are tried."""
+    """A function that is called with each new ``socket.socket`` before it is bound and connected,
+    to set options of the kernel. It runs in the event loop, so it must not block, and it must
+    leave the socket open and unconnected. ``keep_alive`` has been applied before, and may be
+    changed. If it raises an exception, the attempt fails with a :class:`ConnectError`, and other
+    addresses are tried."""
     dialer: Dialer | None = None
-    """What makes the connections, in place of the system: see :class:`Dialer`. If ``policy``
-    judges addresses, it is given those of a name that are allowed, raced as others are. Otherwise
-    it is given the name, and only :meth:`resolve` asks the ``resolver``. TLS, ``start_tls()``,
-    ``connect_timeout`` and ``max_connections`` work as ever. What the system can do for its
-    sockets, such as ``keep_alive``, is up to the dialer."""
+    """Makes the connections instead of the system: see :class:`Dialer`. If ``policy`` judges
+    addresses, the dialer gets the allowed addresses of a name, and they are raced as usual.
+    Otherwise it gets the name, and only :meth:`resolve` calls the ``resolver``. TLS,
+    ``start_tls()``, ``connect_timeout`` and ``max_connections`` work as usual. Options of the
+    kernel's sockets, such as ``keep_alive``, are up to the dialer."""
     proxy: str | None = None
-    """How sockets get to where they go: through the proxy with this URL,
-    ``"http://user:password@host:3128"`` (HTTP CONNECT), ``"https://..."`` (the same over TLS),
-    ``"socks5://..."`` or ``"socks5h://..."``. Takes the extra ``anyio_connect[proxy]``. The port
-    has to be there; the user and the password may be left out, and are percent-encoded. The
-    proxy's own address is not judged by ``policy``. If that judges addresses, a name is resolved
-    here, and the proxy is asked for each address that is allowed, one after the other, until it
-    connects to one; ``socks5h`` is then an error. Otherwise the proxy is given the name, except
-    with ``socks5``, for which it is always resolved here. If the proxy cannot be reached, refuses,
-    or gives no proper answer, both futures of the socket fail with :class:`ProxyError`.
-    ``connect_timeout`` covers all of it. ``happy_eyeballs_delay``, ``local_host`` and ``prepare``
-    are for connecting to the proxy, ``resolver`` looks its name up too, and ``ssl_context`` is
-    also for TLS with it."""
+    """The URL of a proxy to connect through: ``"http://user:password@host:3128"`` (HTTP CONNECT),
+    ``"https://..."`` (the same over TLS), ``"socks5://..."`` or ``"socks5h://..."``. It needs the
+    extra ``anyio_connect[proxy]``. The port is required. The user and the password are optional,
+    and have to be percent-encoded. ``policy`` does not judge the proxy's own address. If the
+    policy judges addresses, a name is resolved here, and the proxy is asked for each allowed
+    address in turn, until it connects to one; ``socks5h`` is then an error. Otherwise the proxy
+    gets the name, except with ``socks5``, for which a name is always resolved here. If the proxy
+    cannot be reached, refuses, or gives an invalid answer, both futures of the socket fail with
+    :class:`ProxyError`. ``connect_timeout`` covers all of this. ``happy_eyeballs_delay``,
+    ``local_host`` and ``prepare`` apply to the connection to the proxy. ``resolver`` resolves the
+    proxy's name too, and ``ssl_context`` applies to TLS with the proxy too."""
 
     def __init__(
         self,
@@ -210,7 +213,7 @@ class Connector:
         dialer: Dialer | None = None,
         proxy: str | None = None,
     ) -> None:
-        # Written out because an argument may be None where the attribute never is.
+        # Not generated by @dataclass: an argument may be None, but most attributes never are.
         given = locals()
         for field in fields(self):
             object.__setattr__(self, field.name, given[field.name])
@@ -221,7 +224,7 @@ class Connector:
             if getattr(self, field.name) is None:
                 object.__setattr__(self, field.name, field.default)
         if isinstance(self.proxy, str):
-            from ._proxy import ProxyURL  # here, because hardly anybody needs it
+            from ._proxy import ProxyURL  # here, because few programs need it
 
             object.__setattr__(self, "proxy", ProxyURL(self.proxy))
         _check(self)
@@ -255,13 +258,14 @@ class Connector:
         task_group: TaskGroup | None = None,
         **options: Unpack[SocketOptions],
     ) -> Socket:
-        """Return a socket to ``address`` at once, as the module's ``connect()`` does.
+        """Return a socket to ``address``, like the module's ``connect()``. Does not wait.
 
-        The arguments are those of that function. ``connect_timeout``, ``close_timeout``,
-        ``keep_alive`` and ``ssl_context`` are those of this ``Connector`` unless given. What the
-        policy forbids is no error here: the futures of the socket fail.
+        The arguments are those of that function. The defaults of ``connect_timeout``,
+        ``close_timeout``, ``keep_alive`` and ``ssl_context`` are the values of this ``Connector``.
+        This raises no error for an address that the policy forbids: the futures of the socket
+        fail.
 
-        :raises InvalidAddressError: the address names no TCP endpoint
+        :raises InvalidAddressError: ``address`` is not the address of a TCP endpoint
         :raises InvalidOptionError: an option is unknown, has a bad value, or contradicts another
         """
         target = self._target(address, options)
@@ -276,27 +280,27 @@ class Connector:
     ) -> list[str]:
         """Return the IP addresses of ``host`` that the policy allows for ``port``.
 
-        They are for clients that dial by themselves, as psycopg does with ``hostaddr``, or aiohttp
-        with a resolver. There is at least one, and they are in the order in which :meth:`connect`
-        would try them. At most 64 of the name's addresses are judged; those of the other family
-        than ``local_host`` are left out.
+        This is for clients that dial by themselves, such as psycopg with ``hostaddr``, or aiohttp
+        with a resolver. The list has at least one address, in the order in which :meth:`connect`
+        would try them. At most 64 addresses of the name are judged. With ``local_host``, addresses
+        of the other family are left out.
 
-        They are plain strings, as libpq, ``getaddrinfo()`` and the ``resolver`` of another
-        Connector take them. IPv6 addresses have no brackets, and keep their zone.
+        The addresses are plain strings, for libpq, ``getaddrinfo()`` or the ``resolver`` of
+        another Connector. IPv6 addresses have no brackets, and keep their zone.
 
-        The client must dial these and not resolve the name again, or the policy has judged
-        nothing. Where its connection leads in the end is not judged, ``max_connections`` does not
-        count it, and a ``proxy`` or a ``dialer`` has no part in it.
+        The client must dial these addresses. If it resolves the name again, the policy does not
+        protect it. The client's connection is not judged once it is made, ``max_connections`` does
+        not count it, and it uses neither ``proxy`` nor ``dialer``.
 
-        ``connect_timeout``: in place of the Connector's, in seconds; None: not given.
+        ``connect_timeout``: replaces that of the Connector, in seconds; None means "not given".
 
-        :raises InvalidAddressError: host and port name no TCP endpoint
+        :raises InvalidAddressError: ``host`` and ``port`` are not the address of a TCP endpoint
         :raises InvalidOptionError: ``connect_timeout`` has a bad value
         :raises ResolveError: the name has no address
-        :raises AddressNotAllowedError: the policy allows none of them, or not the port
-        :raises LoopError: they all lead back to this process, which the policy refuses
+        :raises AddressNotAllowedError: the policy allows none of the addresses, or not the port
+        :raises LoopError: all addresses lead back to this process, and the policy refuses that
         :raises ConnectTimeoutError: the name was not resolved in time
-        :raises ConnectError: ``local_host`` can reach none of them
+        :raises ConnectError: no address has the family of ``local_host``
         """
         options = {"connect_timeout": connect_timeout}
         parsed = parse_options(options, vars(self)["_defaults"])
@@ -310,24 +314,24 @@ class Connector:
         connect_timeout: float | None = None,
         keep_alive: float | None = None,
     ) -> stdlib.socket:
-        """Connect, and return the kernel's socket, for a library that takes one (``sock=``).
+        """Connect, and return the kernel's socket, for a library that accepts one (``sock=``).
 
-        ``address``, ``connect_timeout``, ``keep_alive``: as for :meth:`connect`. So are the
-        policy, the race of addresses, and the wait for a slot of ``max_connections``. The socket
-        is connected and non-blocking, has TCP_NODELAY set, and is the caller's to close. It has
-        keepalive, but no limit for how long what was sent may stay unacknowledged. The library may
-        put TLS on it.
+        ``address``, ``connect_timeout`` and ``keep_alive`` are those of :meth:`connect`. The
+        policy, the race of addresses, and the wait for a slot of ``max_connections`` are the same
+        too. The socket is connected and non-blocking, and has TCP_NODELAY set. The caller owns it
+        and has to close it. It has keepalive, but no limit on the time that sent data may stay
+        unacknowledged (TCP_USER_TIMEOUT). The library may put TLS on it.
 
-        With ``max_connections`` it is of a subclass of ``socket.socket``, which gives the slot
-        back when it is closed; see :meth:`Socket.detach` for what gives it back too early. Until
-        then the slot is taken: nobody looks whether the peer has ended.
+        With ``max_connections``, the socket is an instance of a subclass of ``socket.socket``,
+        which gives the slot back when it is closed. :meth:`Socket.detach` says what gives it back
+        too early. Until then the slot stays taken, even if the peer has ended.
 
-        Cancelled, it leaves nothing behind.
+        A cancelled call leaves nothing behind.
 
-        :raises InvalidAddressError: the address names no TCP endpoint
+        :raises InvalidAddressError: ``address`` is not the address of a TCP endpoint
         :raises InvalidOptionError: an option has a bad value
-        :raises DetachError: the connection is no socket of the kernel's: a ``dialer`` returned
-            another stream, or it goes through TLS to a proxy
+        :raises DetachError: the connection has no such socket: a ``dialer`` returned another kind
+            of stream, or the proxy is connected over TLS
         :raises ConnectError: the connection could not be made, or was reset at once
         """
         options = {"connect_timeout": connect_timeout, "keep_alive": keep_alive}
@@ -340,24 +344,25 @@ class Connector:
         connect_timeout: float | None = None,
         keep_alive: float | None = None,
     ) -> stdlib.socket:
-        """Do as :meth:`connect_socket` does, in a thread that has no event loop.
+        """Like :meth:`connect_socket`, but for a thread without an event loop.
 
-        ``address``, ``connect_timeout``, ``keep_alive``: as for that method.
+        ``address``, ``connect_timeout`` and ``keep_alive`` are those of that method.
 
-        The thread waits while asyncio connects in a thread of its own, which has ended when this
-        returns. So one ``Connector`` serves threads and event loops alike, with the same rules and
-        slots. The socket is blocking, without a timeout. What the Connector calls (the policy,
-        ``resolver``, ``prepare``, ``dialer``) is called in that thread, in a copy of this one's
-        context.
+        The calling thread waits while asyncio connects in another thread, which has ended when
+        this returns. So one ``Connector`` can serve threads and event loops, with the same rules
+        and slots. The socket is blocking, without a timeout. The functions of the Connector (the
+        policy, ``resolver``, ``prepare``, ``dialer``) are called in that other thread, in a copy
+        of the calling thread's context.
 
-        What a signal handler raises meanwhile, such as KeyboardInterrupt, is raised as soon as the
-        attempt was cancelled; it leaves nothing behind either.
+        If a signal handler raises an exception meanwhile, such as KeyboardInterrupt, the attempt
+        is cancelled and leaves nothing behind. Then the exception is raised.
 
-        :raises EventLoopRunningError: an event loop runs in this thread, and would stand still
-        :raises InvalidAddressError: the address names no TCP endpoint
+        :raises EventLoopRunningError: an event loop is running in this thread, and would be
+            blocked
+        :raises InvalidAddressError: ``address`` is not the address of a TCP endpoint
         :raises InvalidOptionError: an option has a bad value
-        :raises DetachError: the connection is no socket of the kernel's: a ``dialer`` returned
-            another stream, or it goes through TLS to a proxy
+        :raises DetachError: the connection has no such socket: a ``dialer`` returned another kind
+            of stream, or the proxy is connected over TLS
         :raises ConnectError: the connection could not be made, or was reset at once
         """
         options = {"connect_timeout": connect_timeout, "keep_alive": keep_alive}
@@ -398,7 +403,7 @@ class Connector:
         return Dialled(target, self.policy, vars(self)["_way"], slot, vars(self)["_short_cut"])
 
     def __copy__(self) -> Self:
-        return self  # what it is cannot change, and its slots are not to be had twice
+        return self  # it is immutable, and a copy must not have slots of its own
 
     def __deepcopy__(self, memo: object) -> Self:
         return self
@@ -410,9 +415,9 @@ def connect(
     task_group: TaskGroup | None = None,
     **options: Unpack[SocketOptions],
 ) -> Socket:
-    """Return a socket to ``address`` at once; the connection is made when it is first needed.
+    """Return a socket to ``address``, without waiting. The first use makes the connection.
 
-    Needs no running event loop. It is the ``connect()`` of ``Connector()``: every address is
+    This needs no running event loop. It is the ``connect()`` of ``Connector()``: all addresses are
     allowed, and any number of connections. Source: the WinterTC Sockets API draft, ``connect()``.
 
     ``address``: ``"host:port"``, ``"[IPv6]:port"``, or a pair of host name and port.
@@ -420,55 +425,54 @@ def connect(
     ``task_group``: a task in this group makes the connection right away. A failure settles the
     socket's futures, and does not cancel the group.
 
-    For each option, None means the same as leaving it out. :class:`SocketOptions` says more about
-    them.
+    For each option, None means the same as leaving it out. :class:`SocketOptions` has the details.
 
     ``secure_transport``: ``"off"`` (the default) is plain TCP, ``"on"`` is TLS from the first
     byte, ``"starttls"`` is plain TCP until ``start_tls()``.
 
-    ``allow_half_open``: with True, we may go on sending after the peer has ended; with False (the
+    ``allow_half_open``: with True, we can go on sending after the peer has ended; with False (the
     default), the peer's end ends our side too.
 
-    ``sni``: the server name to ask for in the TLS handshake and to verify, in place of the
-    address's host name.
+    ``sni``: the server name to send and to verify in the TLS handshake, instead of the host name
+    of the address.
 
-    ``alpn``: the protocols to offer in the TLS handshake, most wanted first.
+    ``alpn``: the protocols to offer in the TLS handshake, in order of preference.
 
-    ``ssl_context``: the settings of TLS, such as a CA of your own or a client certificate.
+    ``ssl_context``: the settings of TLS, such as your own CA or a client certificate.
 
     ``connect_timeout``: how long connecting may take in all, TLS included, in seconds;
     ``math.inf`` (the default) is no limit.
 
-    ``close_timeout``: how long ``close()`` may go on without any progress, in seconds; 5 unless
-    given.
+    ``close_timeout``: how long ``close()`` may take without any progress, in seconds; 5 by
+    default.
 
-    ``keep_alive``: how many seconds of silence there may be until the kernel asks whether the peer
-    is still there; 60 unless given.
+    ``keep_alive``: after how many seconds of silence the kernel checks whether the peer is still
+    there; 60 by default.
 
     ``require_close_notify``: with True (the default), a TLS connection that ends without
     close_notify is broken; with False, it has ended.
 
-    :raises InvalidAddressError: the address names no TCP endpoint
+    :raises InvalidAddressError: ``address`` is not the address of a TCP endpoint
     :raises InvalidOptionError: an option is unknown, has a bad value, or contradicts another
     """
     return _DEFAULT.connect(address, task_group=task_group, **options)
 
 
 async def _open_now(socket: Socket) -> None:
-    with suppress(SocketError):  # the futures have it
+    with suppress(SocketError):  # the socket's futures report it
         await socket.opened
 
 
 def _way(connector: Connector, route: Route) -> Callable[[Target], Way]:
     if connector.proxy is None:
         return partial(Straight, route)
-    from ._tunnel import through  # here, because hardly anybody needs it
+    from ._tunnel import through  # here, because few programs need it
 
     return through(connector.proxy, route, connector.ssl_context)
 
 
 def _check(connector: Connector) -> None:
-    # Whatever the annotations promise.
+    # Callers need not obey the annotations.
     policy: object = connector.policy
     if not isinstance(policy, AddressPolicy):
         raise bad_option("policy", policy, "must be an AddressPolicy, such as WORKERS")
@@ -519,14 +523,14 @@ def _no_effect(name: str, value: object, why: str) -> InvalidOptionError:
 
 
 class _Opened:
-    """A dialer, whose sockets are connected once it returns them."""
+    """Wraps a dialer. If that returns a ``Socket``, this waits until the socket is connected."""
 
     def __init__(self, dialer: Dialer) -> None:
         self._dialer = dialer
 
     def __call__(self, address: SocketAddress, /) -> Awaitable[ByteStream]:
         dialling: Any = self._dialer(address)
-        # What cannot be awaited is refused by whoever awaits this.
+        # If this cannot be awaited, the caller reports the error.
         return _opened(dialling) if isawaitable(dialling) else dialling
 
 
@@ -535,16 +539,16 @@ async def _opened(dialling: Awaitable[ByteStream]) -> ByteStream:
     if not isinstance(stream, Socket):
         return stream
     try:
-        await stream.opened  # it is pending at first
+        await stream.opened  # the socket may be pending
     except BaseException:
         await stream.close()
         raise
-    # In case the connection is reset by then, and the kernel tells the peer's address no more.
+    # Read it now: after a reset, the kernel no longer knows the peer's address.
     remote: Any = stream.extra(SocketAttribute.remote_address, None)
     try:
         sock = stream.detach()
     except (DetachError, BrokenError):
-        return transport_of(stream)  # which is used as by Socket.wrap()
+        return transport_of(stream)  # it is wrapped like by Socket.wrap()
     return TCPTransport(sock, remote=remote, limit=keep_alive_as_before(sock))
 
 

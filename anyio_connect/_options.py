@@ -21,85 +21,85 @@ class SocketOptions(TypedDict, total=False):
     or else the default. The first four are the WinterTC draft's ``SocketOptions``, in Python
     spelling.
 
-    ``secure_transport``: ``"off"`` (the default): plain TCP for good. ``"on"``: TLS from the first
-    byte. ``"starttls"``: plain TCP until ``start_tls()``.
+    ``secure_transport``: ``"off"`` (the default): plain TCP. ``"on"``: TLS from the first byte.
+    ``"starttls"``: plain TCP until ``start_tls()``.
 
     ``allow_half_open``: what the peer's end of stream means. False (the default): it ends our side
-    too, and ``closed`` resolves. True: we may go on sending until we end our side ourselves.
+    too, and ``closed`` resolves. True: we can go on sending until we end our side ourselves.
 
-    ``sni``: the server name to ask for in the TLS handshake and to verify, in place of the
-    address's host name (RFC 6066 section 3). It is brought into the normal form of a host in an
-    address: lower case, IDNA's A-labels.
+    ``sni``: the server name to send and to verify in the TLS handshake, instead of the host name
+    of the address (RFC 6066 section 3). It is normalised like a host in an address: lower case,
+    and A-labels of IDNA.
 
-    ``alpn``: the protocols to offer in the TLS handshake, most wanted first (RFC 7301).
+    ``alpn``: the protocols to offer in the TLS handshake, in order of preference (RFC 7301).
 
-    ``ssl_context``: the settings of TLS, in place of the default ones: for a CA of your own, or a
+    ``ssl_context``: the settings of TLS, instead of the default ones: for your own CA, or for a
     client certificate.
 
     ``connect_timeout``: how long connecting may take in all, in seconds. This includes the wait
-    for a slot of ``max_connections``, name resolution, every address tried, and with
-    ``secure_transport="on"`` the TLS handshake. After ``start_tls()`` it begins anew, and covers
+    for a slot of ``max_connections``, name resolution, all attempts to connect, and with
+    ``secure_transport="on"`` the TLS handshake. After ``start_tls()`` it starts again, and covers
     the wait for a send in flight and the handshake. ``math.inf`` (the default) is no limit.
 
-    ``close_timeout``: how long ``close()`` may go on without any progress, in seconds; 5 unless
-    given. It begins anew whenever the peer acknowledges more of what was sent. When it is over,
+    ``close_timeout``: how long ``close()`` may take without any progress, in seconds; 5 by
+    default. It starts again whenever the peer acknowledges more data. When the time is up,
     ``close()`` returns and ``closed`` fails with :class:`BrokenError`. ``math.inf`` is no limit.
 
-    ``keep_alive``: how many seconds of silence there may be until the kernel asks whether the peer
-    is still there: whole seconds from 1 to 32767; 60 unless given. It asks 4 times, 15 seconds
-    apart. If no answer comes, the connection is lost: calls raise :class:`BrokenError`, and
-    ``closed`` fails with it, as a rule caused by the kernel's ETIMEDOUT. On Linux the same happens
-    if what was sent is not acknowledged in all that time, which is 120 seconds unless given
-    (TCP_USER_TIMEOUT); without that it would take some 15 minutes. A peer that answers is not
-    lost, even if it has had no room for our data for a long time. With ``math.inf`` the kernel
-    does not ask, and a peer that vanishes in silence may never be noticed (RFC 9293 3.8.4).
+    ``keep_alive``: after how many seconds of silence the kernel checks whether the peer is still
+    there: whole seconds from 1 to 32767; 60 by default. It sends 4 probes, 15 seconds apart. If no
+    answer comes, the connection is lost: calls raise :class:`BrokenError`, and ``closed`` fails
+    with it. The cause is usually the kernel's ETIMEDOUT. On Linux the same happens if sent data is
+    not acknowledged in all that time, which is 120 seconds by default (TCP_USER_TIMEOUT). Without
+    that limit it would take about 15 minutes. A connection to a peer that answers is not lost,
+    even if the peer has had no room for our data for a long time. With ``math.inf`` the kernel
+    sends no probes, and the loss of a peer may never be noticed (RFC 9293 3.8.4).
 
-    ``require_close_notify``: what it means if the connection ends without TLS close_notify. True
-    (the default): it is a :class:`BrokenError`, because somebody in between may have cut off what
-    the peer sent last (RFC 8446 section 6.1). False: it is the peer's end, as without TLS. That is
-    for servers that leave close_notify out. Their protocol has to tell by other means that nothing
-    is missing. An end in the middle of a TLS record is an error in any case.
+    ``require_close_notify``: what it means if a TLS connection ends without close_notify. True
+    (the default): it is a :class:`BrokenError`, because an attacker may have cut off the end of
+    the peer's data (RFC 8446 section 6.1). False: it is the peer's end, as without TLS. Use this
+    for servers that do not send close_notify, if their protocol has another way to show that the
+    data is complete. An end in the middle of a TLS record is always an error.
     """
 
     secure_transport: SecureTransport | None
-    """``"off"`` (the default): plain TCP for good. ``"on"``: TLS from the first byte.
-    ``"starttls"``: plain TCP until ``start_tls()``."""
+    """``"off"`` (the default): plain TCP. ``"on"``: TLS from the first byte. ``"starttls"``: plain
+    TCP until ``start_tls()``."""
     allow_half_open: bool | None
     """What the peer's end of stream means. False (the default): it ends our side too, and
-    ``closed`` resolves. True: we may go on sending until we end our side ourselves."""
+    ``closed`` resolves. True: we can go on sending until we end our side ourselves."""
     sni: str | None
-    """The server name to ask for in the TLS handshake and to verify, in place of the address's
-    host name (RFC 6066 section 3). It is brought into the normal form of a host in an address:
-    lower case, IDNA's A-labels."""
+    """The server name to send and to verify in the TLS handshake, instead of the host name of the
+    address (RFC 6066 section 3). It is normalised like a host in an address: lower case, and
+    A-labels of IDNA."""
     alpn: Sequence[str] | None
-    """The protocols to offer in the TLS handshake, most wanted first (RFC 7301)."""
+    """The protocols to offer in the TLS handshake, in order of preference (RFC 7301)."""
     ssl_context: ssl.SSLContext | None
-    """The settings of TLS, in place of the default ones: for a CA of your own, or a client
+    """The settings of TLS, instead of the default ones: for your own CA, or for a client
     certificate."""
     connect_timeout: float | None
     """How long connecting may take in all, in seconds. This includes the wait for a slot of
-    ``max_connections``, name resolution, every address tried, and with ``secure_transport="on"``
-    the TLS handshake. After ``start_tls()`` it begins anew, and covers the wait for a send in
-    flight and the handshake. ``math.inf`` (the default) is no limit."""
+    ``max_connections``, name resolution, all attempts to connect, and with
+    ``secure_transport="on"`` the TLS handshake. After ``start_tls()`` it starts again, and covers
+    the wait for a send in flight and the handshake. ``math.inf`` (the default) is no limit."""
     close_timeout: float | None
-    """How long ``close()`` may go on without any progress, in seconds; 5 unless given. It begins
-    anew whenever the peer acknowledges more of what was sent. When it is over, ``close()`` returns
-    and ``closed`` fails with :class:`BrokenError`. ``math.inf`` is no limit."""
+    """How long ``close()`` may take without any progress, in seconds; 5 by default. It starts
+    again whenever the peer acknowledges more data. When the time is up, ``close()`` returns and
+    ``closed`` fails with :class:`BrokenError`. ``math.inf`` is no limit."""
     keep_alive: float | None
-    """How many seconds of silence there may be until the kernel asks whether the peer is still
-    there: whole seconds from 1 to 32767; 60 unless given. It asks 4 times, 15 seconds apart. If no
-    answer comes, the connection is lost: calls raise :class:`BrokenError`, and ``closed`` fails
-    with it, as a rule caused by the kernel's ETIMEDOUT. On Linux the same happens if what was sent
-    is not acknowledged in all that time, which is 120 seconds unless given (TCP_USER_TIMEOUT);
-    without that it would take some 15 minutes. A peer that answers is not lost, even if it has had
-    no room for our data for a long time. With ``math.inf`` the kernel does not ask, and a peer
-    that vanishes in silence may never be noticed (RFC 9293 3.8.4)."""
+    """After how many seconds of silence the kernel checks whether the peer is still there: whole
+    seconds from 1 to 32767; 60 by default. It sends 4 probes, 15 seconds apart. If no answer
+    comes, the connection is lost: calls raise :class:`BrokenError`, and ``closed`` fails with it.
+    The cause is usually the kernel's ETIMEDOUT. On Linux the same happens if sent data is not
+    acknowledged in all that time, which is 120 seconds by default (TCP_USER_TIMEOUT). Without that
+    limit it would take about 15 minutes. A connection to a peer that answers is not lost, even if
+    the peer has had no room for our data for a long time. With ``math.inf`` the kernel sends no
+    probes, and the loss of a peer may never be noticed (RFC 9293 3.8.4)."""
     require_close_notify: bool | None
-    """What it means if the connection ends without TLS close_notify. True (the default): it is a
-    :class:`BrokenError`, because somebody in between may have cut off what the peer sent last (RFC
-    8446 section 6.1). False: it is the peer's end, as without TLS. That is for servers that leave
-    close_notify out. Their protocol has to tell by other means that nothing is missing. An end in
-    the middle of a TLS record is an error in any case."""
+    """What it means if a TLS connection ends without close_notify. True (the default): it is a
+    :class:`BrokenError`, because an attacker may have cut off the end of the peer's data (RFC 8446
+    section 6.1). False: it is the peer's end, as without TLS. Use this for servers that do not
+    send close_notify, if their protocol has another way to show that the data is complete. An end
+    in the middle of a TLS record is always an error."""
 
 
 #: How long ``close()`` may go on without any progress unless told otherwise, in seconds.
