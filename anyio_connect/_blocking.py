@@ -1,4 +1,4 @@
-"""Runs an asynchronous function for a thread that has no event loop, which waits for it."""
+"""Run an asynchronous function for a thread that has no event loop. The thread waits for it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Windows does not interrupt a wait. So a long wait is made of several, each of so many seconds.
+#: On Windows, a signal does not interrupt a wait. So a long wait consists of waits of this length,
+#: in seconds.
 _INTERRUPTIBLE = 0.5
 
 
 def event_loop_runs() -> bool:
-    """Whether an event loop runs in this thread, and would stand still."""
+    """Whether an event loop is running in this thread. Waiting would block it."""
     import asyncio
 
     try:
-        asyncio.get_running_loop()  # which works in callbacks too, where there is no task
+        asyncio.get_running_loop()  # works in callbacks too, outside of tasks
     except RuntimeError:
         pass
     else:
@@ -42,16 +43,16 @@ def event_loop_runs() -> bool:
 def wait_for(function: Callable[[], Awaitable[T]], drop: Callable[[T], object]) -> T:
     """Return what ``function`` returns, or raise what it raises.
 
-    It runs in an event loop of its own, in a thread of its own: this thread gets no event loop,
-    and none of its signal handlers is changed. The context (``contextvars``) is a copy of this
-    one's.
+    The function runs in a new event loop in a new thread. So the calling thread gets no event
+    loop, and its signal handlers are not changed. The function's context (``contextvars``) is a
+    copy of the calling thread's.
 
-    If something is raised in this thread meanwhile, as a rule KeyboardInterrupt by a signal
-    handler, the function is cancelled, and that is raised when it has ended. If the function has
-    returned something nevertheless, ``drop`` is called with it.
+    A signal handler may raise an exception in the calling thread meanwhile, such as
+    KeyboardInterrupt. Then the function is cancelled, and the exception is raised after it has
+    ended. If the function returns a result all the same, ``drop`` is called with it.
 
-    :raises NoThreadError: the system starts no more threads
-    :raises OSError: it has no descriptors for another event loop
+    :raises NoThreadError: the system cannot start another thread
+    :raises OSError: there are no descriptors for another event loop
     """
     call = _Call(function, drop)
     context = copy_context()
@@ -77,7 +78,7 @@ def wait_for(function: Callable[[], Awaitable[T]], drop: Callable[[T], object]) 
 
 
 def _forget_event_loop() -> None:
-    """Make AnyIO forget which event loop runs: this context may be a copy of a task's."""
+    """Make AnyIO forget the running event loop: the context may be a copy of a task's."""
     with suppress(ImportError):  # AnyIO works without sniffio
         from sniffio import current_async_library_cvar
 
@@ -85,28 +86,28 @@ def _forget_event_loop() -> None:
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
-    """A loop that waits for sockets by itself, on Windows too, where the default uses a thread."""
+    """Return an event loop that can wait for sockets. The default on Windows needs a thread."""
     import asyncio
     import selectors
 
     selector = selectors.DefaultSelector()
     try:
         return asyncio.SelectorEventLoop(selector)
-    except BaseException:  # asyncio leaves the selector open if there is no descriptor for more
+    except BaseException:  # if there are no more descriptors, asyncio leaves the selector open
         selector.close()
         raise
 
 
 class _Call(Generic[T]):
-    """One call, what came of it, and how to cancel it."""
+    """One call, its result, and the way to cancel it."""
 
     def __init__(self, function: Callable[[], Awaitable[T]], drop: Callable[[T], object]) -> None:
         self._function = function
         self._drop = drop
         self._made: list[T] = []
         self._error: BaseException | None = None
-        self._lock = threading.Lock()  # for the two below
-        self._cancel: Callable[[], None] | None = None  # once it has begun
+        self._lock = threading.Lock()  # protects the next two
+        self._cancel: Callable[[], None] | None = None  # set once the call has begun
         self._given_up = False
         self.over = threading.Event()
 
@@ -115,7 +116,7 @@ class _Call(Generic[T]):
     def run(self) -> None:
         try:
             anyio.run(self._main, backend="asyncio", backend_options={"loop_factory": _new_loop})
-        except BaseException as exc:  # noqa: BLE001  # the event loop did not begin
+        except BaseException as exc:  # noqa: BLE001  # the event loop could not start
             self._error = exc
         finally:
             self.over.set()
@@ -128,11 +129,12 @@ class _Call(Generic[T]):
                 self._cancel = from_any_thread(scope.cancel)
             try:
                 self._made.append(await self._function())
-            except Exception as exc:  # noqa: BLE001  # it is raised in the thread that waits
-                # Not raised through the event loop, whose frames and task would keep it alive.
+            except Exception as exc:  # noqa: BLE001  # result() raises it in the waiting thread
+                # It must not pass through the event loop, whose frames and task would keep it
+                # alive.
                 self._error = exc
 
-    # --- in the thread that waits
+    # --- in the waiting thread
 
     def result(self) -> T:
         error, self._error = self._error, None
@@ -141,10 +143,10 @@ class _Call(Generic[T]):
         try:
             raise error
         finally:
-            del error  # or its traceback would keep this frame, and this frame the error
+            del error  # breaks the cycle of the error, its traceback and this frame
 
     def cancel(self) -> bool:
-        """Cancel the call; return False if it had not begun, and now never will."""
+        """Cancel the call. Return False if it had not begun: then it never will."""
         with self._lock:
             self._given_up = True
             cancel = self._cancel
@@ -155,6 +157,6 @@ class _Call(Generic[T]):
         return True
 
     def drop(self) -> None:
-        """Drop the result, which nobody wants any more."""
+        """Call ``drop`` with the result, if there is one."""
         while self._made:
             self._drop(self._made.pop())

@@ -1,9 +1,9 @@
-"""Copies of errors: what is raised is never kept, and what is kept is never raised.
+"""Copies of errors: a stored error is never raised, and a raised error is never stored.
 
-A socket tells each of its users what went wrong, as often as they ask. If all got the same object,
-it would collect the tracebacks and notes of all tasks that meet it. The socket would keep the
-frames of these tasks alive, and through the frames their buffers and itself. So :func:`fresh`
-copies an error when it is stored, and again each time it is handed out.
+A socket reports an error to every task that asks. If all tasks got the same object, it would
+collect the tracebacks and notes of all of them. The socket would keep the frames of these tasks
+alive, and through the frames their buffers and itself. So :func:`fresh` copies an error when it is
+stored, and again each time it is raised or returned.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any, TypeVar
 
 E = TypeVar("E", bound=BaseException)
 
-#: How many causes of causes are copied. The rest of a longer chain is left off.
+#: How long a chain of causes may be. The rest of a longer chain is not copied.
 _DEPTH = 50
 
-#: Modules whose frames do not tell a user why the system refused something.
+#: The modules whose frames do not help a user to find the reason of an error.
 _NOT_FOREIGN = frozenset(
     {
         *("anyio_connect", "anyio", "asyncio", "trio", "uvloop", "outcome"),
@@ -34,7 +34,7 @@ _NOT_FOREIGN = frozenset(
     }
 )
 
-#: What is not copied attribute by attribute.
+#: The attributes that need special treatment.
 _SPECIAL = frozenset(
     {
         *("__cause__", "__context__", "__suppress_context__", "__traceback__"),
@@ -50,21 +50,21 @@ _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class was made at run time
 def fresh(error: E) -> E:
     """Return a copy of ``error`` that keeps no frames alive, with copies of its causes.
 
-    The copy has the class, the arguments, the attributes and the notes. Tracebacks of our own code
-    are dropped. Of tracebacks of foreign code (a policy, a resolver, the caller's reason to
-    abort), file, line and name are kept, but not the frames. ``__context__`` is kept if foreign
-    code met it, and dropped if it is what a caller was handling.
+    The copy has the class, the arguments, the attributes and the notes. Traceback entries of this
+    package are dropped. Entries of foreign code (a policy, a resolver, the caller's reason to
+    abort) keep the file, the line and the name, but not the frame. ``__context__`` is kept if
+    foreign code was handling it, and dropped if a caller of this package was.
     """
     copy: E = _Copier().copy(error, 0)
     return copy
 
 
 class _Copier:
-    """Copies one error, and all that hangs on it, once each."""
+    """Copies one error and all errors that it refers to, each of them once."""
 
     def __init__(self) -> None:
-        # None means that the copy is not done yet. A chain that leads back to such an error ends
-        # there: otherwise it would be a reference cycle.
+        # None stands for an unfinished copy. A chain that leads back to that error ends there,
+        # because it would be a reference cycle.
         self._copies: dict[int, BaseException | None] = {}
         self._shadows: dict[FrameType, FrameType] = {}
 
@@ -77,11 +77,11 @@ class _Copier:
             args = (args[0], self._all(error.exceptions, depth))
         try:
             copy = bare(type(error), args)
-        except Exception:  # noqa: BLE001 - of a class that does not let itself be copied
+        except Exception:  # noqa: BLE001 - the class does not support copies
             copy = error
         else:
             for name, value in slots_of(error).items():
-                with suppress(AttributeError, TypeError):  # it cannot be set
+                with suppress(AttributeError, TypeError):  # the attribute is read-only
                     setattr(copy, name, value)
             for name, value in vars(error).items():
                 vars(copy)[name] = self._value(name, value, depth)
@@ -110,7 +110,7 @@ class _Copier:
             if error.__cause__ is not None:
                 copy.__cause__ = self.copy(error.__cause__, depth + 1)
             elif error.__context__ is not None and not error.__suppress_context__:
-                # Its traceback begins where it was caught.
+                # The traceback of the context begins in the frame that caught it.
                 caught = error.__context__.__traceback__
                 if caught and caught.tb_frame in {entry.tb_frame for entry in entries}:
                     copy.__context__ = self.copy(error.__context__, depth + 1)
@@ -119,15 +119,15 @@ class _Copier:
     def _traceback(self, entries: list[TracebackType]) -> TracebackType | None:
         made: TracebackType | None = None
         for entry in reversed(entries):
-            # Without an instruction, so that Python shows this line and does not look it up.
+            # -1 is no instruction, so Python shows the given line and does not compute another.
             made = TracebackType(made, self._shadow(entry.tb_frame), -1, entry.tb_lineno)
         return made
 
     def _shadow(self, frame: FrameType) -> FrameType:
-        """Return a frame that has only the name and the file of ``frame``.
+        """Return a new frame with the name and the file of ``frame``, and nothing else.
 
-        A real frame leads to that of its caller, with all its locals, even long after the call
-        (Python 3.12).
+        A real frame keeps the frames of its callers alive, with all their variables, even long
+        after the call (Python 3.12).
         """
         shadow = self._shadows.get(frame)
         if shadow is None:
@@ -142,7 +142,7 @@ class _Copier:
 
 
 def bare(cls: type[E], args: tuple[Any, ...]) -> E:
-    """Return an exception of that class with ``args``, without running its ``__init__()``."""
+    """Return an exception of class ``cls`` with ``args``, without calling its ``__init__()``."""
     solid = next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
     made: E = solid.__new__(cls, *args)
     made.args = args
@@ -150,14 +150,15 @@ def bare(cls: type[E], args: tuple[Any, ...]) -> E:
 
 
 def slots_of(error: BaseException) -> dict[str, object]:
-    """The attributes that are set and kept outside of ``__dict__``, as errno is."""
+    """The attributes that have a value and are not in ``__dict__``, such as errno."""
     new = bare(type(error), error.args)
     found: dict[str, object] = {}
     for base in type(error).__mro__:
         for name, descriptor in vars(base).items():
             if isinstance(descriptor, _KINDS) and name not in _SPECIAL and name not in found:
                 value = _value_of(descriptor, error)
-                # ``args`` have set it already; and for OSError, None is not the same as unset.
+                # Skip a value that ``args`` have set already. For OSError, None is not the same
+                # as unset.
                 if value is not _NOTHING and value is not _value_of(descriptor, new):
                     found[name] = value
     return found
@@ -166,12 +167,12 @@ def slots_of(error: BaseException) -> dict[str, object]:
 def _value_of(descriptor: Any, error: BaseException) -> object:
     try:
         return descriptor.__get__(error)
-    except (AttributeError, TypeError):  # it has none
+    except (AttributeError, TypeError):  # the attribute has no value
         return _NOTHING
 
 
 def _foreign(traceback: TracebackType | None) -> Iterator[TracebackType]:
-    """The entries of a traceback from the first of foreign code on."""
+    """The entries of a traceback, beginning with the first one of foreign code."""
     found = False
     while traceback is not None:
         module = str(traceback.tb_frame.f_globals.get("__name__"))

@@ -1,4 +1,4 @@
-"""A socket as the stream under another one, for example for TLS in TLS."""
+"""The transport of a socket over another ``Socket``, for example for TLS in TLS."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from ._transport import ForeignTransport
 
 
 class LayeredTransport(ForeignTransport):
-    """One of our sockets. It knows what was cut short and what is readable, and can be reset."""
+    """A transport over a ``Socket``.
+
+    Unlike a foreign stream, it knows whether a send was cut short and whether data has arrived,
+    and it can be reset.
+    """
 
     def __init__(self, stream: ByteStream, connection: Connection) -> None:
         """``connection`` is that of ``stream``."""
@@ -38,10 +42,10 @@ class LayeredTransport(ForeignTransport):
         try:
             raise error
         finally:
-            del error  # or it would keep this frame, and this frame it
+            del error  # breaks the cycle of the error, its traceback and this frame
 
     async def abort(self) -> None:
         self._drop()
-        with anyio.CancelScope(shield=True):  # abort() waits for nothing
+        with anyio.CancelScope(shield=True):  # abort() does not wait
             await self._connection.abort(None)
         await self._close_forcefully()

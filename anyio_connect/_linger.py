@@ -1,4 +1,4 @@
-"""What a close waits for: that the peer acknowledges everything, as long as there is progress.
+"""The wait of a close until the peer has acknowledged everything, as long as there is progress.
 
 After close() of a TCP socket, the kernel goes on sending what is unacknowledged. But if data comes
 in after that, the kernel answers with a reset, and the peer loses what it has not received yet
@@ -17,10 +17,10 @@ from anyio.lowlevel import checkpoint
 
 from ._watch import CAN_WATCH_ALL, IN, OUT, RDHUP, Watch
 
-#: How many times to look for progress in the time that may pass without any.
+#: How many times to check for progress within the time limit.
 _LOOKS = 4
 
-#: How long to wait before a look on systems where data cannot be watched, in seconds.
+#: How long to wait between checks on systems where data cannot be watched, in seconds.
 _PAUSE = 0.05
 
 
@@ -28,23 +28,26 @@ class Patience:
     """Waits for the peer for as long as there is progress."""
 
     def __init__(self, seconds: float, progress: Callable[[], object]) -> None:
-        """``progress`` returns a value that changes whenever something has moved."""
+        """``progress`` returns a value that changes whenever there is progress.
+
+        ``seconds`` is how long to wait without any.
+        """
         self._seconds = seconds
         self._progress = progress
         self._seen = progress()
         self._until = anyio.current_time() + seconds
 
     async def wait(self, step: Callable[[], Awaitable[object]]) -> bool:
-        """Do a step for a part of the time; return False if nothing has moved in all of the time.
+        """Wait in ``step`` for a part of the time; return False if the time is up.
 
-        True means that something has moved, or may have moved: a process that has no descriptor
-        left cannot watch, so the step may not notice. The caller tries again after each step.
+        After True, the caller checks its condition and calls this again. It must not rely on
+        ``step`` to notice progress: a process that has no descriptor left cannot watch a socket.
         """
         now, seen = anyio.current_time(), self._progress()
         if seen != self._seen:
             self._seen = seen
             self._until = now + self._seconds
-            await checkpoint()  # there may be progress at each look
+            await checkpoint()  # there may be progress at every check
             return True
         if now >= self._until:
             return False
@@ -58,29 +61,29 @@ if sys.platform == "linux":
     import termios
 
     def outstanding(sock: socket.socket) -> int:
-        """How much was sent that the peer has not acknowledged, in bytes; our end counts as one.
+        """How many sent bytes the peer has not acknowledged. A FIN counts as one byte.
 
-        Zero if the system does not tell.
+        0 if the system does not tell.
         """
         try:
             # TIOCOUTQ is SIOCOUTQ: tcp(7).
             found = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
-        except OSError:  # a kernel that imitates Linux may lack it
+        except OSError:  # a kernel that emulates Linux may not support it
             return 0
         return int.from_bytes(found, sys.byteorder)
 
 else:
 
     def outstanding(sock: socket.socket) -> int:
-        """How much was sent that the peer has not acknowledged: not known here."""
+        """Return 0: this system does not tell how much the peer has acknowledged."""
         return 0
 
 
 async def wait_arrival(sock: socket.socket, *, delivered: bool) -> None:
-    """Wait for data, an end or a reset; with ``delivered``, also until the peer has everything.
+    """Wait for data, an end or a reset; with ``delivered``, also for the last acknowledgement.
 
-    No event loop can wait for the last: for it, a socket whose sending side was shut down always
-    has room. A watch can: it is told when our end is acknowledged.
+    No event loop can wait for that: after shutdown(), the socket always counts as writable. But a
+    watch gets a new event when our FIN is acknowledged.
     """
     if not CAN_WATCH_ALL:
         await anyio.sleep(_PAUSE)

@@ -1,4 +1,4 @@
-"""Sockets of the standard library that are given away, with the slot that they hold."""
+"""Kernel sockets that are returned to the user, with the slots that they hold."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class SlotSocket(socket.socket):
     """A socket that holds slots of ``max_connections`` until it is closed.
 
     It gives them back when the descriptor is closed or detached, or when the object is collected.
-    A file of ``makefile()`` that keeps the descriptor open keeps the slots too. As a rule there is
-    one slot. There are more if a dialer made the connection by another ``Connector``.
+    A file of ``makefile()`` that keeps the descriptor open keeps the slots too. There is more than
+    one slot only if a dialer has made the connection through another ``Connector``.
     """
 
-    # No arguments of __init__(): dup() makes an object of the same class, which holds no slot.
+    # Slots are no argument of __init__(): dup() creates an object of this class without slots.
     __slots__ = ("_held",)
 
     _held: tuple[Slot, ...]
@@ -26,23 +26,23 @@ class SlotSocket(socket.socket):
         self._held = ()
 
     def hold(self, slots: tuple[Slot, ...]) -> None:
-        """Hold these slots, which another object has held until now."""
+        """Hold these slots from now on. Another object held them before."""
         self._held = slots
 
     def hand_over(self) -> tuple[Slot, ...]:
-        """Hold no slots any more; return those that were held, for another object to hold."""
+        """Stop holding the slots, and return them, so that another object can hold them."""
         slots, self._held = self._held, ()
         return slots
 
     def close(self) -> None:
-        """Close the socket, and give the slots back as soon as that is done."""
-        # This is called once more when the last file of makefile() is closed.
+        """Close the socket, and give the slots back once the descriptor is closed."""
+        # The last file of makefile() calls this again when it is closed.
         super().close()
         if self.fileno() < 0:
             self._let_go()
 
     def detach(self) -> int:
-        """Give the descriptor away, and the slots back."""
+        """Return the descriptor, and give the slots back."""
         fd = super().detach()
         self._let_go()
         return fd

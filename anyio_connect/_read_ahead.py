@@ -1,8 +1,8 @@
-"""What has come from the peer and was not received yet: the only read buffer of a socket.
+"""The only read buffer of a socket: data that has arrived and was not received yet.
 
-A receive that ends early, because it was cancelled, because the peer ended, or because what it
-looked for did not come, leaves what it has taken here for the next one. Only
-:meth:`ReadAhead.until` takes more from a transport than it may return.
+A receive may end early: it is cancelled, the peer ends, or the delimiter does not arrive. Then it
+leaves the data that it has read here, for the next receive. Only :meth:`ReadAhead.until` reads
+more from a transport than it may return.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from ._errors import DelimiterNotFoundError, shorten
 from ._transport import DEFAULT_MAX_BYTES, Transport
 
-#: How many bytes one read takes from a transport at most. So much memory is allocated before it is
-#: known how much there is.
+#: The most bytes that one read takes from a transport. That much memory is allocated before the
+#: amount of data is known.
 MOST = 1 << 20
 
 
 class ReadAhead(bytearray):
-    """Bytes that have come and that no call has returned yet, in the order in which they came."""
+    """The bytes that have arrived and that no call has returned yet, in order."""
 
     __slots__ = ()
 
@@ -31,28 +31,28 @@ class ReadAhead(bytearray):
         return data
 
     def take_into(self, view: memoryview) -> int:
-        """Take as much as there is room for in ``view``; return how many bytes that is."""
+        """Take as many bytes as fit into ``view``; return the number."""
         data = self.take(len(view))
         view[: len(data)] = data
         return len(data)
 
     async def exactly(self, transport: Transport, count: int) -> bytes:
-        """Take ``count`` bytes, once so many have come; ask ``transport`` for no more than that.
+        """Wait until ``count`` bytes have arrived, and take them. Never read more than those.
 
-        If this is cancelled, or the transport raises, what has come stays here.
+        If this is cancelled or the transport raises, the data that has arrived stays here.
         """
         while (missing := count - len(self)) > 0:
             data = await transport.receive(min(missing, MOST))
-            if len(data) == count:  # so nothing came before it
+            if len(data) == count:  # the buffer is empty, and this is all
                 return data
             self += data
         return self.take(count)
 
     async def until(self, transport: Transport, delimiter: bytes, max_bytes: int) -> bytes:
-        """Take what lies before ``delimiter``, once that has come, and drop the delimiter.
+        """Wait for ``delimiter``; take the data before it, and drop the delimiter.
 
-        Both together may have ``max_bytes`` bytes, and no more is asked for. If this is cancelled,
-        or this or the transport raises, what has come stays here.
+        Both together may have ``max_bytes`` bytes, and no more is read. If this is cancelled, or
+        if this or the transport raises, the data that has arrived stays here.
 
         :raises DelimiterNotFoundError: the delimiter is not within the first ``max_bytes`` bytes
         """

@@ -1,9 +1,9 @@
-"""Threads of our own, for calls that block: resolving names, building a TLS context.
+"""The package's own threads, for calls that block: resolving names, building a TLS context.
 
-AnyIO's worker threads and those of the event loop will not do: the user's own work may have taken
-all of them, and may itself be waiting for a connection. Ours are daemon threads. So neither the
-end of an event loop nor that of the process waits for a call that hangs, as ``getaddrinfo()`` does
-as long as a DNS server is silent.
+The worker threads of AnyIO and of the event loop cannot be used: the user's own work may occupy
+all of them, and may itself be waiting for a connection. The threads here are daemon threads. So
+neither the end of an event loop nor the end of the process waits for a call that hangs.
+``getaddrinfo()`` hangs for as long as a DNS server does not answer.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from anyio.lowlevel import current_token
 
 T = TypeVar("T")
 
-#: After how many seconds a call counts as hanging: if its task was cancelled, and if not.
+#: After how many seconds a call counts as hanging: after its task was cancelled, and otherwise.
 _HANGS_ABANDONED = 1.0
 _HANGS = 5.0
 
 
 class NoThreadError(Exception):
-    """No thread is free for a call. The message says why."""
+    """No thread is available for a call. The message says why."""
 
 
 def from_any_thread(callback: Callable[[], object]) -> Callable[[], None]:
-    """Return a function that makes the event loop that runs now call ``callback`` soon.
+    """Return a function that makes the running event loop call ``callback`` soon.
 
     The function may be called in any thread. It raises RuntimeError if that loop has ended.
     """
     loop: Any = current_token().native_token
-    # Look at what the object can do, not at the modules that are imported: sys.modules may have a
-    # "trio" that another thread has only begun to import.
+    # Look at the methods of the loop, not at sys.modules: that may contain a "trio" which another
+    # thread is still importing.
     schedule = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
     return lambda: schedule(callback)
 
@@ -45,8 +45,8 @@ def from_any_thread(callback: Callable[[], object]) -> Callable[[], None]:
 class Threads:
     """Runs blocking calls, each in a thread, at most ``limit`` of them at a time.
 
-    Further calls wait for their turn, in order. If all threads hang, they fail. An object of this
-    class may serve several event loops at the same time.
+    Further calls wait in a queue. If all threads hang, the waiting calls fail. One object may
+    serve several event loops at the same time.
     """
 
     def __init__(self, name: str, limit: int) -> None:
@@ -58,23 +58,23 @@ class Threads:
 
     def _begin_anew(self) -> None:
         """Forget all calls. A forked child has its parent's lock, but none of its threads."""
-        self._lock = threading.Lock()  # for the two below
+        self._lock = threading.Lock()  # protects the next two
         self._running: dict[_Call[Any], None] = {}
-        self._queue: OrderedDict[_Call[Any], None] = OrderedDict()  # empty unless all run
+        self._queue: OrderedDict[_Call[Any], None] = OrderedDict()  # empty while a thread is free
 
     async def run(self, function: Callable[[], T]) -> T:
         """Return what ``function`` returns, or raise what it raises.
 
-        If this is cancelled, it returns at once. A call that has begun goes on in its thread, and
-        its result is dropped.
+        If this is cancelled, it ends at once. A call that has begun goes on in its thread, and its
+        result is discarded.
 
-        :raises NoThreadError: all threads hang, or the system starts no more of them
+        :raises NoThreadError: all threads hang, or the system cannot start another one
         """
         done = anyio.Event()
         call = _Call(function, from_any_thread(done.set))
         try:
             self._enter(call)
-            while call.began is None:  # it is in the queue
+            while call.began is None:  # the call is in the queue
                 with anyio.move_on_after(_HANGS):
                     await done.wait()
                 self._look_again(call)
@@ -106,12 +106,12 @@ class Threads:
 
     def _refuse_if_all_hang(self) -> None:
         now = time.monotonic()
-        # The youngest first: as a rule it does not hang, which settles the question.
+        # The most recent call first: it usually does not hang, and then the others do not matter.
         if all(call.hangs(now) for call in reversed(self._running)):
             raise NoThreadError(f"all {self.limit} threads that {self._name} hang")
 
     def _leave(self, call: _Call[Any]) -> None:
-        """No task waits for ``call`` any more."""
+        """Give up ``call``: its task does not wait for it any more."""
         call.abandon()
         with self._lock:
             self._queue.pop(call, None)
@@ -138,7 +138,7 @@ class Threads:
 
 
 class _Call(Generic[T]):
-    """One call, what came of it, and how to wake the task that waits for it."""
+    """One call, its result, and the function that wakes the waiting task."""
 
     __slots__ = ("_error", "_function", "_value", "_wake", "began")
 
@@ -147,19 +147,19 @@ class _Call(Generic[T]):
         self._wake: Callable[[], None] | None = wake
         self._value: T
         self._error: BaseException | None = None
-        self.began: float | None = None  # when a thread took it
+        self.began: float | None = None  # the time when a thread started it
 
     def hangs(self, now: float) -> bool:
         assert self.began is not None
         return now - self.began >= (_HANGS if self._wake is not None else _HANGS_ABANDONED)
 
     def abandon(self) -> None:
-        self._wake = None  # and so no longer keeps the event loop alive
+        self._wake = None  # it would keep the event loop alive
 
     def run(self) -> None:
         try:
             self._value = self._function()
-        except BaseException as exc:  # noqa: BLE001  # it is raised in the task
+        except BaseException as exc:  # noqa: BLE001  # result() raises it in the task
             traceback = exc.__traceback__
             self._error = exc.with_traceback(traceback and traceback.tb_next)
             del traceback
@@ -167,7 +167,7 @@ class _Call(Generic[T]):
     def tell(self) -> None:
         wake = self._wake
         if wake is not None:
-            with suppress(RuntimeError):  # the event loop has ended, and so has the task
+            with suppress(RuntimeError):  # the event loop has ended, and the task with it
                 wake()
 
     def result(self) -> T:
@@ -177,4 +177,4 @@ class _Call(Generic[T]):
         try:
             raise error
         finally:
-            del error  # or its traceback would keep this frame, and this frame the error
+            del error  # breaks the cycle of the error, its traceback and this frame
