@@ -1,7 +1,6 @@
 """A TCP socket for Python with the interface of the Workers ``connect()`` API, on AnyIO."""
 
 from ._address import SocketAddress as SocketAddress
-from ._connection import SocketInfo as SocketInfo
 from ._connector import Connector as Connector
 from ._connector import connect as connect
 from ._dialer import Dialer as Dialer
@@ -37,6 +36,7 @@ from ._policy import AddressPolicy as AddressPolicy
 from ._socket import Socket as Socket
 from ._streams import ReadableStream as ReadableStream
 from ._streams import WritableStream as WritableStream
+from ._target import SocketInfo as SocketInfo
 
 __all__ = (
     "UNRESTRICTED",

@@ -13,7 +13,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, overload
 from weakref import WeakMethod
@@ -21,7 +20,6 @@ from weakref import WeakMethod
 import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
 
-from ._address import format_address
 from ._copies import fresh
 from ._errors import (
     BrokenError,
@@ -54,36 +52,8 @@ from ._raw import moved
 from ._read_ahead import MOST, ReadAhead
 from ._readiness import Loop, here
 from ._slots import Slot
+from ._target import SocketInfo
 from ._transport import DEFAULT_MAX_BYTES, NoSocketError, Transport
-
-
-@dataclass(frozen=True)
-class SocketInfo:
-    """The facts about an open connection: the result of ``socket.opened``.
-
-    ``remote_address``: the peer's address as the kernel reports it, ``"ip:port"``, with an IPv6
-    address in brackets; None if the stream below has no such address. Through a proxy, it is the
-    ``"host:port"`` that the proxy was asked for, where the host may be a name.
-
-    ``local_address``: the address of this side, in the same form. Through a proxy, it is that of
-    the connection to the proxy.
-
-    ``alpn``: the protocol that the TLS handshake agreed on (RFC 7301), or None.
-
-    ``proxy_address``: the ``"ip:port"`` of the proxy, or None without a proxy.
-    """
-
-    remote_address: str | None
-    """The peer's address as the kernel reports it, ``"ip:port"``, with an IPv6 address in
-    brackets; None if the stream below has no such address. Through a proxy, it is the
-    ``"host:port"`` that the proxy was asked for, where the host may be a name."""
-    local_address: str | None
-    """The address of this side, in the same form. Through a proxy, it is that of the connection to
-    the proxy."""
-    alpn: str | None = None
-    """The protocol that the TLS handshake agreed on (RFC 7301), or None."""
-    proxy_address: str | None = None
-    """The ``"ip:port"`` of the proxy, or None without a proxy."""
 
 
 class Opener(ABC):
@@ -1115,16 +1085,6 @@ _WHY_NO_DETACH = {
     Verdict.SEND_IN_FLIGHT: "detach() was called while a send, or the end of our side, is in "
     "flight: wait for it first",
 }
-
-
-def info_of(transport: Transport) -> SocketInfo:
-    """The facts that a transport reports about its connection."""
-
-    def text(address: Any) -> str | None:  # the address of a Unix socket is a path, not a tuple
-        return format_address(*address[:2]) if isinstance(address, tuple) else None
-
-    remote, local = transport.addresses
-    return SocketInfo(text(remote), text(local), transport.alpn)
 
 
 def check_int(name: str, value: object, least: int) -> None:

@@ -30,7 +30,7 @@ from ._errors import (
     quote,
 )
 from ._keepalive import KEEP_ALIVE, keep_alive_as_before
-from ._open import Dialled, Straight, Target, Way, addresses_of
+from ._open import Dialled, Straight, Way, addresses_of
 from ._options import (
     CLOSE_TIMEOUT,
     Options,
@@ -45,6 +45,7 @@ from ._options import (
 from ._policy import UNRESTRICTED, AddressPolicy, judges_addresses
 from ._slots import Slot, Slots
 from ._socket import Socket, transport_of
+from ._target import Target
 from ._tcp import TCPTransport
 from ._threads import NoThreadError
 

@@ -20,10 +20,11 @@ from ._errors import ListenError, SocketError, cannot_accept, cannot_listen, tex
 from ._keepalive import keep_alive as set_keep_alive
 from ._log import log
 from ._loops import announce, withdraw
-from ._open import Accepted, Target
+from ._open import Accepted
 from ._options import Options, check_count, parse_options
 from ._readiness import readiness, until_readable
 from ._socket import Socket
+from ._target import Target
 from ._tcp import TCPTransport, host_and_port
 
 if sys.version_info < (3, 11):

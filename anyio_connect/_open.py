@@ -16,49 +16,19 @@ from typing import NamedTuple, Protocol
 import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from ._address import SocketAddress, format_address
-from ._connection import Connection, Opener, SocketInfo, info_of
+from ._connection import Connection, Opener
 from ._dial import Begun, Failed, Progress, Route, begin, dial, find, forbid
 from ._dial_errors import no_slot, not_flushed, not_opened, opening_failed, reset_at_once
 from ._errors import DetachError, SocketError, TLSError
 from ._layered import LayeredTransport
-from ._options import Options
 from ._policy import UNRESTRICTED, AddressPolicy
 from ._raw import moved
 from ._readiness import Loop
 from ._slots import Slot
+from ._target import SocketInfo, Target, Wrapping, info_of
 from ._tls import start_tls
 from ._tls_errors import handshake_timed_out
 from ._transport import NoSocketError, Transport
-
-
-class Target(NamedTuple):
-    """The address that a socket connects to, and its options."""
-
-    address: SocketAddress
-    options: Options
-
-    def __str__(self) -> str:
-        return format_address(*self.address)
-
-    @property
-    def hostname(self) -> str:
-        """The name that the certificate must be valid for; if empty, names are not checked."""
-        return self.options.server_hostname or self.options.sni or self.address.hostname
-
-
-class Wrapping(NamedTuple):
-    """What :class:`Target` is for a socket over an existing stream, whose peer is unknown."""
-
-    name: str
-    options: Options
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def hostname(self) -> str:
-        return self.options.server_hostname or self.options.sni or ""
 
 
 async def _secure(target: Target | Wrapping, transport: Transport | None) -> Transport:
@@ -68,7 +38,7 @@ async def _secure(target: Target | Wrapping, transport: Transport | None) -> Tra
     return await start_tls(
         transport,
         where=str(target),
-        server_hostname=target.hostname,
+        server_hostname=options.server_name(target.host),
         alpn=options.alpn,
         context=options.ssl_context,
         require_close_notify=options.require_close_notify,

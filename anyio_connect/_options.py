@@ -121,6 +121,13 @@ class Options(NamedTuple):
     #: For ``start_tls()``: the name that the certificate must be for, in place of the host.
     server_hostname: str | None = None
 
+    def server_name(self, host: str) -> str:
+        """Return the name that the certificate must be valid for; empty: names are not checked.
+
+        ``host`` is the host of the address, empty if it is not known.
+        """
+        return self.server_hostname or self.sni or host
+
 
 _NAMES = tuple(SocketOptions.__annotations__)
 _DEFAULTS = Options()
@@ -154,7 +161,7 @@ def parse_options(options: Mapping[str, object], defaults: Options = _DEFAULTS) 
                 )
         return parsed._replace(ssl_context=None)  # a default is for those that use TLS
     if parsed.alpn is not None and parsed.ssl_context is not None:
-        raise alpn_conflict()
+        raise _alpn_conflict()
     return parsed
 
 
@@ -172,16 +179,41 @@ def parse_stream_options(options: Mapping[str, object]) -> Options:
                 "leave it out, and set it where the connection is made"
             )
     if parsed.secure_transport == "on":
-        check_named("sni", parsed.sni, parsed)
+        _check_named("sni", "", parsed)
     return parsed
 
 
-def check_named(option: str, name: str | None, options: Options) -> None:
+def parse_start_tls_options(
+    before: Options, host: str, expected_server_hostname: object, ssl_context: object, alpn: object
+) -> Options:
+    """Check the arguments of ``start_tls()``, and return the options of the socket over TLS.
+
+    ``before`` has the options of the plain socket, ``host`` the host of its address, if it is
+    known.
+
+    :raises InvalidOptionError: an argument has a bad value, or contradicts another or an option
+    """
+    options = before._replace(secure_transport="on")
+    if ssl_context is not None:
+        # It has ALPN protocols of its own.
+        context = check_ssl_context("ssl_context", ssl_context)
+        options = options._replace(ssl_context=context, alpn=None)
+    if alpn is not None:
+        options = options._replace(alpn=check_alpn("alpn", alpn))
+    if options.alpn and options.ssl_context:
+        raise _alpn_conflict()
+    if expected_server_hostname is not None:
+        options = _with_server_name(options, expected_server_hostname)
+    _check_named("expected_server_hostname", host, options)
+    return options
+
+
+def _check_named(option: str, host: str, options: Options) -> None:
     """Check that TLS knows which name to verify, unless it is to verify none.
 
-    ``option`` is the one by which the user can give the name, ``name`` its value, if it has one.
+    ``option`` is the one by which the user can give the name.
     """
-    context = options.ssl_context
+    name, context = options.server_name(host), options.ssl_context
     if not name and (context is None or _of(context, "check_hostname") is not False):
         raise InvalidOptionError(
             f"{option} is missing: nothing else says which name the peer's certificate has to be "
@@ -228,7 +260,7 @@ def check_alpn(option: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def alpn_conflict() -> InvalidOptionError:
+def _alpn_conflict() -> InvalidOptionError:
     return InvalidOptionError(
         "alpn has no effect with an ssl_context of your own, which is never changed: "
         "call its set_alpn_protocols(), and leave alpn out"
@@ -262,7 +294,7 @@ def _of(context: Any, attribute: str) -> object:
         return None
 
 
-def with_server_name(options: Options, expected: object) -> Options:
+def _with_server_name(options: Options, expected: object) -> Options:
     """Return ``options`` with the name that ``start_tls()`` is to expect in the certificate.
 
     :raises InvalidOptionError: it is not a name, contradicts ``sni``, or would not be checked

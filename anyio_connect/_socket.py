@@ -12,24 +12,21 @@ from typing import Any
 from anyio.abc import ByteStream, SocketAttribute
 
 from ._address import format_address
-from ._connection import Connection, Opener, SocketInfo
+from ._connection import Connection, Opener
 from ._errors import bad_option, text_of
 from ._future import SocketFuture
 from ._layered import LayeredTransport
 from ._lifecycle import Dial, Link
-from ._open import TakenOver, Target, Wrapped, Wrapping
+from ._open import TakenOver, Wrapped
 from ._options import (
     SecureTransport,
     SocketOptions,
-    alpn_conflict,
-    check_alpn,
-    check_named,
-    check_ssl_context,
+    parse_start_tls_options,
     parse_stream_options,
-    with_server_name,
 )
 from ._slots import Slot
 from ._streams import ReadableStream, WritableStream, attributes_of, writable
+from ._target import SocketInfo, Target, Wrapping
 from ._transport import DEFAULT_MAX_BYTES, ForeignTransport, Transport, attribute_of
 
 if sys.version_info >= (3, 12):
@@ -202,19 +199,11 @@ class Socket(ByteStream):
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was lost, or a send was cut short
         """
-        changed: dict[str, Any] = {"secure_transport": "on"}
-        if ssl_context is not None:
-            changed["ssl_context"] = check_ssl_context("ssl_context", ssl_context)
-            changed["alpn"] = None  # the context has its own
-        if alpn is not None:
-            changed["alpn"] = check_alpn("alpn", alpn)
-        options = self._target.options._replace(**changed)
-        if options.alpn and options.ssl_context:
-            raise alpn_conflict()
-        if expected_server_hostname is not None:
-            options = with_server_name(options, expected_server_hostname)
-        target = self._target._replace(options=options)
-        check_named("expected_server_hostname", target.hostname, options)
+        before = self._target
+        options = parse_start_tls_options(
+            before.options, before.host, expected_server_hostname, ssl_context, alpn
+        )
+        target = before._replace(options=options)
         slot = self._connection.upgrade()
         return Socket(TakenOver(self._connection, target), target, slot)
 

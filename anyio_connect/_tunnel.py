@@ -11,7 +11,6 @@ from functools import partial
 import anyio
 
 from ._address import format_address
-from ._connection import SocketInfo, info_of
 from ._copies import fresh
 from ._dial import Progress, Route, dial, find
 from ._dial_errors import (
@@ -31,9 +30,9 @@ from ._errors import (
     text_of,
 )
 from ._log import log
-from ._open import Target
 from ._policy import UNRESTRICTED, judges_addresses
 from ._proxy import Proxy, ProxyAnswerError, parse_proxy
+from ._target import SocketInfo, Target, info_of
 from ._tls import start_tls
 from ._tls_errors import handshake_timed_out
 from ._transport import Transport

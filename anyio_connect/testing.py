@@ -34,10 +34,11 @@ from ._errors import InvalidAddressError, ListenError, bad_option, cannot_listen
 from ._listen import handle
 from ._memory import Backlog, Memory
 from ._memory_tcp import error
-from ._open import Accepted, Target
+from ._open import Accepted
 from ._options import Options, check_count, check_wait, parse_options
 from ._policy import AddressPolicy, judges_addresses
 from ._socket import Socket
+from ._target import Target
 
 __all__ = ("MemoryListener", "Network")
 

@@ -12,11 +12,11 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from anyio_connect import Socket, SocketAddress, SocketError, SocketFuture, SocketInfo, connect
-from anyio_connect._connection import Opener, info_of
+from anyio_connect._connection import Opener
 from anyio_connect._lifecycle import Outbound
-from anyio_connect._open import Target
 from anyio_connect._options import Options
 from anyio_connect._readiness import _AsyncioLoop, here
+from anyio_connect._target import Target, info_of
 from anyio_connect._tcp import TCPTransport
 from anyio_connect._tls import TLSTransport
 from anyio_connect._transport import Transport
