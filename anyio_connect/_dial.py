@@ -95,6 +95,8 @@ class Route(NamedTuple):
 
     def for_socket(self, options: Options) -> Route:
         """Return the route with what the options of one socket say about dialling."""
+        if options.keep_alive == self.keep_alive:
+            return self
         return self._replace(keep_alive=options.keep_alive)
 
     @property
@@ -200,7 +202,8 @@ def connected(begun: Begun, loop: Loop) -> Transport | None:
         peer = begun.sock.getpeername()
     except OSError:
         return None
-    return TCPTransport(begun.sock, loop.readiness(begun.sock), peer=peer, limit=begun.limit)
+    ready = loop.readiness(begun.sock)
+    return TCPTransport(begun.sock, ready, peer=peer, limit=begun.limit, unused=True)
 
 
 class Progress:
@@ -585,8 +588,9 @@ def _set_out(endpoint: Endpoint, route: Route) -> Begun:
             _prepare(sock, route.prepare, endpoint)
         if route.local_host is not None:
             _bind(sock, route.local_host, endpoint)
-        with suppress(BlockingIOError):
-            sock.connect(endpoint.sockaddr)
+        sock.connect(endpoint.sockaddr)
+    except BlockingIOError:
+        pass  # the connection is under way
     except BaseException:
         sock.close()
         raise
@@ -609,7 +613,9 @@ async def _connect(endpoint: Endpoint, route: Route, begun: Begun | None) -> Tra
             error = OSError(code, os.strerror(code))
             if code not in _RESET:
                 raise fresh(error) from None  # noqa: TRY301  # a copy, to avoid a reference cycle
-        return TCPTransport(sock, remote=endpoint.sockaddr, error=error, limit=begun.limit)
+        return TCPTransport(
+            sock, remote=endpoint.sockaddr, error=error, limit=begun.limit, unused=True
+        )
     except NotImplementedError:
         # The event loop cannot wait for sockets (asyncio's proactor loop): use AnyIO's stream.
         sock.close()

@@ -235,7 +235,7 @@ class Listener(abc.Listener[Socket]):
         """Start the handler: from then on, nothing else has the connection."""
         try:
             limit = set_keep_alive(connection, self._options.keep_alive)
-            transport = TCPTransport(connection, remote=remote, limit=limit)
+            transport = TCPTransport(connection, remote=remote, limit=limit, unused=True)
         except (OSError, ValueError):  # it is gone: the system no longer tells its address
             connection.close()
             return

@@ -575,13 +575,13 @@ class LoopReadiness:
         self._stopped = self._closed
 
     def close(self) -> None:
-        self._closed = True
+        self._closed = self._stopped = True
         if self._forget():
             _clear(self._loop, self._fd)
-        self.stop_reading()
+        _wake(self.reading)
         _wake(self._writing)
-        if OUT in self._scopes:
-            self._scopes[OUT].cancel()
+        for scope in self._scopes.values():
+            scope.cancel()
         self._sock.close()
 
     def detach(self) -> None:

@@ -111,6 +111,7 @@ class TCPTransport(Transport):
         remote: tuple[Any, ...] | None = None,
         error: OSError | None = None,
         limit: int = 0,
+        unused: bool = False,
     ) -> None:
         """``remote`` and ``error`` describe a connection that may have been reset already.
 
@@ -118,6 +119,7 @@ class TCPTransport(Transport):
         ``remote``: the address that was dialled, used if the kernel does not know the peer's.
         ``error``: the error of a reset, if the caller has read it: the kernel reports it once.
         ``limit``: the TCP_USER_TIMEOUT that was set for keepalive, in milliseconds; 0: none.
+        ``unused``: nobody has sent anything on the socket yet.
         """
         self._sock = sock
         self._closed = False
@@ -143,6 +145,8 @@ class TCPTransport(Transport):
         self._limit = limit
         self._limited = limit > 0  # whether TCP_USER_TIMEOUT is set at present
         self._room = 0  # how many bytes may be sent before room_of() has to be called again
+        # Whether nothing was sent yet. The first send clears it, as it finds no room left.
+        self._silent = unused and self._limited
         if error is not None:
             self._note(error)
         # Read the addresses now: they are needed after close, and getpeername() fails after a
@@ -154,8 +158,11 @@ class TCPTransport(Transport):
             if remote is None:
                 raise
             self._remote = host_and_port(remote)
-        with suppress(OSError):  # some systems refuse this after the peer has hung up
+        # No suppress() here and in _shut_down(): it would be one more object for each connection.
+        try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            return  # some systems refuse this after the peer has hung up
 
     def may_go_on(self, amount: int) -> bool:
         return self._ready.may_go_on(amount)
@@ -400,6 +407,7 @@ class TCPTransport(Transport):
         """
         self._room -= count
         if self._room < 0:
+            self._silent = False
             self._room = room_of(self._sock)
             if self._room < 0:
                 self._lift_limit()
@@ -532,11 +540,15 @@ class TCPTransport(Transport):
         if self._ended:
             return
         self._ended = True
-        with suppress(OSError):  # after a reset, the unacknowledged data shows what was lost
+        try:
             self._sock.shutdown(socket.SHUT_WR)
-            self._fin = True
-            if self._limited:
-                self._use_room(1)
+        except OSError:
+            return  # after a reset, the unacknowledged data shows what was lost
+        self._fin = True
+        # If nothing was sent and the peer is silent, the socket is closed next: the timeout of our
+        # end is then up to the kernel.
+        if self._limited and (self._talks or not self._silent):
+            self._use_room(1)
 
     async def wait_room(self) -> None:
         if self._closed:
@@ -577,7 +589,7 @@ class TCPTransport(Transport):
         return self._closed or (self._waits, self._outstanding())
 
     def unacknowledged(self) -> int:
-        if self._closed:
+        if self._closed or (self._silent and not _has_forked):
             return 0
         count = self._outstanding()
         return max(0, count - 1) if self._fin else count
@@ -699,6 +711,10 @@ class TCPTransport(Transport):
 
     # --- attributes
 
+    def _lend(self) -> socket.socket:
+        self._silent = False  # other code may send on it
+        return self._sock
+
     @property
     def addresses(self) -> tuple[Any, Any]:
         return self._remote, self._local
@@ -709,7 +725,7 @@ class TCPTransport(Transport):
             SocketAttribute.family: lambda: self._sock.family,
             SocketAttribute.local_address: lambda: self._local,
             SocketAttribute.local_port: lambda: self._local[1],
-            SocketAttribute.raw_socket: lambda: self._sock,
+            SocketAttribute.raw_socket: self._lend,
             SocketAttribute.remote_address: lambda: self._remote,
             SocketAttribute.remote_port: lambda: self._remote[1],
         }

@@ -9,15 +9,17 @@ import random
 import select
 import socket as stdlib
 import ssl
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
 import pytest
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 
 from anyio_connect import BrokenError, ClosedError, Socket, _linger, _watch, connect
+from anyio_connect._keepalive import limit_of
 from anyio_connect._linger import Patience, outstanding
 from anyio_connect._tcp import TCPTransport
 from anyio_connect._transport import ForeignTransport
@@ -352,6 +354,67 @@ async def test_a_receive_of_several_reads_does_not_go_on_behind_a_close(into: bo
             await (
                 transport.receive_into(memoryview(bytearray(9))) if into else transport.receive()
             )
+
+
+async def nothing(socket: Socket) -> None:
+    pass
+
+
+async def by_other_code(socket: Socket) -> None:
+    socket.extra(SocketAttribute.raw_socket).send(b"x")
+
+
+async def by_another_process(socket: Socket) -> None:
+    """As a forked one does, which sends in the same way."""
+    raw(socket).send(b"x")
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("send", "forked", "asked"),
+    [
+        pytest.param(nothing, False, 0, id="nothing sent"),
+        pytest.param(lambda socket: socket.send(b""), False, 0, id="nothing sent by a call"),
+        pytest.param(lambda socket: socket.send(b"x"), False, 1, id="sent"),
+        pytest.param(by_other_code, False, 1, id="sent by other code"),
+        pytest.param(by_another_process, True, 1, id="sent by another process"),
+    ],
+)
+async def test_the_kernel_is_asked_what_is_unacknowledged_only_if_something_was_sent(
+    send: Callable[[Socket], Awaitable[None]],
+    forked: bool,
+    asked: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sockets = []
+
+    def look(sock: stdlib.socket) -> int:
+        sockets.append(sock)
+        return 0
+
+    monkeypatch.setattr("anyio_connect._tcp._has_forked", forked)
+    async with connected() as (socket, _):
+        await send(socket)
+        monkeypatch.setattr("anyio_connect._tcp.outstanding", look)
+        await socket.close()
+    assert len(sockets) == asked
+
+
+@linux_only
+async def test_an_end_that_is_waited_for_is_not_lost_for_want_of_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though nothing was sent before: the peer talks while we close, so we wait for it."""
+    async with connected() as (socket, peer):
+        await peer.send(b"talk")
+        arrived(socket)
+        transport = socket._connection.transport
+        assert isinstance(transport, TCPTransport)
+        with monkeypatch.context() as patch:
+            patch.setattr("anyio_connect._tcp.room_of", lambda _: -1)
+            patch.setattr("anyio_connect._tcp.outstanding", lambda _: 1)
+            assert not await transport.finish()
+        assert not limit_of(raw(socket))
 
 
 @linux_only
