@@ -40,6 +40,10 @@ COVERAGE_FLOOR = 95
 #: for who looks at a single test.)
 SPREAD = ("--numprocesses=auto", "--dist=worksteal")
 
+#: Without what forbids Python to keep the bytecode that it made. Of the tests it makes much, for
+#: their `assert` tells what it compared; and many tests start a Python of their own.
+COMPILED: dict[str, str | None] = {"PYTHONDONTWRITEBYTECODE": None}
+
 #: The runtime of Workers that `conformance` compares with: the package's version on npm.
 WORKERD = "1.20261117.1"
 
@@ -78,6 +82,11 @@ def runs(version: str) -> bool:
     return True
 
 
+def found() -> list[str]:
+    """The Pythons of this machine that are worth testing, the newest last."""
+    return [version for version in PYTHONS if version == CURRENT or runs(version)]
+
+
 def group(*names: str) -> list[str]:
     """What these dependency groups of pyproject.toml ask for.
 
@@ -92,7 +101,7 @@ def tests(session: nox.Session) -> None:
     # The package as users get it, built and installed: what the tests import is not the work
     # tree, so a file that is missing from the wheel is missed.
     session.install(".", *group("test"))
-    session.run("pytest", *SPREAD, *session.posargs)
+    session.run("pytest", *SPREAD, *session.posargs, env=COMPILED)
 
 
 @nox.session
@@ -101,26 +110,27 @@ def quick(session: nox.Session) -> None:
 
     What is left out takes long to find what the rest seldom misses, and is marked `slow`: each
     operation cancelled at each checkpoint, faults at every moment, the real sockets beside a
-    model, thousands of sockets one after another, changed tables, and what starts a process for
-    each test, the command line above all. And Hypothesis makes 20 examples in place of 100.
+    model, thousands of sockets one after another, changed tables, what waits until a time limit
+    runs out, what moves many megabytes, and what starts a process for each test, the command line
+    above all. And Hypothesis makes 20 examples in place of 100, the simulation 20 histories.
     """
     session.install(".", *group("test"))
-    quickly = {"HYPOTHESIS_PROFILE": "quick"}
+    quickly = {**COMPILED, "HYPOTHESIS_PROFILE": "quick"}
     session.run("pytest", *SPREAD, "-m", "not slow", *session.posargs, env=quickly)
 
 
 @nox.session(venv_backend="none")
 def every(session: nox.Session) -> None:
     """Run `on` for every supported Python of this machine. Arguments go to pytest."""
-    found = [version for version in PYTHONS if version == CURRENT or runs(version)]
-    if missing := [version for version in PYTHONS if version not in found]:
+    here = found()
+    if missing := [version for version in PYTHONS if version not in here]:
         session.warn(f"not tested, because not found here: Python {', '.join(missing)}")
     shutil.rmtree(COVERED, ignore_errors=True)
     # The Python that runs nox is always tested, so that one is enough. Its own directory comes
     # first, because elsewhere on PATH its name may stand for nothing, or for one that does not
     # start.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    command = (sys.executable, "-m", "nox", "-s", *(f"on-{version}" for version in found))
+    command = (sys.executable, "-m", "nox", "-s", *(f"on-{version}" for version in here))
     session.run(*command, "--", *session.posargs, env={"PATH": path}, external=True)
 
 
@@ -128,7 +138,9 @@ def every(session: nox.Session) -> None:
 def on(session: nox.Session) -> None:
     """Run the tests on this Python, keeping what they cover. Arguments go to pytest.
 
-    And in asyncio's debug mode, which finds calls from the wrong thread.
+    On the newest Python that is found, which has every event loop, also in asyncio's debug mode,
+    which finds calls from the wrong thread: the same ones on each Python. Where coverage is
+    measured too, it makes the tests take half as long again.
     """
     session.install(".", *group("test"))
     data = COVERED / str(session.python)
@@ -137,10 +149,12 @@ def on(session: nox.Session) -> None:
     # Not `coverage run -m pytest`, which would put the work tree on the path; this way coverage
     # starts by itself in each Python process of the environment, also those that tests start.
     env = {
+        **COMPILED,
         "COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml"),
         "COVERAGE_FILE": str(data / "coverage"),
-        "PYTHONASYNCIODEBUG": "1",
     }
+    if session.python == found()[-1]:
+        env["PYTHONASYNCIODEBUG"] = "1"
     session.run("pytest", *SPREAD, *session.posargs, env=env)
 
 
@@ -186,7 +200,7 @@ def floors(session: nox.Session) -> None:
     floors = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     oldest = [requirement.replace(">=", "==") for requirement in floors]
     session.install(".", *oldest, *group("test"))
-    session.run("pytest", *SPREAD, *session.posargs)
+    session.run("pytest", *SPREAD, *session.posargs, env=COMPILED)
 
 
 @nox.session

@@ -58,7 +58,7 @@ def uvloop_loop() -> asyncio.AbstractEventLoop:
 HAS_UVLOOP = find_spec("uvloop") is not None
 
 # Not in asyncio's debug mode, which keeps a stack for each future and callback: users do not run
-# it, and it takes half the time of most tests. CI turns it on (`nox -s every`).
+# it, and it takes half the time of most tests. CI turns it on (`nox -s every`, the newest Python).
 BACKENDS = [
     pytest.param(("asyncio", {}), id="asyncio"),
     pytest.param(
@@ -136,6 +136,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if " at 0x" in item.nodeid:
             raise pytest.UsageError(f"give the parameters ids, without an address: {item.nodeid}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Have garbage collections look only at what tests make.
+
+    What is here by now, the test functions above all, is most of what they would look at, and
+    stays until the end.
+    """
+    if sys.implementation.name == "cpython":
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -122,6 +122,7 @@ async def test_httpx_tells_what_the_kernel_said() -> None:
         assert any(isinstance(cause, RefusedError) for cause in causes(caught.value))
 
 
+@pytest.mark.slow
 @leaves_generators
 async def test_httpx_waits_no_longer_than_it_is_told() -> None:
     async with listening() as silent, client() as http:

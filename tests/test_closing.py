@@ -143,6 +143,7 @@ async def test_a_kernel_that_does_not_tell_what_was_acknowledged_is_not_waited_f
         assert await peer.receive_all() == b"hello"
 
 
+@pytest.mark.slow
 @linux_only
 async def test_a_peer_that_takes_nothing_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
     async with listening(receive_buffer=4096) as listener:
@@ -221,6 +222,7 @@ async def test_progress_that_never_stops_lets_others_run() -> None:
         assert scope.cancelled_caught
 
 
+@pytest.mark.slow
 async def test_a_blocked_send_is_given_up() -> None:
     outcome: list[BaseException] = []
     async with listening(receive_buffer=4096) as listener:
@@ -244,6 +246,7 @@ async def test_a_blocked_send_is_given_up() -> None:
             await peer.receive_all()
 
 
+@pytest.mark.slow
 async def test_a_send_that_waits_for_the_connection_is_given_up() -> None:
     async with listening() as listener:
         opener = Slow(dialled(listener))
@@ -295,6 +298,7 @@ class Endless(ByteStream):
         await anyio.sleep_forever()
 
 
+@pytest.mark.slow
 async def test_a_stream_of_another_make_that_is_never_done_with_closing_is_given_up() -> None:
     socket = opened_by(Made(ForeignTransport(Endless())), close_timeout=SOON)
     await socket.send(b"hello")
@@ -614,6 +618,7 @@ async def test_on_other_systems_nothing_is_waited_for(monkeypatch: pytest.Monkey
         assert await peer.receive_all() == b"all of it"
 
 
+@pytest.mark.slow
 async def test_on_other_systems_a_peer_that_takes_nothing_while_it_talks_is_heard_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

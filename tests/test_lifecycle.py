@@ -424,6 +424,7 @@ def test_the_state_space_is_explored() -> None:
         assert used == set(facet), f"{facet.__name__} has members that nothing leads to"
 
 
+@pytest.mark.slow
 def test_a_step_is_pure() -> None:
     for state, event in PAIRS:
         assert step(state, event) is step(state, event)

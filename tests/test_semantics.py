@@ -14,6 +14,7 @@ import anyio_connect
 from anyio_connect import ConnectError, DetachError, Socket, connect, listen
 from anyio_connect.testing import Network
 from support.pages import ROOT, table
+from support.turns import all_blocked
 
 SECTION = (ROOT / "docs" / "semantics.md").read_text(encoding="utf-8")
 SECTION = SECTION.partition("\n## What each call does in which state\n")[2].partition("\n## ")[0]
@@ -54,7 +55,7 @@ class Pair:
         self.connect(**options)
         self.group.start_soon(self.greet)
         await self.ours.opened
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
 
     async def greet(self) -> None:
         self.theirs = await self.listener.accept()
@@ -69,7 +70,7 @@ class Pair:
                 await call()
 
         self.group.start_soon(run)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
 
 
 async def pending(pair: Pair) -> None:
@@ -120,7 +121,7 @@ async def torn(pair: Pair) -> None:
         async with anyio.create_task_group() as group:
 
             async def cancel() -> None:
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 scope.cancel()
 
             group.start_soon(cancel)

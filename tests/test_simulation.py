@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anyio_connect
@@ -46,8 +46,9 @@ else:
 
 TESTS = Path(__file__).parent
 SEED = os.environ.get("SIMULATION_SEED")
-#: How many random histories to run on each scheduler. `nox -s simulate` runs many more.
-COUNT = int(os.environ.get("SIMULATION_COUNT", "100"))
+#: How many random histories to run on each scheduler: by default as many as Hypothesis makes
+#: examples. `nox -s simulate` runs many more.
+COUNT = int(os.environ.get("SIMULATION_COUNT", settings().max_examples))
 #: How long to look for a shorter history that fails as well, in seconds.
 SHRINK = float(os.environ.get("SIMULATION_SHRINK", "20"))
 #: Of the faults put in by hand, those that show at once.
@@ -178,7 +179,7 @@ def digest(scheduler: str, seeds: range) -> str:
 @on_each_scheduler
 def test_a_seed_gives_the_same_history_again(scheduler: str) -> None:
     first = random.randrange(1_000_000_000)
-    seeds = range(first, first + 25)
+    seeds = range(first, first + max(COUNT // 4, 1))
     assert digest(scheduler, seeds) == digest(scheduler, seeds), first
 
 
@@ -186,7 +187,7 @@ def test_a_seed_gives_the_same_history_again(scheduler: str) -> None:
 @on_each_scheduler
 def test_a_seed_gives_the_same_history_in_another_process(scheduler: str) -> None:
     first = random.randrange(1_000_000_000)
-    seeds = range(first, first + 25)
+    seeds = range(first, first + max(COUNT // 4, 1))
     script = (
         "from test_simulation import digest\n"
         f"print(digest({scheduler!r}, range({seeds.start}, {seeds.stop})))"

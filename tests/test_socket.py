@@ -874,6 +874,7 @@ async def test_writable_aclose_waits_for_a_send() -> None:
         assert await socket.receive() == b"reading goes on"
 
 
+@pytest.mark.slow
 async def test_writable_aclose_waits_for_a_send_that_has_to_connect_first() -> None:
     async with listening(receive_buffer=16384) as listener:
         opener = Slow(dial(listener.address))

@@ -10,7 +10,6 @@ from typing import Any
 
 import anyio
 import pytest
-import trustme
 from anyio.streams.tls import TLSAttribute, TLSStream
 
 from anyio_connect import (
@@ -28,24 +27,19 @@ from anyio_connect import (
 )
 from anyio_connect._connection import _WHY_NO_DETACH, _WHY_NO_UPGRADE
 from anyio_connect._lifecycle import REFUSALS, Event, Verdict
+from support import tls_peers
 from support.errors import is_copy
 from support.peers import Listener, Peer, listening, refusing_address
 from support.sockets import Slow, arrived, dialled, opened_by, raw, settle
+from support.tls_peers import certificate, client_context
 from support.turns import all_blocked
 
 BIG = 64 * 1024 * 1024
-AUTHORITY = trustme.CA()
-
-
-def client_context() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    AUTHORITY.configure_trust(context)
-    return context
 
 
 def server_context(*names: str) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    AUTHORITY.issue_cert(*(names or ("127.0.0.1",))).configure_cert(context)
+    context = tls_peers.server_context(cert=certificate(*(names or ("127.0.0.1",))))
+    context.num_tickets = 2  # which come unasked, as from most servers
     context.set_alpn_protocols(["smtp"])
     return context
 
@@ -304,6 +298,7 @@ async def test_refused_when_broken_or_never_made() -> None:
 # --- what goes over the wire
 
 
+@pytest.mark.slow
 async def test_a_send_in_flight_goes_out_before_the_handshake() -> None:
     async with plain() as (socket, peer, _), anyio.create_task_group() as group:
         group.start_soon(socket.send, b"p" * BIG)
@@ -316,6 +311,7 @@ async def test_a_send_in_flight_goes_out_before_the_handshake() -> None:
         peer.close()
 
 
+@pytest.mark.slow
 async def test_a_cancelled_close_of_the_plain_socket_cuts_no_send_that_tls_waits_for() -> None:
     async with plain() as (socket, peer, _), anyio.create_task_group() as group:
         group.start_soon(socket.send, b"p" * BIG)
@@ -450,6 +446,7 @@ async def test_the_handshake_has_the_time_that_connecting_had() -> None:
         assert is_copy(secure.closed.exception(), caught.value)
 
 
+@pytest.mark.slow
 async def test_a_flush_that_takes_too_long_fails_like_a_handshake() -> None:
     """connect_timeout covers it too: a peer that reads nothing would hold it up for ever."""
     async with listening(receive_buffer=4096) as listener:

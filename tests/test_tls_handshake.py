@@ -900,7 +900,7 @@ async def test_what_comes_with_the_end_of_the_handshake_is_followed(missing: int
         tasks.start_soon(shake)
         done = False
         while not done:
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             server.incoming.write(wire.take())
             done = server.shake()
             if not done:

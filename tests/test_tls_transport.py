@@ -377,6 +377,7 @@ async def test_an_end_between_records_is_an_end_and_any_other_is_an_error(
                 await tls.send(b"more")
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     version=st.sampled_from([TLS12, TLS13]),
@@ -607,6 +608,7 @@ async def test_last_words_without_end_let_others_run() -> None:
 # --- sending
 
 
+@pytest.mark.slow
 @each_version
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 async def test_a_large_send_needs_little_memory(
@@ -939,6 +941,7 @@ async def test_send_after_the_transport_broke(version: ssl.TLSVersion) -> None:
 # --- both directions at once
 
 
+@pytest.mark.slow
 @each_version
 async def test_full_duplex_with_small_windows(version: ssl.TLSVersion) -> None:
     """The peer first sends all, then reads all: only true full duplex gets through."""
@@ -1047,6 +1050,7 @@ async def test_a_send_cancelled_while_an_answer_is_cut_tears_it() -> None:
         await tls.send(b"next")
 
 
+@pytest.mark.slow
 async def test_a_peer_that_wants_answers_and_reads_none_is_given_up() -> None:
     tls, wire, _, forger = forged()
     wire.make_room(0)
@@ -1062,6 +1066,7 @@ async def test_a_peer_that_wants_answers_and_reads_none_is_given_up() -> None:
         await tls.receive()
 
 
+@pytest.mark.slow
 async def test_nothing_piles_up_behind_a_cut_send() -> None:
     tls, wire, _, forger = forged()
     wire.make_room(0)
@@ -1643,6 +1648,7 @@ async def test_half_close_with_the_standard_library(version: ssl.TLSVersion, fir
         await tls.aclose()
 
 
+@pytest.mark.slow
 async def test_key_updates_while_both_sides_send_all_they_can() -> None:
     """With little room in the kernel, so that all parts wait for each other all the time."""
     ours, theirs = random.Random(9).randbytes(2_000_000), random.Random(10).randbytes(2_000_000)
@@ -1963,6 +1969,7 @@ async def test_close_in_mid_renegotiation_with_a_receive_and_a_send_in_flight() 
         assert socket.closed.exception() is None
 
 
+@pytest.mark.slow
 async def test_close_gives_up_a_peer_that_does_not_get_on_with_a_renegotiation() -> None:
     async with renegotiating() as (_, tls):
         socket = opened_by(Made(tls), close_timeout=0.2)

@@ -592,6 +592,7 @@ async def test_a_send_cancelled_before_anything_went_out_is_not_torn() -> None:
         assert await theirs.receive() == b"whole"
 
 
+@pytest.mark.slow
 async def test_a_send_that_was_refused_is_not_torn() -> None:
     """As somebody uses the inner socket in spite of all."""
     ours, theirs = await socket_pair()
@@ -599,7 +600,7 @@ async def test_a_send_that_was_refused_is_not_torn() -> None:
     async with theirs, Socket.wrap(ours, allow_half_open=True) as outer:
         async with anyio.create_task_group() as group:
             group.start_soon(ours.send, big)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             with pytest.raises(anyio.BusyResourceError):
                 await outer.send(b"x")
             await theirs.receive_exactly(len(big))
@@ -607,6 +608,7 @@ async def test_a_send_that_was_refused_is_not_torn() -> None:
         assert await theirs.receive() == b"whole"
 
 
+@pytest.mark.slow
 @each_kind
 async def test_a_send_that_was_cut_short_is_torn(kind: Kind, tmp_path: Path) -> None:
     async with kind(tmp_path) as (stream, theirs):

@@ -72,6 +72,10 @@ def client_context(version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
     return context
 
 
+#: For whoever changes nothing of them: to load certificates takes longer than to shake hands.
+_kept_server_context, _kept_client_context = cache(server_context), cache(client_context)
+
+
 # --- the server
 
 
@@ -300,9 +304,9 @@ def shaken(
 ) -> tuple[TLSTransport, Wire, Server]:
     """TLS over a wire, or over TLS, after the handshake."""
     records = None if require_close_notify else Records()
-    server = Server(server_context(version))
+    server = Server(_kept_server_context(version))
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    context = client or client_context()
+    context = client or _kept_client_context()
     engine = context.wrap_bio(incoming, outgoing, server_hostname=NAME)
     done = False
     while not done:
