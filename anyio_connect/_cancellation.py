@@ -1,9 +1,9 @@
-"""Whether a cancellation is due in the running task of an asyncio loop.
+"""Find out whether a cancellation is pending in the running task of an asyncio loop.
 
-That is asked before each call that need not wait, and after each wait. AnyIO's public answer,
-``current_effective_deadline()``, compares the deadlines of all scopes on its way, and takes longer
-than the socket call. So its scopes are read here, and nowhere else: no other module uses a private
-name of AnyIO. Where the names are others, the public answer serves.
+This is needed before each call that need not wait, and after each wait. AnyIO's public function,
+``current_effective_deadline()``, compares the deadlines of all scopes, and takes longer than the
+socket call. So this module reads private attributes of AnyIO's cancel scopes. No other module uses
+private names of AnyIO. If AnyIO does not have these names, the public function is used.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     import asyncio
 
-#: Asked with the loop that most likely runs.
+#: Whether a cancellation is pending. The argument is the loop that is probably running.
 IsDue: TypeAlias = "Callable[[asyncio.AbstractEventLoop], bool]"
 
-#: What is read of a scope: whether it was cancelled, whether it shields from those around it, and
-#: the scope around it.
+#: The attributes of a scope that are read: whether it was cancelled, whether it is shielded from
+#: the scopes around it, and the next scope around it.
 _OF_A_SCOPE = ("_cancel_called", "_shield", "_parent_scope")
 
 
 @cache
 def cancellation_due(backend: Any) -> IsDue:
-    """The quickest way to ask, of AnyIO's backend for asyncio."""
+    """Return the fastest function that works with AnyIO's backend for asyncio."""
     module = sys.modules.get(backend.__module__)
     return _by_scopes(module) or by_deadline(backend)
 
 
 def by_deadline(backend: Any) -> IsDue:
-    """The public way."""
+    """Return a function that uses AnyIO's public interface."""
 
     def is_due(_: asyncio.AbstractEventLoop) -> bool:
         deadline: float = backend.current_effective_deadline()
@@ -44,14 +44,14 @@ def by_deadline(backend: Any) -> IsDue:
 
 
 def _by_scopes(module: Any) -> IsDue | None:
-    """The quick way; None if AnyIO keeps its scopes in another way than it is known to."""
+    """Return a function that reads AnyIO's scopes; None if AnyIO lacks the expected names."""
     import asyncio
 
     def running_task() -> asyncio.Task[Any] | None:
-        """That of another loop, which a socket is used in after all."""
+        """The task of the loop that is really running, if it is another one."""
         try:
             return current_task()
-        except RuntimeError:  # which is not asyncio's
+        except RuntimeError:  # no asyncio loop is running
             return None
 
     states: Any = getattr(module, "_task_states", None)
@@ -68,11 +68,11 @@ def _by_scopes(module: Any) -> IsDue | None:
     def is_due(loop: asyncio.AbstractEventLoop) -> bool:
         task = current_task(loop) or running_task()
         state = None if task is None else state_of(task)
-        if state is None:  # AnyIO has had nothing to do with this task
+        if state is None:  # AnyIO does not know this task, so it is in no cancel scope
             return False
         scope = state.cancel_scope
         while scope is not None:
-            if scope._cancel_called:  # noqa: SLF001  # see the head of this module
+            if scope._cancel_called:  # noqa: SLF001  # see the docstring of this module
                 return True
             if scope._shield:  # noqa: SLF001
                 return False

@@ -1,4 +1,4 @@
-"""What a failed dial means, in words: in each message, a bounded number of addresses."""
+"""The errors of dialling and their messages. Each message names a limited number of addresses."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ._errors import (
     text_of,
 )
 
-#: How many addresses, or errors of one kind, a message names.
+#: How many addresses or errors a list in a message has.
 _MOST_NAMED = 8
 
-#: How long the reason of a policy may be, in characters. If a connection leads elsewhere, one
-#: reason may contain another.
+#: How long the reason of a policy may be, in characters. A reason may contain another one, if the
+#: connection leads to another address than the one that was dialled.
 _LONGEST_REASON = 500
 
 #: Ports whose servers speak HTTP. A user who cannot connect there often needs an HTTP client.
@@ -54,7 +54,7 @@ def attempt_failed(where: str, exc: Exception) -> ConnectError:
 
 
 def needs_zone(where: str, exc: Exception) -> ConnectError:
-    """The error for a link-local address without a zone, which is EINVAL to the system."""
+    """The error for a link-local address without a zone. The kernel's error is only EINVAL."""
     return _caused(
         ConnectError(
             f"{where}: a link-local address needs a zone, the network interface that leads to "
@@ -65,25 +65,25 @@ def needs_zone(where: str, exc: Exception) -> ConnectError:
 
 
 def prepare_failed(where: str, exc: Exception) -> ConnectError:
-    """The error for an attempt whose socket made the ``Connector``'s ``prepare`` raise."""
+    """The error for an attempt in which the ``Connector``'s ``prepare`` raised ``exc``."""
     why = f"the Connector's prepare raised {type(exc).__name__}: {text_of(exc)}"
     return _caused(ConnectError(f"{where}: {why}"), exc)
 
 
 def badly_prepared(where: str, why: str) -> ConnectError:
-    """The error for an attempt whose socket the ``Connector``'s ``prepare`` made useless."""
+    """The error for an attempt in which the ``Connector``'s ``prepare`` did something wrong."""
     return ConnectError(f"{where}: the Connector's prepare {why}")
 
 
 def cannot_bind(where: str, local_host: str, exc: OSError) -> ConnectError:
-    """The error for an attempt that could not be made from ``local_host``."""
+    """The error for an attempt whose socket could not be bound to ``local_host``."""
     why = f"{where}: cannot connect from local_host {local_host}: {text_of(exc)}"
     return _caused(ConnectError(why), exc)
 
 
 def forbidden(what: str, why: str) -> AddressNotAllowedError:
-    """The error for an address that the policy forbids, and by which rule."""
-    # A policy of the user's may return any text.
+    """The error for an address that the policy forbids. ``why`` names the rule."""
+    # A user's policy may return any text.
     why = shorten(str(why), _LONGEST_REASON)
     error = AddressNotAllowedError(f"{what}: the Connector's policy forbids it: {why}")
     error.errno = errno.EACCES
@@ -91,7 +91,7 @@ def forbidden(what: str, why: str) -> AddressNotAllowedError:
 
 
 def not_judged(what: str, exc: Exception) -> AddressNotAllowedError:
-    """The error for an address that the policy failed to judge."""
+    """The error for an address for which the policy raised ``exc``."""
     error = AddressNotAllowedError(
         f"{what}: the Connector's policy raised {type(exc).__name__} in place of judging it: "
         f"{text_of(exc)}"
@@ -107,7 +107,7 @@ def loop(what: str, why: str) -> LoopError:
 
 
 def perhaps_loop(what: str, exc: OSError) -> AddressNotAllowedError:
-    """The error for an address that may lead back here: the system does not tell."""
+    """The error for an address that may lead back to this process: the system did not tell."""
     why = f"it cannot be told whether this process itself listens there: {text_of(exc)}"
     error = forbidden(what, why)
     error.__cause__ = fresh(exc)
@@ -115,14 +115,14 @@ def perhaps_loop(what: str, exc: OSError) -> AddressNotAllowedError:
 
 
 def dialer_failed(where: str, exc: Exception) -> ConnectError:
-    """The error for one attempt of a dialer to reach the address ``where``."""
+    """The error for an attempt in which a dialer raised ``exc``, to reach ``where``."""
     known = system_error(exc) if isinstance(exc, OSError) else None
     number = None if known is None else known.errno
     if isinstance(known, socket.gaierror):
         error: ConnectError = ResolveError(f"{where}: the name has no address: {text_of(known)}")
     elif number in _KINDS:
         error = attempt_failed(where, OSError(number, ""))
-    elif isinstance(known, ConnectionRefusedError):  # raised by hand, without the number
+    elif isinstance(known, ConnectionRefusedError):  # raised by Python code, without an errno
         number = errno.ECONNREFUSED
         error = attempt_failed(where, OSError(number, ""))
     elif isinstance(known, TimeoutError):
@@ -137,10 +137,10 @@ def dialer_failed(where: str, exc: Exception) -> ConnectError:
 
 
 def system_error(exc: OSError) -> OSError:
-    """The system's error behind ``exc``, if AnyIO's ``connect_tcp()`` raised that.
+    """The system's error that is the cause of ``exc``, if AnyIO's ``connect_tcp()`` raised that.
 
-    AnyIO raises an OSError without a number. What went wrong is its cause: an error, or a group
-    with one error for each address, which may be of several kinds.
+    AnyIO raises an OSError without an errno. Its cause is the system's error, or a group with one
+    error for each address. If they are of several kinds, this returns ``exc``.
     """
     if exc.errno is not None or exc.__cause__ is None:
         return exc
@@ -160,7 +160,7 @@ def _leaves(error: Any) -> Iterator[BaseException]:
 
 
 def not_a_stream(where: str, returned: object, instead: str) -> ConnectError:
-    """The error for a dialer that returned something else."""
+    """The error for a dialer that did not return a stream. ``instead``: what to do instead."""
     kind = type(returned).__name__
     return ConnectError(
         f"cannot connect to {where}: the Connector's dialer returned {kind}, which is no "
@@ -179,25 +179,25 @@ def resolve_failed(hostname: str, port: int, exc: Exception | None) -> ConnectEr
 
 
 def no_lookup(hostname: str, port: int, exc: Exception) -> ConnectError:
-    """The error for a name that could not even be looked up."""
+    """The error for a name that could not be looked up at all."""
     error = ResolveError(f"cannot resolve {hostname!r}: {text_of(exc)}; check your DNS")
     return note_http(_caused(error, exc), port)
 
 
 def resolver_failed(hostname: str, port: int, exc: Exception) -> ConnectError:
-    """The error for a name that made the ``Connector``'s resolver raise something."""
+    """The error for a name for which the ``Connector``'s resolver raised ``exc``."""
     why = f"the Connector's resolver raised {type(exc).__name__}: {text_of(exc)}"
     return note_http(_caused(ResolveError(f"cannot resolve {hostname!r}: {why}"), exc), port)
 
 
 def bad_answer(hostname: str, port: int, value: object, why: str) -> ConnectError:
-    """The error for an answer of the ``Connector``'s resolver, or a part of one."""
+    """The error for an invalid answer of the ``Connector``'s resolver. ``value`` is the part."""
     told = f"the Connector's resolver returned {quote(value)}, which {why}"
     return note_http(ResolveError(f"cannot resolve {hostname!r}: {told}"), port)
 
 
 def no_such_zone(ip: str, exc: OSError) -> ConnectError:
-    """The error for an IPv6 address whose zone the system does not take."""
+    """The error for an IPv6 address whose zone the system does not accept."""
     number, _, zone = ip.partition("%")
     try:
         socket.if_nametoindex(zone)
@@ -213,7 +213,7 @@ def no_such_zone(ip: str, exc: OSError) -> ConnectError:
 
 
 def none_allowed(where: str, refused: Sequence[ConnectError], left_out: int = 0) -> ConnectError:
-    """One error for a host that has no address that may be dialled."""
+    """One error for a host if the policy refuses all of its addresses."""
     each = _listed(refused, f"{where}: ") + _left_out(left_out)
     kinds = {type(error) for error in refused}
     kind = kinds.pop() if len(kinds) == 1 else AddressNotAllowedError
@@ -239,12 +239,13 @@ def dial_failed(
     refused: Sequence[ConnectError],
     left_out: int = 0,
 ) -> ConnectError:
-    """One error for a dial of which every attempt failed.
+    """One error for a dial if all attempts failed.
 
-    If all attempts failed with the same class, it has that class, such as :class:`RefusedError`.
+    If all attempts failed with the same class, such as :class:`RefusedError`, the error has that
+    class.
     """
     last = attempts[-1]
-    # An IP address has only itself to try: name it once.
+    # If the host is an IP address, `where` is the only address tried: name it once.
     each = _listed(attempts, f"{where}: ")
     if len(attempts) > 1:
         each = f"all {len(attempts)} addresses failed: {each}"
@@ -258,19 +259,19 @@ def dial_failed(
 
 
 def reset_at_once(where: str, exc: Exception) -> ConnectError:
-    """The error for a connection that the peer reset before it could be given away."""
+    """The error for a connection that the peer reset before its socket could be returned."""
     cause = exc.__cause__ if isinstance(exc.__cause__, Exception) else exc
     why = f"cannot connect to {where}: it was made, and broke at once: {text_of(cause)}"
     return _caused(ConnectError(why), cause)
 
 
 def no_thread(where: str, exc: Exception) -> ConnectError:
-    """The error for a connection for which no thread, or no event loop, could be started."""
+    """The error for a blocking call if no thread or no event loop could be started."""
     return _caused(ConnectError(f"cannot connect to {where}: {text_of(exc)}"), exc)
 
 
 def opening_failed(where: str, exc: Exception) -> ConnectError:
-    """The error for anything else that goes wrong, perhaps in foreign code."""
+    """The error for any other exception, for example from foreign code."""
     error = ConnectError(f"cannot connect to {where}: {type(exc).__name__}: {text_of(exc)}")
     return _caused(error, exc)
 
@@ -279,7 +280,7 @@ def opening_failed(where: str, exc: Exception) -> ConnectError:
 
 
 def proxy_unreachable(where: str, proxy: object, at: str, exc: ConnectError) -> ProxyError:
-    """The error for a proxy, at the address ``at``, that could not be connected to."""
+    """The error for a proxy to which no connection could be made. ``at`` is its address."""
     error = ProxyError(_unreached(where, proxy, at, exc), attempts=exc.attempts)
     error.errno = exc.errno
     error.__cause__ = exc.__cause__
@@ -289,7 +290,7 @@ def proxy_unreachable(where: str, proxy: object, at: str, exc: ConnectError) -> 
 def proxy_refused(
     where: str, why: str, status: int | None, cause: BaseException | None
 ) -> ProxyError:
-    """The error for one address that a proxy was asked for in vain."""
+    """The error for one address to which a proxy did not connect."""
     error = ProxyError(f"{where}: {why}", status=status)
     error.__cause__ = cause
     return error
@@ -302,7 +303,7 @@ def proxy_refused_all(
     refused: Sequence[ConnectError],
     left_out: int = 0,
 ) -> ProxyError:
-    """One error for a proxy that connected to none of the addresses that it was asked for."""
+    """One error for a proxy that connected to none of the requested addresses."""
     last = attempts[-1]
     each = _listed(attempts, f"{where}: ")
     if len(attempts) > 1:
@@ -321,7 +322,10 @@ def proxy_failed(
     cause: BaseException | None,
     attempts: tuple[ProxyError, ...],
 ) -> ProxyError:
-    """The error for a proxy that fails for every address, after ``attempts``."""
+    """The error for a proxy that would fail for every address.
+
+    ``attempts``: those for other addresses, which failed before.
+    """
     before = f"; before that: {_listed(attempts)}" if attempts else ""
     error = ProxyError(_through(where, proxy, f"{why}{before}"), status=status, attempts=attempts)
     error.__cause__ = cause
@@ -331,14 +335,17 @@ def proxy_failed(
 def proxy_not_reached(
     where: str, proxy: object, at: str, error: ConnectTimeoutError
 ) -> ConnectTimeoutError:
-    """``connect_timeout`` ran out, with ``error``, before the proxy at ``at`` was reached."""
+    """The error for a ``connect_timeout`` that ran out before the proxy was connected.
+
+    ``at`` is the proxy's address, and ``error`` the error of connecting to it.
+    """
     return _too_late(_unreached(where, proxy, at, error), error.attempts)
 
 
 def proxy_silent(
     where: str, proxy: object, seconds: float, attempts: tuple[ConnectError, ...]
 ) -> ConnectTimeoutError:
-    """``connect_timeout`` ran out before the proxy had answered."""
+    """The error for a ``connect_timeout`` that ran out before the proxy answered."""
     why = f"it did not answer within {seconds:g} seconds; perhaps it cannot connect there itself"
     if attempts:
         why += f"; {_listed(attempts)}"
@@ -358,7 +365,7 @@ def _through(where: str, proxy: object, why: str) -> str:
 
 
 def no_slot(where: str, seconds: float, limit: int) -> ConnectTimeoutError:
-    """``connect_timeout`` ran out before there was a slot."""
+    """The error for a ``connect_timeout`` that ran out before a slot was free."""
     return _too_late(
         f"cannot connect to {where}: no slot came free within {seconds:g} seconds: all "
         f"{limit} of max_connections are taken; close sockets that are no longer needed"
@@ -366,7 +373,7 @@ def no_slot(where: str, seconds: float, limit: int) -> ConnectTimeoutError:
 
 
 def not_resolved(where: str, port: int, seconds: float) -> ConnectTimeoutError:
-    """``connect_timeout`` ran out before the name was resolved."""
+    """The error for a ``connect_timeout`` that ran out before the name was resolved."""
     error = _too_late(
         f"cannot connect to {where}: the name was not resolved within {seconds:g} seconds; "
         "check your DNS"
@@ -385,7 +392,7 @@ def dial_timed_out(
     refused: Sequence[ConnectError],
     left_out: int,
 ) -> ConnectTimeoutError:
-    """``connect_timeout`` ran out before there was a connection."""
+    """The error for a ``connect_timeout`` that ran out before a connection was made."""
     message = f"cannot connect to {where}: no connection within {seconds:g} seconds"
     if silent and [str(endpoint) for endpoint in silent] != [where]:
         message += f"; no answer from {_listed(silent, separator=', ')}"
@@ -397,7 +404,7 @@ def dial_timed_out(
 
 
 def not_opened(where: str, seconds: float) -> ConnectTimeoutError:
-    """``connect_timeout`` ran out before the socket given to ``wrap()`` was open."""
+    """The error for a ``connect_timeout`` that ran out before the wrapped socket was open."""
     return _too_late(
         f"cannot connect to {where}: the socket that was wrapped was not open within "
         f"{seconds:g} seconds"
@@ -405,7 +412,10 @@ def not_opened(where: str, seconds: float) -> ConnectTimeoutError:
 
 
 def not_flushed(where: str, seconds: float) -> ConnectTimeoutError:
-    """``connect_timeout`` ran out while ``start_tls()`` waited for a send to go out."""
+    """The error for a ``connect_timeout`` that ran out during the wait for a send in flight.
+
+    ``start_tls()`` waits for that before the handshake.
+    """
     return _too_late(
         f"cannot start TLS with {where}: what was sent before did not go out within "
         f"{seconds:g} seconds: the peer does not read it"
@@ -424,7 +434,7 @@ def _too_late(message: str, attempts: tuple[ConnectError, ...] = ()) -> ConnectT
 
 
 def note_http(error: ConnectError, port: int) -> ConnectError:
-    """Add a hint to the error of a dial to a web port, as workerd does in its message."""
+    """Add a note to an error for a web port. workerd has the same hint in its message."""
     if port in _HTTP_PORTS:
         note = (
             f"port {port} is for HTTP: to talk to a web server, "

@@ -1,4 +1,4 @@
-"""Dialers: functions of the user's that make the connections."""
+"""Dialers: functions of the user that make the connections."""
 
 from __future__ import annotations
 
@@ -17,54 +17,55 @@ from ._transport import ForeignTransport, Transport
 
 
 class Dialer(Protocol):
-    """What ``Connector(dialer=)`` takes: a way to an address, and a stream that leads there.
+    """The type of ``Connector(dialer=)``: it connects to an address and returns a stream.
 
-    An ``async def`` function of one argument will do, as will a method. It may go through SSH, to
-    a Unix socket, or to a peer in the same process. The :class:`SocketAddress` that it is called
-    with has an IP address, if the ``policy`` of the ``Connector`` judges addresses: it is one that
-    the policy allows. Otherwise it has the host as ``connect()`` was given it, in its normal form,
-    and the policy has allowed the port.
+    It can be an ``async def`` function with one argument, or such a method. It may connect through
+    SSH, to a Unix socket, or to a peer in the same process. It is called with a
+    :class:`SocketAddress`. If the ``policy`` of the ``Connector`` judges addresses, that has an IP
+    address, which the policy allows. Otherwise it has the host that was given to ``connect()``, in
+    its normal form, and the policy has allowed the port.
 
-    The stream belongs to the new socket, which closes it. It may be one of AnyIO's, or any other
-    ``ByteStream``. A ``Socket`` is connected first. Then it gives its connection away, as by
-    ``detach()``. If it cannot, because it has TLS for example, it is used as by
-    :meth:`Socket.wrap`, and needs ``allow_half_open`` if the new socket has it.
+    The new socket owns the returned stream and closes it. It may be a stream of AnyIO, or any
+    other ``ByteStream``. If it is a ``Socket``, that is connected first, and then its connection
+    is taken over, like by ``detach()``. If that is not possible, for example because it uses TLS,
+    it is used like by :meth:`Socket.wrap`, and needs ``allow_half_open`` if the new socket has it.
 
-    A :class:`SocketError` that is raised is what the futures of the socket fail with. If there are
-    several addresses, it is in ``attempts`` of the :class:`ConnectError`, like that of any
-    other attempt. An ``OSError`` becomes what it would be from the system: ``ECONNREFUSED`` and
-    ``ConnectionRefusedError`` are :class:`RefusedError`, ``ETIMEDOUT`` and ``TimeoutError`` are
-    :class:`ConnectTimeoutError`, ``socket.gaierror`` is :class:`ResolveError`. Any other
-    exception, and a result that is no ``ByteStream``, is a :class:`ConnectError`.
+    If the dialer raises a :class:`SocketError`, the futures of the socket fail with it. If there
+    are several addresses, it is an item in ``attempts`` of the :class:`ConnectError`, like the
+    error of any other attempt. An ``OSError`` is treated like an error of the system:
+    ``ECONNREFUSED`` and ``ConnectionRefusedError`` become :class:`RefusedError`, ``ETIMEDOUT`` and
+    ``TimeoutError`` become :class:`ConnectTimeoutError`, and ``socket.gaierror`` becomes
+    :class:`ResolveError`. Any other exception, and a result that is not a ``ByteStream``, becomes
+    a :class:`ConnectError`.
 
-    A dial that is not wanted any more is cancelled: by ``close()``, by ``connect_timeout``, or
-    because another address was faster. A stream that is returned after that is closed.
+    A dial that is no longer needed is cancelled: by ``close()``, by ``connect_timeout``, or
+    because another address was faster. If it returns a stream all the same, the stream is closed.
     """
 
     def __call__(self, address: SocketAddress, /) -> Awaitable[ByteStream]:
-        """Connect to ``address``; return the stream."""
+        """Connect to ``address``, and return the stream."""
         ...
 
 
 async def reach(dialer: Dialer, address: SocketAddress) -> Transport:
-    """Have ``dialer`` connect to ``address``. Cancelled, it leaves no stream behind.
+    """Let ``dialer`` connect to ``address``. If this is cancelled, it leaves no stream behind.
 
-    :raises ConnectError: what it returned is no stream
-    :raises Exception: whatever the dialer raises
+    :raises ConnectError: the dialer did not return a stream
+    :raises Exception: any exception of the dialer
     """
-    # Whatever the annotations promise.
+    # Users need not obey the annotations.
     answer: object = dialer(address)
     if not isawaitable(answer):
         raise not_a_stream(format_address(*address), answer, "write it with 'async def'")
     stream: object = await answer
     if not isinstance(stream, ByteStream):
         if isinstance(stream, AsyncResource):
-            with suppress(Exception):  # what it returned matters more
+            with suppress(Exception):  # the error below matters more
                 await anyio.aclose_forcefully(stream)
         raise not_a_stream(format_address(*address), stream, "return an anyio.abc.ByteStream")
     transport = stream if isinstance(stream, Transport) else ForeignTransport(stream)
     try:
-        # It may have shielded itself from the cancellation.
+        # The dialer may have shielded itself from a cancellation.
         await checkpoint_if_cancelled()
     except BaseException:
         await transport.abort()

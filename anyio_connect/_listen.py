@@ -1,4 +1,4 @@
-"""``listen()``: the inbound half, each accepted connection a ``Socket``."""
+"""``listen()``: accept connections, each of them as a ``Socket``."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from ._target import Target
 from ._tcp import TCPTransport, host_and_port
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup  # which AnyIO needs there too
+    from exceptiongroup import BaseExceptionGroup  # installed with AnyIO on these versions
 
-#: What accept() fails with if this process or the system lacks something that may be freed again.
+#: Errors of accept() that may pass: the process or the system has run out of a resource.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-#: What it fails with because of one connection, which is lost. EPERM comes from a firewall. The
-#: others were pending errors of that connection (accept(2)). Not every system has all of them.
+#: Errors of accept() that concern a single connection, which is lost. EPERM comes from a firewall.
+#: The others were pending errors of that connection (accept(2)). Some systems lack some of them.
 _GONE = frozenset(
     getattr(errno, name, errno.ECONNABORTED)
     for name in (
@@ -41,15 +41,15 @@ _GONE = frozenset(
         *("EHOSTUNREACH", "EOPNOTSUPP", "ENETUNREACH", "ETIMEDOUT", "ECONNRESET"),
     )
 )
-#: What binding fails with if this machine does not have that address, or that kind of address.
+#: Errors of bind() for an address, or a family of addresses, that this machine does not have.
 _NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
-#: What a handler may raise because of something that its client did, or failed to do.
+#: Exceptions of a handler that its client may have caused.
 _OF_ONE_CLIENT = (
     SocketError,
     *(anyio.EndOfStream, anyio.IncompleteRead, anyio.DelimiterNotFound),
     *(anyio.BrokenResourceError, anyio.ClosedResourceError),
 )
-#: How long to wait if something is exhausted, in seconds.
+#: How long to wait before the next accept() if a resource is exhausted, in seconds.
 _PAUSE = 0.1
 _FREE_PORT_TRIES = 10
 _BACKLOG = 65536
@@ -63,29 +63,30 @@ async def listen(
     keep_alive: float | None = None,
     backlog: int | None = None,
 ) -> Listener:
-    """Listen at ``address``; each connection that is accepted becomes a :class:`Socket`.
+    """Listen at ``address``. Each accepted connection becomes a :class:`Socket`.
 
-    ``address``: as for ``connect()``, but the port may be 0, for any free port. If it is a name,
-    this listens at all its addresses that this machine has. To listen at every address of the
-    machine, write ``"0.0.0.0:80"`` or ``"[::]:80"``, each for its own family.
+    ``address``: like for ``connect()``, but port 0 stands for any free port. If it is a name, this
+    listens at all addresses of the name that this machine has. To listen at all addresses of the
+    machine, write ``"0.0.0.0:80"`` for IPv4 or ``"[::]:80"`` for IPv6.
 
-    ``allow_half_open``, ``close_timeout``, ``keep_alive``: as for ``connect()``, for each socket.
+    ``allow_half_open``, ``close_timeout``, ``keep_alive``: like for ``connect()``, for each
+    accepted socket.
 
-    ``backlog``: how many connections the kernel keeps until they are accepted, at most; 65536,
-    or what the system allows, unless given.
+    ``backlog``: the maximum number of connections that the kernel keeps until they are accepted;
+    65536 by default. The system may have a lower limit.
 
     For each option, None means the same as leaving it out.
 
-    Plain TCP only. For TLS, ``anyio.streams.tls.TLSListener(listener, ssl_context)``, whose
-    handlers get AnyIO's ``TLSStream``.
+    This is for plain TCP. For TLS, use ``anyio.streams.tls.TLSListener(listener, ssl_context)``,
+    whose handlers get AnyIO's ``TLSStream``.
 
-    While it listens, a ``Connector`` whose policy refuses loops does not connect to it from
-    this process. Cancelled, it leaves nothing behind.
+    While it listens, a ``Connector`` in this process does not connect to it if its policy refuses
+    loops. A cancelled call leaves nothing behind.
 
-    :raises InvalidAddressError: the address names no TCP endpoint
+    :raises InvalidAddressError: ``address`` is not the address of a TCP endpoint
     :raises InvalidOptionError: an option has a bad value
     :raises ResolveError: the name has no address
-    :raises ListenError: it cannot listen there
+    :raises ListenError: the system does not allow to listen there
     """
     where = parse_address(address, lowest_port=0)
     options = parse_options(
@@ -100,7 +101,7 @@ async def listen(
     check_count("backlog", backlog)
     await checkpoint()
     endpoints = await resolve(where)
-    # A port that is free at one address may be taken at the next.
+    # With several addresses, a port that is free at the first may be taken at the next.
     tries = 1 if where.port else _FREE_PORT_TRIES
     while True:
         tries -= 1
@@ -112,9 +113,9 @@ async def listen(
 
 
 def _bind(endpoints: list[Endpoint], port: int, backlog: int) -> list[socket.socket]:
-    """Listen at each address that this machine has, on the same port.
+    """Listen at those of the addresses that this machine has, all on the same port.
 
-    :raises OSError: one of them is taken or forbidden, or this machine has none of them
+    :raises OSError: an address is in use or forbidden, or this machine has none of them
     """
     sockets: list[socket.socket] = []
     missing: list[OSError] = []
@@ -154,7 +155,7 @@ def _listening(family: int, sockaddr: tuple[Any, ...], backlog: int) -> socket.s
 
 
 class Listener(abc.Listener[Socket]):
-    """What ``listen()`` returns. It has no public constructor. Close it, or use ``async with``."""
+    """The result of ``listen()``; it has no public constructor. Close it or use ``async with``."""
 
     def __init__(self, sockets: list[socket.socket], options: Options) -> None:
         self._sockets = {sock: readiness(sock) for sock in sockets}
@@ -167,7 +168,7 @@ class Listener(abc.Listener[Socket]):
 
     @property
     def addresses(self) -> list[str]:
-        """Where it listens: ``"ip:port"``, IPv6 in brackets, one or more."""
+        """The addresses that it listens at: one or more ``"ip:port"``, with IPv6 in brackets."""
         return [format_address(*name) for name in self._names]
 
     async def serve(
@@ -175,25 +176,25 @@ class Listener(abc.Listener[Socket]):
     ) -> None:
         """Accept connections until cancelled or closed; run ``handler`` in a task for each.
 
-        The socket is open, and it is the handler's to close. A connection that was reset before it
-        was accepted is handed over too: what the peer sent can be read, then
+        The handler gets an open socket and has to close it. It also gets connections that were
+        reset before they were accepted: the peer's data can be received, and then
         :class:`BrokenError` is raised.
 
-        What a client can cause ends its handler and nothing else: a :class:`SocketError`, what
-        AnyIO's streams raise (``EndOfStream``, ``IncompleteRead``, ``DelimiterNotFound``,
-        ``BrokenResourceError``, ``ClosedResourceError``), or an exception group of nothing else.
-        It is logged as a warning with the peer's address, by
-        ``logging.getLogger("anyio_connect")``. Any other exception of a handler ends its task
-        group: ``task_group``, or one around this call.
+        Some exceptions may be caused by the client: a :class:`SocketError`, an exception of
+        AnyIO's streams (``EndOfStream``, ``IncompleteRead``, ``DelimiterNotFound``,
+        ``BrokenResourceError``, ``ClosedResourceError``), or an exception group that has only
+        these. They end only the handler that raised them, and are logged as warnings with the
+        peer's address, by ``logging.getLogger("anyio_connect")``. Any other exception of a handler
+        ends its task group: ``task_group``, or else one that this call creates and waits for.
 
-        When this process has run out of descriptors or memory, that is logged, and accepting goes
-        on a little later.
+        If this process runs out of descriptors or memory, that is logged, and accepting goes on a
+        little later.
 
-        :raises anyio.ClosedResourceError: the listener was closed, and the tasks in the group
-            around this call have ended
-        :raises anyio.BusyResourceError: another task serves already
-        :raises ListenError: no more connections can be accepted, for a reason that does not pass;
-            the tasks in the group around this call were cancelled
+        :raises anyio.ClosedResourceError: the listener was closed, and the tasks in the group of
+            this call have ended
+        :raises anyio.BusyResourceError: another task is serving already
+        :raises ListenError: accepting failed with an error that will not pass; the tasks in the
+            group of this call were cancelled
         """
         failed: list[ListenError] = []  # raised at the end, outside of the exception groups
         with self._serving:
@@ -232,18 +233,18 @@ class Listener(abc.Listener[Socket]):
         handler: Callable[[Socket], Any],
         group: TaskGroup,
     ) -> None:
-        """Start the handler: from then on, nothing else has the connection."""
+        """Start the handler, which then has the only reference to the connection."""
         try:
             limit = set_keep_alive(connection, self._options.keep_alive)
             transport = TCPTransport(connection, remote=remote, limit=limit, unused=True)
-        except (OSError, ValueError):  # it is gone: the system no longer tells its address
+        except (OSError, ValueError):  # it is lost: the system no longer knows its address
             connection.close()
             return
         peer: Any = transport.extra(SocketAttribute.remote_address)
         target = Target(SocketAddress(*peer), self._options)
         ours = Socket(Accepted(transport), target, None)
         try:
-            # This waits for nothing. A connection that was accepted has to go to the handler.
+            # This does not wait. An accepted connection must reach the handler.
             with anyio.CancelScope(shield=True):
                 await ours.opened
             group.start_soon(handle, handler, ours, str(target), name=f"serve {target}")
@@ -277,10 +278,10 @@ class Listener(abc.Listener[Socket]):
         return None
 
     async def aclose(self) -> None:
-        """Stop listening. Connections that were accepted go on. Done even when cancelled.
+        """Stop listening. Accepted connections stay open. A cancelled call still stops listening.
 
-        Once it returns, the port is free, and connections to it are refused. Those that came in
-        and were not accepted yet are reset.
+        Afterwards the port is free, and connections to it are refused. Connections that were not
+        accepted yet are reset.
         """
         if not self._closed.is_set():
             self._closed.set()
@@ -291,7 +292,7 @@ class Listener(abc.Listener[Socket]):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """AnyIO's ``SocketAttribute``: of the first address, if there are several."""
+        """AnyIO's ``SocketAttribute``, for the first address if there are several."""
         first = next(iter(self._sockets))
 
         return {
@@ -303,7 +304,7 @@ class Listener(abc.Listener[Socket]):
 
 
 async def handle(handler: Callable[[Socket], Any], socket: Socket, peer: str) -> None:
-    """Run a handler. An error that its client may have caused is logged, and not raised."""
+    """Run a handler. An error that the client may have caused is logged and not raised."""
     try:
         await handler(socket)
     except _OF_ONE_CLIENT as exc:
@@ -315,7 +316,7 @@ async def handle(handler: Callable[[Socket], Any], socket: Socket, peer: str) ->
             raise
         _log_end(peer, ours)
         if others is not None:
-            raise others from None  # only cancellations: a client must not make them an error
+            raise others from None  # cancellations only: a client must not turn them into an error
 
 
 def _log_end(peer: str, error: BaseException) -> None:

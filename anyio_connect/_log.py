@@ -1,12 +1,13 @@
-"""What the package logs, by ``logging.getLogger("anyio_connect")``.
+"""The log of the package, by ``logging.getLogger("anyio_connect")``.
 
-Warnings and errors tell what no call can raise. Debug lines tell how a connection comes about and
-ends: name lookups, attempts, handshakes, closing. They cost next to nothing while they are off:
-:attr:`Log.debugs` is read before a line is made. The ``logging`` module imports much, so it is not
-imported here: as long as nobody else has imported it, nobody can have switched debug lines on.
+Warnings and errors report what no call can raise. Debug lines report how a connection is made and
+ended: name lookups, attempts, handshakes, closing. They cost very little while they are off,
+because :attr:`Log.debugs` is read before a line is built. Importing ``logging`` is slow, so this
+module does not import it: before other code has imported it, no code can have switched debug lines
+on.
 
-A line has no characters that control a terminal, and is of a bounded length. What handlers and
-filters raise is dropped, so that logging cannot break a connection.
+A line has no characters that control a terminal, and its length is limited. Exceptions of handlers
+and filters are ignored, so that logging cannot break a connection.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ class Log:
         try:
             logger = self._logger
             if logger is None:
-                # Another thread may be importing it, so that it has no names yet.
+                # While another thread imports the module, the name may be missing.
                 get_logger = getattr(sys.modules.get("logging"), "getLogger", None)
                 if get_logger is None:
                     return False
                 logger = self._logger = get_logger(_NAME)
             return logger.isEnabledFor(_DEBUG)
-        except Exception:  # noqa: BLE001  # of a logger class of the user's
+        except Exception:  # noqa: BLE001  # from a user's logger class
             return False
 
     def debug(self, text: str, *about: object, error: BaseException | None = None) -> None:
@@ -72,7 +73,7 @@ class Log:
 
     def _get(self) -> logging.Logger:
         if self._logger is None:
-            import logging  # here, because hardly anybody needs it, and it imports much
+            import logging  # here, because few programs need it, and its import is slow
 
             self._logger = logging.getLogger(_NAME)
         return self._logger

@@ -1,7 +1,8 @@
-"""TCP over a network in memory, as a transport: what ``testing`` is made of.
+"""A transport over a network in memory, for ``anyio_connect.testing``.
 
-The rules of TCP are in ``_memory_tcp``. This module adds the time of the event loop, tasks that
-wait, and an object with the calls of a socket. On top of that is the same transport as over TCP.
+The rules of TCP are in ``_memory_tcp``. This module adds the time of the event loop, waiting
+tasks, and an object with the methods of a socket. The transport on top of it is the one that is
+used over real TCP.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ else:
 
 Address = tuple[str, int]
 
-#: What connecting fails with if the connection was made, and reset before anybody looked. Such a
-#: connection counts as made, as it does when a real network is dialled.
+#: The errors for a connection that was made and then reset, before we asked. It counts as made,
+#: like on a real network (see _dial).
 _RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
 
 
 class Clock:
-    """What is to happen at which time of the running event loop.
+    """A schedule of calls, in the time of the running event loop.
 
-    There is no task and no timer behind it. A task that does something, or waits, first does what
-    is due, in the order of its times.
+    It has no task and no timer of its own. A task that uses the network first makes all calls that
+    are due, in the order of their times.
     """
 
     def __init__(self) -> None:
@@ -51,11 +52,11 @@ class Clock:
         self._due: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._count = 0
         self._running = False
-        self._sooner = False  # something was added that is due before what was next
+        self._sooner = False  # a new call is due before those that were scheduled
         self._waiting: dict[anyio.Event, None] = {}
 
     def at(self, when: float, what: Callable[..., None], *args: object) -> None:
-        """Call ``what`` at that time. What is due at once is called in the order of the calls.
+        """Schedule a call of ``what`` at that time, and after earlier calls of the same time.
 
         The caller has to call :meth:`catch_up` afterwards.
         """
@@ -64,7 +65,7 @@ class Clock:
         self._sooner = self._sooner or self._due[0][1] == self._count
 
     def catch_up(self) -> None:
-        """Do what is due."""
+        """Make the calls that are due."""
         if self._running:
             return
         now = anyio.current_time()
@@ -78,11 +79,11 @@ class Clock:
         self.now = now
         if self._sooner and self._due:
             for event in self._waiting:
-                event.set()  # that task waits for something later
+                event.set()  # its task has to wait for the new call instead of a later one
         self._sooner = False
 
     async def wait(self, event: anyio.Event) -> None:
-        """Wait for ``event``, or until something is due that may set it."""
+        """Wait for ``event``, or until the next call is due, which may set it."""
         deadline = self._due[0][0] if self._due else float("inf")
         self._waiting[event] = None
         try:
@@ -93,7 +94,7 @@ class Clock:
 
 
 class Bell:
-    """Wakes the tasks that wait for something to happen."""
+    """Wakes all tasks that wait for it."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -104,25 +105,25 @@ class Bell:
             event.set()
 
     async def wait(self) -> None:
-        """Wait until it rings, and do what is due by then. There may be false alarms."""
+        """Wait until :meth:`ring` is called, then catch up. There may be false alarms."""
         event = anyio.Event()
         self._waiting[event] = None
         try:
             await self._clock.wait(event)
         finally:
             del self._waiting[event]
-        # It may have rung in the very turn in which the task was cancelled.
+        # The task may be cancelled in the same turn in which the event was set.
         await checkpoint_if_cancelled()
         self._clock.catch_up()
 
 
 class Line(End):
-    """An end of a connection. What goes to or from a silent server is held back."""
+    """An end of a connection. Everything sent to or from a silent server is held back."""
 
     def __init__(
         self, clock: Clock, wire: Wire, server: Address, silent: Mapping[Address, list[Kept]]
     ) -> None:
-        """``silent``: for each server that is silent, what is held back."""
+        """``silent``: for each silent server, what is held back."""
         super().__init__(clock, wire)
         self._server = server
         self._silent = silent
@@ -135,19 +136,19 @@ class Line(End):
             kept.append((self, what, args))
 
 
-#: Something that is to happen at the other end of a line: where, and what.
+#: A call that is held back: the end that sends, the function, and its arguments.
 Kept: TypeAlias = tuple[Line, Callable[..., None], tuple[object, ...]]
 
 
 class MemorySocket:
-    """An end in memory with those methods of ``socket.socket`` that ``TCPTransport`` uses."""
+    """An end in memory, with the methods of ``socket.socket`` that ``TCPTransport`` uses."""
 
     def __init__(self, clock: Clock, end: End) -> None:
         self.clock = clock
         self.end = end
         self.family = socket.AF_INET6 if ":" in end.local[0] else socket.AF_INET
         self.watches: dict[MemoryWatch, None] = {}
-        # Not a method of this object, which would make a reference cycle.
+        # A method of this object would make a reference cycle.
         end.changed = _teller(self.watches)
 
     def fileno(self) -> int:
@@ -213,12 +214,12 @@ def _teller(watches: dict[MemoryWatch, None]) -> Callable[[int], None]:
 
 
 class MemoryWatch:
-    """Watches one socket: as :class:`_watch.Watch`."""
+    """Watches one socket in memory, like :class:`_watch.Watch`."""
 
     def __init__(self, sock: MemorySocket, events: int) -> None:
         self._sock = sock
         self._events = events | ERR | HUP
-        self._came = True  # events that are there already count
+        self._came = True  # events that have occurred before are reported too
         self._closed = sock.end.released
         self._bell = Bell(sock.clock)
 
@@ -235,7 +236,7 @@ class MemoryWatch:
         self._sock.watches.pop(self, None)
 
     def tell(self, key: int) -> None:
-        """Take note that these events have come, or that the state has changed (0)."""
+        """Report that events have occurred, or that the state has changed (0)."""
         if not key or key & self._events:
             self._came = True
             self._bell.ring()
@@ -246,9 +247,9 @@ class MemoryWatch:
         self._bell.ring()
 
     async def wait(self) -> int:
-        """Wait until one of the events comes; return those that are there.
+        """Wait until at least one of the events has occurred, and return all that have.
 
-        :raises anyio.ClosedResourceError: the socket, or this, was closed
+        :raises anyio.ClosedResourceError: the socket or this watch was closed
         """
         await checkpoint_if_cancelled()
         self._sock.clock.catch_up()
@@ -262,7 +263,7 @@ class MemoryWatch:
 
 
 class MemoryReadiness:
-    """Waits for one socket in memory: as :class:`_readiness.Readiness`."""
+    """Waits for one socket in memory, like :class:`_readiness.Readiness`."""
 
     waits_first = False
     leave = None
@@ -321,10 +322,7 @@ class MemoryReadiness:
 
 
 class MemoryTransport(TCPTransport):
-    """The transport of TCP over a connection in memory.
-
-    What other transports ask the kernel, it asks the other end.
-    """
+    """The TCP transport over a connection in memory: it asks the other end, not the kernel."""
 
     def __init__(self, sock: MemorySocket, error: OSError | None = None) -> None:
         as_if: Any = sock
@@ -367,7 +365,7 @@ class MemoryTransport(TCPTransport):
         if self._closed:
             return False
         self._closed = True
-        with suppress(RuntimeError):  # the event loop has ended, and so has the other end
+        with suppress(RuntimeError):  # the event loop has ended, and the other end with it
             self._drop()
         return True
 
@@ -379,7 +377,7 @@ class MemoryTransport(TCPTransport):
 
 
 async def _made(sock: MemorySocket) -> int:
-    """Wait until the connection is made; return the errno of a reset that came by then, or 0.
+    """Wait until the connection is made; return the errno of a reset since then, or 0.
 
     :raises OSError: the connection could not be made
     """
@@ -403,14 +401,14 @@ class Memory:
         self._silent: dict[Address, list[Kept]] = {}
 
     def line(self, server: Address) -> Line:
-        """One end of a new connection with ``server``."""
+        """Return one end of a new connection with ``server``."""
         wire = Wire(self.latency, self._buffer_size, self._buffer_size)
         return Line(self.clock, wire, server, self._silent)
 
     async def connect(self, client: Address, server: Address) -> MemoryTransport:
-        """Connect. Cancelled, it leaves nothing behind.
+        """Connect. A cancelled call leaves nothing behind.
 
-        :raises OSError: what the system would raise
+        :raises OSError: the error that the kernel would report
         """
         line = self.line(server)
         line.local = client
@@ -425,13 +423,13 @@ class Memory:
             raise
 
     def silence(self, servers: list[Address]) -> list[Address]:
-        """Hold back what is sent to and from these; return those that were not silent before."""
+        """Hold back everything sent to and from ``servers``; return those not silent before."""
         new = [server for server in servers if server not in self._silent]
         self._silent.update((server, []) for server in new)
         return new
 
     def hear(self, servers: list[Address]) -> None:
-        """Let everything arrive that was held back."""
+        """Deliver everything that was held back."""
         self.clock.catch_up()
         for server in servers:
             for line, what, args in self._silent.pop(server):
@@ -440,7 +438,7 @@ class Memory:
 
 
 class Backlog:
-    """The connections that have come in at some addresses and were not accepted yet."""
+    """The connections at the addresses of a listener that were not accepted yet."""
 
     def __init__(self, memory: Memory, where: list[Address]) -> None:
         self._memory = memory
@@ -462,9 +460,9 @@ class Backlog:
             self._came.ring()
 
     async def take(self) -> MemoryTransport:
-        """Wait for a connection, and take it. Cancelled, it has taken none.
+        """Wait for a connection and take it. A cancelled call has taken none.
 
-        :raises anyio.ClosedResourceError: this was closed, also while waiting
+        :raises anyio.ClosedResourceError: this was closed, before the call or during it
         """
         self._memory.clock.catch_up()
         while not self._closed and not self._queue:

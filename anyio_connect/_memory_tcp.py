@@ -1,13 +1,13 @@
-"""The two ends of a TCP connection in memory, as Linux behaves (net/ipv4/tcp*.c).
+"""The two ends of a TCP connection in memory, with the behaviour of Linux (net/ipv4/tcp*.c).
 
-It is exact about what a program can see: what ``recv()`` returns after a reset, which errors are
-told once, when ``close()`` turns into a reset, what a closed end answers to data, which flags
-``poll()`` shows, and what is unacknowledged. It simulates windows and delays, but neither
-congestion nor the loss of packets.
+It is exact in everything that a program can see: what ``recv()`` returns after a reset, which
+errors are reported only once, when ``close()`` sends a reset, what a closed end answers to data,
+which flags ``poll()`` shows, and how much is unacknowledged. It simulates windows and delays, but
+neither congestion nor the loss of packets.
 
-Nothing here waits. Things happen when a :class:`Timeline` says that their time has come. Sockets
-of ``testing`` are on top of this. The project's own simulation adds what is random about networks,
-and compares this with the kernel.
+Nothing here waits: a :class:`Timeline` calls functions at their times. The sockets of ``testing``
+use this module. The project's own simulation uses it too, adds random delays and chunks, and
+compares the result with the kernel.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from ._watch import ERR, HUP, IN, OUT, RDHUP
 E = TypeVar("E", bound="End")
 E_contra = TypeVar("E_contra", bound="End", contravariant=True)
 
-#: Stands for a change of the state itself, of which every watch is told.
+#: The key for a change of the state itself. Every watch is told of it.
 STATE = 0
 
 
 def error(code: int) -> OSError:
-    """The kernel's error with that number. OSError chooses the subclass."""
+    """The kernel's error for ``code``. OSError chooses the subclass."""
     return OSError(code, os.strerror(code))
 
 
 class Timeline(Protocol):
-    """What is to happen at which time."""
+    """A schedule of calls."""
 
     @property
     def now(self) -> float:
@@ -42,15 +42,15 @@ class Timeline(Protocol):
         ...
 
     def at(self, when: float, what: Callable[..., None], *args: object) -> None:
-        """Call ``what`` at that time. What is due at once is called in the order of the calls."""
+        """Schedule a call of ``what`` at that time, and after earlier calls of the same time."""
         ...
 
 
 class Host(Protocol[E_contra]):
-    """What answers at an address."""
+    """A host: it answers connection attempts at an address."""
 
     def syn(self, client: E_contra) -> None:
-        """A connection attempt of a client has arrived here."""
+        """Handle a client's connection attempt, which has just arrived."""
         ...
 
 
@@ -66,8 +66,8 @@ class Wire:
 class End:
     """One end of a connection, with or without a descriptor.
 
-    ``changed`` is called whenever there may be something new to see, with its poll flags, or with
-    ``STATE``.
+    ``changed`` is called whenever a program may see a change: with the poll flags of the event, or
+    with ``STATE``.
     """
 
     def __init__(self, network: Timeline, wire: Wire) -> None:
@@ -76,21 +76,21 @@ class End:
         self.local: tuple[str, int] = ("", 0)
         self.remote: tuple[str, int] = ("", 0)
         self.changed: Callable[[int], None] = lambda key: None
-        self.peer: End | None = None  # once the connection is made
+        self.peer: End | None = None  # set when the connection is made
         self.connecting: bool = True
         self.dead: bool = False  # TCP_CLOSE
-        self.error: int = 0  # sk_err: told once
+        self.error: int = 0  # sk_err: reported once
         self.released: bool = False  # close() was called
-        self.rx: bytearray = bytearray()  # arrived, not yet received
+        self.rx: bytearray = bytearray()  # arrived and not received yet
         self._linger0 = False
-        # Sending. Bytes that were accepted wait for room at the peer, are then on their way, and
-        # are then kept until they are acknowledged.
+        # Sending. Accepted bytes wait for room at the peer, then they are in flight, and then they
+        # are kept until the peer acknowledges them.
         self.waiting: bytearray = bytearray()
         self.flying: int = 0
         self.kept: int = 0
         self._last_arrival = 0.0  # at the other end: TCP delivers in order
         self._fin_wanted = self._fin_sent = self._fin_acknowledged = False
-        self._starved = False  # a send has found no room (SOCK_NOSPACE)
+        self._starved = False  # a send found no room (SOCK_NOSPACE)
         # Receiving
         self._fin_received = False  # SOCK_DONE
         self._receive_shut = False
@@ -105,13 +105,13 @@ class End:
         self.changed(STATE)
 
     def refuse(self, code: int) -> None:
-        """The attempt has failed."""
+        """Make the connection attempt fail."""
         if self.connecting and not self.released:
             self.connecting = False
             self.error = code
             self._die()
 
-    # --- what a program calls
+    # --- the calls of a program
 
     def receive(self, most: int, *, peek: bool = False) -> bytes:
         if self.rx:
@@ -163,7 +163,7 @@ class End:
         self.changed(STATE)
 
     def linger0(self) -> None:
-        """Close with a reset (SO_LINGER with a time of 0)."""
+        """Make :meth:`close` send a reset (SO_LINGER with a time of 0)."""
         self._linger0 = True
 
     def disconnect(self) -> None:
@@ -205,12 +205,12 @@ class End:
         return mask
 
     def take_error(self) -> int:
-        """SO_ERROR."""
+        """Return and clear the error (SO_ERROR)."""
         return self._take_error()
 
     @property
     def unacknowledged(self) -> int:
-        """SIOCOUTQ: bytes that the peer's kernel has not acknowledged; our FIN counts as one."""
+        """How many bytes the peer has not acknowledged (SIOCOUTQ). A FIN counts as one byte."""
         return self._used() + (self._fin_wanted and not self._fin_acknowledged)
 
     @property
@@ -224,27 +224,27 @@ class End:
     # --- the behaviour of the network, which derived classes may override
 
     def _taken(self, count: int) -> int:
-        """How many of ``count`` bytes a send takes, if there is room for all of them."""
+        """How many of ``count`` bytes a send accepts if there is room for all of them."""
         return count
 
     def _segment(self, size: int) -> int:
-        """How many of ``size`` bytes that wait are sent in one piece."""
+        """How many of ``size`` waiting bytes are sent in one piece."""
         return size
 
     def _lag(self) -> float:
-        """How long something that is sent now takes to the other end, in seconds."""
+        """How long data that is sent now takes to the other end, in seconds."""
         return self.wire.delay
 
     def _lag_of_acknowledgement(self) -> float:
-        """How long an acknowledgement takes, in seconds; it may be delayed."""
+        """How long an acknowledgement takes, in seconds, with any delay before it is sent."""
         return self.wire.delay
 
     def send_over(self, when: float, what: Callable[..., None], *args: object) -> None:
-        """Call ``what`` at the time at which something reaches the other end."""
+        """Schedule a call that takes place when something arrives at the other end."""
         self.network.at(when, what, *args)
 
     def _note(self, *what: object) -> None:
-        """Take note of an event here, for a log."""
+        """Record an event of this end, for a log."""
 
     # --- the wire
 
@@ -256,12 +256,12 @@ class End:
         return code
 
     def _dispatch(self, what: Callable[..., None], *args: object) -> None:
-        """Call ``what`` when it reaches the other end, after everything that was sent earlier."""
+        """Send something: call ``what`` when it arrives, after everything that was sent before."""
         self._last_arrival = max(self._last_arrival, self.network.now + self._lag())
         self.send_over(self._last_arrival, what, *args)
 
     def pump(self) -> None:
-        """Send as much as the peer's window has room for."""
+        """Send as much data as the peer's window allows."""
         peer = self.peer
         if self.dead or peer is None:
             return
@@ -289,7 +289,7 @@ class End:
         peer.flying -= len(data)
         peer.kept += len(data)
         if self.dead or self.released or (self._receive_shut and self._fin_wanted):
-            # No program will read it: RFC 1122 4.2.2.13.
+            # No program will receive it, so the answer is a reset (RFC 1122 4.2.2.13).
             if not peer.dead:
                 self._note("answers data with a reset", len(data))
                 if not self.dead:
@@ -332,7 +332,7 @@ class End:
             return
         self._fin_acknowledged = True
         if self._fin_received:
-            self._die()  # it was LAST_ACK or CLOSING
+            self._die()  # the state was LAST_ACK or CLOSING
         else:
             self.changed(STATE)
 
@@ -347,7 +347,7 @@ class End:
         if self.dead:
             return
         self._note("gets a reset")
-        # In CLOSE_WAIT it is EPIPE: the peer has ended, and does not take what we still send.
+        # In CLOSE_WAIT, a reset is EPIPE: the peer has ended, and refuses what we still send.
         in_close_wait = self._fin_received and not self._fin_wanted
         self.error = errno.EPIPE if in_close_wait else errno.ECONNRESET
         self._die()
@@ -360,7 +360,7 @@ class End:
 
 
 def connect(hosts: Mapping[tuple[str, int], Host[E]], client: E, address: tuple[str, int]) -> None:
-    """Send the first packet of an attempt to the host at that address, if there is one."""
+    """Start a connection attempt. If no host has the address, it is refused."""
     client.remote = address
     network, delay = client.network, client.wire.delay
 
@@ -375,14 +375,14 @@ def connect(hosts: Mapping[tuple[str, int], Host[E]], client: E, address: tuple[
 
 
 def accept(client: End, server: E, ready: Callable[[E], None]) -> None:
-    """Answer an attempt: the client has the connection after one delay, the server after two."""
+    """Accept an attempt: the client is connected after one delay, the server after two."""
     network = client.network
 
     def at_client() -> None:
         if client.released or client.dead:
             server.released = server.dead = True
             return
-        server.peer = client  # now, as the client's first packets may come before at_server()
+        server.peer = client  # now, because the client's first data may arrive before at_server()
         client.establish(server)
         client.send_over(network.now + client.wire.delay, at_server)
 

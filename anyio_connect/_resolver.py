@@ -1,4 +1,4 @@
-"""Looks names up by a function of the user's, in place of the system."""
+"""Look names up by a function of the user, instead of the system."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import TypeAlias
 from ._address import SocketAddress, is_ip
 from ._dial_errors import bad_answer, resolve_failed, resolver_failed
 
-#: What ``Connector(resolver=)`` takes.
+#: The type of ``Connector(resolver=)``.
 Resolver: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 
-#: How many addresses of an answer are looked at. An answer may have any number.
+#: The most addresses of an answer that are read. An answer may have any number.
 _MOST = 256
 
 
 async def ask(resolver: Resolver, address: SocketAddress) -> tuple[list[str], int]:
-    """The IP addresses that ``resolver`` returns for a name; and how many more it returned.
+    """Return the IP addresses that ``resolver`` returns for a name, and how many more there are.
 
-    There is at least one.
+    The list has at least one address.
 
-    :raises ResolveError: it returned none, returned something else, or raised something
+    :raises ResolveError: the resolver returned no address or something else, or raised an error
     """
     host, port = address
     try:
-        # Users need not keep to the annotations.
+        # Users need not obey the annotations.
         answer: object = resolver(host, port)
         found: object = await answer if isawaitable(answer) else _NoAwaitable(answer)
     except Exception as exc:
@@ -51,7 +51,7 @@ async def ask(resolver: Resolver, address: SocketAddress) -> tuple[list[str], in
 
 
 class _NoAwaitable:
-    """What stands for an answer that cannot be awaited."""
+    """Marks an answer that cannot be awaited."""
 
     def __init__(self, answer: object) -> None:
         self.answer = answer

@@ -1,4 +1,4 @@
-"""What a failed TLS handshake means, in words."""
+"""The messages of TLS errors: what OpenSSL's errors and the peer's alerts mean."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _VERSION = "no TLS version in common: we offer 1.2 and newer unless an ssl_conte
 _WANTS_CERTIFICATE = (
     "the peer wants a client certificate: load one into an ssl_context with load_cert_chain()"
 )
-# An ssl_context does not tell whether it has a client certificate.
+# We cannot know whether we sent a client certificate: an ssl_context does not tell.
 _OUR_CERTIFICATE = "the peer says that our client certificate {}; if we sent none, it wants one"
 _NOT_DECRYPTED = (
     "the peer could not decrypt what it got from us: something in between changed it, "
     "or one of the two sides has a bug"
 )
-#: The advice in an error. The command line replaces it by the name of its own option.
+#: The advice in an error. The command line replaces it by its own option.
 TO_TRUST_IT = "pass an ssl_context that trusts it"
 _TO_CHANGE_IT = "if you cannot have that changed, an ssl_context can allow it: "
 _TO_TAKE_WEAK_KEYS = "set_ciphers('DEFAULT:@SECLEVEL=1')"
@@ -42,7 +42,7 @@ _TOO_WEAK = (
     f"the peer's {{}} is too weak for this machine's OpenSSL: {_TO_CHANGE_IT}{_TO_TAKE_WEAK_KEYS}"
 )
 
-#: OpenSSL's reason for giving up (`SSLError.reason`) -> what it means to somebody who connects.
+#: OpenSSL's reason for an error (`SSLError.reason`) -> what it means to a client.
 _REASONS = {
     "WRONG_VERSION_NUMBER": _NOT_TLS,
     "HTTP_REQUEST": _NOT_TLS,
@@ -65,9 +65,9 @@ _REASONS = {
     "NO_SUITABLE_SIGNATURE_ALGORITHM": _TOO_WEAK.format("signature"),
 }
 
-#: The alert by which the peer gave up (RFC 8446 section 6, and older ones that OpenSSL has a name
-#: for) -> what it means to somebody who connects. Alerts about a certificate also come after the
-#: handshake: in TLS 1.3, it is over for us before the peer has seen our certificate.
+#: The peer's alert (RFC 8446 section 6, and older ones that OpenSSL knows) -> what it means to a
+#: client. Alerts about our certificate can arrive after the handshake: in TLS 1.3, our handshake
+#: is complete before the peer has seen the certificate.
 _ALERTS = {
     "unexpected_message": "the peer got a message from us that it did not expect by then",
     "bad_record_mac": _NOT_DECRYPTED,
@@ -110,7 +110,7 @@ _ALERTS = {
 }
 
 #: X509_V_ERR_... (`SSLCertVerificationError.verify_code`) -> what is wrong with the certificate.
-#: The braces are for details.
+#: Details replace the braces.
 _VERIFY = {
     9: "{early}: check the clock of this machine",
     10: "{late}",
@@ -126,8 +126,8 @@ _VERIFY = {
     68: _TOO_WEAK.format("certificate's signature"),
 }
 
-#: Codes of OpenSSL 3 that only the flag VERIFY_X509_STRICT causes. Contexts that Python makes have
-#: it from Python 3.13 on.
+#: Codes of OpenSSL 3 that occur only with the flag VERIFY_X509_STRICT. The standard library sets
+#: it since Python 3.13.
 _STRICT = range(80, 94)
 
 _OF_STRICT = (
@@ -136,12 +136,12 @@ _OF_STRICT = (
     "ssl.VERIFY_X509_STRICT"
 )
 
-#: How many certificates, or names in one, a message shows.
+#: How many certificates, or names in a certificate, a message shows.
 _SHOWN = 4
 
 
 def handshake_failed(where: str, wanted: str, exc: Exception, engine: object = None) -> TLSError:
-    """The error for a handshake that OpenSSL, or the context, gave up."""
+    """The error for a handshake that failed in OpenSSL or in the context."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return _certificate_rejected(where, wanted, exc, engine)
     what = None
@@ -159,7 +159,7 @@ def handshake_failed(where: str, wanted: str, exc: Exception, engine: object = N
 def _certificate_rejected(
     where: str, wanted: str, exc: ssl.SSLCertVerificationError, engine: object
 ) -> CertificateError:
-    # Not all of these errors are OpenSSL's: truststore's lack some attributes.
+    # Errors of truststore have the same class, but lack some attributes.
     code = getattr(exc, "verify_code", 0)
     said = _plain(str(getattr(exc, "verify_message", exc)))
     verified, sent = _chain(engine, "get_verified_chain"), _chain(engine, "get_unverified_chain")
@@ -188,20 +188,20 @@ def _take_after(error: TLSError, exc: ssl.SSLError) -> None:
 
 
 def _chain(engine: Any, which: str) -> Sequence[Mapping[str, Any]]:
-    """The contents of the certificates that were verified, or sent; the peer's own comes first.
+    """The contents of the verified certificates, or of those sent. The peer's own comes first.
 
-    ``getpeercert()`` returns only a certificate that was accepted. The lists that are read here
-    exist since Python 3.10, and are public, in another form, since 3.13.
+    ``getpeercert()`` returns a certificate only if it was accepted. The private methods that are
+    called here exist since Python 3.10. Since 3.13 there are public ones, with other results.
     """
     try:
         found = getattr(engine._sslobj, which)() or ()  # noqa: SLF001
         return [certificate.get_info() for certificate in found]
-    except Exception:  # of an engine of another make
+    except Exception:  # from an engine of another implementation
         return ()
 
 
 def _out_of_time(chain: Sequence[Mapping[str, Any]], bound: str) -> str:
-    """Which certificates have expired (``notAfter``) or are not valid yet, and the date."""
+    """Say which certificates have expired (``notAfter``) or are not valid yet, with the date."""
     found = []
     for n, certificate in enumerate(chain):
         when = certificate.get(bound, "")
@@ -222,11 +222,11 @@ _NOT_SAID = {"notBefore": "is not valid yet", "notAfter": "has expired"}
 
 
 def _unknown(verified: Sequence[Mapping[str, Any]], sent: Sequence[Mapping[str, Any]]) -> str:
-    """Who signed a certificate that nobody here trusts, and what may be wrong."""
+    """Say who signed a certificate that is not trusted, and what may be the reason."""
     text = "its certificate is signed by an authority that is not trusted here"
     last = (verified or sent or ({},))[-1]
     if last.get("issuer") and last.get("issuer") != last.get("subject"):
-        # The issuer is neither among what is trusted here, nor among what the peer sent.
+        # The issuer's certificate is neither trusted here, nor did the peer send it.
         return (
             f"{text}: {_name(last, 'issuer')}; if that is an intermediate authority, the peer has "
             f"to send its certificate too, and did not; if it should be trusted, {TO_TRUST_IT}"
@@ -236,7 +236,7 @@ def _unknown(verified: Sequence[Mapping[str, Any]], sent: Sequence[Mapping[str, 
 
 
 def _name(certificate: Mapping[str, Any], field: str = "subject") -> str:
-    """The most telling part of a distinguished name, quoted."""
+    """The most informative part of a distinguished name, quoted."""
     parts = dict(part for relative in certificate.get(field, ()) for part in relative)
     for key in ("commonName", "organizationalUnitName", "organizationName"):
         if key in parts:
@@ -245,22 +245,22 @@ def _name(certificate: Mapping[str, Any], field: str = "subject") -> str:
 
 
 def check_count(value: object, most: int) -> None:
-    """Check how many bytes an engine of another make says that it has encrypted.
+    """Check the result of ``write()``, which an engine of another implementation may get wrong.
 
-    :raises TypeError: it is no number of bytes, or more than there were
+    :raises TypeError: ``value`` is not a number from 1 to ``most``
     """
     if value not in range(1, most + 1):
         raise TypeError(f"write() of its engine returned {quote(value)}")
 
 
 def explain(exc: Exception) -> str:
-    """Why a session was lost after its handshake."""
-    # OpenSSL's other reasons mean something else here than in a handshake.
+    """Say why a session was lost after its handshake."""
+    # _REASONS describes failures of handshakes only.
     return (isinstance(exc, ssl.SSLError) and _alert(exc)) or _said(exc)
 
 
 def _said(exc: BaseException) -> str:
-    """The text of an exception that we have no words of our own for."""
+    """The text of an exception for which this module has no message."""
     try:
         text = _plain(str(exc))
     except Exception:
@@ -273,13 +273,14 @@ def _said(exc: BaseException) -> str:
 
 
 def _plain(text: str) -> str:
-    """A foreign text for messages: not too long, without characters that control a terminal."""
+    """Shorten a foreign text for messages, and escape characters that control a terminal."""
     return shorten("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 def _alert(exc: ssl.SSLError) -> str | None:
-    """What it means, if it is an alert of the peer's that has a name; otherwise None."""
-    # OpenSSL's name begins with the version that introduced the alert, and one is spelt otherwise.
+    """The meaning of ``exc`` if it is a known alert of the peer; otherwise None."""
+    # OpenSSL's name begins with the TLS version that introduced the alert. It spells one alert,
+    # user_canceled, in its own way.
     alert = re.match(r"(?:SSLV3|TLSV1|TLSV13|SSL/TLS)_(?:ALERT_)?(\w+)$", _reason(exc))
     if alert is None:
         return None
@@ -287,17 +288,17 @@ def _alert(exc: ssl.SSLError) -> str | None:
 
 
 def _reason(exc: ssl.SSLError) -> str:
-    """The name that OpenSSL has for what went wrong.
+    """OpenSSL's name for the reason of an error.
 
-    Python knows only the names that OpenSSL had when Python was built. OpenSSL's own text, which
-    is the name in another form, is always there.
+    Python knows only the names of the OpenSSL version that it was built with. So if Python has no
+    name, this is made from OpenSSL's text, which is the same name in another form.
     """
     text = re.sub(r"^\[.*?\] | \(_ssl\.c:\d+\)$", "", exc.strerror or "")
     return getattr(exc, "reason", None) or text.upper().replace(" ", "_")
 
 
 def _names(certificate: Mapping[str, Any]) -> str:
-    """The names that a certificate is for, if it has any."""
+    """The names that a certificate is valid for."""
     if not certificate:
         return "other names"
     names = [quote(name) for _, name in certificate.get("subjectAltName", ())]
@@ -307,19 +308,19 @@ def _names(certificate: Mapping[str, Any]) -> str:
 
 
 def _and(parts: list[str], between: str = ", and ") -> str:
-    """A list as text; of a long one, only the beginning."""
+    """A list as text. Of a long list, only the beginning is shown."""
     more = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
     return between.join(parts[:_SHOWN]) + more
 
 
-#: How the first record of a peer that speaks TLS begins: it is an alert or a handshake message.
+#: The first byte of a peer that speaks TLS: its first record is an alert or a handshake message.
 _RECORDS = (b"\x15", b"\x16")
 
 
 def handshake_ended(where: str, exc: Exception, said: bytes) -> TLSError:
-    """The error for a connection that ended or broke before the handshake was done.
+    """The error for a connection that ended or broke before the handshake was complete.
 
-    ``said``: what the peer had sent until then, or the beginning of it.
+    ``said``: the first bytes that the peer has sent.
     """
     if said and not said.startswith(_RECORDS):
         what = _NOT_TLS
@@ -333,7 +334,7 @@ def handshake_ended(where: str, exc: Exception, said: bytes) -> TLSError:
 
 
 def handshake_timed_out(where: str, seconds: float) -> ConnectTimeoutError:
-    """``connect_timeout`` ran out after TCP had connected."""
+    """The error for a ``connect_timeout`` that ran out during the handshake."""
     error = ConnectTimeoutError(
         f"no TLS with {where}: the handshake did not finish within {seconds:g} seconds: "
         f"{_PERHAPS_NOT_TLS}; if it is merely slow, connect_timeout should be longer"

@@ -1,4 +1,4 @@
-"""The way through a proxy: connect to it, and ask it to connect to the target."""
+"""Connect through a proxy: connect to the proxy, and ask it to connect to the target."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from ._tls import start_tls
 from ._tls_errors import handshake_timed_out
 from ._transport import Transport
 
-#: The ALPN protocols offered to a proxy (RFC 7301), unless a context has its own. CONNECT is
-#: spoken in no other protocol here.
+#: The ALPN protocols offered to a proxy (RFC 7301), unless the context has its own. This package
+#: supports CONNECT only in HTTP/1.1.
 _ALPN = ("http/1.1",)
 
 
@@ -47,8 +47,8 @@ def through(
 ) -> Callable[[Target], Tunnel]:
     """Return the way through the proxy with that URL, for any target.
 
-    :raises InvalidOptionError: it is not the URL of a proxy, its libraries are not installed, or
-        it cannot be used with the policy of ``route``
+    :raises InvalidOptionError: ``url`` is not the URL of a proxy, its libraries are not installed,
+        or the proxy cannot be used with the policy of ``route``
     """
     proxy = parse_proxy("proxy", url)
     if proxy.scheme == "socks5h" and judges_addresses(route.policy):
@@ -60,27 +60,27 @@ def through(
 
 
 class _Phase(Enum):
-    """What a tunnel is doing."""
+    """The current step of a tunnel."""
 
-    FINDING = auto()  #: it looks the target up
-    REACHING = auto()  #: it connects to the proxy
-    SHAKING = auto()  #: it makes the TLS handshake with the proxy
-    ASKING = auto()
+    FINDING = auto()  #: resolving the target's name
+    REACHING = auto()  #: connecting to the proxy
+    SHAKING = auto()  #: making the TLS handshake with the proxy
+    ASKING = auto()  #: asking the proxy to connect to the target
 
 
 class Tunnel:
-    """The way to ``target`` through ``proxy``.
+    """The way to ``target`` through ``proxy`` (see ``_open.Way``).
 
-    If the policy of ``route`` judges addresses, or the proxy takes no names, the target's name is
-    resolved here. The proxy is then asked for each address that is allowed, one after the other,
-    over a new connection each time. Otherwise the proxy is asked for the name. The address of the
-    proxy itself is not judged. ``context`` is for TLS with the proxy; None is the default one.
+    If the policy of ``route`` judges addresses, or the proxy does not accept names, the target's
+    name is resolved here. Then the proxy is asked for each allowed address in turn, over a new
+    connection each time. Otherwise the proxy is asked for the name. The proxy's own address is not
+    judged. ``context`` is for TLS with the proxy; None is the default context.
     """
 
     def __init__(
         self, route: Route, proxy: Proxy, context: ssl.SSLContext | None, target: Target
     ) -> None:
-        # local_host is for connecting to the proxy.
+        # local_host applies only to the connection to the proxy.
         self._to_target = route._replace(local_host=None)
         self._to_proxy = route._replace(policy=UNRESTRICTED).for_socket(target.options)
         self._proxy = proxy
@@ -90,18 +90,18 @@ class Tunnel:
         self._require_close_notify = target.options.require_close_notify
         self._found = Progress(target.address)
         self._attempts: list[ProxyError] = []
-        self._asked = self._where  # what the proxy was asked for last
+        self._asked = self._where  # the last address that the proxy was asked for
         self._phase = _Phase.FINDING
-        self._reaching = self._found  # how far connecting to the proxy has come
+        self._reaching = self._found  # the progress of connecting to the proxy
 
-    # --- as _open.Way has it
+    # --- the methods of _open.Way
 
     async def connect(self) -> Transport:
-        """Make the connection. Cancelled, it leaves nothing behind.
+        """Make the connection. If this is cancelled, it leaves nothing behind.
 
-        :raises ProxyError: the proxy cannot be reached, refused, or gave no proper answer
-        :raises TLSError: there is no TLS with the proxy
-        :raises ConnectError: the name has no address, or none that the policy allows
+        :raises ProxyError: the proxy cannot be reached, refused, or gave an invalid answer
+        :raises TLSError: the TLS handshake with the proxy failed
+        :raises ConnectError: the name has no address, or the policy allows none
         """
         hosts = [self._address.hostname]
         if not self._proxy.resolves_names or judges_addresses(self._to_target.policy):
@@ -129,7 +129,7 @@ class Tunnel:
         )
 
     def too_late(self, seconds: float) -> ConnectTimeoutError:
-        """The error if ``connect_timeout``, in seconds, runs out before the tunnel is there."""
+        """The error for a ``connect_timeout``, in seconds, that runs out in :meth:`connect`."""
         if self._phase is _Phase.FINDING:
             return self._found.too_late(seconds)
         if self._phase is _Phase.REACHING:
@@ -140,9 +140,9 @@ class Tunnel:
         return proxy_silent(self._where, self._proxy, seconds, tuple(self._attempts))
 
     def describe(self, transport: Transport) -> SocketInfo:
-        """What is known of the connection. The socket's addresses are ours and the proxy's.
+        """The facts about the connection. The kernel only knows our address and the proxy's.
 
-        :raises Exception: whatever a foreign stream raises
+        :raises Exception: any exception of a foreign stream
         """
         info = info_of(transport)
         return replace(info, remote_address=self._asked, proxy_address=info.remote_address)
@@ -161,7 +161,7 @@ class Tunnel:
             if isinstance(exc, anyio.EndOfStream):
                 raise ProxyAnswerError("it hung up in place of an answer") from None
             if isinstance(exc, anyio.BrokenResourceError):
-                cause = fresh(exc.__cause__ or exc)  # or this frame would keep itself
+                cause = fresh(exc.__cause__ or exc)  # a copy, to avoid a reference cycle
                 why = f"the connection to it broke before it had answered: {text_of(cause)}"
                 raise ProxyAnswerError(why) from cause
             raise

@@ -1,4 +1,4 @@
-"""A network in memory under ``connect()``, for tests of code that uses it.
+"""A network in memory, for tests of code that uses ``connect()``.
 
     network = Network()
     async with network.listen("db.example:5432") as listener:
@@ -6,8 +6,8 @@
         async with network.connector().connect("db.example:5432") as socket:
             ...
 
-Nothing leaves the process, no descriptor is opened, and no task is started. Sockets behave as over
-TCP on Linux: half-close, resets, buffers that are full, ``close()`` that waits for the peer.
+Nothing leaves the process, no descriptor is opened, and no task is started. Sockets behave like
+over TCP on Linux: half-close, resets, full buffers, and a ``close()`` that waits for the peer.
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ from ._target import Target
 
 __all__ = ("MemoryListener", "Network")
 
-#: The addresses of names that were given none. They are those of AS112 (RFC 7534, RFC 7535): they
-#: count as public by every rule, and nobody would want to connect to the hosts that have them.
+#: The networks of made-up addresses, for names without any. They belong to AS112 (RFC 7534, RFC
+#: 7535): all rules count them as public, and no program needs to connect to the real hosts there.
 _MADE_UP = (IPv4Network("192.31.196.0/24"), IPv6Network("2001:4:112::/48"))
-#: Where clients connect from (RFC 5737).
+#: The address of all clients (RFC 5737).
 _CLIENT = "192.0.2.1"
 _FIRST_FREE_PORT = 49152
 _LAST_PORT = 65535
 
 
 class Network:
-    """A network in memory. Its connections have the rules of TCP, and the time of the event loop.
+    """A network in memory. Its connections follow the rules of TCP, in the event loop's time.
 
-    It belongs to one event loop at a time.
+    One event loop at a time may use it.
 
-    ``latency``: how long anything takes from one end to the other, in seconds. Making a connection
-    takes twice that. A new value is for connections that are made after it was set.
+    ``latency``: how long everything takes from one end to the other, in seconds. Making a
+    connection takes twice that. A new value applies to connections that are made later.
 
-    ``buffer_size``: how many bytes each end of a connection keeps on either side, sent or
-    received, before a send has to wait.
+    ``buffer_size``: the size of the send buffer and of the receive buffer of each end, in bytes. A
+    send waits while the send buffer is full. Unacknowledged data stays in the send buffer.
 
-    A name exists once something listens there, or :meth:`add_host` has made it known. Every IP
-    address exists. A connection to a port where nothing listens is refused.
+    A name exists after a call of :meth:`listen` or :meth:`add_host` for it. Every IP address
+    exists. A connection to a port at which nothing listens is refused.
 
     :raises InvalidOptionError: a value is bad
     """
@@ -79,23 +79,24 @@ class Network:
 
     @property
     def latency(self) -> float:
-        """How long anything takes from one end to the other, in seconds."""
+        """How long everything takes from one end to the other, in seconds."""
         return self._memory.latency
 
     @latency.setter
     def latency(self, seconds: float) -> None:
         self._memory.latency = _seconds("latency", seconds)
 
-    # --- who is there
+    # --- hosts and listeners
 
     def add_host(self, name: str, *addresses: str) -> None:
-        """Make a name known, with these IP addresses in place of those that it had.
+        """Add a name with these IP addresses. If the name exists, they replace its old ones.
 
-        ``name``: a host name. ``addresses``: its IP addresses, by which policies judge it. If none
-        is given, the name keeps those that it has, or gets a public one that is made up. Listeners
-        at the name stay at the addresses that it had.
+        ``name``: a host name. ``addresses``: its IP addresses, which policies judge. If none are
+        given, an existing name keeps its addresses, and a new one gets a made-up public address.
+        Listeners at the name keep their old addresses.
 
-        :raises InvalidAddressError: ``name`` is no host name, or an address is no IP address
+        :raises InvalidAddressError: ``name`` is not a host name, or an address is not an IP
+            address
         """
         host = _host(name)
         ips = tuple(dict.fromkeys(_ip(address) for address in addresses))
@@ -109,14 +110,14 @@ class Network:
         allow_half_open: bool | None = None,
         close_timeout: float | None = None,
     ) -> MemoryListener:
-        """Listen at ``address`` at once; the package's ``listen()`` does the same, but is awaited.
+        """Listen at ``address``. Unlike the package's ``listen()``, this is not awaited.
 
-        ``address``, ``allow_half_open``, ``close_timeout``: as for that function. A new name
-        exists from then on, as by :meth:`add_host`. This listens at all addresses of the name.
+        ``address``, ``allow_half_open`` and ``close_timeout`` are those of that function. A new
+        name is added, like by :meth:`add_host`. This listens at all addresses of the name.
 
-        :raises InvalidAddressError: the address names no TCP endpoint
+        :raises InvalidAddressError: ``address`` is not the address of a TCP endpoint
         :raises InvalidOptionError: an option has a bad value
-        :raises ListenError: something listens there already
+        :raises ListenError: another listener is listening there
         """
         where = parse_address(address, lowest_port=0)
         options = parse_options(
@@ -137,17 +138,17 @@ class Network:
                 raise cannot_listen(format_address(*where), error(errno.EADDRINUSE))
         return MemoryListener(self._memory, [(ip, port) for ip in ips], options)
 
-    # --- what goes wrong
+    # --- failures
 
     def fail(
         self, address: str | SocketAddress | tuple[str, int], failure: OSError | None
     ) -> None:
-        """Make each dial of ``address`` fail with ``failure``, at once; with None, no longer.
+        """Make each dial of ``address`` fail with ``failure``, without delay. None undoes this.
 
-        For example, ``OSError(errno.EHOSTUNREACH, "")`` is what a router may answer. A new name
-        exists from then on, as by :meth:`add_host`.
+        For example, ``OSError(errno.EHOSTUNREACH, "")`` stands for the answer of a router. A new
+        name is added, like by :meth:`add_host`.
 
-        :raises InvalidAddressError: the address names no TCP endpoint
+        :raises InvalidAddressError: ``address`` is not the address of a TCP endpoint
         :raises InvalidOptionError: ``failure`` is neither an OSError nor None
         """
         where = parse_address(address)
@@ -162,24 +163,26 @@ class Network:
     def silence(
         self, address: str | SocketAddress | tuple[str, int]
     ) -> AbstractContextManager[None]:
-        """Hold back all that is sent to ``address``, or from there, until the block ends.
+        """Hold back everything that is sent to or from ``address``, until the block ends.
 
-        It is as if a cable were pulled: dials get no answer, and connections neither end nor are
-        reset. What was under way before still arrives. After the block, everything that was sent
-        meanwhile arrives in order, as TCP would send it again. A new name exists from then on, as
+        This simulates an unplugged cable: dials get no answer, and connections neither end nor are
+        reset. Data that was in flight before still arrives. After the block, everything that was
+        sent meanwhile arrives in order, because TCP would retransmit it. A new name is added, like
         by :meth:`add_host`.
 
-        :raises InvalidAddressError: the address names no TCP endpoint
+        :raises InvalidAddressError: ``address`` is not the address of a TCP endpoint
         """
         return self._silence(self._keys(parse_address(address)))
 
-    # --- ways there
+    # --- connecting
 
     async def dial(self, address: SocketAddress, /) -> ByteStream:
-        """Connect to ``address``: a :class:`Dialer`. The addresses of a name are tried in turn.
+        """Connect to ``address``. This is a :class:`Dialer`.
 
-        :raises OSError: what the system would raise: ``socket.gaierror`` for a name that does not
-            exist, ``ConnectionRefusedError`` if nothing listens there
+        The addresses of a name are tried in order.
+
+        :raises OSError: the error that the system would raise: ``socket.gaierror`` for a name that
+            does not exist, ``ConnectionRefusedError`` if nothing listens there
         """
         host, port = address
         failure: OSError = error(errno.EHOSTUNREACH)
@@ -197,9 +200,9 @@ class Network:
             del failure
 
     async def resolve(self, host: str, port: int) -> list[str]:
-        """Return the IP addresses of the name ``host``; of an IP address, itself.
+        """Return the IP addresses of ``host``; for an IP address, only that.
 
-        It is a ``resolver`` of ``Connector``. ``port`` makes no difference.
+        This is a ``resolver`` for ``Connector``. ``port`` makes no difference.
 
         :raises socket.gaierror: the name does not exist here
         """
@@ -209,15 +212,15 @@ class Network:
     def connector(
         self, like: Connector | None = None, *, policy: AddressPolicy | None = None
     ) -> Connector:
-        """Return a ``Connector`` whose sockets are on this network.
+        """Return a ``Connector`` whose sockets use this network.
 
-        ``like``: the ``Connector`` of the program that is tested. The new one has its values,
-        apart from those that are for real networks only (``local_host``, ``prepare``, ``proxy``).
-        Names are resolved on this network.
+        ``like``: the ``Connector`` of the tested program. The new one has the same values, apart
+        from those that apply to real networks only (``local_host``, ``prepare``, ``proxy``). This
+        network resolves the names.
 
-        ``policy``: the policy to use in place of that of ``like``.
+        ``policy``: replaces the policy of ``like``.
 
-        :raises InvalidOptionError: ``policy`` is no ``AddressPolicy``
+        :raises InvalidOptionError: ``policy`` is not an ``AddressPolicy``
         """
         given = {} if like is None else {name: getattr(like, name) for name in _KEPT}
         given |= {} if policy is None else {"policy": policy}
@@ -251,17 +254,17 @@ class Network:
             raise socket.gaierror(socket.EAI_NONAME, why) from None
 
     def _free_port(self, *ips: str) -> int:
-        """A port that nothing listens at and no connection comes from."""
+        """Return a port at which nothing listens and from which no connection comes."""
         port = max(self._ports.get(ip, _FIRST_FREE_PORT) for ip in ips)
         while any((ip, port) in self._memory.hosts for ip in ips):
             port += 1
         if port > _LAST_PORT:
-            port = _FIRST_FREE_PORT  # the first that was used is long gone
+            port = _FIRST_FREE_PORT  # its first connection has ended long ago
         self._ports.update(dict.fromkeys(ips, port + 1))
         return port
 
 
-#: What a Connector has that means something on a network in memory too.
+#: The values of a Connector that apply to a network in memory too.
 _KEPT = [
     field.name
     for field in fields(Connector)
@@ -271,9 +274,9 @@ _KEPT = [
 
 
 class MemoryListener(abc.Listener[Socket]):
-    """What ``Network.listen()`` returns. It has no public constructor; close it after use.
+    """The result of ``Network.listen()``. It has no public constructor. Close it after use.
 
-    Its sockets are open, as those of the package's ``Listener`` are.
+    Its sockets are open, like those of the package's ``Listener``.
     """
 
     def __init__(self, memory: Memory, where: list[tuple[str, int]], options: Options) -> None:
@@ -284,22 +287,22 @@ class MemoryListener(abc.Listener[Socket]):
 
     @property
     def addresses(self) -> list[str]:
-        """Where it listens: ``"ip:port"``, IPv6 in brackets, one or more."""
+        """The addresses that it listens at: one or more ``"ip:port"``, with IPv6 in brackets."""
         return [format_address(*key) for key in self._where]
 
     async def accept(self) -> Socket:
-        """Wait for a connection, and return our end of it, which is open.
+        """Wait for a connection, and return an open socket for it.
 
-        Clients connect without waiting for this. If it is cancelled, it has taken no connection.
+        Clients do not wait for this call to connect. A cancelled call has accepted no connection.
 
-        :raises anyio.ClosedResourceError: the listener was closed, also while waiting
+        :raises anyio.ClosedResourceError: the listener was closed, before the call or during it
         """
         await checkpoint()
         transport = await self._backlog.take()
         peer: Any = transport.extra(SocketAttribute.remote_address)
         target = Target(SocketAddress(*peer), self._options)
         ours = Socket(Accepted(transport), target, None)
-        with anyio.CancelScope(shield=True):  # it has been taken, and so has to be returned
+        with anyio.CancelScope(shield=True):  # the connection is accepted, so it must be returned
             await ours.opened
         return ours
 
@@ -308,13 +311,13 @@ class MemoryListener(abc.Listener[Socket]):
     ) -> None:
         """Accept connections until cancelled or closed; run ``handler`` in a task for each.
 
-        It does what :meth:`anyio_connect.Listener.serve` does: what a client can cause ends its
-        handler only, and is logged. The tasks are in ``task_group``, or in a group around this
-        call.
+        This is like :meth:`anyio_connect.Listener.serve`: an error that a client may have caused
+        ends only its handler, and is logged. The tasks are in ``task_group``, or else in a group
+        that this call creates and waits for.
 
-        :raises anyio.ClosedResourceError: the listener was closed, and the tasks in the group
-            around this call have ended
-        :raises anyio.BusyResourceError: another task serves already
+        :raises anyio.ClosedResourceError: the listener was closed, and the tasks in the group of
+            this call have ended
+        :raises anyio.BusyResourceError: another task is serving already
         """
         with self._serving:
             async with AsyncExitStack() as stack:
@@ -330,25 +333,25 @@ class MemoryListener(abc.Listener[Socket]):
     async def _start(
         self, accepted: Socket, handler: Callable[[Socket], Any], group: TaskGroup
     ) -> None:
-        """Start the handler: from then on, nothing else has the connection."""
+        """Start the handler, which then has the only reference to the connection."""
         peer = accepted.opened.result().remote_address
         try:
             group.start_soon(handle, handler, accepted, str(peer), name=f"serve {peer}")
-        except BaseException:  # the group is no more
+        except BaseException:  # the group has ended
             await accepted.writable.abort()
             raise
 
     async def aclose(self) -> None:
-        """Stop listening. Connections that were accepted go on. Done even when cancelled.
+        """Stop listening. Accepted connections stay open. A cancelled call still stops listening.
 
-        Connections that came in and were not accepted yet are reset.
+        Connections that were not accepted yet are reset.
         """
         self._backlog.close()
         await checkpoint()
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """AnyIO's ``SocketAttribute``: of the first address, if there are several."""
+        """AnyIO's ``SocketAttribute``, for the first address if there are several."""
         host, port = self._where[0]
         return {
             SocketAttribute.family: lambda: socket.AF_INET6 if ":" in host else socket.AF_INET,
@@ -358,12 +361,12 @@ class MemoryListener(abc.Listener[Socket]):
 
 
 def _host(name: str) -> str:
-    """A name as the table of names has it, or an IP address, without a zone: there is one link."""
+    """Return the key of a host: a name without its trailing dot, or an IP address without zone."""
     return parse_address((name, 1)).hostname.partition("%")[0].removesuffix(".")
 
 
 def _seconds(name: str, value: object) -> float:
-    """A number of seconds, which may be 0, but not infinite."""
+    """Check a number of seconds, which may be 0, but not infinite."""
     seconds = check_wait(name, value)
     if seconds == math.inf:
         raise bad_option(name, value, "must be a number of seconds, 0 or more")
