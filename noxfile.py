@@ -163,8 +163,8 @@ def soak(session: nox.Session) -> None:
     """Open and end 40,000 sockets on each event loop: nothing may be left of them."""
     session.install(".", *group("test"))
     env = {"ANYIO_CONNECT_SOAK": "40000"}
-    options = ("-k", "soak", "-o", "faulthandler_timeout=1800")
-    session.run("pytest", *SPREAD, "tests/test_faults.py", *options, *session.posargs, env=env)
+    options = ("-o", "faulthandler_timeout=1800")
+    session.run("pytest", *SPREAD, "tests/test_soak.py", *options, *session.posargs, env=env)
 
 
 @nox.session

@@ -40,8 +40,10 @@ MUTATED = {
     "_address": "tests/test_address.py",
     "_policy": "tests/test_policy.py",
     "_ranges": "tests/test_policy.py",
-    "_streams": "tests/test_socket.py tests/test_pipe.py tests/test_stream_checks.py",
-    "_socket": "tests/test_socket.py tests/test_start_tls.py tests/test_options.py",
+    "_streams": "tests/test_socket.py tests/test_socket_end.py tests/test_pipe.py "
+    "tests/test_stream_checks.py",
+    "_socket": "tests/test_socket.py tests/test_socket_end.py tests/test_start_tls.py "
+    "tests/test_options.py",
     "_tls": "tests/test_tls_transport.py tests/test_tls_end.py tests/test_tls_in_tls.py "
     "tests/test_tls_renegotiation.py tests/test_tls_handshake.py tests/test_trio_checks.py "
     "tests/test_faults.py::test_no_descriptor_for_the_authorities",
@@ -49,7 +51,8 @@ MUTATED = {
     "_connection": "tests/test_simulation.py::test_mended_faults_stay_away "
     "tests/test_simulation.py::test_random_histories tests/test_in_flight.py "
     "tests/test_dropped.py tests/test_closing.py tests/test_pipe.py tests/test_socket.py "
-    "tests/test_start_tls.py tests/test_connector.py tests/test_detach.py "
+    "tests/test_socket_end.py tests/test_start_tls.py tests/test_connector.py "
+    "tests/test_detach.py "
     "tests/test_tls_end.py::test_who_awaits_closed_ends_our_side_when_there_is_room "
     "tests/test_tls_end.py::test_who_has_awaited_closed_before_ends_our_side_too "
     "tests/test_tls_in_tls.py::test_an_end_that_is_cancelled_half_way_cuts_a_message",

@@ -40,7 +40,7 @@ from anyio_connect._slots import Slots
 from anyio_connect.testing import Network
 from support.cancelling import CancelAt, Moment
 from support.peers import Listener, Peer, listening, refusing_address
-from support.sockets import raw, use_up_the_turn
+from support.sockets import raw, use_up_the_turn, wait_for
 from support.tls_peers import NAME, TLS12, TLS13, TLSPeer, client_context, server_context
 
 #: Each kernel buffer, in bytes.
@@ -702,10 +702,6 @@ async def test_start_tls_cancelled_at_every_checkpoint(
     assert number > 1
     assert failed
     assert bool(waited) == behind_a_send
-
-
-async def wait_for(socket: Socket) -> None:
-    await socket.opened
 
 
 # --- a slot of a connector

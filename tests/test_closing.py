@@ -25,6 +25,7 @@ from anyio_connect._tcp import TCPTransport
 from anyio_connect._transport import ForeignTransport
 from support.peers import Peer, listening
 from support.sockets import (
+    BIG,
     Made,
     Slow,
     arrived,
@@ -42,9 +43,6 @@ from support.turns import all_blocked
 linux_only = pytest.mark.skipif(
     not hasattr(_linger, "fcntl"), reason="only Linux tells what the peer has acknowledged"
 )
-
-#: More than both kernels' buffers hold.
-BIG = 64 * 1024 * 1024
 
 #: Enough for the test to see it run out, in seconds.
 SOON = 0.2

@@ -14,10 +14,8 @@ from anyio.abc import TaskGroup
 
 from anyio_connect import BrokenError, ClosedError, RefusedError, Socket, SocketError
 from support.peers import Peer, listening
-from support.sockets import Slow, arrived, connected, dialled, opened_by, settle
+from support.sockets import BIG, Slow, arrived, connected, dialled, opened_by, settle
 from support.turns import all_blocked
-
-BIG = 64 * 1024 * 1024
 
 
 class Calls:

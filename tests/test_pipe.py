@@ -17,11 +17,9 @@ from anyio_connect import BrokenError, ClosedError, ConnectError, RefusedError, 
 from anyio_connect._lifecycle import Inbound, Outbound
 from anyio_connect._transport import ForeignTransport
 from support.peers import Peer, listening, refusing_address
-from support.sockets import Slow, arrived, connected, opened_by, settle, socket_pair, stuck
+from support.sockets import BIG, Slow, arrived, connected, opened_by, settle, socket_pair, stuck
 from support.tls_peers import NAME, client_context, server_context
 from support.turns import all_blocked
-
-BIG = 64 * 1024 * 1024
 
 Act = Callable[[Socket, Peer], Awaitable[object]]
 

@@ -10,15 +10,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from hypothesis import given
-from hypothesis import strategies as st
 
 from anyio_connect import (
     UNRESTRICTED,
@@ -30,24 +26,22 @@ from anyio_connect import (
     ConnectError,
     Connector,
     ConnectTimeoutError,
-    InvalidAddressError,
-    InvalidOptionError,
     ProxyError,
     ResolveError,
     Socket,
     SocketInfo,
     TLSError,
     _dial,
-    _proxy,
-    _proxy_http,
-    _proxy_socks,
 )
-from anyio_connect._proxy import Credentials, ProxyAnswerError, parse_proxy
 from support.cancelling import CancelAt, Moment
 from support.cycles import nothing_to_collect
 from support.peers import listening, refusing_address
 from support.proxies import (
+    CREDENTIALS,
     ESTABLISHED,
+    JUDGE,
+    PORTS,
+    SECRET,
     SUCCEEDED,
     Line,
     Proxy,
@@ -61,21 +55,14 @@ from support.proxies import (
     silent,
     socks,
 )
-from support.sockets import raw
+from support.sockets import raw, wait_for
 from support.spying import slots
 from support.tls_peers import (
     NAME,
     TLSPeer,
-    Wire,
     client_context,
     server_context,
 )
-
-#: In all passwords of these tests, and nowhere else.
-SECRET = "hunter2"
-#: Judges addresses, and allows all but one.
-JUDGE = AddressPolicy(deny=["10.0.0.1"])
-PORTS = AddressPolicy(deny_ports=[25])
 
 
 @pytest.fixture
@@ -130,211 +117,6 @@ async def failing(
     return caught.value
 
 
-# --- the URL
-
-
-@pytest.mark.parametrize(
-    ("url", "scheme", "address", "credentials"),
-    [
-        ("http://proxy.example:3128", "http", ("proxy.example", 3128), None),
-        ("HTTP://Proxy.Example:3128/", "http", ("proxy.example", 3128), None),
-        ("https://192.0.2.1:443", "https", ("192.0.2.1", 443), None),
-        ("socks5://[2001:DB8::1]:1080", "socks5", ("2001:db8::1", 1080), None),
-        ("socks5h://[fe80::1%25eth0]:1080", "socks5h", ("fe80::1%eth0", 1080), None),
-        ("http://bücher.example:80", "http", ("xn--bcher-kva.example", 80), None),
-        ("http://me:secret@h:1", "http", ("h", 1), (b"me", b"secret")),
-        ("http://me@h:1", "http", ("h", 1), (b"me", b"")),
-        ("http://:key@h:1", "http", ("h", 1), (b"", b"key")),
-        ("http://me:a:b@h:1", "http", ("h", 1), (b"me", b"a:b")),
-        ("http://m%65:p%40ss%25%2F@h:1", "http", ("h", 1), (b"me", b"p@ss%/")),
-        ("http://jörg:%E2%82%AC@h:1", "http", ("h", 1), ("jörg".encode(), "€".encode())),
-        ("socks5://me%3A:x@h:1", "socks5", ("h", 1), (b"me:", b"x")),
-        (f"socks5://{'u' * 255}:{'p' * 255}@h:1", "socks5", ("h", 1), (b"u" * 255, b"p" * 255)),
-    ],
-)
-def test_a_url_is_read(
-    url: str, scheme: str, address: tuple[str, int], credentials: tuple[bytes, bytes] | None
-) -> None:
-    found = parse_proxy("proxy", url)
-    assert (found.scheme, found.address, found.credentials) == (scheme, address, credentials)
-
-
-REFUSED = [
-    ("", "must be a URL with its scheme"),
-    ("proxy.example:3128", "must be a URL with its scheme"),
-    ("//proxy.example:3128", "must be a URL with its scheme"),
-    ("socks4://h:1", "the scheme must be one of http, https, socks5, socks5h"),
-    ("socks://h:1", "the scheme must be one of"),
-    ("ftp://h:1", "the scheme must be one of"),
-    ("http://h", "it has no port, or one that is no number"),
-    ("http://h:", "it has no port"),
-    ("http://h:0", "from 1 to 65535"),
-    ("http://h:65536", "from 1 to 65535"),
-    ("http://h:100000", "it has no port"),
-    ("http://h:+80", "it has no port"),
-    ("http://h:\uff18\uff10", "it has no port"),
-    ("http://:3128", "it has no host"),
-    ("http://::1:3128", "write an IPv6 address in brackets"),
-    ("http://[::g]:3128", "is not an IPv6 address"),
-    ("http://h..x:1", "empty label"),
-    ("http://127.1:1", "if you mean 127.0.0.1, write that"),
-    ("http://h%20x:1", "percent-escape"),
-    ("http://h:1/path", "has no path"),
-    ("http://h:1//", "has no path"),
-    ("http://h:1?", "has no path, query"),
-    ("http://h:1/?q", "has no path, query"),
-    ("http://h:1#", "fragment"),
-    ("http://h:1\n", "control character"),
-    ("http://h :1", "white space"),
-    ("http://h\0:1", "control character"),
-    ("http://h\x85:1", "control character"),
-    ("http://h\x9b:1", "control character"),
-    ("http://evil\\h:1", "backslash"),
-    ("http://@h:1", "leave out the '@'"),
-    (f"http://{SECRET}:1", None),  # a host like any other
-    (f"http://user:{SECRET}", "it has no port"),
-    (f"user:{SECRET}", "must be a URL with its scheme"),
-    (f"user:{SECRET}@h:1", "must be a URL with its scheme"),
-    (f"http://user:{SECRET}:1", "more than one ':'"),
-    (f"http://user:{SECRET}/x@h:1", "write '/' as %2F"),
-    (f"http://user:{SECRET}?x@h:1", "'?' as %3F"),
-    (f"http://user:{SECRET}#x@h:1", "'#' as %23"),
-    (f"http://user:{SECRET}@x@h:1", "write it as %40"),
-    (f"http://user:{SECRET} x@h:1", "percent-encode it"),
-    (f"http://user:{SECRET}%@h:1", "write it as %25"),
-    (f"http://user:{SECRET}%zz@h:1", "write it as %25"),
-    (f"http://user:{SECRET}%00@h:1", "has a control character"),
-    (f"http://user:{SECRET}%0D%0Ax@h:1", "has a control character"),
-    (f"http://us%7Fer:{SECRET}@h:1", "has a control character"),
-    (f"http://us%3Aer:{SECRET}@h:1", "has a ':'"),
-    (f"socks5://:{SECRET}@h:1", "of 1 to 255 bytes"),
-    (f"socks5://{SECRET}@h:1", "of 1 to 255 bytes"),
-    (f"socks5h://{SECRET}:@h:1", "of 1 to 255 bytes"),
-    (f"socks5://user:{SECRET}{'x' * 249}@h:1", "of 1 to 255 bytes"),
-    (f"socks5://user:{SECRET}{'%20' * 249}@h:1", "of 1 to 255 bytes"),
-    (f"http://user:{SECRET}@", "it has no port"),
-    (f"http://user:{SECRET}@:1", "it has no host"),
-]
-
-
-@pytest.mark.parametrize(("url", "why"), [each for each in REFUSED if each[1]])
-def test_any_other_url_is_an_error_at_once(url: str, why: str) -> None:
-    with pytest.raises(InvalidOptionError) as caught:
-        Connector(proxy=url)
-    assert str(caught.value).startswith("bad value for proxy: ")
-    assert why in str(caught.value)
-    assert str(caught.value).isprintable()
-    for text in (str(caught.value), repr(caught.value), str(caught.value.__cause__)):
-        assert SECRET not in text
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("http://proxy.example", "'http://proxy.example'"),
-        ("http://proxy.example:80/path", "'http://proxy.example:80/path'"),
-        (f"http://user:{SECRET}", "'http://user:***'"),
-        (f"user:{SECRET}", "'user:***'"),
-        (f"http://user:{SECRET}@h:1/x", "'http://***@h:1/x'"),
-        ("http://[::1]:x", "'http://[::1]:***'"),
-    ],
-)
-def test_as_much_of_a_bad_url_is_shown_as_can_be(url: str, shown: str) -> None:
-    with pytest.raises(InvalidOptionError) as caught:
-        Connector(proxy=url)
-    assert str(caught.value).startswith(f"bad value for proxy: {shown}: ")
-
-
-@pytest.mark.parametrize("value", [3128, True, b"http://h:1", ("h", 1), f"{SECRET}".encode()])
-def test_what_is_no_url_is_an_error_at_once(value: Any) -> None:
-    with pytest.raises(InvalidOptionError, match="must be a str, a URL such as") as caught:
-        Connector(proxy=value)
-    assert SECRET not in str(caught.value)
-
-
-@given(st.text(st.characters(codec="utf-8") | st.sampled_from(":/@%[]?#\\. 1"), max_size=40))
-def test_any_text_is_a_proxy_or_an_error_that_says_so(text: str) -> None:
-    for url in (text, f"http://{text}", f"socks5://{text}:1"):
-        try:
-            found = parse_proxy("proxy", url)
-        except InvalidOptionError as error:
-            assert str(error).isprintable()  # noqa: PT017
-        else:
-            assert parse_proxy("proxy", str(found)) == found._replace(credentials=None)
-
-
-@given(
-    st.sampled_from(["http", "https", "socks5", "socks5h"]),
-    st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=60),
-    st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=60),
-)
-def test_what_is_percent_encoded_is_what_was_meant(scheme: str, user: str, password: str) -> None:
-    user = user.replace(":", "")
-    if not user:
-        return
-
-    def encoded(text: str) -> str:
-        return "".join(f"%{byte:02X}" for byte in text.encode())
-
-    found = parse_proxy("proxy", f"{scheme}://{encoded(user)}:{encoded(password)}@h:1")
-    assert found.credentials == (user.encode(), password.encode())
-
-
-def test_nothing_shows_the_user_and_the_password() -> None:
-    url = f"http://user:{SECRET}@proxy.example:3128"
-    connector = Connector(proxy=url)
-    assert "proxy='http://***@proxy.example:3128'" in repr(connector)
-    assert connector.proxy == url
-    other = replace(connector, max_connections=1)
-    assert other.proxy == url
-    found = parse_proxy("proxy", url)
-    for shown in (connector, other, found, found.credentials, vars(connector), vars(other)):
-        for text in (repr(shown), str(shown), f"{shown}"):
-            assert SECRET not in text
-            assert "user" not in text
-
-
-@pytest.mark.parametrize(("scheme", "needed"), [("http", "h11"), ("socks5", "socksio")])
-def test_a_missing_extra_is_an_error_at_once(
-    scheme: str, needed: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = parse_proxy("proxy", f"{scheme}://h:1").protocol()
-    monkeypatch.delitem(sys.modules, module.__name__)
-    monkeypatch.setitem(sys.modules, needed, None)
-    with pytest.raises(InvalidOptionError, match=r"pip install anyio_connect\[proxy\]") as caught:
-        Connector(proxy=f"{scheme}://user:{SECRET}@h:1")
-    assert f"the package {needed}, which is not installed" in str(caught.value)
-    assert isinstance(caught.value.__cause__, ImportError)
-    assert SECRET not in str(caught.value)
-    Connector()  # which needs none
-
-
-@pytest.mark.parametrize("policy", [WORKERS, JUDGE, PORTS & JUDGE, AddressPolicy(allow=["::/0"])])
-def test_names_that_the_proxy_resolves_cannot_be_judged(policy: AddressPolicy) -> None:
-    with pytest.raises(InvalidOptionError, match="write socks5, which") as caught:
-        Connector(policy, proxy=f"socks5h://user:{SECRET}@h:1")
-    assert SECRET not in str(caught.value)
-    Connector(policy, proxy="socks5://h:1")
-    Connector(policy, proxy="http://h:1")
-
-
-def test_ports_can_be_judged_whatever_the_proxy() -> None:
-    Connector(PORTS, proxy="socks5h://h:1")
-    Connector(UNRESTRICTED & PORTS, proxy="socks5h://h:1")
-
-
-def test_a_proxy_and_a_dialer_are_one_too_many() -> None:
-    async def dialer(address: object) -> Any: ...
-
-    with pytest.raises(InvalidOptionError, match="proxy and dialer"):
-        Connector(proxy="http://h:1", dialer=dialer)
-
-
-def test_a_zone_says_nothing_to_a_proxy() -> None:
-    with pytest.raises(InvalidAddressError, match="a zone is a network interface of this machine"):
-        Connector(proxy="http://h:1").connect("[fe80::1%eth0]:80")
-
-
 # --- through it
 
 
@@ -348,9 +130,6 @@ async def use(socket: Socket) -> SocketInfo:
         with pytest.raises(anyio.EndOfStream):
             await socket.receive()
     return info
-
-
-CREDENTIALS = f"user:{SECRET}@"
 
 
 @pytest.mark.parametrize(
@@ -1290,184 +1069,3 @@ async def test_cancelled_at_every_checkpoint(
             if not scope.cancel_called:
                 break
     assert number > 1, "not a single checkpoint"
-
-
-async def wait_for(socket: Socket) -> None:
-    await socket.opened
-
-
-# --- in any pieces
-
-
-def cut(data: bytes, places: list[float]) -> list[bytes]:
-    at = sorted({0, len(data), *(round(place * len(data)) for place in places)})
-    return [data[a:b] for a, b in itertools.pairwise(at)]
-
-
-PLACES = st.lists(st.floats(0, 1), max_size=30)
-HEADERS = st.lists(
-    st.tuples(
-        st.text("abcDEF-", min_size=1, max_size=10),
-        st.text('xyz ,="1', max_size=30).map(str.strip),
-    ),
-    max_size=5,
-)
-
-
-@given(
-    status=st.integers(200, 299),
-    reason=st.text("abc OK", max_size=10),
-    headers=HEADERS,
-    end=st.sampled_from([b"\r\n", b"\n"]),
-    before=st.integers(0, 3),
-    tail=st.binary(max_size=40),
-    places=PLACES,
-    bytewise=st.booleans(),
-)
-async def test_http_in_any_pieces(
-    status: int,
-    reason: str,
-    headers: list[tuple[str, str]],
-    end: bytes,
-    before: int,
-    tail: bytes,
-    places: list[float],
-    bytewise: bool,
-) -> None:
-    """The head is taken, and not a byte of what comes behind it."""
-    lines = [f"HTTP/1.1 {status} {reason}".encode()]
-    lines += [f"{name}: {value}".encode() for name, value in headers]
-    data = b"HTTP/1.1 100 Continue\r\n\r\n" * before + end.join([*lines, b"", b""]) + tail
-    wire = Wire()
-    wire.arrive(
-        *([data[n : n + 1] for n in range(len(data))] if bytewise else cut(data, places)),
-        ends=anyio.EndOfStream(),
-    )
-    await _proxy_http.ask(wire, parse_proxy("proxy", "http://h:1"), "db.example", 5432)
-    assert await rest_of(wire) == tail
-
-
-async def rest_of(wire: Wire) -> bytes:
-    data = b""
-    try:
-        while True:
-            data += await wire.receive()
-    except anyio.EndOfStream:
-        return data
-
-
-BOUND = st.one_of(
-    st.binary(min_size=4, max_size=4).map(lambda address: b"\1" + address),
-    st.binary(max_size=255).map(lambda name: bytes([3, len(name)]) + name),
-    st.binary(min_size=16, max_size=16).map(lambda address: b"\4" + address),
-)
-
-
-@given(
-    user=st.booleans(),
-    reserved=st.integers(0, 255),
-    bound=BOUND,
-    port=st.binary(min_size=2, max_size=2),
-    tail=st.binary(max_size=40),
-    places=PLACES,
-    bytewise=st.booleans(),
-)
-async def test_socks_in_any_pieces(
-    user: bool,
-    reserved: int,
-    bound: bytes,
-    port: bytes,
-    tail: bytes,
-    places: list[float],
-    bytewise: bool,
-) -> None:
-    messages = [b"\5\2", b"\1\0"] if user else [b"\5\0"]
-    messages.append(bytes([5, 0, reserved]) + bound + port + tail)
-    wire = Wire()
-    for message in messages:  # each in answer to what was asked, so in segments of its own
-        pieces = [message[n : n + 1] for n in range(len(message))]
-        wire.arrive(*(pieces if bytewise else cut(message, places)))
-    wire.arrive(ends=anyio.EndOfStream())
-    url = f"socks5h://{CREDENTIALS if user else ''}h:1"
-    await _proxy_socks.ask(wire, parse_proxy("proxy", url), "db.example", 5432)
-    assert await rest_of(wire) == tail
-
-
-@st.composite
-def answers(draw: st.DrawFn, valid: bytes) -> bytes:
-    """Nonsense, or something right that was damaged."""
-    if draw(st.booleans()):
-        return draw(st.binary(max_size=60))
-    data = bytearray(valid)
-    for _ in range(draw(st.integers(1, 4))):
-        place = draw(st.integers(0, len(data)))
-        data[place : place + draw(st.integers(0, 2))] = draw(st.binary(max_size=2))
-    return bytes(data)
-
-
-@given(answer=answers(b"HTTP/1.1 100 Go on\r\n\r\n" + ESTABLISHED), places=PLACES)
-async def test_any_answer_to_http_is_one_or_an_error(answer: bytes, places: list[float]) -> None:
-    outcomes: set[str | bytes] = set()
-    for pieces in ([answer], [answer[n : n + 1] for n in range(len(answer))], cut(answer, places)):
-        wire = Wire()
-        wire.arrive(*pieces, ends=anyio.EndOfStream())
-        try:
-            await _proxy_http.ask(wire, parse_proxy("proxy", "http://h:1"), "h", 1)
-        except (ProxyAnswerError, anyio.EndOfStream) as exc:
-            outcomes.add(str(exc))
-        else:
-            outcomes.add(await rest_of(wire))
-    assert len(outcomes) == 1, "it matters in which pieces it comes"
-
-
-@given(method=answers(b"\5\2"), login=answers(b"\1\0"), reply=answers(SUCCEEDED), places=PLACES)
-async def test_any_answer_to_socks_is_one_or_an_error(
-    method: bytes, login: bytes, reply: bytes, places: list[float]
-) -> None:
-    for data in (method, b"\5\2" + login, b"\5\2\1\0" + reply, b"\5\0" + reply):
-        wire = Wire()
-        wire.arrive(*cut(data, places), ends=anyio.EndOfStream())
-        proxy = parse_proxy("proxy", f"socks5h://{CREDENTIALS}h:1")
-        try:
-            await _proxy_socks.ask(wire, proxy, "h", 1)
-        except (ProxyAnswerError, anyio.EndOfStream):
-            pass
-        else:
-            assert data.startswith((b"\5\0\5\0", b"\5\2\1\0\5\0"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("spare", [0, 1])
-@pytest.mark.parametrize("piece", [70, 1000, 100_000])
-async def test_a_head_of_just_that_length(spare: int, piece: int) -> None:
-    head = b"HTTP/1.1 200 OK\r\nA: "
-    head += b"x" * (16384 - len(head) - 4 + spare) + b"\r\n\r\n"
-    data = head + b"tail"
-    wire = Wire()
-    wire.arrive(
-        *(data[n : n + piece] for n in range(0, len(data), piece)), ends=anyio.EndOfStream()
-    )
-    asking = partial(_proxy_http.ask, wire, parse_proxy("proxy", "http://h:1"), "h", 1)
-    if spare:
-        with pytest.raises(ProxyAnswerError, match="more than 16384 bytes"):
-            await asking()
-    else:
-        await asking()
-        assert await rest_of(wire) == b"tail"
-
-
-def test_credentials_are_a_value_that_shows_nothing() -> None:
-    assert repr(Credentials(b"user", SECRET.encode())) == "Credentials(***)"
-    assert str(_proxy.ProxyURL("http://h:1")) == "http://h:1"
-
-
-@pytest.mark.parametrize(
-    "url", ["http://alice%3AsEcReT%40proxy.example:3128", "http%3A//alice:sEcReT%40h:1"]
-)
-def test_no_password_is_shown_of_a_url_that_was_escaped_as_a_whole(url: str) -> None:
-    with pytest.raises(InvalidOptionError) as caught:
-        Connector(proxy=url)
-    assert "sEcReT" not in str(caught.value)
-    with pytest.raises(InvalidAddressError) as refused:
-        Connector().connect(url)
-    assert "sEcReT" not in str(refused.value)

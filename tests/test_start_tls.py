@@ -30,11 +30,9 @@ from anyio_connect._lifecycle import REFUSALS, Event, Verdict
 from support import tls_peers
 from support.errors import is_copy
 from support.peers import Listener, Peer, listening, refusing_address
-from support.sockets import Slow, arrived, dialled, opened_by, raw, settle
+from support.sockets import BIG, Slow, arrived, dialled, opened_by, raw, settle
 from support.tls_peers import certificate, client_context
 from support.turns import all_blocked
-
-BIG = 64 * 1024 * 1024
 
 
 def server_context(*names: str) -> ssl.SSLContext:

@@ -36,7 +36,7 @@ from anyio_connect import (
 from support.cancelling import CancelAt, Moment
 from support.peers import listening, refusing_address
 from support.remotes import MemoryStream
-from support.sockets import arrived, settle, socket_pair
+from support.sockets import arrived, settle, socket_pair, wait_for
 from support.tls_peers import NAME, TLSPeer, client_context, server_context
 from support.turns import all_blocked
 
@@ -506,10 +506,6 @@ async def test_a_handshake_cancelled_at_every_checkpoint(
     assert number > 1
     assert failed
     assert made
-
-
-async def wait_for(socket: Socket) -> None:
-    await socket.opened
 
 
 # --- over another socket

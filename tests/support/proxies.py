@@ -13,12 +13,21 @@ from typing import TypeAlias
 
 import anyio
 
+from anyio_connect import AddressPolicy
 from support.peers import Listener, Peer, listening
 from support.tls_peers import TLSPeer, server_context
 
 #: What an HTTP proxy says once the tunnel is there, and how a SOCKS5 proxy says so.
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 SUCCEEDED = bytes([5, 0, 0, 1, 127, 0, 0, 1, 4, 56])
+
+#: In all passwords of these tests, and nowhere else.
+SECRET = "hunter2"
+CREDENTIALS = f"user:{SECRET}@"
+
+#: Judges addresses, and allows all but one.
+JUDGE = AddressPolicy(deny=["10.0.0.1"])
+PORTS = AddressPolicy(deny_ports=[25])
 
 
 class Line:

@@ -23,6 +23,9 @@ from anyio_connect._transport import Transport
 from support.peers import Listener, Peer, listening, under_way
 from support.turns import all_blocked
 
+#: More than both kernels' buffers hold: a send of it waits for the peer to read.
+BIG = 64 * 1024 * 1024
+
 
 class Made(Opener):
     """An opener whose connection exists already."""
@@ -149,6 +152,21 @@ async def stuck(socket: Socket) -> None:
         await checkpoint()
         sending = socket._connection.state.outbound is Outbound.SENDING
         quiet = quiet + 1 if sending and not poll.poll(0) and not under_way(raw(socket)) else 0
+
+
+async def wait_for(socket: Socket) -> None:
+    """Await ``opened``, in a task of its own."""
+    await socket.opened
+
+
+async def blocked_send(socket: Socket, outcome: list[BaseException | None]) -> None:
+    """Send more than fits; note how that ended."""
+    try:
+        await socket.send(bytes(BIG))
+    except SocketError as exc:
+        outcome.append(exc)
+    else:
+        outcome.append(None)
 
 
 async def settle(future: SocketFuture[Any]) -> SocketError | None:
