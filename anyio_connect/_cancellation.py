@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 if TYPE_CHECKING:
     import asyncio
@@ -55,19 +55,21 @@ def _by_scopes(module: Any) -> IsDue | None:
             return None
 
     states: Any = getattr(module, "_task_states", None)
+    by_ref: Any = getattr(states, "data", None)  # asked itself: get() is a function in Python
     known = (
         isinstance(states, WeakKeyDictionary)
+        and isinstance(by_ref, dict)
         and hasattr(getattr(module, "TaskState", None), "cancel_scope")
         and all(hasattr(getattr(module, "CancelScope", None), name) for name in _OF_A_SCOPE)
     )
     if not known:
         return None
-    state_of = states.get
+    state_of = by_ref.get
     current_task = asyncio.current_task
 
     def is_due(loop: asyncio.AbstractEventLoop) -> bool:
         task = current_task(loop) or running_task()
-        state = None if task is None else state_of(task)
+        state = None if task is None else state_of(ref(task))
         if state is None:  # AnyIO does not know this task, so it is in no cancel scope
             return False
         scope = state.cancel_scope

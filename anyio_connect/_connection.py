@@ -557,7 +557,7 @@ class Connection:
             elif into is None:
                 begun = self._transport.start_receive(max_bytes)
             else:
-                begun = self._transport.start_receive_into(into)
+                begun = self._transport.start_receive(max_bytes, into)
             data = begun if isinstance(begun, (bytes, int)) else await begun
         except _OVER as exc:
             verdict = await self._receive_over(exc)

@@ -66,11 +66,12 @@ class Readiness(Protocol):
     def charge(self, amount: int) -> None:
         """Count ``amount`` bytes that a call has moved in excess of the amount announced."""
 
-    async def enter(self) -> None:
+    def enter(self) -> Awaitable[None]:
         """Be a checkpoint, or its first half if there is a :attr:`leave`.
 
         The first half raises a pending cancellation, and :attr:`leave` lets other tasks run.
         """
+        ...
 
     @property
     def leave(self) -> Pause | None:
@@ -313,8 +314,8 @@ class TaskReadiness:
     def charge(self, amount: int) -> None:
         pass  # other tasks run at each call
 
-    async def enter(self) -> None:
-        await self._pause()
+    def enter(self) -> Awaitable[None]:
+        return self._pause()
 
     async def readable(self, attempt: Attempt) -> None:
         if self._stopped:
@@ -463,13 +464,18 @@ class LoopReadiness:
         self._budget = budget
 
     def may_go_on(self, amount: int) -> bool:
-        return self._budget.allows(amount) and not self._is_due(self._loop)
+        budget = self._budget
+        budget.left -= _CALL + amount
+        if budget.left > 0:
+            return not self._is_due(self._loop)
+        budget.left = _BUDGET
+        return False
 
     def charge(self, amount: int) -> None:
         self._budget.left -= amount
 
-    async def enter(self) -> None:
-        await checkpoint()
+    def enter(self) -> Awaitable[None]:
+        return checkpoint()
 
     # This returns the loop's future itself: a coroutine around it would cost time in each wait.
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from enum import Enum, auto
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import anyio
 from anyio.abc import SocketAttribute
@@ -131,9 +131,9 @@ class TCPTransport(Transport):
         self._waits = 0  # how many times a send has waited for room and got it
         self._ready = ready or readiness(sock)
         self._wanted = 0  # the max_bytes of the waiting receive
-        self._arrived = b""  # what the loop's callback received for it
-        self._view: memoryview | None = None  # the buffer of the waiting receive_into()
-        self._filled = 0  # how many bytes the loop's callback received into it
+        self._into: memoryview | None = None  # its buffer, if it is receive_into()
+        # What the loop's callback received for it; of receive_into(), a part of its buffer.
+        self._arrived: bytes | memoryview = b""
         # Whether the last receive has probably emptied the kernel's buffer. At first it may hold
         # data already.
         self._drained = False
@@ -177,44 +177,86 @@ class TCPTransport(Transport):
     # --- receiving
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
+        data: bytes | None = self._take(max_bytes, None)
+        return data
+
+    def _take(self, max_bytes: int, into: memoryview | None) -> Any:
+        """Take up to ``max_bytes`` bytes that have arrived; None if none have.
+
+        Here and in each method below that has ``into``: if it is given, the data goes there, and
+        the number of bytes is returned. It has room for ``max_bytes`` bytes.
+        """
         if self._arrived:
-            data = self._arrived[:max_bytes]
-            self._arrived = self._arrived[max_bytes:]
-            return data
+            data, self._arrived = self._arrived[:max_bytes], self._arrived[max_bytes:]
+            if into is None:
+                return data
+            into[: len(data)] = data
+            return len(data)
+        got: bytes | int
         try:
-            data = self._sock.recv(max_bytes)
+            if into is None:
+                got = self._sock.recv(max_bytes)
+                count = len(got)
+            else:
+                got = count = self._sock.recv_into(into)
         except BlockingIOError:
             self._drained = True
             return None
         except OSError as exc:
             raise self._failed(exc) from exc
-        if not data:
+        if not count:
             self._raise_end()
-        self._drained = len(data) < min(max_bytes, _LITTLE)
-        return data
+        self._drained = count < _LITTLE and count < max_bytes
+        return got
 
     # A call that takes data without waiting has to be a checkpoint first. Waiting is a checkpoint.
 
-    def start_receive(self, max_bytes: int) -> bytes | Awaitable[bytes]:
+    @overload
+    def start_receive(self, max_bytes: int) -> bytes | Awaitable[bytes]: ...
+
+    @overload
+    def start_receive(self, max_bytes: int, into: memoryview) -> int | Awaitable[int]: ...
+
+    def start_receive(self, max_bytes: int, into: memoryview | None = None) -> Any:
         if self._is_worth_asking():
             if not self._ready.may_go_on(min(max_bytes, DEFAULT_MAX_BYTES)):
-                return self.receive(max_bytes)
-            self._check_receiving()
-            data = self.receive_nowait(max_bytes)
+                return self._receive(max_bytes, into)
+            if self._stopped:
+                raise anyio.ClosedResourceError
+            data = self._take(max_bytes, into)
             if data is not None:
-                self._took(len(data))
+                self._misses = 0
+                if max_bytes > DEFAULT_MAX_BYTES:
+                    self._charge(len(data) if into is None else data)
                 return data
-            self._bet()
-        return self._wait_to_receive(max_bytes)
+            # Let the next receives wait at once, twice as many as last time.
+            self._bets = self._misses = min(2 * self._misses + 1, _MOST_BETS)
+        return self._wait_to_receive(max_bytes, into)
 
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+        data: bytes = await self._receive(max_bytes, None)
+        return data
+
+    async def receive_into(self, view: memoryview) -> int:
+        count: int = await self._receive(len(view), view)
+        return count
+
+    async def _receive(self, max_bytes: int, into: memoryview | None) -> Any:
         if self._is_worth_asking():
-            await checkpoint()
-            self._check_receiving()
-            data = self.receive_nowait(max_bytes)
+            ready = self._ready
+            await ready.enter()
+            if self._stopped:  # close() may have discarded some of the data
+                raise anyio.ClosedResourceError
+            data = self._take(max_bytes, into)
             if data is not None:
+                if ready.leave is not None:
+                    await ready.leave()
+                    if self._stopped:  # by another task
+                        taken = data if into is None else bytes(into[:data])
+                        self._arrived = b"" if self._closed else taken + self._arrived
+                        raise anyio.ClosedResourceError
                 return data
-        return await self._wait_to_receive(max_bytes)
+        return await self._wait_to_receive(max_bytes, into)
 
     def _is_worth_asking(self) -> bool:
         """Whether to ask the kernel for data before waiting.
@@ -232,125 +274,54 @@ class TCPTransport(Transport):
             return False
         return True
 
-    def _took(self, count: int) -> None:
-        self._misses = 0
+    def _charge(self, count: int) -> None:
         if count > DEFAULT_MAX_BYTES:
             self._ready.charge(count - DEFAULT_MAX_BYTES)
 
-    def _bet(self) -> None:
-        """After asking in vain: let the next receives wait at once, twice as many as last time."""
-        self._bets = self._misses = min(2 * self._misses + 1, _MOST_BETS)
-
-    def _check_receiving(self) -> None:
-        if self._stopped:  # close() may have discarded some of the data
-            raise anyio.ClosedResourceError
-
-    async def _wait_to_receive(self, max_bytes: int) -> bytes:
+    async def _wait_to_receive(self, max_bytes: int, into: memoryview | None) -> Any:
         if self._limit and not self._limited:
             self._limit_again()
-        self._wanted = max_bytes
+        self._wanted, self._into = max_bytes, into
         ready = self._ready
-        while True:
-            try:
-                await ready.readable(self._fetch)
-            finally:
-                may_take = ready.after_reading()
-            if not may_take:
-                await ready.refuse_reading()
-            # No await from here on: a cancellation would lose the data.
-            data = self._arrived  # not more than max_bytes
-            if data:
-                self._arrived = b""
-                return data
-            more = self.receive_nowait(max_bytes)
-            if more is not None:
-                return more
-
-    def start_receive_into(self, view: memoryview) -> int | Awaitable[int]:
-        if self._is_worth_asking():
-            if not self._ready.may_go_on(min(len(view), DEFAULT_MAX_BYTES)):
-                return self.receive_into(view)
-            self._check_receiving()
-            count = self._receive_into_nowait(view)
-            if count is not None:
-                self._took(count)
-                return count
-            self._bet()
-        return self._wait_to_receive_into(view)
-
-    async def receive_into(self, view: memoryview) -> int:
-        if self._is_worth_asking():
-            await checkpoint()
-            self._check_receiving()
-            count = self._receive_into_nowait(view)
-            if count is not None:
-                return count
-        return await self._wait_to_receive_into(view)
-
-    async def _wait_to_receive_into(self, view: memoryview) -> int:
-        if self._limit and not self._limited:
-            self._limit_again()
-        ready = self._ready
-        self._view = view
         try:
             while True:
                 try:
-                    await ready.readable(self._fetch_into)
+                    await ready.readable(self._fetch)
                 finally:
                     may_take = ready.after_reading()
                 if not may_take:
                     await ready.refuse_reading()
-                count = self._filled or self._receive_into_nowait(view)
-                if count is not None:
-                    self._filled = 0
-                    return count
+                # No await from here on: a cancellation would lose the data.
+                data = self._arrived  # not more than max_bytes
+                if data:
+                    self._arrived = b""
+                    return data if into is None else len(data)
+                more = self._take(max_bytes, into)
+                if more is not None:
+                    return more
         finally:
-            self._view = None
-            if self._filled and not self._closed:  # this call was cancelled after data arrived
-                self._arrived = bytes(view[: self._filled])
-            self._filled = 0
-
-    def _receive_into_nowait(self, view: memoryview) -> int | None:
-        if self._arrived:
-            data = self.receive_nowait(len(view)) or b""
-            view[: len(data)] = data
-            return len(data)
-        try:
-            count = self._sock.recv_into(view)
-        except BlockingIOError:
-            self._drained = True
-            return None
-        except OSError as exc:
-            raise self._failed(exc) from exc
-        if not count:
-            self._raise_end()
-        self._drained = count < min(len(view), _LITTLE)
-        return count
+            if into is not None:
+                self._into = None
+                # This call may have been cancelled after data arrived in the caller's buffer.
+                self._arrived = bytes(self._arrived)
 
     def _fetch(self) -> bool:
         """Receive data for the waiting task, in the loop's callback; return whether to wake it.
 
         If the task is cancelled before it runs, the next receive returns the data.
         """
+        into = self._into
         try:
-            self._arrived = self._sock.recv(self._wanted)
+            if into is None:
+                self._arrived = self._sock.recv(self._wanted)
+            else:
+                self._arrived = into[: self._sock.recv_into(into)]
         except BlockingIOError:
             return False
         except OSError as exc:
             self._failed(exc)  # keeps the error, which the task meets when it tries again
-        self._drained = len(self._arrived) < min(self._wanted, _LITTLE)
-        return True
-
-    def _fetch_into(self) -> bool:
-        """Like :meth:`_fetch`, into the buffer of the waiting task."""
-        assert self._view is not None
-        try:
-            self._filled = self._sock.recv_into(self._view)
-        except BlockingIOError:
-            return False
-        except OSError as exc:
-            self._failed(exc)
-        self._drained = self._filled < min(len(self._view), _LITTLE)
+        count = len(self._arrived)
+        self._drained = count < _LITTLE and count < self._wanted
         return True
 
     def is_readable(self) -> bool:

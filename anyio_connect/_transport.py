@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import anyio
 from anyio.abc import ByteStream, SocketAttribute
@@ -88,16 +88,21 @@ class Transport(ByteStream):
         remote = attribute_of(self, SocketAttribute.remote_address)
         return remote, attribute_of(self, SocketAttribute.local_address)
 
-    def start_receive(self, max_bytes: int) -> bytes | Awaitable[bytes]:
+    @overload
+    def start_receive(self, max_bytes: int) -> bytes | Awaitable[bytes]: ...
+
+    @overload
+    def start_receive(self, max_bytes: int, into: memoryview) -> int | Awaitable[int]: ...
+
+    def start_receive(
+        self, max_bytes: int, into: memoryview | None = None
+    ) -> bytes | int | Awaitable[bytes | int]:
         """Like :meth:`receive`, but return the data itself if nothing needs to be awaited.
 
-        Otherwise return the awaitable, which is a checkpoint.
+        Otherwise return the awaitable, which is a checkpoint. With ``into``, which has room for
+        ``max_bytes`` bytes, do the same for :meth:`receive_into`.
         """
-        return self.receive(max_bytes)
-
-    def start_receive_into(self, view: memoryview) -> int | Awaitable[int]:
-        """Like :meth:`receive_into`, but return the number itself if nothing needs awaiting."""
-        return self.receive_into(view)
+        return self.receive(max_bytes) if into is None else self.receive_into(into)
 
     def start_send(self, item: bytes | memoryview) -> Awaitable[None] | None:
         """Like :meth:`send`, but return None if all is sent and nothing needs to be awaited."""

@@ -21,6 +21,7 @@ from anyio.lowlevel import checkpoint
 from anyio_connect import BrokenError, ClosedError, Socket, _linger, _watch, connect
 from anyio_connect._keepalive import limit_of
 from anyio_connect._linger import Patience, outstanding
+from anyio_connect._readiness import Readiness, by_anyio
 from anyio_connect._tcp import TCPTransport
 from anyio_connect._transport import ForeignTransport
 from support.peers import Peer, listening
@@ -329,17 +330,41 @@ async def test_a_receive_that_close_overtakes_gets_nothing(
         transport = socket._connection.transport
         assert isinstance(transport, TCPTransport)
 
-        async def others_run() -> None:
+        async def others_run(_: Readiness) -> None:
             transport.stop_receiving()
             await checkpoint()
 
-        monkeypatch.setattr("anyio_connect._tcp.checkpoint", others_run)
+        monkeypatch.setattr(type(transport._ready), "enter", others_run)
         await peer.send(b"behind what was thrown away")
         arrived(socket)
         transport._drained = False  # so that it tries before it waits
         use_up_the_turn()
         with pytest.raises(anyio.ClosedResourceError):
             await transport.receive(10)
+
+
+@pytest.mark.parametrize("into", [False, True])
+async def test_what_a_receive_took_is_kept_if_it_is_stopped_before_it_returns(into: bool) -> None:
+    """It may be a part of a TLS record, which a send that goes on reading needs."""
+    async with connected() as (socket, peer):
+        ready = by_anyio(raw(socket))
+        transport = TCPTransport(raw(socket), ready)
+
+        async def others_run() -> None:
+            transport.stop_receiving()
+
+        await peer.send(b"in two parts")
+        arrived(socket)
+        transport._drained = False  # so that it tries before it waits
+        ready.leave = others_run
+        with pytest.raises(anyio.ClosedResourceError):
+            await (
+                transport.receive_into(memoryview(bytearray(6))) if into else transport.receive(6)
+            )
+        assert transport.held == 6
+        ready.leave = None
+        transport.resume_receiving()
+        assert await transport.receive() + await transport.receive() == b"in two parts"
 
 
 @pytest.mark.parametrize("into", [False, True])
