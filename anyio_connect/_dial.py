@@ -588,9 +588,10 @@ def _set_out(endpoint: Endpoint, route: Route) -> Begun:
             _prepare(sock, route.prepare, endpoint)
         if route.local_host is not None:
             _bind(sock, route.local_host, endpoint)
-        sock.connect(endpoint.sockaddr)
-    except BlockingIOError:
-        pass  # the connection is under way
+        try:  # noqa: SIM105  # suppress() would be one more object for each connection
+            sock.connect(endpoint.sockaddr)
+        except BlockingIOError:
+            pass  # the connection is under way
     except BaseException:
         sock.close()
         raise
