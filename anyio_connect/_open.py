@@ -119,12 +119,13 @@ async def take(
 ) -> tuple[Transport, SocketInfo]:
     """Take the steps in order, within ``connect_timeout``; return the transport and its facts.
 
-    A step that fails or is cancelled leaves nothing behind; it may have dropped the transport.
-    ``describe`` is called after the last step.
+    If a step fails, is cancelled or runs out of time, the transport is dropped, unless the step
+    has done that. ``describe`` is called after the last step.
 
     :raises SocketError: a step failed, or the time ran out. No other subclass of ``Exception`` is
         raised.
     """
+    made: tuple[Transport, SocketInfo] | None = None
     transport: Transport | None = None
     too_late: Callable[[float], SocketError] | None = None
     seconds = target.options.connect_timeout
@@ -134,13 +135,15 @@ async def take(
                 too_late = step.too_late
                 transport = await step.take(transport)
             assert transport is not None
-            return transport, describe(transport)
+            made = transport, describe(transport)
+            return made
     except SocketError:
         raise
     except Exception as exc:
-        if transport is not None:
-            await transport.abort()
         raise opening_failed(str(target), exc) from exc
+    finally:
+        if made is None and transport is not None:
+            await transport.abort()
     assert too_late is not None
     raise too_late(seconds)
 

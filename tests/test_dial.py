@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import select
 import socket as stdlib
@@ -569,6 +570,45 @@ async def test_a_step_behind_the_way_is_taken(monkeypatch: pytest.MonkeyPatch) -
         peer = await listener.accept()
         await socket.send_eof()
         assert await peer.receive_all() == b"hello world"
+
+
+@pytest.mark.parametrize("how", ["an error of ours", "another error", "late", "cancelled"])
+async def test_a_step_that_fails_leaves_no_connection(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever writes a step need not think of the transport."""
+    began = anyio.Event()
+
+    async def fail(_: object) -> Transport:
+        if how == "an error of ours":
+            raise ConnectError("no")
+        if how == "another error":
+            raise ZeroDivisionError
+        began.set()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    def further(_: object) -> list[_open.Step]:
+        return [_open.Step(fail, lambda _: ConnectTimeoutError("late"))]
+
+    monkeypatch.setattr(_open.Dialled, "_further_steps", further)
+    async with listening() as listener:
+        timeout = 0.01 if how == "late" else math.inf
+        socket = Connector(max_connections=1).connect(listener.address, connect_timeout=timeout)
+        async with anyio.create_task_group() as group:
+            group.start_soon(settled, socket)
+            if how == "cancelled":
+                await began.wait()
+                group.cancel_scope.cancel()
+        peer = await listener.accept()
+        with pytest.raises(ConnectionResetError):
+            await peer.receive()
+        await socket.close()
+
+
+async def settled(socket: Socket) -> None:
+    with suppress(SocketError):
+        await socket.opened
 
 
 async def test_every_task_that_waits_for_it_is_woken() -> None:
