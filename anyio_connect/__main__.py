@@ -53,7 +53,7 @@ reads standard output any more
 
 
 class _PipeError(Exception):
-    """Standard input or output failed. An output that nobody reads is no such failure."""
+    """Standard input or output failed. A closed output (EPIPE) does not count as a failure."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("the demo takes no option but --trio")
     if not given & {"tls", "starttls"} and given & {"cafile", "alpn", "insecure"}:
         parser.error("--cafile, --alpn and --insecure need --tls or --starttls")
-    # Ctrl-C ends this program as it ends others of its kind: at once, without a message.
+    # Ctrl-C ends this program like similar ones: at once, without a message.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     backend = "trio" if options.trio else "asyncio"
     try:
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = text.replace(ours, option)
         _tell(text)
         return _leave(1)
-    except BrokenPipeError:  # nobody reads our output any more
+    except BrokenPipeError:  # the reader of our output has closed it
         _die_of_sigpipe()
     return _leave(0)
 
@@ -237,10 +237,10 @@ async def _relay(socket: Socket, *, half_open: bool, end_after: float) -> None:
                     return
                 await socket.send(data)
         except SocketError as exc:
-            failures.append(exc)  # what the peer sent before it hung up can still be read
+            failures.append(exc)  # data that the peer sent before it hung up can still be read
         except _PipeError as exc:
             failures.append(exc)
-            await socket.writable.abort(exc)  # the peer must not take a piece for the whole
+            await socket.writable.abort(exc)  # the peer must not mistake the data for complete
 
     async with anyio.create_task_group() as group:
         group.start_soon(upload)
@@ -268,20 +268,20 @@ async def _relay(socket: Socket, *, half_open: bool, end_after: float) -> None:
 
 async def _read_input() -> bytes:
     try:
-        if stat.S_ISREG(os.fstat(0).st_mode):  # always readable, and epoll does not take it
+        if stat.S_ISREG(os.fstat(0).st_mode):  # always readable, and epoll refuses it
             return os.read(0, _CHUNK)
         if not _can_wait_for_input():
             return await anyio.to_thread.run_sync(os.read, 0, _CHUNK, abandon_on_cancel=True)
         while True:
             await anyio.wait_readable(0)
-            with suppress(BlockingIOError):  # another program that reads it too was quicker
+            with suppress(BlockingIOError):  # another program that reads the same input was faster
                 return os.read(0, _CHUNK)
     except OSError as exc:
         raise _PipeError(f"cannot read standard input: {exc.strerror}") from exc
 
 
 def _can_wait_for_input() -> bool:
-    if sys.platform == "win32":  # where a program can wait only for sockets
+    if sys.platform == "win32":  # Windows can wait only for sockets
         return False
     mode = os.fstat(0).st_mode
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(0)
@@ -292,8 +292,8 @@ async def _write_output(data: bytes) -> None:
         if stat.S_ISREG(os.fstat(1).st_mode):
             _write_all(data)
         else:
-            # In a thread: a pipe that has room for a little blocks for the rest, and sending must
-            # go on meanwhile.
+            # In a thread: the write may block if a pipe has room for only a part of the data, and
+            # sending must go on meanwhile.
             await anyio.to_thread.run_sync(_write_all, data, abandon_on_cancel=True)
     except BrokenPipeError:
         raise
@@ -306,7 +306,7 @@ def _write_all(data: bytes) -> None:
     while view:
         try:
             view = view[os.write(1, view) :]
-        except BlockingIOError:  # another program that has it too made it non-blocking
+        except BlockingIOError:  # another program that shares it has made it non-blocking
             select.select([], [1], [])
 
 
@@ -321,15 +321,15 @@ def _occupy_standard_descriptors() -> None:
 
 
 def _tell(text: str) -> None:
-    if sys.stderr is not None:  # None if it was closed from the start: print() would use stdout
+    if sys.stderr is not None:  # None if it was closed at the start: then print() would use stdout
         print(f"anyio_connect: {text}", file=sys.stderr)
 
 
 def _leave(status: int) -> int:
-    """Return ``status``; or end here if a thread still reads input, which nothing can stop."""
+    """Return ``status``. If a thread still reads input, which nothing can stop, exit instead."""
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
-            thread.join(0.1)  # one that is idle was told to end, and does so
+            thread.join(0.1)  # an idle thread was asked to end, and ends soon
             if thread.is_alive():
                 for stream in (sys.stdout, sys.stderr):
                     if stream is not None:
@@ -339,7 +339,7 @@ def _leave(status: int) -> int:
 
 
 def _die_of_sigpipe() -> None:
-    """End as a program that does not handle SIGPIPE: nothing is printed, but the shell knows."""
+    """End by SIGPIPE, without a message, like a program that does not handle that signal."""
     if sys.platform != "win32":
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)

@@ -1,9 +1,9 @@
-"""Every error a user can meet, and the one place where foreign errors become ours.
+"""All errors that a user can meet, and the functions that convert foreign errors to them.
 
-Each class is a :class:`SocketError`, and also the built-in or AnyIO class that code catches which
-does not know this package. Two errors are not here, because AnyIO's own classes are exact:
-``anyio.EndOfStream`` (the peer ended) and ``anyio.BusyResourceError`` (two tasks in one direction
-at once).
+Each class is a :class:`SocketError`. It is also a subclass of the built-in or AnyIO class that
+code would catch which does not know this package. Two errors are not here, because AnyIO's own
+classes fit: ``anyio.EndOfStream`` (the peer has ended) and ``anyio.BusyResourceError`` (two tasks
+use the same direction at once).
 """
 
 import errno
@@ -18,11 +18,10 @@ from ._copies import bare, fresh, slots_of
 
 
 class SocketError(Exception):
-    """Base of every error of this package.
+    """The base class of all errors of this package.
 
-    ``code`` is a stable, machine-readable name for the kind of failure; ``str(error)`` is for
-    people and may change between releases. ``__cause__`` holds the low-level error, if
-    there was one.
+    ``code`` is a stable, machine-readable name for the kind of failure. ``str(error)`` is for
+    people and may change between releases. ``__cause__`` is the low-level error, if there was one.
 
     What to do: catch it if the kind of failure makes no difference.
     """
@@ -30,13 +29,13 @@ class SocketError(Exception):
     code: ClassVar[str] = "socket_error"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # For pickle and copy. OSError keeps errno outside of __dict__, where it would be lost; and
-        # the __init__() of a subclass may take other arguments.
+        # For pickle and copy. OSError keeps errno outside of __dict__, so it would be lost. And
+        # the __init__() of a subclass may have other parameters.
         return bare, (type(self), self.args), {**vars(self), **slots_of(self)}
 
 
 class InvalidAddressError(SocketError, ValueError):
-    """The address given to ``connect()`` cannot name a TCP endpoint. Raised before any I/O.
+    """The address given is not the address of a TCP endpoint. Raised before any I/O.
 
     What to do: write ``"host:port"``, ``"[IPv6]:port"`` or a pair of host and port. The message
     says which part is wrong.
@@ -48,16 +47,16 @@ class InvalidAddressError(SocketError, ValueError):
 class InvalidOptionError(SocketError, ValueError):
     """An option is unknown, has a bad value, or contradicts another. Raised before any I/O.
 
-    What to do: mend the call. The message names the option, its value and what it may be.
+    What to do: correct the call. The message names the option, its value and the allowed values.
     """
 
     code: ClassVar[str] = "invalid_option"
 
 
 class PendingError(SocketError, RuntimeError):
-    """``result()`` or ``exception()`` of a future was asked for before it settled.
+    """``result()`` or ``exception()`` of a future was called before it settled.
 
-    What to do: await the future, or ask its ``done()`` first.
+    What to do: await the future, or check its ``done()`` first.
     """
 
     code: ClassVar[str] = "pending"
@@ -66,10 +65,11 @@ class PendingError(SocketError, RuntimeError):
 class ConnectError(SocketError, OSError):
     """The connection could not be made.
 
-    ``errno`` is that of the last attempt, or None. ``attempts`` holds one error for each
-    address that was tried, in the order in which they failed; their messages name the address.
+    ``errno`` is that of the last attempt, or None. ``attempts`` has one error for each address
+    that was tried, in the order in which they failed. Their messages name the address.
 
-    What to do: see what the message says of each address. If it is the network, try again later.
+    What to do: read what the message says about each address. If the network failed, try again
+    later.
     """
 
     code: ClassVar[str] = "connect_failed"
@@ -80,14 +80,16 @@ class ConnectError(SocketError, OSError):
         self.attempts = attempts
 
     def __str__(self) -> str:
-        # OSError and ssl.SSLError would each show errno and args in a way of their own.
+        # OSError and ssl.SSLError would show errno and args, each in its own way.
         return str(self.args[0])
 
 
 class ResolveError(ConnectError, socket.gaierror):
-    """The host name has no usable address, or cannot be looked up: all threads for that hang.
+    """The host name has no usable address, or it cannot be looked up at all.
 
-    What to do: check the name, and what the system's resolver makes of it (``getent hosts NAME``).
+    It cannot be looked up if all threads for name lookups hang.
+
+    What to do: check the name, and the answer of the system's resolver (``getent hosts NAME``).
     """
 
     code: ClassVar[str] = "resolve_failed"
@@ -105,37 +107,39 @@ class RefusedError(ConnectError, ConnectionRefusedError):
 class ConnectTimeoutError(ConnectError, TimeoutError):
     """``connect_timeout`` ran out, or the operating system gave up waiting.
 
-    What to do: check whether a firewall drops what is sent there, or allow more time. With
-    ``max_connections``, see that sockets are closed after use: others wait for their slots.
+    What to do: check whether a firewall drops the packets, or allow more time. With
+    ``max_connections``, make sure that sockets are closed after use: other sockets wait for their
+    slots.
     """
 
     code: ClassVar[str] = "connect_timeout"
 
 
 class AddressNotAllowedError(ConnectError, PermissionError):
-    """The policy of the ``Connector`` forbids it. Nothing was sent there.
+    """The policy of the ``Connector`` forbids the address or the port. Nothing was sent to it.
 
-    What to do: if it was to be allowed, say so: ``dataclasses.replace(policy, allow=[...])``. The
-    message names the rule. If a stranger named the address, turn the request down.
+    What to do: if it should be allowed, change the policy: ``dataclasses.replace(policy,
+    allow=[...])``. The message names the rule. If the address came from an untrusted source,
+    refuse the request.
     """
 
     code: ClassVar[str] = "address_not_allowed"
 
 
 class LoopError(ConnectError):
-    """The connection would be to this process itself, which the policy refuses.
+    """The connection would lead back to this process, and the policy refuses that.
 
-    What to do: connect elsewhere, or take a policy without ``refuse_loops``.
+    What to do: connect to another address, or use a policy without ``refuse_loops``.
     """
 
     code: ClassVar[str] = "loop"
 
 
 class ListenError(SocketError, OSError):
-    """The address cannot be listened at, or no more connections can be accepted there.
+    """It is not possible to listen at the address, or to accept further connections there.
 
-    What to do: stop what listens there already, or take another address or port. The message says
-    which.
+    What to do: stop the program that listens there already, or use another address or port. The
+    message says which of these helps.
     """
 
     code: ClassVar[str] = "listen_failed"
@@ -145,15 +149,15 @@ class ListenError(SocketError, OSError):
 
 
 class ProxyError(ConnectError):
-    """The proxy of the ``Connector`` could not be reached, refused, or gave no proper answer.
+    """The proxy of the ``Connector`` could not be reached, refused, or gave an invalid answer.
 
-    ``status``: what it answered: an HTTP status, or the reply code of SOCKS5 (RFC 1928 section
-    6). None if there was no such answer; SOCKS5 has none for a user or a password that is wrong.
-    ``attempts`` holds one error for each address that the proxy was asked for, if it was asked,
-    or else for each address of the proxy that was tried.
+    ``status``: the HTTP status of the answer, or the reply code of SOCKS5 (RFC 1928 section 6).
+    None if there was no such answer; SOCKS5 has no reply code for a wrong user or password.
+    ``attempts`` has one error for each address that the proxy was asked for. If the proxy was not
+    asked, it has one for each address of the proxy that was tried.
 
-    What to do: look at ``status``. HTTP's 407 is a wrong user or password, 403 a rule of the
-    proxy's. None: check the proxy's address.
+    What to do: look at ``status``. HTTP's 407 means a wrong user or password, and 403 means that
+    a rule of the proxy forbids the target. If it is None, check the proxy's address.
     """
 
     code: ClassVar[str] = "proxy_failed"
@@ -173,21 +177,22 @@ class ProxyError(ConnectError):
 class TLSError(ConnectError, ssl.SSLError):
     """The TLS handshake failed. ``library`` and ``reason`` are OpenSSL's, or None.
 
-    What to do: see whose fault the message says it is. Often the port speaks no TLS, or wants
-    STARTTLS first.
+    What to do: read in the message which side failed. Often the port does not support TLS, or
+    requires STARTTLS first.
     """
 
     code: ClassVar[str] = "tls_failed"
 
 
 class CertificateError(TLSError, ssl.SSLCertVerificationError):
-    """The peer's certificate was turned away: it expired, is for others, or is not trusted.
+    """The peer's certificate was rejected: expired, valid for other names, or not trusted.
 
-    ``verify_code`` is OpenSSL's number for what is wrong (``X509_V_ERR_...``), 0 if code
-    other than OpenSSL judged it; ``verify_message`` is the text that goes with it.
+    ``verify_code`` is OpenSSL's number of the error (``X509_V_ERR_...``); 0 if other code than
+    OpenSSL checked the certificate. ``verify_message`` is the text of the error.
 
     What to do: trust the authority by an ``ssl_context`` with its certificate, or name the host
-    that the certificate is for (``sni``), or have it renewed. To verify nothing is no remedy.
+    that the certificate is valid for (``sni``), or have the certificate renewed. Switching the
+    verification off is not a solution.
     """
 
     code: ClassVar[str] = "certificate_rejected"
@@ -196,29 +201,29 @@ class CertificateError(TLSError, ssl.SSLCertVerificationError):
 
 
 class StartTLSError(SocketError, RuntimeError):
-    """``start_tls()`` was called where it cannot work. The socket is as it was before.
+    """``start_tls()`` was called in a state in which it cannot work. The socket is unchanged.
 
-    What to do: connect with ``secure_transport="starttls"``, receive the peer's go-ahead and no
-    byte more, and call it while nothing is being received.
+    What to do: connect with ``secure_transport="starttls"``, receive the peer's go-ahead and not a
+    byte more, and call ``start_tls()`` while no receive is in flight.
     """
 
     code: ClassVar[str] = "start_tls"
 
 
 class DetachError(SocketError, RuntimeError):
-    """There is no socket to give away: by ``detach()``, or on the way of ``connect_socket()``.
+    """``detach()`` or ``connect_socket()`` cannot return a socket of the kernel.
 
-    What to do: await ``opened``, finish the calls that are in flight, receive what was read ahead,
-    and detach before TLS.
+    What to do: await ``opened``, finish the calls that are in flight, receive the data that was
+    read ahead, and detach before TLS.
     """
 
     code: ClassVar[str] = "detach"
 
 
 class EventLoopRunningError(SocketError, RuntimeError):
-    """``connect_socket_blocking()`` was called where an event loop runs, which it would stop.
+    """``connect_socket_blocking()`` was called in a thread whose event loop it would block.
 
-    What to do: await ``connect_socket()`` there, or call this in a worker thread.
+    What to do: await ``connect_socket()`` instead, or call it in a worker thread.
     """
 
     code: ClassVar[str] = "event_loop_running"
@@ -227,8 +232,8 @@ class EventLoopRunningError(SocketError, RuntimeError):
 class ClosedError(SocketError, anyio.ClosedResourceError):
     """The socket, or this half of it, was closed on our side.
 
-    What to do: nothing, if another task closed it on purpose. Otherwise use no socket after its
-    ``close()``, and send nothing after its ``send_eof()``.
+    What to do: nothing, if another task closed it on purpose. Otherwise do not use a socket after
+    its ``close()``, and do not send after its ``send_eof()``.
     """
 
     code: ClassVar[str] = "closed"
@@ -237,65 +242,67 @@ class ClosedError(SocketError, anyio.ClosedResourceError):
 class BrokenError(SocketError, anyio.BrokenResourceError):
     """The connection is unusable: reset by the peer, lost, aborted, or a send was cut short.
 
-    What to do: connect anew. Whether the peer got what was sent last, only its protocol can tell.
+    What to do: connect again. Only the protocol can tell whether the peer has received the last
+    data.
     """
 
     code: ClassVar[str] = "broken"
 
 
 class HalfCloseError(SocketError, NotImplementedError):
-    """The stream below cannot end one direction alone. The socket is as it was before.
+    """The wrapped stream cannot end one direction alone. The socket is unchanged.
 
-    What to do: end the conversation as its protocol does, or ``close()`` both directions.
+    What to do: end the conversation as its protocol requires, or ``close()`` both directions.
     """
 
     code: ClassVar[str] = "half_close"
 
 
 class IncompleteReadError(SocketError, anyio.IncompleteRead):
-    """The peer ended before all came that ``receive_exactly()`` or ``receive_until()`` wait for.
+    """The peer ended before ``receive_exactly()`` or ``receive_until()`` had all their data.
 
-    What did come is kept: ``receive()`` returns it.
+    The data that arrived is kept: ``receive()`` returns it.
 
-    What to do: take the message for cut off, and connect anew.
+    What to do: treat the message as incomplete, and connect again.
     """
 
     code: ClassVar[str] = "incomplete_read"
 
     def __init__(self, message: str) -> None:
-        Exception.__init__(self, message)  # AnyIO's has a message of its own, and no argument
+        Exception.__init__(self, message)  # AnyIO's __init__() takes no message
 
 
 class DelimiterNotFoundError(SocketError, anyio.DelimiterNotFound):
-    """What ``receive_until()`` looks for is not within ``max_bytes``.
+    """The first ``max_bytes`` bytes do not contain the delimiter of ``receive_until()``.
 
-    What did come is kept: ``receive()`` returns it.
+    The data that arrived is kept: ``receive()`` returns it.
 
-    What to do: hang up, as the peer speaks another protocol, or allow more ``max_bytes``.
+    What to do: increase ``max_bytes``, or close the socket, because the peer may use another
+    protocol.
     """
 
     code: ClassVar[str] = "delimiter_not_found"
 
     def __init__(self, message: str) -> None:
-        Exception.__init__(self, message)  # AnyIO's has a message of its own
+        Exception.__init__(self, message)  # AnyIO's __init__() has its own message
 
 
 def text_of(value: object) -> str:
     """The text of a value for messages; of an exception, without Python's ``[Errno N]``.
 
-    Its length is bounded, and characters that control a terminal are shown as their numbers.
+    Its length is limited, and characters that control a terminal are escaped.
     """
     if isinstance(value, OSError) and value.strerror:
         value = value.strerror
     try:
         text = shorten(str(value))
-    except Exception:  # noqa: BLE001  # it may be foreign code
+    except Exception:  # noqa: BLE001  # foreign code may raise anything
         text = ""
     return printable(text) or type(value).__name__
 
 
 def printable(text: str) -> str:
-    """A text in which characters that control a terminal are shown as their numbers."""
+    """Escape the characters that control a terminal."""
     return text if text.isprintable() else "".join(map(_shown, text))
 
 
@@ -304,12 +311,12 @@ def _shown(character: str) -> str:
 
 
 def bad_option(name: str, value: object, why: str) -> InvalidOptionError:
-    """The error for an option, or a part of one, that has a bad value."""
+    """The error for a bad value of an option, or of a part of an option."""
     return InvalidOptionError(f"bad value for {name}: {quote(value)}: {why}")
 
 
 def cannot_listen(where: str, exc: OSError) -> ListenError:
-    """The error for an address that cannot be listened at."""
+    """The error for an address at which it is not possible to listen."""
     why = {
         errno.EADDRINUSE: "something else listens there: stop it, or take another port",
         errno.EADDRNOTAVAIL: "this machine has no such address",
@@ -322,7 +329,7 @@ def cannot_listen(where: str, exc: OSError) -> ListenError:
 
 
 def cannot_accept(where: str, exc: OSError) -> ListenError:
-    """The error for a listener that accepts no more connections."""
+    """The error for a listener that cannot accept further connections."""
     error = ListenError(f"cannot accept connections at {where} any more: {text_of(exc)}")
     error.errno = exc.errno
     error.__cause__ = fresh(exc)
@@ -330,7 +337,7 @@ def cannot_accept(where: str, exc: OSError) -> ListenError:
 
 
 def broken(doing: str, exc: BaseException) -> BrokenError:
-    """The connection failed while ``doing`` something: chained to the low-level error."""
+    """The error for a connection that broke while ``doing`` something. ``exc`` is its cause."""
     if isinstance(exc, BrokenError):
         return fresh(exc)
     cause = exc
@@ -347,16 +354,16 @@ def broken(doing: str, exc: BaseException) -> BrokenError:
 
 
 def quote(value: object) -> str:
-    """``repr(value)`` for messages: not too long, and without what may be a secret.
+    """``repr(value)`` for messages: shortened, and without possible secrets.
 
-    People paste whole URLs, and errors end up in logs. So a user, a password, a query and a
-    fragment are left out. A password may have any character.
+    People paste whole URLs, and errors are logged. So a user, a password, a query and a fragment
+    are left out. A password may contain any character.
     """
     try:
         text = repr(value)
-    except Exception:  # noqa: BLE001  # an int of more than 4300 digits has none
+    except Exception:  # noqa: BLE001  # repr() may fail, as for an int of more than 4300 digits
         return f"({type(value).__name__})"
-    # In a URL that was escaped as a whole, the '@' is escaped too.
+    # If a whole URL was escaped, its '@' is escaped too.
     user, at, rest = text.replace("%40", "@").rpartition("@")
     if at:
         scheme = re.match(r"\W*(?:[A-Za-z][A-Za-z0-9+.-]*://)?", user)
@@ -367,6 +374,6 @@ def quote(value: object) -> str:
 
 
 def shorten(text: str, most: int = 120) -> str:
-    """A text for messages: of one that is too long, the beginning and the end."""
+    """Shorten a long text for messages to its beginning and its end."""
     tail = most // 3 - 3
     return text if len(text) <= most else f"{text[: most - tail - 3]}...{text[-tail:]}"

@@ -1,4 +1,4 @@
-"""The options of ``connect()``: their names, their defaults, and which values they take."""
+"""The options of ``connect()``: their names, their defaults, and their valid values."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SecureTransport = Literal["off", "on", "starttls"]
 
 
 class SocketOptions(TypedDict, total=False):
-    """What ``connect()`` takes besides the address.
+    """The options of ``connect()``.
 
-    Every key may be left out, and None means the same: the value is that of the ``Connector``,
-    or else the default. The first four are the WinterTC draft's ``SocketOptions``, in Python
-    spelling.
+    Every key may be left out, and None means the same: the value is that of the ``Connector`` if
+    it has one, or else the default. The first four are the ``SocketOptions`` of the WinterTC
+    draft, in Python spelling.
 
     ``secure_transport``: ``"off"`` (the default): plain TCP. ``"on"``: TLS from the first byte.
     ``"starttls"``: plain TCP until ``start_tls()``.
@@ -102,7 +102,7 @@ class SocketOptions(TypedDict, total=False):
     in the middle of a TLS record is always an error."""
 
 
-#: How long ``close()`` may go on without any progress unless told otherwise, in seconds.
+#: The default of ``close_timeout``, in seconds.
 CLOSE_TIMEOUT = 5.0
 
 
@@ -118,7 +118,7 @@ class Options(NamedTuple):
     close_timeout: float = CLOSE_TIMEOUT
     keep_alive: float = KEEP_ALIVE
     require_close_notify: bool = True
-    #: For ``start_tls()``: the name that the certificate must be for, in place of the host.
+    #: For ``start_tls()``: the name that the certificate must be valid for, instead of the host.
     server_hostname: str | None = None
 
     def server_name(self, host: str) -> str:
@@ -133,16 +133,15 @@ _NAMES = tuple(SocketOptions.__annotations__)
 _DEFAULTS = Options()
 #: Options that have no effect without TLS.
 TLS_ONLY = ("sni", "alpn", "ssl_context", "require_close_notify")
-#: Options for the system's sockets: they have no effect on a stream that exists already.
+#: Options for the kernel's sockets. They have no effect on a stream that exists already.
 SYSTEM_ONLY = ("keep_alive",)
 _SECURE_TRANSPORTS = ("off", "on", "starttls")
 
 
 def parse_options(options: Mapping[str, object], defaults: Options = _DEFAULTS) -> Options:
-    """Check ``options``; what is left out or None is as in ``defaults``.
+    """Check ``options``. An option that is missing or None has its value in ``defaults``.
 
-    :raises InvalidOptionError: an option is unknown, has a bad value, or makes no sense with
-        the others
+    :raises InvalidOptionError: an option is unknown, has a bad value, or contradicts another
     """
     if not options and defaults.secure_transport == "off" and defaults.ssl_context is None:
         return defaults
@@ -159,17 +158,17 @@ def parse_options(options: Mapping[str, object], defaults: Options = _DEFAULTS) 
                     f"{name}={quote(given[name])} has no effect with secure_transport='off': "
                     "leave it out, or set secure_transport to 'on' or 'starttls'"
                 )
-        return parsed._replace(ssl_context=None)  # a default is for those that use TLS
+        return parsed._replace(ssl_context=None)  # a default context has no use without TLS
     if parsed.alpn is not None and parsed.ssl_context is not None:
         raise _alpn_conflict()
     return parsed
 
 
 def parse_stream_options(options: Mapping[str, object]) -> Options:
-    """Do as :func:`parse_options`, for a stream that exists already, of which no host is known.
+    """Like :func:`parse_options`, for a stream that exists already and whose host is unknown.
 
-    :raises InvalidOptionError: as there; or an option is for the system's sockets only; or no
-        option says which name the peer's certificate has to be for
+    :raises InvalidOptionError: for the same reasons; or an option is for the kernel's sockets
+        only; or no option gives the name that the peer's certificate must be valid for
     """
     parsed = parse_options(options)
     for name in SYSTEM_ONLY:
@@ -235,7 +234,7 @@ def _check_flag(name: str, value: object) -> bool:
 
 
 def check_server_name(name: str, value: object) -> str:
-    """Check a host name or an IP address, and return its normal form, as for an address."""
+    """Check a host name or an IP address, and return its normal form."""
     why = "must be a host name or an IP address"
     if not isinstance(value, str) or not value or value.startswith("["):
         raise bad_option(name, value, why)
@@ -268,7 +267,7 @@ def _alpn_conflict() -> InvalidOptionError:
 
 
 def check_ssl_context(name: str, value: object) -> ssl.SSLContext:
-    """Check that it is a context for clients, of the standard library or derived from that."""
+    """Check for a context of the standard library, or of a derived class, that suits clients."""
     if not isinstance(value, (ssl.SSLContext, _SSL_CONTEXT)):
         raise bad_option(name, value, "must be an ssl.SSLContext")
     context: Any = value
@@ -281,13 +280,13 @@ def check_ssl_context(name: str, value: object) -> ssl.SSLContext:
     return checked
 
 
-#: The class in C that the standard library's context is derived from. It stays the same also if a
-#: package such as truststore puts a class of its own in place of ``ssl.SSLContext``.
+#: The C class from which the standard library's context is derived. It stays the same even if a
+#: package such as truststore replaces ``ssl.SSLContext``.
 _SSL_CONTEXT: type = ssl.SSLContext.__mro__[-2]
 
 
 def _of(context: Any, attribute: str) -> object:
-    """An attribute of a context; None if the context is of another make and has no such one."""
+    """An attribute of a context; None if a context of another implementation does not have it."""
     try:
         return getattr(context, attribute)
     except Exception:  # noqa: BLE001
@@ -295,9 +294,10 @@ def _of(context: Any, attribute: str) -> object:
 
 
 def _with_server_name(options: Options, expected: object) -> Options:
-    """Return ``options`` with the name that ``start_tls()`` is to expect in the certificate.
+    """Return ``options`` with the name that ``start_tls()`` expects in the certificate.
 
-    :raises InvalidOptionError: it is not a name, contradicts ``sni``, or would not be checked
+    :raises InvalidOptionError: ``expected`` is not a name, contradicts ``sni``, or would not be
+        checked
     """
     option = "expected_server_hostname"
     name = check_server_name(option, expected)
@@ -319,13 +319,13 @@ def _no_dot(name: str) -> str:
 
 
 def check_count(name: str, value: object) -> None:
-    """Check a number of things, of which there has to be at least one."""
+    """Check an int of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise bad_option(name, value, "must be a number from 1")
 
 
 def check_timeout(name: str, value: object) -> float:
-    """Check a number of seconds greater than 0; ``math.inf`` is no limit."""
+    """Check a number of seconds greater than 0, which may be ``math.inf``."""
     try:
         if not isinstance(value, bool) and isinstance(value, (int, float)) and value > 0:
             return float(value)
@@ -335,7 +335,7 @@ def check_timeout(name: str, value: object) -> float:
 
 
 def check_wait(name: str, value: object) -> float:
-    """Check a number of seconds, which may be 0; ``math.inf`` is for ever."""
+    """Check a number of seconds, which may be 0 or ``math.inf``."""
     try:
         if not isinstance(value, bool) and isinstance(value, (int, float)) and float(value) >= 0:
             return float(value)
@@ -345,7 +345,7 @@ def check_wait(name: str, value: object) -> float:
 
 
 def check_keep_alive(name: str, value: object) -> float:
-    """Check whole seconds that every system takes; ``math.inf`` switches it off."""
+    """Check a whole number of seconds that all systems accept, or ``math.inf`` (off)."""
     if not isinstance(value, bool) and isinstance(value, (int, float)):
         if value == math.inf:
             return math.inf
@@ -355,7 +355,7 @@ def check_keep_alive(name: str, value: object) -> float:
     raise bad_option(name, value, why)
 
 
-#: What checks the value of each option, and brings it into the form that it has in Options.
+#: For each option, the function that checks a value and returns it in the form of Options.
 _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "secure_transport": _check_secure_transport,
     "allow_half_open": _check_flag,
@@ -370,9 +370,9 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
 
 
 def _unknown(name: str) -> InvalidOptionError:
-    import difflib  # here, because hardly anybody needs it
+    import difflib  # here, because few programs need it
 
-    # People who port Workers code bring its names along: secureTransport, allowHalfOpen.
+    # Code ported from Workers may use its names: secureTransport, allowHalfOpen.
     snake = "".join(f"_{c.lower()}" if c.isupper() else c for c in name)
     close = difflib.get_close_matches(snake, _NAMES, n=2)
     hint = f"did you mean {' or '.join(map(repr, close))}?"

@@ -1,9 +1,9 @@
-"""What is said in the clear before TLS begins, for each protocol that ``--starttls`` knows.
+"""The plain-text dialogue before TLS, for each protocol that ``--starttls`` supports.
 
 A prelude asks for TLS and returns once the peer has agreed to it, so that ``start_tls()`` may
 follow. If the peer, or somebody in between, sends anything in the clear after the go-ahead, TLS
-does not begin: ``start_tls()`` fails if that was read ahead, and otherwise the handshake fails.
-The length of a reply is limited, but not the time that it takes.
+does not begin: ``start_tls()`` fails if that data was read ahead, and otherwise the handshake
+fails. The length of a reply is limited, but not the time that it takes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_BYTES = 2048
 #: How many lines one reply of the peer may have.
 _MAX_LINES = 64
 
-#: How much of what the peer said an error shows, in characters.
+#: How much of the peer's text an error shows, in characters.
 _SHOWN = 200
 
 
@@ -126,7 +126,8 @@ async def _postgres(socket: Socket) -> None:
     await socket.send(struct.pack("!II", 8, 80877103))
     answer = await _exactly(socket, 1)
     if answer in (b"N", b"E"):
-        # "E" is followed by a message. It is not shown: anybody may have sent it (CVE-2024-10977).
+        # An "E" is followed by a message. It is not shown: an attacker may have sent it
+        # (CVE-2024-10977).
         raise _refused("TLS", answer.decode())
     if answer != b"S":
         raise _garbage(answer)

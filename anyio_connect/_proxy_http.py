@@ -39,14 +39,14 @@ _OF_PROXY = _UNAUTHORIZED | {405, 501}
 
 
 async def ask(transport: Transport, proxy: Proxy, host: str, port: int) -> None:
-    """Ask the proxy for a tunnel to ``host``; after that, the transport leads there.
+    """Ask the proxy for a tunnel to ``host``. Afterwards, the transport leads to ``host``.
 
-    No more than the head of the answer is read. What follows a 2xx answer comes from the target,
-    even if a ``Content-Length`` or ``Transfer-Encoding`` that h11 can read says otherwise.
+    This reads only the head of the answer. Data after a 2xx answer comes from the target, whatever
+    its ``Content-Length`` or ``Transfer-Encoding`` says.
 
-    :raises ProxyAnswerError: it refused, or did not answer in HTTP
-    :raises anyio.EndOfStream: it hung up before it had answered
-    :raises anyio.BrokenResourceError: the connection broke before that
+    :raises ProxyAnswerError: the proxy refused, or its answer is not HTTP
+    :raises anyio.EndOfStream: the proxy hung up before it answered
+    :raises anyio.BrokenResourceError: the connection broke before the proxy answered
     """
     target = format_address(host, port)
     headers = [("Host", target)]
@@ -68,7 +68,7 @@ async def _answer(transport: Transport, connection: h11.Connection, proxy: Proxy
         try:
             event = connection.next_event()
         except h11.RemoteProtocolError as exc:
-            exc.__traceback__ = None  # h11 raises it in a frame of its own, which is a cycle
+            exc.__traceback__ = None  # breaks a reference cycle with a frame of h11
             # Its text shows what the proxy sent, which may repeat our password.
             cause = fresh(exc) if proxy.credentials is None else None
             why = "it answered with something that is not HTTP: is it an HTTP proxy?"
@@ -89,7 +89,7 @@ def _refused(answer: h11.Response, proxy: Proxy) -> ProxyAnswerError:
     status = answer.status_code
     if proxy.credentials is None:
         said = text_of(answer.reason.decode("latin-1")) if answer.reason else ""
-    else:  # its text may repeat our password
+    else:  # the reason of the answer may repeat our password
         said = HTTPStatus(status).phrase if status in HTTPStatus.__members__.values() else ""
     why = _wants(answer, proxy) if status in _UNAUTHORIZED else _MEANINGS.get(status)
     text = f"it answered {status} {said}".rstrip()

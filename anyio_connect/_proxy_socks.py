@@ -1,7 +1,8 @@
 """SOCKS5 (RFC 1928) with user and password (RFC 1929), by socksio.
 
-socksio packs and unpacks messages, but does not say how long each of them is. This module knows
-that, and never reads more, so that what follows the last message is left for the next receive.
+socksio packs and unpacks messages, but does not tell the length of a message. This module knows
+the lengths and never reads more, so that the data after the last message is left for the next
+receive.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ _MEANINGS = {
     8: "it does not know this kind of address",
 }
 
-#: How long the address in a reply is, in bytes, by its kind. A name has its length before it.
+#: The length of the address in a reply, in bytes, by its type. A name begins with its length.
 _LENGTHS = {1: 4, 4: 16}
 _NAME = 3
 
 
 async def ask(transport: Transport, proxy: Proxy, host: str, port: int) -> None:
-    """Ask the proxy for a tunnel to ``host``; after that, the transport leads there.
+    """Ask the proxy for a tunnel to ``host``. Afterwards, the transport leads to ``host``.
 
-    :raises ProxyAnswerError: it refused, or did not answer in SOCKS5
-    :raises anyio.EndOfStream: it hung up before it had answered
-    :raises anyio.BrokenResourceError: the connection broke before that
+    :raises ProxyAnswerError: the proxy refused, or its answer is not SOCKS5
+    :raises anyio.EndOfStream: the proxy hung up before it answered
+    :raises anyio.BrokenResourceError: the connection broke before the proxy answered
     """
     connection = SOCKS5Connection()
     await _authenticate(transport, connection, proxy)
@@ -51,7 +52,7 @@ async def ask(transport: Transport, proxy: Proxy, host: str, port: int) -> None:
     version, status = await _read(transport, 2)
     if version != 5:
         raise _not_socks()
-    if status:  # the rest has no meaning then, and not every proxy sends it
+    if status:  # then the rest has no meaning, and some proxies do not send it
         why = _MEANINGS.get(status, "it refused")
         raise ProxyAnswerError(f"{why} (SOCKS5 reply {status})", status, of_target=True)
     _, kind = await _read(transport, 2)
@@ -61,7 +62,7 @@ async def ask(transport: Transport, proxy: Proxy, host: str, port: int) -> None:
         length = _LENGTHS[kind]
     else:
         raise _not_socks()
-    await _read(transport, length + 2)  # the address it connects from, which is not needed
+    await _read(transport, length + 2)  # the address that the proxy connects from: not needed
 
 
 async def _authenticate(transport: Transport, connection: SOCKS5Connection, proxy: Proxy) -> None:
@@ -94,7 +95,7 @@ async def _authenticate(transport: Transport, connection: SOCKS5Connection, prox
 
 
 async def _say(transport: Transport, connection: Any, request: object) -> None:
-    connection.send(request)  # pyright cannot tell that type
+    connection.send(request)  # pyright does not know the type
     await transport.send(connection.data_to_send())
 
 
@@ -106,7 +107,7 @@ def _loaded(connection: SOCKS5Connection, answer: bytes) -> Any:
 
 
 async def _read(transport: Transport, count: int, *, our_turn: bool = False) -> bytes:
-    """Read so many bytes. ``our_turn``: we are to send next, so no more bytes may come."""
+    """Read ``count`` bytes. ``our_turn``: we send next, so the proxy must not send more bytes."""
     data = b""
     while len(data) < count:
         data += await transport.receive(count - len(data) + our_turn)

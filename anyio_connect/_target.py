@@ -1,4 +1,4 @@
-"""Where a socket leads: what is known about it before it is open, and then."""
+"""The facts about the peer of a socket: before it is open, and afterwards."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Wrapping(NamedTuple):
 
     @property
     def host(self) -> str:
-        """Empty, because it is not known."""
+        """Empty, because the peer's host is unknown."""
         return ""
 
 

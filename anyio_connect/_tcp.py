@@ -119,7 +119,7 @@ class TCPTransport(Transport):
         ``remote``: the address that was dialled, used if the kernel does not know the peer's.
         ``error``: the error of a reset, if the caller has read it: the kernel reports it once.
         ``limit``: the TCP_USER_TIMEOUT that was set for keepalive, in milliseconds; 0: none.
-        ``unused``: nobody has sent anything on the socket yet.
+        ``unused``: nothing was sent on the socket yet.
         """
         self._sock = sock
         self._closed = False
@@ -145,7 +145,7 @@ class TCPTransport(Transport):
         self._limit = limit
         self._limited = limit > 0  # whether TCP_USER_TIMEOUT is set at present
         self._room = 0  # how many bytes may be sent before room_of() has to be called again
-        # Whether nothing was sent yet. The first send clears it, as it finds no room left.
+        # Whether nothing was sent yet. The first send clears this, because _room is 0 at first.
         self._silent = unused and self._limited
         if error is not None:
             self._note(error)
@@ -158,7 +158,7 @@ class TCPTransport(Transport):
             if remote is None:
                 raise
             self._remote = host_and_port(remote)
-        # No suppress() here and in _shut_down(): it would be one more object for each connection.
+        # Not suppress(), here and in _shut_down(): it would create an object for each connection.
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
