@@ -65,6 +65,22 @@ def test_links_lead_somewhere(page: str) -> None:
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
+def test_the_architecture_names_what_there_is() -> None:
+    """Whoever changes something is sent to these: tests, functions, tables."""
+    section = read("ARCHITECTURE.md").partition("\n## To change something\n")[2]
+    code = {word for span in re.findall(r"`([^`]+)`", section) for word in span.split()}
+    tests = {word for word in code if re.match(r"(interop/)?test_", word)}
+    gone = {word for word in tests if not (ROOT / "tests" / f"{word}.py").exists()}
+    paths = [*(ROOT / "anyio_connect").glob("**/*.py"), *(ROOT / "tests").glob("simulation/*.py")]
+    source = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    defined = set(re.findall(r"(?:def|class) (\w+)|^(\w+)(?=: .* = | = )", source, re.MULTILINE))
+    names = {name for pair in defined for name in pair} | {path.stem for path in paths}
+    for word in code - tests:
+        if re.fullmatch(r"(\w+\.)*(_\w+|[A-Z]\w+|\w+\(\))(\.\w+(\(\))?)?", word):
+            gone |= {part for part in word.rstrip("()").split(".") if part not in names}
+    assert not gone, "ARCHITECTURE.md sends whoever changes something to what is not there"
+
+
 def test_contributing_names_each_session() -> None:
     table = read("CONTRIBUTING.md").partition("\n## Sessions\n")[2].partition("\n## ")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
