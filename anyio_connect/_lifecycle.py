@@ -22,8 +22,8 @@ A step has two outputs besides the next state. The *verdict* answers an event th
 leave (``RECEIVE``, ``SEND``, ``END``, ``END_LAST``, ``ABORT``, ``UPGRADE``, ``DETACH``). The
 *effects* are what must now be done, by the task that reported the event.
 
-A call is in flight from the moment it has leave, also while it still waits for the connection to
-be made: whatever comes after it treats it like one that is under way.
+A call is in flight from the moment it has leave, even while it still waits for the connection to
+be made. Later events do not distinguish the two.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.CLOSE: _L.FLUSHING,
             # `closed` resolves: this socket's part is over. The TLS socket has its own.
             _E.UPGRADE: (_L.UPGRADED, _F.RESOLVE_CLOSED),
-            # So it does here: whoever has the kernel's socket now closes that.
+            # `closed` resolves here too: the new owner of the kernel's socket closes that.
             _E.DETACH: (_L.DETACHED, _F.RESOLVE_CLOSED),
         },
         _L.FLUSHING: {
@@ -442,7 +442,7 @@ JOINT: tuple[Rule, ...] = (
         {"link": _L.CLOSED, "dial": _D.FAILED},
         (_F.REJECT_OPENED,),
     ),
-    # That wait was cut off.
+    # close() has stopped waiting for that send or end.
     Rule(
         {"link": (_L.CLOSED,), "dial": (_D.RUNNING,)},
         {"dial": _D.FAILED},
@@ -453,20 +453,21 @@ JOINT: tuple[Rule, ...] = (
         {"dial": _D.FAILED},
         (_F.REJECT_OPENED,),
     ),
-    # close() was cancelled, and waits no more for what is in flight: that is cut short. (Behind
-    # start_tls() it is not: the TLS socket waits for it.)
+    # close() was cancelled and does not wait for a send or end in flight: that is cut short.
+    # (After start_tls() it is not cut short: the TLS socket waits for it.)
     Rule(
         {"link": (_L.CLOSING,), "outbound": (_O.FLUSHING,)},
         {"outbound": _O.TORN},
         (),
     ),
-    # close() after a send was cut short: a clean end would pass off the piece as the whole.
+    # close() after a send was cut short: after a regular end, the peer would take the incomplete
+    # message for complete.
     Rule(
         {"link": (_L.FLUSHING, _L.CLOSING), "outbound": (_O.TORN,)},
         {"link": _L.CLOSED, "outbound": _O.CLOSED},
         (_F.REJECT_CLOSED, _F.DROP),
     ),
-    # A reset that hits close() at its flushing: what comes after close() finds it closed.
+    # A reset while close() is flushing: later calls find the socket closed.
     Rule(
         {"link": (_L.CLOSED,), "inbound": (_I.CLOSED,), "outbound": (_O.BROKEN,)},
         {"outbound": _O.CLOSED},
@@ -493,7 +494,7 @@ JOINT: tuple[Rule, ...] = (
         {"link": _L.RESET, "outbound": _O.BROKEN},
         (_F.REJECT_CLOSED, _F.DROP),
     ),
-    # Both directions have ended, whoever ended them.
+    # Both directions have ended, on either side.
     Rule(
         {
             "link": (_L.OPEN,),
@@ -504,7 +505,7 @@ JOINT: tuple[Rule, ...] = (
         {"link": _L.CLOSING},
         (_F.FINISH,),
     ),
-    # We have ended both: the peer may still talk, as it may when close() is called.
+    # We have ended both directions. The peer may still send, like after close().
     Rule(
         {
             "link": (_L.OPEN,),
@@ -517,9 +518,10 @@ JOINT: tuple[Rule, ...] = (
     ),
 )
 
-#: Events that are refused, changing nothing, by the first of these that fits.
+#: For each event, the conditions under which it is refused and changes nothing. The first one that
+#: fits gives the verdict.
 REFUSALS: dict[Event, tuple[tuple[dict[str, tuple[object, ...]], Verdict], ...]] = {
-    # WHATWG Streams: aborting what has ended, or has failed already, does nothing.
+    # WHATWG Streams: aborting a stream that has ended or failed already does nothing.
     _E.ABORT: (
         ({"outbound": (_O.ENDED, _O.BROKEN, _O.CLOSED)}, _V.NOTHING_TO_DO),
         ({"link": (_L.UPGRADED,)}, _V.NOTHING_TO_DO),
@@ -580,9 +582,10 @@ _PLAIN_STEPS = {
 
 
 def _plain(state: State, event: Event) -> State | None:
-    """Where ``event`` leads, if it has leave, no effects, and nobody has to be told of it.
+    """The next state, if ``event`` is permitted, has no effects, and need not wake any task.
 
-    Tasks wait for something to end. Of this they need not know: the direction stays open.
+    Tasks wait for the end of a direction. A plain step leaves the direction open, so no waiting
+    task has to know of it.
     """
     after, verdict, effects = step(state, event)
     if effects or verdict not in (None, Verdict.PROCEED):

@@ -208,9 +208,9 @@ def parse_start_tls_options(
 
 
 def _check_named(option: str, host: str, options: Options) -> None:
-    """Check that TLS knows which name to verify, unless it is to verify none.
+    """Check that there is a name for TLS to verify, unless the context verifies no names.
 
-    ``option`` is the one by which the user can give the name.
+    ``option`` is the option by which the user can give the name.
     """
     name, context = options.server_name(host), options.ssl_context
     if not name and (context is None or _of(context, "check_hostname") is not False):
