@@ -8,7 +8,7 @@ import socket as stdlib
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import anyio
@@ -631,6 +631,36 @@ def test_what_has_no_effect_is_an_error(values: dict[str, Any], why: str) -> Non
     with pytest.raises(InvalidOptionError) as caught:
         Connector(**values)
     assert why in str(caught.value)
+
+
+#: Values that have no effect with a dialer, as it makes the connection itself.
+REFUSED: dict[str, Any] = {
+    "local_host": "127.0.0.1",
+    "happy_eyeballs_delay": 1,
+    "prepare": print,
+    "proxy": "http://127.0.0.1:9",
+}
+#: Values that mean the same with a dialer, or of which the docstring says what they are then.
+TAKEN = {
+    *("policy", "max_connections", "ssl_context", "close_timeout", "connect_timeout"),
+    *("keep_alive", "resolver", "dialer"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_dialer_makes_pointless_is_an_error(name: str) -> None:
+    values: dict[str, Any] = {name: REFUSED[name]}
+    with pytest.raises(InvalidOptionError, match=name):
+        Connector(dialer=nowhere, **values)
+
+
+def test_each_value_is_taken_or_refused_with_a_dialer() -> None:
+    new = {field.name for field in fields(Connector)} - REFUSED.keys() - TAKEN
+    assert not new, (
+        f"do {new} mean anything with a dialer, through a proxy (_tunnel), and on a network in "
+        "memory (_KEPT in testing)? Refuse what does not, in _check_dialer() of _connector, and "
+        "add it to REFUSED; or test what it does, and add it to TAKEN"
+    )
 
 
 def test_it_is_a_value_like_others() -> None:
