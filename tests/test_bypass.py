@@ -53,11 +53,9 @@ from support.attacks import (
     v6,
 )
 from support.errors import is_copy
-from support.peers import has_ipv6, listening, refusing_address
+from support.peers import listening, needs_ipv6, refusing_address
 from support.spying import spying
 from support.tls_peers import NAME, TLSPeer, client_context, server_context
-
-needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 
 WORKER = Connector(WORKERS, happy_eyeballs_delay=0)
 

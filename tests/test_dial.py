@@ -41,10 +41,9 @@ from anyio_connect import (
 )
 from anyio_connect._transport import ForeignTransport, Transport
 from support.errors import is_copy
-from support.peers import full, has_ipv6, listening, refusing_address
+from support.peers import full, listening, needs_ipv6, refusing_address
 
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems say other things")
-needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 
 
 @pytest.fixture

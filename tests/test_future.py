@@ -12,7 +12,7 @@ from anyio.lowlevel import checkpoint
 from anyio_connect import ClosedError, PendingError, SocketError, SocketFuture
 from anyio_connect._future import Outcome, T
 from support.errors import is_copy
-from support.turns import all_blocked
+from support.turns import all_blocked, turns
 
 
 class Driver:
@@ -58,12 +58,6 @@ def rejected(error: SocketError) -> SocketFuture[Any]:
     outcome: Outcome[Any] = Outcome()
     outcome.reject(error)
     return outcome.future(never)
-
-
-async def turns(count: int = 5) -> None:
-    """Let the other tasks run until they wait."""
-    for _ in range(count):
-        await checkpoint()
 
 
 async def keep(outcomes: list[object], what: Awaitable[object]) -> None:

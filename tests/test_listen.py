@@ -50,7 +50,7 @@ from anyio_connect._options import Options
 from anyio_connect._tcp import TCPTransport
 from support import peers
 from support.errors import is_copy
-from support.peers import has_ipv6
+from support.peers import needs_ipv6
 from support.servers import send_back
 from support.sockets import connected, settle
 from support.tls_peers import client_context, server_context
@@ -60,7 +60,6 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 LOOPBACK = replace(WORKERS, allow=["127.0.0.0/8", "::1"])
-needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 
 
 def port(listener: Listener) -> int:

@@ -27,9 +27,7 @@ from anyio_connect import (
     _dial,
 )
 from support.errors import is_copy
-from support.peers import has_ipv6, listening, refusing_address
-
-needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+from support.peers import listening, needs_ipv6, refusing_address
 
 ASKED = "cannot resolve 'host.test': the Connector's resolver "
 

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import cycle
 
 import anyio
+import pytest
 
 
 class Peer:
@@ -193,3 +194,6 @@ def has_ipv6() -> bool:
             return False
         raise
     return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")

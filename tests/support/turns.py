@@ -10,6 +10,12 @@ import trio.testing
 from anyio.lowlevel import checkpoint
 
 
+async def turns(count: int = 10) -> None:
+    """Let other tasks run, as a rule up to where they wait."""
+    for _ in range(count):
+        await checkpoint()
+
+
 async def all_blocked() -> None:
     """Wait until every other task waits for something, as ``anyio.wait_all_tasks_blocked()``.
 

@@ -1,0 +1,26 @@
+"""The scenarios, as data. What their steps mean: steps.py."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from conformance.scenario import SCENARIOS, Scenario
+
+__all__ = ["SCENARIOS", "Scenario"]
+
+#: The modules, in the order in which their scenarios are listed.
+PARTS = (
+    "opening",
+    "peer_ends",
+    "ending",
+    "closing",
+    "moving",
+    "in_flight",
+    "pipes",
+    "tls",
+    "start_tls",
+    "addresses",
+)
+
+for part in PARTS:
+    import_module(f"conformance.scenarios.{part}")
