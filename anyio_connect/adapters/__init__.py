@@ -1,5 +1,5 @@
-"""Clients of other libraries over a ``Connector``, with its policy and its way of dialling.
+"""Adapters: clients of other libraries that connect through a ``Connector``.
 
-Each module here is for one library, which has to be installed: ``pip install
-'anyio-connect[httpx]'``, and so on. The modules use only the public names of this package.
+Each module is for one library, which has to be installed, for example by ``pip install
+'anyio-connect[httpx]'``. The modules use only the public names of this package.
 """

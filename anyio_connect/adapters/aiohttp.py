@@ -24,15 +24,16 @@ def socket_factory(
 ) -> Callable[[tuple[int, int, int, str, tuple[Any, ...]]], socket.socket]:
     """Return a ``socket_factory`` for ``aiohttp.TCPConnector`` that obeys ``policy``.
 
-    aiohttp resolves names and connects by itself. It asks this for a socket for each address that
-    it is about to connect to, whether it is that of a name, each time the name is looked up, or
-    was written as an IP address, or came by a redirect. An address that is refused is skipped. If
-    none is left, the request fails with ``aiohttp.ClientConnectorError``. Its text names the rule,
-    and its ``os_error`` is an :class:`AddressNotAllowedError`.
+    aiohttp resolves names and connects by itself. It calls this function for each address that it
+    is about to connect to: the addresses of names, addresses in URLs, and those of redirects. A
+    forbidden address is skipped. If none is left, the request fails with
+    ``aiohttp.ClientConnectorError``. Its text names the rule, and its ``os_error`` is an
+    :class:`AddressNotAllowedError`.
 
-    If aiohttp is given a proxy (``proxy=`` or ``trust_env=True``), only the proxy's address is
-    judged, not what the proxy connects to. ``refuse_loops`` of the policy has no effect, as only a
-    ``Connector`` knows what this process listens on. ``public_only`` and ``deny`` have theirs.
+    If aiohttp uses a proxy (``proxy=`` or ``trust_env=True``), only the proxy's address is judged,
+    not the address that the proxy connects to. ``refuse_loops`` of the policy has no effect,
+    because only a ``Connector`` knows what this process listens on. ``public_only`` and ``deny``
+    work.
     """
 
     def make(info: tuple[int, int, int, str, tuple[Any, ...]]) -> socket.socket:
@@ -48,8 +49,8 @@ def socket_factory(
 class _JudgedSocket(socket.socket):
     """A socket that obeys a policy whenever it is connected.
 
-    asyncio looks an IPv6 address with a zone up once more, as if it were a name, and connects to
-    what it then finds.
+    The check in ``socket_factory`` is not enough: asyncio resolves an IPv6 address with a zone
+    again, like a name, and connects to the result.
     """
 
     __slots__ = ("policy",)

@@ -34,24 +34,24 @@ async def open_connection(
 
     The connector makes the connection, with its policy, its race of addresses and its
     ``max_connections``; the slot comes back when the writer's transport has closed the socket.
-    After that, asyncio reads, writes, closes and speaks TLS, with its own errors.
+    After that, asyncio does everything, including TLS, and raises its own errors.
 
-    ``connector``: None allows every address, and any number of connections.
+    ``connector``: None allows all addresses, and any number of connections.
 
-    ``address``, ``connect_timeout``, ``keep_alive``: as for ``connect()``. The time limit does not
-    count the TLS handshake.
+    ``address``, ``connect_timeout``, ``keep_alive``: like for ``connect()``. The time limit does
+    not include the TLS handshake.
 
-    ``ssl``, ``server_hostname``, ``limit``: as for ``asyncio.open_connection()``. ``ssl=True``
-    takes the connector's context, if it has one. ``server_hostname`` is the host of ``address``
-    unless given.
+    ``ssl``, ``server_hostname``, ``limit``: like for ``asyncio.open_connection()``. ``ssl=True``
+    uses the connector's context, if it has one. ``server_hostname`` is the host of ``address`` by
+    default.
 
-    If it is cancelled, nothing is left open.
+    A cancelled call leaves nothing open.
 
-    :raises InvalidAddressError: the address names no TCP endpoint
+    :raises InvalidAddressError: ``address`` is not the address of a TCP endpoint
     :raises InvalidOptionError: an option has a bad value, or no effect
-    :raises DetachError: the connection is no socket of the system's, as an HTTPS proxy or a
-        ``dialer`` is in between
-    :raises ConnectError: the connection could not be made; it is an OSError, as asyncio's is
+    :raises DetachError: the connection has no socket of the kernel, because it uses an HTTPS proxy
+        or a ``dialer``
+    :raises ConnectError: the connection could not be made; it is an OSError, like asyncio's
     :raises OSError: the TLS handshake failed, with an ``ssl.SSLError`` or a lost connection
     """
     connector = Connector() if connector is None else connector
@@ -63,7 +63,7 @@ async def open_connection(
         )
     if limit < 1:
         raise InvalidOptionError(f"bad limit {limit!r}: it must be a number of bytes, from 1")
-    connector.connect(address)  # which checks it, and does no I/O
+    connector.connect(address)  # checks the address, and does no I/O
     context = connector.ssl_context if ssl is True and connector.ssl_context else ssl
     name = server_hostname or _name(_host(address))
     if context:
@@ -71,14 +71,14 @@ async def open_connection(
     sock = await connector.connect_socket(
         address, connect_timeout=connect_timeout, keep_alive=keep_alive
     )
-    # From here on it is asyncio's to close, also if the handshake fails or is cancelled.
+    # From here on, asyncio closes the socket, even if the handshake fails or is cancelled.
     if not context:
         return await asyncio.open_connection(sock=sock, limit=limit)
     return await asyncio.open_connection(sock=sock, limit=limit, ssl=context, server_hostname=name)
 
 
 def _checked(context: tls.SSLContext | bool, name: str) -> tls.SSLContext:
-    """See that TLS with ``name`` is possible: if not, asyncio would leave a socket open."""
+    """Check that TLS with ``name`` is possible. If not, asyncio would leave a socket open."""
     made = context if isinstance(context, tls.SSLContext) else tls.create_default_context()
     try:
         made.wrap_bio(tls.MemoryBIO(), tls.MemoryBIO(), server_hostname=name)
@@ -92,9 +92,9 @@ def _host(address: str | SocketAddress | tuple[str, int]) -> str:
 
 
 def _name(host: str) -> str:
-    """The name that the certificate must be for, as ``connect()`` reads it: by IDNA 2008.
+    """The name that the certificate must be valid for, by IDNA 2008 like in ``connect()``.
 
-    Python's ssl knows IDNA 2003 only, which takes "fass" for the same name as "faß".
+    Python's ssl supports only IDNA 2003, in which "fass" and "faß" are the same name.
     """
     if not host.isascii():
         labels = idna.uts46_remap(host, std3_rules=False).split(".")

@@ -33,21 +33,20 @@ _ATTRIBUTES: dict[str, Any] = {
 class NetworkBackend(httpcore.AsyncNetworkBackend):
     """Opens the connections of an ``httpcore.AsyncConnectionPool``, and of its proxies.
 
-    The connector's policy judges every address that the pool is about to connect to, whether it is
-    that of a name, each time the name is looked up, or was written as an IP address, or came by a
-    redirect. If the pool uses a proxy, only the proxy's address is judged, not what the proxy
-    connects to.
+    The connector's policy judges every address that the pool is about to connect to: the addresses
+    of names, addresses in URLs, and those of redirects. If the pool uses a proxy, only the proxy's
+    address is judged, not the address that the proxy connects to.
 
-    Errors are httpcore's, as its pool expects: ``ConnectError``, ``ConnectTimeout``,
-    ``ReadError``, ``ReadTimeout``, ``WriteError``, ``WriteTimeout``. Their argument,
-    and so their text, is the :class:`SocketError` that says why.
+    The errors are httpcore's, because its pool expects them: ``ConnectError``,
+    ``ConnectTimeout``, ``ReadError``, ``ReadTimeout``, ``WriteError``, ``WriteTimeout``. Their
+    argument, and so their text, is the :class:`SocketError` with the reason.
 
-    A pool keeps idle connections. Each holds a slot of ``max_connections``, so the pool's own
-    limit has to be no greater than that.
+    A pool keeps idle connections. Each of them holds a slot of ``max_connections``, so the pool's
+    own limit must not be greater than that.
     """
 
     def __init__(self, connector: Connector | None = None) -> None:
-        """``connector``: None allows every address, and any number of connections."""
+        """``connector``: None allows all addresses, and any number of connections."""
         self._connector = Connector() if connector is None else connector
 
     async def connect_tcp(
@@ -60,11 +59,12 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect to ``host`` at ``port`` within ``timeout`` seconds; None is no limit.
 
-        ``socket_options`` are set once it is connected, as httpcore's own backend does.
+        ``socket_options`` are set after connecting, like by httpcore's own backend.
 
         :raises httpcore.ConnectTimeout: the time ran out
         :raises httpcore.ConnectError: the connection could not be made, or the policy forbids it
-        :raises InvalidOptionError: ``local_address`` is given: it is for the ``Connector``
+        :raises InvalidOptionError: ``local_address`` is given: use ``local_host`` of the
+            ``Connector``
         """
         if local_address is not None:
             raise InvalidOptionError(
@@ -75,7 +75,7 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
             socket = self._connector.connect(
                 (host, port),
                 secure_transport="starttls",
-                allow_half_open=True,  # an upload goes on though the peer has ended
+                allow_half_open=True,  # an upload goes on although the peer has ended
             )
             return await _opened(socket, host, timeout, socket_options)
 
@@ -87,7 +87,7 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect to the Unix socket at ``path`` within ``timeout`` seconds.
 
-        ``socket_options`` are set once it is connected. No policy judges the path.
+        ``socket_options`` are set after connecting. No policy judges the path.
 
         :raises httpcore.ConnectTimeout: the time ran out
         :raises httpcore.ConnectError: the connection could not be made
@@ -99,7 +99,7 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
             return await _opened(socket, "localhost", timeout, socket_options)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait for so many ``seconds``, before the pool tries again."""
+        """Wait ``seconds``, before the pool tries again."""
         await anyio.sleep(seconds)
 
 
@@ -145,7 +145,7 @@ class _Stream(httpcore.AsyncNetworkStream):
             return self._socket.start_tls(
                 ssl_context=ssl_context, expected_server_hostname=expected
             )
-        # TLS in TLS, to an HTTPS proxy; or a name that is asked for and not checked.
+        # TLS in TLS, to an HTTPS proxy; or a name that is sent and not checked.
         return Socket.wrap(
             self._socket,
             secure_transport="on",
@@ -167,13 +167,13 @@ async def _opened(
     timeout: float | None,  # noqa: ASYNC109
     socket_options: Iterable[SOCKET_OPTION] | None,
 ) -> _Stream:
-    """Make the connection, and give it to httpcore. If that fails, nothing is left open."""
+    """Make the connection, and return it for httpcore. A failure leaves nothing open."""
     try:
         with anyio.fail_after(timeout):
             await socket.opened
         raw: Any = socket.extra(SocketAttribute.raw_socket, None)
         for option in socket_options or ():
-            if raw is not None:  # another kind of stream has no such options
+            if raw is not None:  # other kinds of streams have no socket options
                 raw.setsockopt(*option)
     except BaseException:
         await socket.close()
@@ -185,7 +185,7 @@ async def _opened(
 def _errors_as(
     failed: type[Exception], late: type[Exception], seconds: float | None
 ) -> Iterator[None]:
-    """Raise httpcore's errors in place of this package's and the system's."""
+    """Raise httpcore's errors instead of this package's and the system's."""
     try:
         yield
     except TimeoutError as exc:  # ConnectTimeoutError is one, and has a text

@@ -29,7 +29,7 @@ else:
 
 __all__ = ("Transport",)
 
-#: What httpx itself allows (``httpx.Limits``), if the connector has no ``max_connections``.
+#: The defaults of ``httpx.Limits``.
 _MAX_CONNECTIONS = 100
 _MAX_IDLE = 20
 _IDLE_SECONDS = 5.0
@@ -38,11 +38,11 @@ _IDLE_SECONDS = 5.0
 class Transport(httpx.AsyncBaseTransport):
     """The transport of an ``httpx.AsyncClient``, for HTTP/1.1 and HTTP/2.
 
-    Every address that a request or a redirect leads to is judged by the connector's policy when
-    its connection is made. What the policy forbids is an ``httpx.ConnectError`` whose text names
-    the rule; the :class:`AddressNotAllowedError` is further up its ``__cause__``. A client with a
-    transport of its own takes no proxy from the environment. Do not give it ``mounts`` or
-    ``proxy``, which go past this transport: give the ``Connector`` the proxy.
+    The connector's policy judges the address of every new connection, for requests and for
+    redirects. A forbidden address raises an ``httpx.ConnectError`` whose text names the rule. The
+    :class:`AddressNotAllowedError` is in the chain of its ``__cause__``. A client with its own
+    transport uses no proxy from the environment. Do not pass ``mounts`` or ``proxy`` to the
+    client, because they bypass this transport: pass the proxy to the ``Connector``.
     """
 
     def __init__(
@@ -55,20 +55,20 @@ class Transport(httpx.AsyncBaseTransport):
         limits: httpx.Limits | None = None,
         retries: int = 0,
     ) -> None:
-        """Need no running event loop.
+        """Create the transport. This needs no running event loop.
 
-        ``connector``: None allows every address, and any number of connections.
+        ``connector``: None allows all addresses, and any number of connections.
 
-        ``ssl_context``: httpx's default unless given. httpcore sets its ALPN protocols, so give
-        one that nothing else uses. The connector's own context is never changed, so it has no
-        effect here.
+        ``ssl_context``: httpx's context by default. httpcore sets its ALPN protocols, so pass one
+        that nothing else uses. The connector's own context is never changed, so it is not used
+        here.
 
-        ``http1``, ``http2``: which versions to offer. ``http2`` needs ``httpx[http2]``.
+        ``http1``, ``http2``: the versions to offer. ``http2`` needs ``httpx[http2]``.
 
-        ``limits``: httpx's own unless given. There are never more connections than the connector's
+        ``limits``: httpx's own by default. There are never more connections than the connector's
         ``max_connections``, and idle connections count too.
 
-        ``retries``: how often to try again to connect.
+        ``retries``: how many times to try again to connect.
         """
         connector = Connector() if connector is None else connector
         if limits is None:
@@ -90,9 +90,9 @@ class Transport(httpx.AsyncBaseTransport):
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send ``request``, and return the response once its head is there.
+        """Send ``request``, and return the response when its head has arrived.
 
-        :raises httpx.TransportError: as the transports of httpx do
+        :raises httpx.TransportError: like the transports of httpx
         """
         url = request.url
         with _errors_as_httpx(request):
@@ -118,7 +118,7 @@ class Transport(httpx.AsyncBaseTransport):
         )
 
     async def aclose(self) -> None:
-        """Close every connection."""
+        """Close all connections."""
         await self._pool.aclose()
 
     async def __aenter__(self) -> Self:
@@ -178,6 +178,6 @@ def _errors_as_httpx(request: httpx.Request) -> Iterator[None]:
         for theirs, ours in _ERRORS:
             if isinstance(exc, theirs):
                 if exc.args and isinstance(exc.args[0], Exception):
-                    exc.__cause__ = exc.args[0]  # which httpcore's pool has dropped
+                    exc.__cause__ = exc.args[0]  # httpcore's pool has dropped the cause
                 raise ours(str(exc), request=request) from exc
         raise

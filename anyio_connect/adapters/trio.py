@@ -1,4 +1,4 @@
-"""For libraries on trio: a socket as trio's own kind of stream, with trio's errors.
+"""For libraries on trio: a socket as a trio stream, with trio's errors.
 
 ::
 
@@ -34,15 +34,15 @@ async def open_tcp_stream(
     connector: Connector | None = None,
     **options: Unpack[SocketOptions],
 ) -> Stream:
-    """Connect, as ``trio.open_tcp_stream()`` does, and with TLS if the options say so.
+    """Connect, like ``trio.open_tcp_stream()``, with TLS if the options say so.
 
-    ``host``, ``port``: where to. ``connector``: None allows every address, and any number of
-    connections. The options are those of ``connect()``, but ``allow_half_open`` is True unless
-    given: for trio's streams, the peer's end is the end of one direction.
+    ``host``, ``port``: the address to connect to. ``connector``: None allows all addresses, and
+    any number of connections. The options are those of ``connect()``, but ``allow_half_open`` is
+    True by default: for trio's streams, the peer's end is the end of one direction only.
 
-    :raises InvalidAddressError: there is no such host or port
+    :raises InvalidAddressError: ``host`` and ``port`` are not the address of a TCP endpoint
     :raises InvalidOptionError: an option is unknown, has a bad value, or contradicts another
-    :raises ConnectError: the connection could not be made; it is an OSError, as trio's is
+    :raises ConnectError: the connection could not be made; it is an OSError, like trio's
     """
     connector = Connector() if connector is None else connector
     if options.get("allow_half_open") is None:
@@ -53,16 +53,16 @@ async def open_tcp_stream(
 
 
 class Stream(trio.abc.HalfCloseableStream):
-    """A :class:`Socket` for code that takes a ``trio.abc.Stream``.
+    """A :class:`Socket` for code that needs a ``trio.abc.Stream``.
 
-    It has trio's errors in place of AnyIO's: ``trio.BusyResourceError``,
-    ``trio.ClosedResourceError`` and ``trio.BrokenResourceError``, with the same text. What
-    ``trio.testing.check_half_closeable_stream()`` asks for holds if the socket was made with
+    It raises trio's errors instead of AnyIO's: ``trio.BusyResourceError``,
+    ``trio.ClosedResourceError`` and ``trio.BrokenResourceError``, with the same text. It passes
+    ``trio.testing.check_half_closeable_stream()`` if the socket was made with
     ``allow_half_open=True``.
     """
 
     socket: Socket
-    """The socket that this stream is made of."""
+    """The socket that this stream uses."""
 
     def __init__(self, socket: Socket) -> None:
         """``socket`` may be pending: the first call that needs the connection makes it."""
@@ -70,7 +70,7 @@ class Stream(trio.abc.HalfCloseableStream):
         self._waiting = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of ``data``. Cancelled part-way, it leaves our side broken.
+        """Send all of ``data``. If it is cancelled after a part was sent, our side is broken.
 
         :raises trio.BusyResourceError: another task sends, or waits for room
         :raises trio.BrokenResourceError: the connection was reset or lost, or an earlier send was
@@ -82,7 +82,7 @@ class Stream(trio.abc.HalfCloseableStream):
             await self.socket.send(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until the kernel has room for more.
+        """Wait until the kernel has room for more data.
 
         :raises trio.BusyResourceError: another task sends, or waits for room
         :raises trio.BrokenResourceError: the connection was reset or lost, or an earlier send was
@@ -91,16 +91,16 @@ class Stream(trio.abc.HalfCloseableStream):
         """
         self._check_not_waiting()
         with _errors_as_trio():
-            await self.socket.send(b"")  # tells whether sending is allowed
+            await self.socket.send(b"")  # raises if sending is not allowed
             raw = self.socket.extra(SocketAttribute.raw_socket, None)
-            if raw is None:  # a stream that is not the kernel's does not tell
+            if raw is None:  # only a socket of the kernel can be waited for
                 return
             self._waiting = True
             try:
                 await trio.lowlevel.wait_writable(raw)
             finally:
                 self._waiting = False
-            await self.socket.send(b"")  # what woke it may have been our own end
+            await self.socket.send(b"")  # our own end may have ended the wait: then this raises
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive at least one byte and at most ``max_bytes``; b"" is the peer's end.
@@ -130,12 +130,12 @@ class Stream(trio.abc.HalfCloseableStream):
             await self.socket.send_eof()
 
     async def aclose(self) -> None:
-        """Close both directions, as :meth:`Socket.close` does."""
+        """Close both directions, like :meth:`Socket.close`."""
         await self.socket.close()
 
     def _check_not_waiting(self) -> None:
-        # For trio, one task may either send or wait for room. Only this class knows of the
-        # waiting: sockets have no such call.
+        # In trio, one task may either send or wait for room. Only this class knows of the wait,
+        # because sockets have no such method.
         if self._waiting:
             raise trio.BusyResourceError("another task waits for room")
 
