@@ -55,7 +55,8 @@ def _by_scopes(module: Any) -> IsDue | None:
             return None
 
     states: Any = getattr(module, "_task_states", None)
-    by_ref: Any = getattr(states, "data", None)  # asked itself: get() is a function in Python
+    # The dict inside of the WeakKeyDictionary, whose own get() is a slow Python function.
+    by_ref: Any = getattr(states, "data", None)
     known = (
         isinstance(states, WeakKeyDictionary)
         and isinstance(by_ref, dict)

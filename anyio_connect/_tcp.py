@@ -131,8 +131,9 @@ class TCPTransport(Transport):
         self._waits = 0  # how many times a send has waited for room and got it
         self._ready = ready or readiness(sock)
         self._wanted = 0  # the max_bytes of the waiting receive
-        self._into: memoryview | None = None  # its buffer, if it is receive_into()
-        # What the loop's callback received for it; of receive_into(), a part of its buffer.
+        self._into: memoryview | None = None  # the buffer of the waiting receive_into(), if any
+        # What the loop's callback received for the waiting task. For receive_into(), this is a
+        # part of its buffer.
         self._arrived: bytes | memoryview = b""
         # Whether the last receive has probably emptied the kernel's buffer. At first it may hold
         # data already.
@@ -251,7 +252,7 @@ class TCPTransport(Transport):
             if data is not None:
                 if ready.leave is not None:
                     await ready.leave()
-                    if self._stopped:  # by another task
+                    if self._stopped:  # another task has stopped receives
                         taken = data if into is None else bytes(into[:data])
                         self._arrived = b"" if self._closed else taken + self._arrived
                         raise anyio.ClosedResourceError
