@@ -36,7 +36,7 @@ BIN = Path(sys.executable).parent
 
 #: The modules that have to be proof against it, and the tests that prove it.
 MUTATED = {
-    "_lifecycle": "tests/test_lifecycle.py",
+    "_lifecycle": "tests/test_lifecycle.py tests/test_lifecycle_changed.py",
     "_address": "tests/test_address.py",
     "_policy": "tests/test_policy.py",
     "_ranges": "tests/test_policy.py",
