@@ -20,6 +20,7 @@ from pathlib import Path
 from conformance.certificates import Certificates
 from conformance.steps import PENDING, STILL_OPEN
 from support.peers import has_ipv6
+from support.tls_peers import Server
 
 HOST = "127.0.0.1"
 
@@ -277,41 +278,25 @@ def _listeners() -> list[socket.socket]:
     raise AssertionError("unreachable")
 
 
-class _TLS:
-    """A server's engine, carried by hand: it can end its side and keep TCP open."""
+class _TLS(Server):
+    """On a blocking socket: it can end its side and keep TCP open."""
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        super().__init__(context)
         self.sock = sock
-        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.engine = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
-        self.ended = False
 
     def flush(self) -> None:
         with suppress(OSError):
             self.sock.sendall(self.outgoing.read())
 
     def handshake(self) -> None:
-        while True:
-            try:
-                self.engine.do_handshake()
-            except ssl.SSLWantReadError:
-                self.flush()
-                data = self.sock.recv(65536)
-                if not data:
-                    raise ssl.SSLEOFError("no handshake") from None
-                self.incoming.write(data)
-            else:
-                self.flush()
-                return
-
-    def encrypt(self, data: bytes) -> bytes:
-        self.engine.write(data)
-        return self.outgoing.read()
-
-    def close_notify(self) -> bytes:
-        with suppress(ssl.SSLError):
-            self.engine.unwrap()
-        return self.outgoing.read()
+        while not self.shake():
+            self.flush()
+            data = self.sock.recv(65536)
+            if not data:
+                raise ssl.SSLEOFError("no handshake")
+            self.incoming.write(data)
+        self.flush()
 
     def receive(self, most: int) -> bytes | str:
         while not self.ended:
