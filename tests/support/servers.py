@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from anyio_connect import Socket
+from anyio.abc import SocketAttribute
+
+from anyio_connect import Listener, Socket
 
 
 @contextmanager
@@ -55,3 +57,8 @@ async def send_back(socket: Socket) -> None:
     async with socket:
         async for data in socket.readable:
             await socket.send(data)
+
+
+def port(listener: Listener) -> int:
+    """Where it listens; on all its addresses the same."""
+    return listener.extra(SocketAttribute.local_port)
