@@ -49,9 +49,11 @@ class Readiness(Protocol):
 
     @property
     def waits_first(self) -> bool:
-        """Whether :meth:`readable` also notices data that arrived before the call.
+        """Whether a receive may wait without asking the kernel, if data is unlikely.
 
-        If not, the task has to try to receive just before the call, and be a checkpoint itself.
+        Not if :meth:`readable` misses data that arrived before the call, nor if each wait registers
+        the socket anew, which costs more than asking. The task then has to try to receive just
+        before the call, and be a checkpoint itself.
         """
         ...
 
@@ -281,7 +283,7 @@ class TaskReadiness:
         "leave",
     )
 
-    waits_first = True
+    waits_first = False
 
     def __init__(
         self,
