@@ -640,12 +640,14 @@ class TLSTransport(Transport):
         self, max_bytes: int, into: memoryview | None = None
     ) -> bytes | memoryview | None:
         """Take data from the engine; return None if it needs more ciphertext."""
-        self._check_session()
+        if self._error is not None:
+            self._check_session()
         if self._peer_ended:
             raise anyio.EndOfStream
         data: bytes | memoryview | None = None
         try:
-            data = self._read(min(max_bytes, _RECORD), into)
+            most = min(max_bytes, _RECORD)
+            data = self._engine.read(most) if into is None else self._read_into(most, into)
             self._peer_ended = not data
             self._no_data -= len(data)
             self._dry = False
@@ -673,9 +675,7 @@ class TLSTransport(Transport):
             )
         return data
 
-    def _read(self, max_bytes: int, into: memoryview | None) -> bytes | memoryview:
-        if into is None:
-            return self._engine.read(max_bytes)
+    def _read_into(self, max_bytes: int, into: memoryview) -> memoryview:
         if type(self._engine) is ssl.SSLObject:
             count: Any = self._engine.read(max_bytes, into)
             return into[:count]
@@ -701,6 +701,7 @@ class TLSTransport(Transport):
         raise self._lost(self._error) from self._error
 
     def _check_session(self) -> None:
+        # Each receive and send looks at `_error` before, which saves the call.
         if self._error is not None:
             raise self._lost(self._error) from self._error
 
@@ -853,7 +854,8 @@ class TLSTransport(Transport):
             self._negotiating = False
 
     def _check_sending(self) -> None:
-        self._check_session()
+        if self._error is not None:
+            self._check_session()
         if self.torn:
             raise anyio.BrokenResourceError("an earlier send was cut short")
         if self._ended:
@@ -864,10 +866,12 @@ class TLSTransport(Transport):
 
         It is not possible while a renegotiation waits for the peer.
         """
-        self._check_session()
+        if self._error is not None:
+            self._check_session()
         try:
             written = self._engine.write(view)
-            check_count(written, len(view))
+            if written != len(view):
+                check_count(written, len(view))
         except ssl.SSLWantReadError:
             if self._peer_ended:  # so the renegotiation will never be completed
                 raise anyio.BrokenResourceError(_ENDED_IN_HANDSHAKE) from None
