@@ -1,4 +1,4 @@
-"""listen(): what comes in is a Socket, what fails is handled, and loops are found."""
+"""listen(): what comes in is a Socket, and what fails is handled."""
 
 from __future__ import annotations
 
