@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import select
 import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -496,6 +497,27 @@ async def test_send_eof_in_a_session_that_is_lost() -> None:
     tls._incoming.write(b"\x17\x03\x03\x00\x20" + bytes(32))  # here, and not looked at yet
     with pytest.raises(anyio.BrokenResourceError):
         await tls.send_eof()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere close() does not throw away")
+async def test_our_end_finds_room_behind_a_peer_that_has_none_itself() -> None:
+    """What it says is thrown away, or each would wait for the other to take something."""
+    async with over_tcp(server_context(TLS13), buffers=4096) as (tls, peer):
+        full = 0
+        while full < 3:
+            full = 0 if tls._transport.send_nowait(bytes(65536)) else full + 1
+            await anyio.sleep(0.02)  # loopback moves it on in its own time
+
+        async def talk_then_read() -> None:
+            await peer.peer.send(bytes(2_000_000))
+            await peer.peer.receive_all()
+            peer.peer.close()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(talk_then_read)
+            await all_blocked()
+            while not await tls.finish():
+                await tls.wait_room()
 
 
 # --- closing

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import ssl
-import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -23,12 +22,9 @@ from support.sockets import Made, opened_by, socket_over
 from support.tls_acts import cancelled
 from support.tls_peers import (
     NAME,
-    TLS13,
     RenegotiatingPeer,
     client_context,
     dial,
-    over_tcp,
-    server_context,
 )
 from support.turns import all_blocked
 
@@ -335,27 +331,6 @@ async def test_letting_go_in_mid_renegotiation_is_no_clean_end() -> None:
         assert not await tls.let_go()
         with pytest.raises(ConnectionResetError):
             await peer.receive()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere close() does not throw away")
-async def test_our_end_finds_room_behind_a_peer_that_has_none_itself() -> None:
-    """What it says is thrown away, or each would wait for the other to take something."""
-    async with over_tcp(server_context(TLS13), buffers=4096) as (tls, peer):
-        full = 0
-        while full < 3:
-            full = 0 if tls._transport.send_nowait(bytes(65536)) else full + 1
-            await anyio.sleep(0.02)  # loopback moves it on in its own time
-
-        async def talk_then_read() -> None:
-            await peer.peer.send(bytes(2_000_000))
-            await peer.peer.receive_all()
-            peer.peer.close()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(talk_then_read)
-            await all_blocked()
-            while not await tls.finish():
-                await tls.wait_room()
 
 
 async def test_an_abort_ends_a_wait_in_mid_renegotiation() -> None:
