@@ -389,7 +389,7 @@ class Connection:
             return None
         error = BrokenError(
             f"close() gave up {what}, because the peer took nothing for {self._close_timeout:g} "
-            f"seconds (close_timeout): it has yet to acknowledge "
+            f"seconds (close_timeout): it has not acknowledged "
             f"{self.transport.unacknowledged()} bytes that were sent"
         )
         log.warning("%s: %s", self._name, error)

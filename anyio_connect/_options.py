@@ -215,9 +215,9 @@ def _check_named(option: str, host: str, options: Options) -> None:
     name, context = options.server_name(host), options.ssl_context
     if not name and (context is None or _of(context, "check_hostname") is not False):
         raise InvalidOptionError(
-            f"{option} is missing: nothing else says which name the peer's certificate has to be "
-            "for, as the stream has no host name; only an ssl_context whose check_hostname is "
-            "False does without"
+            f"{option} is missing: the stream has no host name, so TLS does not know for which "
+            "name to verify the peer's certificate. Give the name, or an ssl_context whose "
+            "check_hostname is False"
         )
 
 

@@ -80,7 +80,7 @@ _ALERTS = {
     "unsupported_certificate": _OUR_CERTIFICATE.format("is of a kind that it does not know"),
     "certificate_revoked": _OUR_CERTIFICATE.format("was revoked"),
     "certificate_expired": _OUR_CERTIFICATE.format("has expired, or is not valid yet"),
-    "certificate_unknown": _OUR_CERTIFICATE.format("will not do"),
+    "certificate_unknown": _OUR_CERTIFICATE.format("is not acceptable"),
     "illegal_parameter": "the peer got a value from us that it takes for wrong",
     "unknown_ca": _OUR_CERTIFICATE.format("is signed by an authority that it does not trust"),
     "access_denied": _OUR_CERTIFICATE.format("does not let us in"),

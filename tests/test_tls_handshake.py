@@ -638,7 +638,7 @@ async def test_data_in_the_clear_before_the_handshake_makes_it_fail() -> None:
             "our client certificate is corrupt, or signed wrongly; if we sent none, it wants one",
         ),
         (45, "our client certificate has expired, or is not valid yet; if we sent none"),
-        (46, "our client certificate will not do; if we sent none, it wants one"),
+        (46, "our client certificate is not acceptable; if we sent none, it wants one"),
         (48, "our client certificate is signed by an authority that it does not trust"),
         (70, "no TLS version in common"),
         (80, "reports an error of its own"),
