@@ -19,35 +19,35 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_external_run = True
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["tests"]  # which is all that the README asks of a newcomer
+nox.options.sessions = ["tests"]  # the README asks newcomers to run only this
 
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 SUPPORTED = nox.project.python_versions(PYPROJECT)
 CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"
 
-#: For `on`: the one that runs nox is worth a try, even if it is newer than what is promised.
+#: For `on`: include the Python that runs nox, even if it is newer than the supported ones.
 PYTHONS = [*SUPPORTED, *{CURRENT}.difference(SUPPORTED)]
 
-#: Where `on` leaves what the tests covered, for `coverage`: a directory for each Python.
+#: Where `on` saves the coverage data, for `coverage`: a directory for each Python.
 COVERED = ROOT / ".nox" / "covered"
 
 #: Branch coverage in percent, all tested Pythons together, below which `coverage` fails.
 COVERAGE_FLOOR = 95
 
 
-#: The tests run in one process for each core. (Not so from the configuration, which also holds
-#: for who looks at a single test.)
+#: The tests run in one process for each core. This is not in the configuration of pytest, because
+#: a single test is better run in one process.
 SPREAD = ("--numprocesses=auto", "--dist=worksteal")
 
-#: Without what forbids Python to keep the bytecode that it made. Of the tests it makes much, for
-#: their `assert` tells what it compared; and many tests start a Python of their own.
+#: Lets Python keep its bytecode, even if the environment forbids that. Compiling the tests takes
+#: long, because pytest rewrites each `assert`, and many tests start another Python process.
 COMPILED: dict[str, str | None] = {"PYTHONDONTWRITEBYTECODE": None}
 
 #: The runtime of Workers that `conformance` compares with: the package's version on npm.
 WORKERD = "1.20261117.1"
 
-#: Says to do without it.
+#: The environment variable that skips workerd.
 SKIP_CONFORMANCE = "ANYIO_CONNECT_SKIP_CONFORMANCE"
 
 
@@ -60,7 +60,7 @@ CHECKED = (
     *("docs/made.py", "docs/links.py", "noxfile.py"),
 )
 
-#: For `stubs`: pyproject.toml's settings for tests/typing, and to take the types from the page.
+#: For `stubs`: the settings of pyproject.toml for tests/typing, with the types from stubs/.
 PYRIGHT_ON_THE_PAGE = {
     "include": ["tests/typing"],
     "exclude": [],
@@ -88,8 +88,7 @@ def found() -> list[str]:
 
 
 def group(*names: str) -> list[str]:
-    """What these dependency groups of pyproject.toml ask for.
-
+    """The requirements of these dependency groups of pyproject.toml.
     They are read here because pip knows ``--group`` only since 25.1.
     """
     return list(nox.project.dependency_groups(PYPROJECT, *names))
@@ -98,8 +97,8 @@ def group(*names: str) -> list[str]:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests on the Python that runs nox. Arguments go to pytest."""
-    # The package as users get it, built and installed: what the tests import is not the work
-    # tree, so a file that is missing from the wheel is missed.
+    # Install the package as users do. The tests then import it from there and not from the work
+    # tree, so they notice if a file is missing from the wheel.
     session.install(".", *group("test"))
     session.run("pytest", *SPREAD, *session.posargs, env=COMPILED)
 
@@ -108,11 +107,12 @@ def tests(session: nox.Session) -> None:
 def quick(session: nox.Session) -> None:
     """Run most of the tests in less than a minute, while you work. Arguments go to pytest.
 
-    What is left out takes long to find what the rest seldom misses, and is marked `slow`: each
-    operation cancelled at each checkpoint, faults at every moment, the real sockets beside a
-    model, thousands of sockets one after another, changed tables, what waits until a time limit
-    runs out, what moves many megabytes, and what starts a process for each test, the command line
-    above all. And Hypothesis makes 20 examples in place of 100, the simulation 20 histories.
+    It leaves out the tests that are marked `slow`, which seldom find a fault that the others
+    miss: each operation cancelled at each checkpoint, faults at every moment, the real sockets
+    compared with a model, thousands of sockets one after another, changed tables, tests that
+    wait until a time limit runs out or move many megabytes, and tests that start a process, most
+    of them of the command line. Hypothesis makes 20 examples instead of 100, and the simulation
+    20 histories.
     """
     session.install(".", *group("test"))
     quickly = {**COMPILED, "HYPOTHESIS_PROFILE": "quick"}
@@ -126,9 +126,8 @@ def every(session: nox.Session) -> None:
     if missing := [version for version in PYTHONS if version not in here]:
         session.warn(f"not tested, because not found here: Python {', '.join(missing)}")
     shutil.rmtree(COVERED, ignore_errors=True)
-    # The Python that runs nox is always tested, so that one is enough. Its own directory comes
-    # first, because elsewhere on PATH its name may stand for nothing, or for one that does not
-    # start.
+    # The Python that runs nox is always tested, so one Python is enough. Its directory comes
+    # first on PATH: without it, PATH may have no Python of that name, or one that does not start.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     command = (sys.executable, "-m", "nox", "-s", *(f"on-{version}" for version in here))
     session.run(*command, "--", *session.posargs, env={"PATH": path}, external=True)
@@ -136,18 +135,19 @@ def every(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def on(session: nox.Session) -> None:
-    """Run the tests on this Python, keeping what they cover. Arguments go to pytest.
+    """Run the tests on this Python, and save their coverage. Arguments go to pytest.
 
-    On the newest Python that is found, which has every event loop, also in asyncio's debug mode,
-    which finds calls from the wrong thread: the same ones on each Python. Where coverage is
-    measured too, it makes the tests take half as long again.
+    The newest Python that is found also runs in asyncio's debug mode, which finds calls from the
+    wrong thread. One Python is enough, because each would find the same calls, and the newest has
+    every event loop. Together with coverage, the debug mode makes the tests take half as long
+    again.
     """
     session.install(".", *group("test"))
     data = COVERED / str(session.python)
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
-    # Not `coverage run -m pytest`, which would put the work tree on the path; this way coverage
-    # starts by itself in each Python process of the environment, also those that tests start.
+    # `coverage run -m pytest` would put the work tree on the path. With these variables, coverage
+    # starts in each Python process of the environment, including those that tests start.
     env = {
         **COMPILED,
         "COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml"),
@@ -171,8 +171,8 @@ def soak(session: nox.Session) -> None:
 def simulate(session: nox.Session) -> None:
     """Run many random histories on the simulated network: see tests/simulation.
 
-    Arguments choose what else it does: ``nox -s simulate -- run trio --seed 0 --count 20000``,
-    ``-- replay asyncio 1234 --shrink``, ``-- hunt`` (which finds faults put in by hand).
+    Arguments choose another action: ``nox -s simulate -- run trio --seed 0 --count 20000``,
+    ``-- replay asyncio 1234 --shrink``, ``-- hunt`` (which looks for faults put in by hand).
     """
     session.install(".", *group("test"))
     session.env["PYTHONPATH"] = str(ROOT / "tests")
@@ -183,7 +183,7 @@ def simulate(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Report what the last `every` covered, and fail if that is too little."""
+    """Report the coverage of the last `every`, and fail if it is too low."""
     session.install(*group("test"))
     covered = [str(path) for path in sorted(COVERED.glob("*/"))]
     if not covered:
@@ -235,10 +235,10 @@ def install_workerd(session: nox.Session, npm: str) -> None:
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """Measure beside other clients, workerd and Node among them where there is npm.
+    """Compare with other clients; with npm, also with workerd and Node.
 
-    Arguments go to ``python -m benchmarks``. Without any, a little of every row is done once,
-    which shows only that it runs.
+    Arguments go to ``python -m benchmarks``. Without arguments, every row runs once with little
+    work, which only shows that it works.
     """
     session.install(".", *group("benchmarks"))
     if npm := shutil.which("npm"):
@@ -253,9 +253,9 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Break the code in every small way, one at a time, and see that a test fails: takes an hour.
+    """Break the code in every small way, one at a time, and expect a failing test: takes an hour.
 
-    Arguments choose modules, or what changed: see tests/mutants.py.
+    Arguments choose modules, or the changed lines: see tests/mutants.py.
     """
     session.install(*PYPROJECT["project"]["dependencies"], *group("test", "mutants"))
     work = Path(session.create_tmp()).resolve()
@@ -264,7 +264,7 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Run the linter, check the formatting, and the configuration of what runs elsewhere."""
+    """Run the linter, and check the formatting and the configuration of CI and other tools."""
     session.install(*group("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -286,7 +286,7 @@ def types(session: nox.Session) -> None:
         session.run("pyright", f"--pythonversion={version}")
     for platform in ("darwin", "win32"):
         session.run("mypy", f"--platform={platform}", "anyio_connect")
-    # Is every public name's type known to somebody who only has the wheel?
+    # Are the types of all public names known to users, who have only the wheel?
     session.run("pyright", "--verifytypes", "anyio_connect", "--ignoreexternal")
 
 
@@ -299,20 +299,20 @@ def stubs(session: nox.Session) -> None:
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(ROOT / "stubs", copy)
     session.env["MYPYPATH"] = str(copy)
-    # The command line is no API.
+    # The command line is not part of the API.
     allowed = tmp / "allowed"
     allowed.write_text("anyio_connect\\.__main__\n", encoding="utf-8")
     command = ("python", "-m", "mypy.stubtest", "anyio_connect", f"--allowlist={allowed}")
     # Not from the root, where Python would import the work tree instead of the package installed.
     with session.chdir(tmp):
         session.run(*command)
-        # What users write must type-check the same against the page.
+        # The code of users must pass the type checks with the stubs too.
         shutil.copytree(ROOT / "tests" / "typing", tmp / "tests" / "typing", dirs_exist_ok=True)
         (tmp / "pyrightconfig.json").write_text(json.dumps(PYRIGHT_ON_THE_PAGE), encoding="utf-8")
         session.run("mypy", f"--config-file={ROOT / 'pyproject.toml'}", "tests/typing")
         session.run("pyright")
-        # Left to itself, mypy takes the package's inline types for the stubs, and then compares
-        # the package with itself. So prove each time that it does not.
+        # Without these settings, mypy would use the package's inline types instead of the stubs,
+        # and compare the package with itself. So check each time that it notices a wrong stub.
         with (copy / "anyio_connect" / "__init__.pyi").open("a", encoding="utf-8") as page:
             page.write("\ndef only_in_the_stubs() -> None: ...\n")
         output = session.run(*command, success_codes=[1], silent=True)
@@ -322,10 +322,10 @@ def stubs(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the pages of docs/, where a warning is an error; see that each link leads somewhere.
+    """Build the pages of docs/, where a warning is an error, and check that each link works.
 
-    Links to other sites are left out: they would need the network. What is shown of the package
-    is brought up to date by ``nox -s docs -- made``.
+    Links to other sites are not checked, because that would need the network. ``nox -s docs --
+    made`` first updates the parts that are made from the package.
     """
     session.install(".[aiohttp,httpx,proxy,trio]", *group("docs"))
     if session.posargs == ["made"]:
@@ -339,7 +339,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the sdist and, from it, the wheel; look into both; install the wheel and use it."""
+    """Build the sdist and, from it, the wheel; check both; install the wheel and use it."""
     session.install(*group("build"))
     tmp = Path(session.create_tmp()).resolve() / "dist"
     shutil.rmtree(tmp, ignore_errors=True)
@@ -359,7 +359,7 @@ def build(session: nox.Session) -> None:
     if packed != package or "anyio_connect/py.typed" not in packed:
         session.error(f"the wheel is not exactly the package: {sorted(packed ^ package)}")
 
-    # On a package index, nothing else is beside the README.
+    # On a package index, the README has no other files beside it.
     relative = re.findall(r"\]\((?!https?://).*?\)", readme)
     if relative or "](https://" not in readme:
         session.error(f"the README of the wheel has links that are not absolute: {relative}")

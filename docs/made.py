@@ -1,7 +1,7 @@
-"""What pages show of the package is made from the package: ``python docs/made.py`` writes it.
+"""Makes parts of the pages from the package: ``python docs/made.py`` writes them.
 
-What stands between ``<!-- made: NAME -->`` and ``<!-- /made -->`` of a page is what ``MADE[NAME]``
-returns. A test fails if that is no longer so.
+The text between ``<!-- made: NAME -->`` and ``<!-- /made -->`` of a page is the result of
+``MADE[NAME]``. A test fails if they differ.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def markdown(docstring: str) -> str:
-    """A paragraph of a docstring on one line: the same in Markdown."""
+    """A paragraph of a docstring in Markdown, on one line."""
     text = " ".join(docstring.split()).replace("``", "`").replace("|", "\\|")
     return re.sub(r":\w+:`(?:~?\w+\.)*(\w+)`", r"`\1`", text)
 
@@ -52,7 +52,7 @@ def markdown(docstring: str) -> str:
 
 
 def errors() -> list[type[SocketError]]:
-    """The public errors, each below the one it is a special case of."""
+    """The public errors, each below its base class."""
     public = [getattr(anyio_connect, name) for name in anyio_connect.__all__]
     found = [
         error for error in public if isinstance(error, type) and issubclass(error, SocketError)
@@ -61,7 +61,7 @@ def errors() -> list[type[SocketError]]:
 
 
 def lineage(error: type[SocketError]) -> list[type[SocketError]]:
-    """An error and those of this package that it is as well."""
+    """An error and its base classes of this package."""
     return [cls for cls in error.__mro__ if issubclass(cls, SocketError)]
 
 
@@ -74,7 +74,7 @@ def name_of(cls: type) -> str:
 
 
 def errors_table() -> str:
-    """Each error: its code, what else it is, when it is raised, and what to do."""
+    """Each error: its code, its other base classes, when it is raised, and what to do."""
     rows = []
     for error in errors():
         first, *others = str(error.__doc__).split("\n\n")
@@ -100,7 +100,7 @@ def errors_table() -> str:
 
 
 def bases_of(error: type[SocketError]) -> list[str]:
-    """The classes of Python's or AnyIO's that an error is made of, or the one above it is."""
+    """The base classes of an error that come from Python or AnyIO, also through its base class."""
     for cls in lineage(error):
         if found := [base for base in cls.__bases__ if not issubclass(base, SocketError)]:
             return [name_of(base) for base in found]
@@ -121,7 +121,7 @@ def errors_reference() -> str:
 
 @cache
 def classes() -> dict[str, ast.ClassDef]:
-    """The classes of the package, as they are written."""
+    """The classes of the package, as syntax trees."""
     return {
         node.name: node
         for path in Path(anyio_connect.__file__).parent.glob("_*.py")
@@ -130,7 +130,7 @@ def classes() -> dict[str, ast.ClassDef]:
     }
 
 
-#: Annotations that are names for something that is short.
+#: Annotations that are aliases of a short type.
 KINDS = {"SecureTransport": f"Literal[{', '.join(map(repr, get_args(_options.SecureTransport)))}]"}
 
 
@@ -151,7 +151,7 @@ def default(value: object) -> str:
 
 
 def sections(cls: type, defaults: dict[str, object]) -> str:
-    """Each attribute of a class, with all that is said of it."""
+    """Each attribute of a class, with its type, its default and its description."""
     lines = []
     for name, annotation, text in described(cls):
         kind = annotation.strip("'\"").removesuffix(" | None")
@@ -181,7 +181,7 @@ def policy_in_full() -> str:
     return sections(AddressPolicy, {name: fields[name].default for name in fields})
 
 
-#: What takes options, beside ``connect()``.
+#: The calls that take options, besides ``connect()``.
 TAKERS: dict[str, Callable[..., object]] = {
     "Connector": Connector,
     "start_tls()": Socket.start_tls,
@@ -281,7 +281,7 @@ EVENTS: dict[life.Event, str] = {
     E.DETACH: "detach()",
 }
 
-#: What each facet of a state tells.
+#: The question that each facet of a state answers.
 FACETS = {
     "dial": "Has the connection been made?",
     "link": "Is the connection alive?",
@@ -289,7 +289,7 @@ FACETS = {
     "outbound": "What may be sent?",
 }
 
-#: The states of each.
+#: The states of each facet.
 STATES: dict[str, list[Any]] = {
     "dial": [*life.Dial],
     "link": [*life.Link],
@@ -297,7 +297,7 @@ STATES: dict[str, list[Any]] = {
     "outbound": [*life.Outbound],
 }
 
-#: How to come into the states that the table of calls has: with half-open, or STARTTLS, or not.
+#: The rows of the table of calls: a description, the settings, and the events that lead there.
 SITUATIONS: list[tuple[str, dict[str, bool], list[life.Event]]] = [
     ("pending: no connection yet", {}, []),
     ("open", {}, [E.DIAL, E.DIALLED]),
@@ -320,7 +320,7 @@ SITUATIONS: list[tuple[str, dict[str, bool], list[life.Event]]] = [
     ("after `detach()`", {}, [E.DIAL, E.DIALLED, E.DETACH]),
 ]
 
-#: The calls of that table, by the events that ask for leave.
+#: The calls of that table, and the events by which they ask for leave.
 CALLS = {
     "receive()": E.RECEIVE,
     "send()": E.SEND,
@@ -331,7 +331,7 @@ CALLS = {
     "detach()": E.DETACH,
 }
 
-#: What a verdict is to the caller. Of start_tls() and detach(), all refusals but two are the same.
+#: What a verdict means for the caller. start_tls() and detach() treat most refusals alike.
 VERDICTS: dict[life.Verdict, str] = {
     V.PROCEED: "done",
     V.OPEN_FIRST: "connects, then done",
@@ -370,12 +370,12 @@ def answer(state: life.State, call: str) -> str:
 
 
 def calls_table(calls: list[str]) -> str:
-    """What each call does in each situation, as the tables of the life cycle have it."""
+    """What each call does in each situation, according to the tables of the lifecycle."""
     rows = []
     for situation, settings, events in SITUATIONS:
         cells = []
         for call in calls:
-            # Everything else is an error without it, and so would tell nothing.
+            # Without STARTTLS, this call would raise an error in every other state too.
             more = {"starttls": True} if CALLS[call] is E.UPGRADE else {}
             cells.append(answer(state_after({**settings, **more}, events), call))
         rows.append([situation, *cells])
@@ -418,7 +418,7 @@ COLOURS = (
 
 
 def moves(facet: str) -> dict[Any, dict[Any, list[tuple[str, bool]]]]:
-    """From each state of a facet to each other: by which events, and by which rules (True)."""
+    """The events and the rules (True) that lead from one state of a facet to another."""
     found: dict[Any, dict[Any, list[tuple[str, bool]]]] = {state: {} for state in STATES[facet]}
     for state, events in life.TABLES[facet].items():
         for event, entry in events.items():
@@ -437,7 +437,7 @@ def moves(facet: str) -> dict[Any, dict[Any, list[tuple[str, bool]]]]:
 
 
 def diagram(facet: str) -> str:
-    """A facet as a picture: states on the left, and a lane for each state that is led to."""
+    """The picture of a facet: states on the left, and a lane for each state with an arrow to it."""
     edges = moves(facet)
     targets = [state for state in edges if any(state in to for to in edges.values())]
     colour = dict(zip(targets, COLOURS, strict=False))
@@ -511,7 +511,7 @@ def diagram(facet: str) -> str:
     return "\n".join([*svg, "</svg>", ""])
 
 
-#: What there is to show, by its name.
+#: The functions that make each part, by its name.
 MADE: dict[str, Callable[[], str]] = {
     "errors": errors_table,
     "errors in full": errors_reference,
@@ -533,7 +533,7 @@ _MADE = re.compile(r"(?<=<!-- made: )([\w ]+)( -->\n).*?(?=\n<!-- /made -->)", r
 
 
 def current(page: str) -> str:
-    """A page with what is made for it made anew."""
+    """The page with its made parts up to date."""
     return _MADE.sub(lambda found: f"{found[1]}{found[2]}{MADE[found[1]]()}", page)
 
 
