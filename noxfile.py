@@ -89,6 +89,7 @@ def found() -> list[str]:
 
 def group(*names: str) -> list[str]:
     """The requirements of these dependency groups of pyproject.toml.
+
     They are read here because pip knows ``--group`` only since 25.1.
     """
     return list(nox.project.dependency_groups(PYPROJECT, *names))

@@ -437,7 +437,7 @@ def moves(facet: str) -> dict[Any, dict[Any, list[tuple[str, bool]]]]:
 
 
 def diagram(facet: str) -> str:
-    """The picture of a facet: states on the left, and a lane for each state with an arrow to it."""
+    """The picture of a facet: states on the left, a lane for each state with an arrow to it."""
     edges = moves(facet)
     targets = [state for state in edges if any(state in to for to in edges.values())]
     colour = dict(zip(targets, COLOURS, strict=False))
