@@ -1,4 +1,4 @@
-"""The event loops that every asynchronous test runs on, and what is checked around each test."""
+"""The event loops that every asynchronous test runs on, and the checks around each test."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from hypothesis import HealthCheck, settings
 from support import guards
 
 #: How long one asynchronous test, or one Hypothesis example of it, may take, in seconds.
-#: ``@pytest.mark.time_limit(n)`` says otherwise.
+#: ``@pytest.mark.time_limit(n)`` sets another limit.
 TIME_LIMIT = 60
 
 
 # --- Hypothesis
 #
-# Speed is for benchmarks, so no deadlines. The examples are new in each run, in CI too, where
-# Hypothesis would else choose a profile of its own. What is printed of one that failed makes it
-# fail again: see pytest_runtest_makereport().
+# There are no deadlines, because benchmarks measure speed. The examples are new in each run, even
+# in CI, where Hypothesis would otherwise choose its own profile. The output of a failing example
+# says how to replay it: see pytest_runtest_makereport().
 
 COMMON: dict[str, Any] = {
     "deadline": None,
     "derandomize": False,
     "print_blob": True,
-    "suppress_health_check": (HealthCheck.too_slow,),  # of a machine that has other things to do
+    "suppress_health_check": (HealthCheck.too_slow,),  # the machine may be busy
 }
 settings.register_profile("default", max_examples=100, **COMMON)
 settings.register_profile("quick", max_examples=20, **COMMON)  # nox -s quick
@@ -44,8 +44,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "default")
 # --- event loops
 
 
-# In its debug mode, asyncio logs each callback that takes more than a tenth of a second, which any
-# may on a busy machine. Tests look in the log for what the package says.
+# In its debug mode, asyncio logs each callback that takes more than a tenth of a second. On a busy
+# machine, any callback may. Tests check the log for messages of the package only.
 logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
@@ -57,8 +57,8 @@ def uvloop_loop() -> asyncio.AbstractEventLoop:
 
 HAS_UVLOOP = find_spec("uvloop") is not None
 
-# Not in asyncio's debug mode, which keeps a stack for each future and callback: users do not run
-# it, and it takes half the time of most tests. CI turns it on (`nox -s every`, the newest Python).
+# asyncio's debug mode is off, because it keeps a stack for each future and callback: users do not
+# use it, and it takes half the time of most tests. CI turns it on (`nox -s every`, newest Python).
 BACKENDS = [
     pytest.param(("asyncio", {}), id="asyncio"),
     pytest.param(
@@ -110,7 +110,7 @@ def pytest_pycollect_makeitem(
     given = getattr(obj, "hypothesis", None)
     test = given.inner_test if given else obj
     if given:
-        # Kept here because something else is put in its place: see pytest_pyfunc_call().
+        # Keep the original test, because pytest_pyfunc_call() replaces it.
         obj.given_test = test
     if iscoroutinefunction(test):
         pytest.mark.usefixtures("anyio_backend", "no_leaked_tasks")(obj)
@@ -132,7 +132,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse names that differ from process to process, for which pytest-xdist runs no test."""
+    """Refuse names that differ from process to process: pytest-xdist cannot run such tests."""
     for item in items:
         if " at 0x" in item.nodeid:
             raise pytest.UsageError(f"give the parameters ids, without an address: {item.nodeid}")
@@ -140,10 +140,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Have garbage collections look only at what tests make.
+    """Let garbage collections look only at objects that tests make.
 
-    What is here by now, the test functions above all, is most of what they would look at, and
-    stays until the end.
+    Most objects exist already now, above all the test functions, and live until the end. Without
+    this, each collection would look at all of them.
     """
     if sys.implementation.name == "cpython":
         gc.collect()
@@ -169,9 +169,9 @@ def pytest_runtest_makereport(
 
 @pytest.fixture
 def from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have no connection be made by the time that the system has answered.
+    """Let each connection be pending when the system call returns.
 
-    On loopback, all are.
+    On loopback, a connection is otherwise made by then.
     """
     monkeypatch.setattr("anyio_connect._dial.connected", lambda *_: None)
 
@@ -180,8 +180,8 @@ def from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_leaked_descriptors(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a socket, a pipe or a file open.
 
-    This is set up before, so checked after, every other fixture of the test. A test that did
-    not pass is not checked: its traceback keeps alive whatever its frames held.
+    This fixture is set up before every other fixture of the test, so it checks after them. It does
+    not check a failed test, because the traceback keeps all objects of its frames alive.
     """
     if not guards.CAN_LIST_FDS:
         yield
@@ -194,7 +194,7 @@ def no_leaked_descriptors(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 async def no_leaked_tasks(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    """Fail an asynchronous test after which, its fixtures torn down, a task still runs."""
+    """Fail an asynchronous test if a task still runs after its fixtures were torn down."""
     before = guards.all_tasks()
     yield
     if request.node.stash.get(PASSED, False) and (leaked := await guards.leaked_tasks(before)):
@@ -203,7 +203,7 @@ async def no_leaked_tasks(request: pytest.FixtureRequest) -> AsyncIterator[None]
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """Whatever is freed, is freed because nothing refers to it any more."""
+    """Switch the garbage collector off: objects are freed only when their last reference goes."""
     if sys.implementation.name != "cpython":
         pytest.skip("references are not counted here")
     gc.disable()
@@ -213,7 +213,7 @@ def no_collector() -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
-    """Put the time limits around a test, just before it is run, by AnyIO's plugin if need be."""
+    """Put the time limits around a test, just before pytest or AnyIO's plugin runs it."""
     given_test = getattr(pyfuncitem.obj, "given_test", None)
     test = given_test or pyfuncitem.obj
     marker = pyfuncitem.get_closest_marker("time_limit")

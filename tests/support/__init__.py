@@ -1,1 +1,1 @@
-"""What several tests use: peers, proxies, spies, guards, a model of TCP."""
+"""Helpers of several tests: peers, proxies, spies, guards, a model of TCP."""

@@ -1,6 +1,6 @@
-"""What is tried against a policy: spellings, answers of name servers, redirects; and an oracle.
+"""Attacks on a policy: spellings, answers of name servers, redirects; and an oracle.
 
-The oracle says what a policy allows, here and in registry.py, and shares no code with the package.
+The oracle, here and in registry.py, says what a policy allows. It shares no code with the package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from anyio_connect import AddressPolicy
 from support import registry
 
-#: Of this machine's loopback addresses, one may be connected to and the others may not.
+#: The policy allows one of this machine's loopback addresses, and forbids the others.
 ONE = AddressPolicy(allow=["127.0.0.1"])
 
 
@@ -78,7 +78,7 @@ INWARD_URLS = (
 
 # --- answers of name servers
 
-#: Nothing of any of these may be dialled by what only goes to public addresses, port 80.
+#: A client that may connect only to public addresses, port 80, may dial none of these.
 INWARD_ANSWERS: dict[str, list[tuple[str, int]]] = {
     "private": [("127.0.0.1", 0), ("10.0.0.1", 0), ("::1", 0)],
     "zones": [("fe80::1%1", 0), ("::1%lo", 0)],

@@ -15,8 +15,9 @@ Moment: TypeAlias = Literal["before", "after"]
 class CancelAt(Awaitable[Any]):
     """Runs a coroutine and cancels a scope at its n-th suspension; at the 0-th before it begins.
 
-    Before it, or after it: when what was waited for has come, but was not acted upon yet. Once
-    the cancellation has been raised in the coroutine, nothing but that may come out of it.
+    It cancels before the suspension, or after it, when the awaited event has happened but the
+    coroutine has not run yet. After the cancellation was raised in the coroutine, the coroutine
+    may end only with that exception.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class CancelAt(Awaitable[Any]):
                     pytest.fail("the cancellation became another exception")
                 raise
             except cancelled:
-                self.raised = True  # so by now: trio does not throw it at who waits for tasks
+                self.raised = True  # so by now: trio does not throw it into a wait for tasks
                 raise
             self.count += 1
             if self.count == self.number and self.moment == "before":

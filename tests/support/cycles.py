@@ -1,4 +1,4 @@
-"""That nothing is left to the garbage collector."""
+"""Checks that no object is left to the garbage collector."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from types import FrameType
 
 @contextmanager
 def nothing_to_collect() -> Iterator[None]:
-    """Fail if what runs in here leaves reference cycles behind."""
+    """Fail if the block leaves reference cycles behind."""
     enabled, debug = gc.isenabled(), gc.get_debug()
     gc.disable()
-    gc.collect()  # what is garbage by now is of no interest
+    gc.collect()  # ignore earlier garbage
     try:
         yield
         gc.set_debug(gc.DEBUG_SAVEALL)

@@ -1,8 +1,8 @@
-"""Makes moves on a real socket, and on the peer of it, and compares both with the model.
+"""Makes moves on a real socket and on its peer, and compares both with the model.
 
-Nothing here sleeps. A step is over when the kernel has delivered what the peer did (it is asked)
-and what the model expects has come about, and stays so for some turns of the event loop, which
-give what the model does not expect its chance to show up.
+Nothing here sleeps. A step ends when three things are true. The kernel says that it has delivered
+what the peer did. The events that the model expects have happened. And nothing changes for some
+turns of the event loop, so that unexpected events have a chance to show up.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from support.tls_peers import NAME, Server, client_context, server_context
 #: Both kernel buffers of a direction. Together far less than BIG, so that a send of that waits.
 BUFFER = 65536
 
-#: How long what is expected may take, in seconds: only a failure waits so long, and those that
-#: Hypothesis then makes of it to find the simplest are not given as much.
+#: How long an expected event may take, in seconds. Only a failure waits that long. While Hypothesis
+#: looks for a simpler example of the failure, the limit is shorter.
 PATIENCE = 5
 PATIENCE_AFTER_FAILURE = 1
 
-#: Turns of the event loop that a mistake has to show itself in. The longest way from an event
-#: of the kernel to the end of a call that it wakes takes six.
+#: An unexpected event has to show itself within so many turns of the event loop. The longest way
+#: from an event of the kernel to the end of the call that it wakes takes six turns.
 TURNS = 12
 
 #: What a connection may go over.

@@ -1,4 +1,4 @@
-"""What it means that two errors are equal, and not the same."""
+"""Compares errors that are equal, but not the same object."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What every test is held to, whatever it tests: it ends, and it leaves nothing behind.
+"""Checks for every test: it ends in time, and it leaves nothing behind.
 
-conftest.py puts these around the tests; test_conftest.py shows that they catch what they
+conftest.py puts these around the tests; test_conftest.py shows that they find what they
 should.
 """
 
@@ -24,13 +24,13 @@ import anyio
 import pytest
 import trio
 
-#: How long things that are already on their way out may take to be gone, in seconds: a worker
-#: thread with a look-up that was given up, a task that was just cancelled.
+#: How long objects that are already ending may take to go, in seconds: a worker thread whose
+#: lookup was given up, or a task that was just cancelled.
 GRACE = 0.5
 
-#: How much longer a Hypothesis test may go on once an example has failed, in seconds: to find a
-#: simpler one is worth that much, and four times that is less than what ends the run
-#: (``faulthandler_timeout``).
+#: How much longer a Hypothesis test may run after an example has failed, in seconds. In this time
+#: it looks for a simpler example. Four times the limit is less than ``faulthandler_timeout``,
+#: which ends the run.
 SHRINK_LIMIT = 20
 
 
