@@ -36,8 +36,8 @@ from support.tls_peers import NAME, Server, client_context, server_context
 #: Both kernel buffers of a direction. Together far less than BIG, so that a send of that waits.
 BUFFER = 65536
 
-#: How long an expected event may take, in seconds. Only a failure waits that long. While Hypothesis
-#: looks for a simpler example of the failure, the limit is shorter.
+#: How long an expected event may take, in seconds. Only a failure waits that long. While
+#: Hypothesis looks for a simpler example of the failure, the limit is shorter.
 PATIENCE = 5
 PATIENCE_AFTER_FAILURE = 1
 
