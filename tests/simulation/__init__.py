@@ -1,35 +1,36 @@
-"""A simulated network under the package, and random histories on it which anybody can replay.
+"""A simulated network under the package, and random histories on it that can be replayed.
 
-A *seed* gives a *history*: sockets, peers, what both do and when. It runs with virtual time, on
-asyncio or trio as they are, over sockets that exist only in memory. The same seed gives the same
-history, in every process. What comes of it is judged by what users are promised. One run takes a
-few milliseconds; a fault is told as the command that replays it::
+A *seed* gives a *history*: sockets, peers, the acts of both, and their times. A history runs with
+virtual time, on unchanged asyncio or trio, over sockets that exist only in memory. The same seed
+gives the same history in every process. The result is compared with the promises to users. One run
+takes a few milliseconds. If it finds a fault, it prints a command that replays the history::
 
     PYTHONPATH=tests python -m simulation run asyncio --seed 0 --count 5000
     PYTHONPATH=tests python -m simulation replay asyncio 1234 --shrink
     PYTHONPATH=tests python -m simulation hunt
 
-The modules, each with one job, from the bottom up (an arrow of imports goes upwards only):
+The modules, each with one job, from the bottom up (a module imports only from those above it in
+this list):
 
 ``network``       virtual time, descriptors, who listens where, and the log
-``tcp``           the package's two ends of a connection, with chance and a log
-``polling``       ``select.epoll``, and the one that drives time while a loop waits in it
+``tcp``           the two ends of a connection in memory, with random delays and a log
+``polling``       ``select.epoll``, and one that moves virtual time while an event loop waits in it
 ``sockets``       ``socket.socket`` as far as the package uses it
-``schedulers``    asyncio, asyncio in uvloop's order, and trio, with the network beneath them
-``patching``      puts all that under the package, for the time of a history
+``schedulers``    asyncio, asyncio in uvloop's order, and trio, over the simulated network
+``patching``      makes the package use all that during a history
 ``certificates``  TLS contexts that are the same in every process
 ``messages``      messages that describe themselves, so that any loss shows
 ``peer``          the other side: a scripted client or server
-``plan``          from a seed to a history
-``world``         what is known while a history runs: sockets, peers, calls
-``reading``       the ways to receive, and what may come of each
+``plan``          makes a history from a seed
+``world``         the sockets, peers and calls of a running history
+``reading``       the ways to receive, and the possible results of each
 ``run``           runs a history
-``judge``         what is wrong with what came of it
-``known``         faults that are known and not mended yet
-``shrink``        a shorter history with the same fault
-``kernel``        compares the simulated network with the kernel's
+``judge``         finds faults in the result of a history
+``known``         known faults that are not fixed yet
+``shrink``        finds a shorter history with the same fault
+``kernel``        compares the simulated network with that of the kernel
 ``broken``        faults put into the code by hand
-``hunt``          shows that the simulation finds them
+``hunt``          shows that the simulation finds these faults
 
-Linux only: it is Linux's TCP and epoll that are simulated.
+Linux only: the simulation has the TCP and epoll of Linux.
 """

@@ -1,7 +1,7 @@
-"""Faults put into the package by hand, the worst that could be thought of. All are found.
+"""Faults put into the package by hand, the worst that we could think of. All are found.
 
-Each replaces a piece of text that stands in its module exactly once. Where the code has moved on,
-that fails loudly, and the fault is to be put in anew.
+Each fault replaces a piece of text that its module contains exactly once. If the code has changed,
+that fails with an error, and somebody has to adapt the fault to the new code.
 """
 
 from __future__ import annotations

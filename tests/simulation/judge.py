@@ -1,6 +1,6 @@
-"""What is wrong with what came of a history: the promises of README and docstrings, as checks.
+"""Finds faults in the result of a history: checks of the promises in README and docstrings.
 
-Each fault has a name that says nothing of the history, so that faults can be counted and compared.
+The name of a fault has no details of the history, so that faults can be counted and compared.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .world import Call, Party, World
 
 _SENDING = ("send", "send_eof", "w.aclose")
 _ENDING = ("send_eof", "w.aclose", "abort")
-#: Whoever asks for one of these asks for less than a clean end of what was sent.
+#: If one of these is cancelled, the peer need not see a clean end of all data.
 _FORCING = ("send", "send_eof", "close", "w.aclose", "opened", "pipe")
 
 
 def idle(world: World, call: Call) -> bool:
-    """Whether there is nothing for this call to do now: a receive that really waits.
+    """Whether this call is a receive that waits, with nothing to do now.
 
-    Then a cancellation must not get lost, whatever comes in the same moment.
+    Then a cancellation must not get lost, even if data arrives at the same moment.
     """
     link = world.link(call.party)
     if call.kind != "receive" or link is None or call.tls or call.begun is None:

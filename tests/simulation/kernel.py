@@ -1,7 +1,7 @@
-"""The same acts on a simulated pair of connected sockets and on a real one, over loopback.
+"""Does the same acts on a simulated pair of connected sockets and on a real one, over loopback.
 
-So it shows whether the simulated network behaves as the kernel does. What the kernel leaves open
-(when something arrives, how much a buffer holds) is left open.
+This shows whether the simulated network behaves as the kernel does. Times of arrival and sizes of
+buffers are not compared, because the kernel does not promise them.
 """
 
 from __future__ import annotations

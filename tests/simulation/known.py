@@ -1,7 +1,7 @@
-"""Faults of the package that the simulation finds and that are not mended yet.
+"""Faults of the package that the simulation finds and that are not fixed yet.
 
-Each has a history that shows it. A test runs these histories: one that shows its fault no more
-fails that test, so that it is taken out of here and into ``MENDED``. The list is to become empty.
+Each has a history that shows it. A test runs these histories. If a history no longer shows its
+fault, the test fails: move the history to ``MENDED``. The list should become empty.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KNOWN: tuple[Known, ...] = ()
 
 #: Histories that showed a fault once. None may show any.
 MENDED: tuple[Plan, ...] = (
-    # Data that came in the same turn as a cancellation was taken.
+    # A cancelled receive took data that arrived in the same turn.
     Plan(
         subjects=(Subject(),),
         steps=(
@@ -82,7 +82,7 @@ MENDED: tuple[Plan, ...] = (
         subjects=(Subject("starttls", routes=(Route("silent"),)),),
         steps=(Step(6, "closed", turns=2), Step(24, "start_tls")),
     ),
-    # Data that came in the turn of a cancellation that was due.
+    # Data arrived in the turn in which a cancellation was due.
     Plan(
         subjects=(Subject(),),
         steps=(
@@ -92,7 +92,7 @@ MENDED: tuple[Plan, ...] = (
             Step(16, "p.send"),
         ),
     ),
-    # close() had nothing to watch with, and did not look whether the peer had everything.
+    # close() had no free descriptor, and did not check whether the peer had received everything.
     Plan(
         subjects=(Subject(),),
         steps=(
@@ -115,7 +115,7 @@ MENDED: tuple[Plan, ...] = (
         subjects=(Subject(),),
         steps=(Step(3, "send_eof"), Step(4, "send", late=True), Step(7, "close")),
     ),
-    # And so did a result.
+    # A result overtook the cancellation that was due.
     Plan(
         subjects=(Subject(),),
         steps=(
@@ -130,7 +130,7 @@ MENDED: tuple[Plan, ...] = (
         subjects=(Subject(task_group=True),),
         steps=(Step(9, "send", late=True), Step(12, "abort")),
     ),
-    # send_eof() and abort() in one turn: a clean end of what was aborted.
+    # After send_eof() and abort() in one turn, the peer saw a clean end of an aborted stream.
     Plan(
         subjects=(Subject(),),
         steps=(Step(17, "closed", seconds=1.5), Step(20, "send_eof"), Step(21, "abort")),

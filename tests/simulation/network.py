@@ -1,4 +1,4 @@
-"""Virtual time and what is due in it, descriptors, who listens where, and a log."""
+"""Virtual time and the calls due in it, descriptors, listeners, and a log."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Network:
     # --- time
 
     def at(self, when: float, what: Callable[..., None], *args: Any) -> None:
-        """Call ``what`` at that time. What is due at once is called in the order of the calls."""
+        """Call ``what`` at that time. Calls with the same time run in the order of ``at()``."""
         self._count += 1
         heapq.heappush(self._due, (when, self._count, what, args))
 

@@ -19,9 +19,9 @@ _HANDSHAKE = 0x16
 
 
 class Peer:
-    """Reads all it can unless told to stop, and notes what came and how it ended.
+    """Reads all it can unless told to stop, and records the data and how it ended.
 
-    What it keeps is kept twice: for plain text, and for what came over TLS.
+    It keeps two records: one of plain text, and one of data that arrived over TLS.
     """
 
     def __init__(self, network: Network, end: End, plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""Runs a history: makes the sockets, takes the steps, waits until all is quiet, and closes."""
+"""Runs a history: makes the sockets, does the steps, waits until all is quiet, and closes."""
 
 from __future__ import annotations
 

@@ -109,8 +109,8 @@ def _family(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
 async def leaked_tasks(before: set[Task]) -> str:
     """Say which tasks were started since ``before`` and still run; empty if none.
 
-    On asyncio, AnyIO's test runner starts a task of its own for each fixture and test. Such a
-    task is told from a leaked one by running the same code as one that was there before.
+    On asyncio, AnyIO's test runner starts its own task for each fixture and test. It is not a
+    leak: it runs the same code as a task that existed before.
     """
     harness = {_code(task) for task in before}
     give_up = time.monotonic() + GRACE
@@ -165,8 +165,8 @@ def with_time_limit(
 ) -> Callable[..., Awaitable[None]]:
     """Make an asynchronous test fail after that many seconds, saying where each task waits.
 
-    The limit cancels the test, so its own clean-up runs and the next test starts afresh. One
-    that shields itself, or blocks the thread, is left to pytest's ``faulthandler_timeout``.
+    The limit cancels the test, so its own clean-up runs, and the next test is not affected. If a
+    test shields itself, or blocks the thread, pytest's ``faulthandler_timeout`` ends it.
     """
 
     @wraps(test)
@@ -190,11 +190,11 @@ def with_time_limit(
 def with_shrink_limit(test: Callable[..., Any], example_limit: float) -> Callable[..., Any]:
     """Bound what Hypothesis does once an example of ``test`` has failed: see SHRINK_LIMIT.
 
-    It then tries simpler ones, maybe hundreds, each of which may take as long as an example is
-    allowed to. After that time only examples that have failed before are run, which is how
-    Hypothesis has the simplest of them shown at the end; all others pass at once. Nor is any
-    example given more than that time, so that all in all it is about four times that: the time
-    itself, an example that began within it, and the one that is shown, which is run twice.
+    Hypothesis then tries simpler examples, maybe hundreds, and each may take the full time of an
+    example. After SHRINK_LIMIT, only examples that have failed before run, so that Hypothesis can
+    show the simplest of them at the end; all others pass at once. No example may take longer than
+    SHRINK_LIMIT either. So the total is about four times SHRINK_LIMIT: the limit itself, an
+    example that began within it, and the example that is shown, which runs twice.
 
     ``example_limit`` is how long an example of an asynchronous test may take before that, in
     seconds.

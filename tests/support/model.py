@@ -1,12 +1,12 @@
-"""What a socket should do: the rules of half-open, of ends and of resets, once more.
+"""A model of a socket: a second description of the rules of half-open, of ends and of resets.
 
-This is written from what users are promised, not from how the package does it, so that a mistake
-in one is not in the other too. One thing happens at a time, and then everything comes to rest: a
-call either has its outcome or waits, and :meth:`Model.follow` says which.
+It follows the promises to users and not the code of the package, so that the two do not share a
+mistake. One event happens at a time. After it, each call either has its outcome or waits, and
+:meth:`Model.follow` says which.
 
-It speaks of Linux's TCP, where what arrived before a reset can still be read. It leaves open how
-much of what has arrived a receive returns, and which of several waiting calls is the first to
-learn what has happened. What happens at the same moment is the simulation's business.
+The model describes Linux's TCP, where data that arrived before a reset can still be read. It does
+not say how much of the data a receive returns, and which of several waiting calls is the first to
+learn of an event. The simulation tests events at the same moment.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Model:
     stopped: bool = False  #: readable.aclose() was called
     closed: bool = False  #: close() was called
     dropped: bool = False  #: by us, with a reset
-    unacknowledged: bool = False  #: the peer's kernel has yet to tell ours of what it got
+    unacknowledged: bool = False  #: the peer's kernel has not acknowledged all data yet
     writing: Literal["open", "ended", "torn", "broken"] = "open"
     over: Literal["resolved", "rejected"] | None = None  #: the future ``closed``
 
@@ -383,8 +383,8 @@ class Model:
     def lingers(self) -> bool:
         """Whether both directions have ended, but maybe nobody has seen that to its end.
 
-        The peer has yet to acknowledge our end, and there is no task of the socket's own: who
-        awaits ``closed``, or closes, waits for that.
+        The peer has not acknowledged our end yet. The socket has no task of its own, so the tasks
+        that close it or await ``closed`` wait for that.
         """
         return self.over == "resolved" and not self.closed
 

@@ -87,7 +87,7 @@ class Peer:
 
 
 def under_way(sock: socket.socket) -> int:
-    """How many packets were sent that have yet to be acknowledged.
+    """How many packets were sent and not acknowledged yet.
 
     What there is no room for was not sent. Only Linux tells; loopback delivers in its own time.
     """

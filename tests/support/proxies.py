@@ -176,7 +176,7 @@ def socks(answer: bytes = SUCCEEDED, *, wants_user: bool = False) -> Script:
 
 
 def says(data: bytes) -> Script:
-    """Hears nothing, says that, and hangs up."""
+    """Receives once, sends ``data`` whatever it received, and hangs up."""
 
     async def script(proxy: Proxy, line: Line) -> None:
         await line.receive()

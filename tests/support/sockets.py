@@ -128,7 +128,7 @@ def _tcp(socket: Socket) -> TCPTransport:
 
 
 def use_up_the_turn() -> None:
-    """Have the next call give way, also where it need not wait: on asyncio, few have to."""
+    """Let the next call yield even if it need not wait: on asyncio, only some calls do."""
     loop = here()
     if isinstance(loop, _AsyncioLoop):
         loop._budget.left = 0

@@ -1,4 +1,4 @@
-"""What cannot be seen from outside: where sockets connect to, and the slots of a Connector."""
+"""Shows what is hidden from users: where sockets connect to, and the slots of a Connector."""
 
 from __future__ import annotations
 

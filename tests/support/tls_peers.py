@@ -64,7 +64,7 @@ def server_context(
 
 
 def client_context(version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    """What a user would pass who trusts the tests' authority."""
+    """The context of a user who trusts the tests' authority."""
     # Not the system's authorities as well: to load them takes longer than most tests.
     context = ssl.create_default_context(cadata=authority().cert_pem.bytes().decode())
     if version is not None:
@@ -80,7 +80,7 @@ _kept_server_context, _kept_client_context = cache(server_context), cache(client
 
 
 class Server:
-    """A server's engine; what it is fed and what it says is for the test to carry."""
+    """A server's engine; the test passes records to it, and takes records from it."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

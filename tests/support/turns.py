@@ -19,8 +19,8 @@ async def turns(count: int = 10) -> None:
 async def all_blocked() -> None:
     """Wait until every other task waits for something, as ``anyio.wait_all_tasks_blocked()``.
 
-    On asyncio, that sleeps for a tenth of a second if a task has yet to run, which most have when
-    a test asks. It says nothing of the kernel, which may still be delivering.
+    On asyncio, that function sleeps for a tenth of a second if a task has not run yet, which is
+    usually so when a test calls it. The kernel may still be delivering data afterwards.
     """
     if trio.lowlevel.in_trio_run():
         await trio.testing.wait_all_tasks_blocked()
