@@ -154,6 +154,7 @@ class Begun(NamedTuple):
     endpoint: Endpoint
     sock: socket.socket
     limit: int  #: the TCP_USER_TIMEOUT of the socket
+    unused: bool  #: no other code has had the socket, so nothing was sent on it
 
 
 class Failed(NamedTuple):
@@ -170,13 +171,12 @@ def begin(address: SocketAddress, route: Route, loop: Loop) -> Transport | Begun
     because the address is a name or has an unknown zone. :func:`dial` continues with any other
     result that is not a transport.
     """
+    if not IPV4.fullmatch(address.hostname) and ":" not in address.hostname:
+        return None
     try:
-        found = _literal(address)
+        (endpoint,) = _literal(address)
     except Exception:  # noqa: BLE001  # dial() meets the same error, and reports it
         return None
-    if not found:
-        return None
-    (endpoint,) = found
     if log.debugs:
         log.debug("%s: trying %s", format_address(*address), endpoint)
     try:
@@ -203,7 +203,7 @@ def connected(begun: Begun, loop: Loop) -> Transport | None:
     except OSError:
         return None
     ready = loop.readiness(begun.sock)
-    return TCPTransport(begun.sock, ready, peer=peer, limit=begun.limit, unused=True)
+    return TCPTransport(begun.sock, ready, peer=peer, limit=begun.limit, unused=begun.unused)
 
 
 class Progress:
@@ -595,7 +595,7 @@ def _set_out(endpoint: Endpoint, route: Route) -> Begun:
     except BaseException:
         sock.close()
         raise
-    return Begun(endpoint, sock, limit)
+    return Begun(endpoint, sock, limit, route.prepare is None)
 
 
 async def _connect(endpoint: Endpoint, route: Route, begun: Begun | None) -> Transport:
@@ -615,7 +615,11 @@ async def _connect(endpoint: Endpoint, route: Route, begun: Begun | None) -> Tra
             if code not in _RESET:
                 raise fresh(error) from None  # noqa: TRY301  # a copy, to avoid a reference cycle
         return TCPTransport(
-            sock, remote=endpoint.sockaddr, error=error, limit=begun.limit, unused=True
+            sock,
+            remote=endpoint.sockaddr,
+            error=error,
+            limit=begun.limit,
+            unused=begun.unused,
         )
     except NotImplementedError:
         # The event loop cannot wait for sockets (asyncio's proactor loop): use AnyIO's stream.

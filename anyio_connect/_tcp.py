@@ -249,13 +249,16 @@ class TCPTransport(Transport):
             if self._stopped:  # close() may have discarded some of the data
                 raise anyio.ClosedResourceError
             data = self._take(max_bytes, into)
+            if data is not None and ready.leave is not None:
+                # Keep the data where others find it while they run: a failing send over TLS reads
+                # on, and needs the data in order.
+                taken = data if into is None else bytes(into[:data])
+                self._arrived = taken + self._arrived
+                await ready.leave()
+                if self._stopped:  # another task has stopped receives
+                    raise anyio.ClosedResourceError
+                data = self._take(max_bytes, into)
             if data is not None:
-                if ready.leave is not None:
-                    await ready.leave()
-                    if self._stopped:  # another task has stopped receives
-                        taken = data if into is None else bytes(into[:data])
-                        self._arrived = b"" if self._closed else taken + self._arrived
-                        raise anyio.ClosedResourceError
                 return data
         return await self._wait_to_receive(max_bytes, into)
 
@@ -519,7 +522,7 @@ class TCPTransport(Transport):
         self._fin = True
         # If nothing was sent and the peer is silent, the socket is closed next: the timeout of our
         # end is then up to the kernel.
-        if self._limited and (self._talks or not self._silent):
+        if self._limited and (self._talks or not self._nothing_sent()):
             self._use_room(1)
 
     async def wait_room(self) -> None:
@@ -560,8 +563,11 @@ class TCPTransport(Transport):
     def progress(self) -> object:
         return self._closed or (self._waits, self._outstanding())
 
+    def _nothing_sent(self) -> bool:
+        return self._silent and not _has_forked  # a forked process may have sent something
+
     def unacknowledged(self) -> int:
-        if self._closed or (self._silent and not _has_forked):
+        if self._closed or self._nothing_sent():
             return 0
         count = self._outstanding()
         return max(0, count - 1) if self._fin else count

@@ -368,6 +368,32 @@ async def test_what_a_receive_took_is_kept_if_it_is_stopped_before_it_returns(in
 
 
 @pytest.mark.parametrize("into", [False, True])
+@pytest.mark.parametrize("more", [b"", b"more"])
+async def test_what_others_take_while_a_receive_lets_them_run_comes_in_order(
+    into: bool, more: bytes
+) -> None:
+    """A send over TLS that fails reads on: it has to get the data that the receive has taken."""
+    async with connected() as (socket, peer):
+        ready = by_anyio(raw(socket))
+        transport = TCPTransport(raw(socket), ready)
+        taken = []
+
+        async def others_run() -> None:
+            taken.append(transport.receive_nowait(3 if not more else 10))
+            await peer.send(more)
+
+        await peer.send(b"in order")
+        arrived(socket)
+        ready.leave = others_run
+        if into:
+            buffer = bytearray(10)
+            data = bytes(buffer[: await transport.receive_into(memoryview(buffer))])
+        else:
+            data = await transport.receive(10)
+        assert [*taken, data] == ([b"in order", b"more"] if more else [b"in ", b"order"])
+
+
+@pytest.mark.parametrize("into", [False, True])
 async def test_a_receive_of_several_reads_does_not_go_on_behind_a_close(into: bool) -> None:
     """It would take the peer's end for that of what it has, though close() threw some away."""
     async with connected() as (socket, peer):
@@ -428,13 +454,16 @@ async def test_the_kernel_is_asked_what_is_unacknowledged_only_if_something_was_
 
 
 @linux_only
+@pytest.mark.parametrize("forked", [False, True])
 async def test_an_end_that_is_waited_for_is_not_lost_for_want_of_room(
-    monkeypatch: pytest.MonkeyPatch,
+    forked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though nothing was sent before: the peer talks while we close, so we wait for it."""
+    """Though we sent nothing before: the peer talks, or another process has sent something."""
+    monkeypatch.setattr("anyio_connect._tcp._has_forked", forked)
     async with connected() as (socket, peer):
-        await peer.send(b"talk")
-        arrived(socket)
+        if not forked:
+            await peer.send(b"talk")
+            arrived(socket)
         transport = socket._connection.transport
         assert isinstance(transport, TCPTransport)
         with monkeypatch.context() as patch:

@@ -1098,6 +1098,21 @@ async def test_a_dial_that_is_cancelled_as_it_connects_leaves_nothing(
             assert socket.closed.exception() is None
 
 
+async def test_a_name_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Besides the question whether it is an IP address."""
+    flags: list[int] = []
+    real = stdlib.getaddrinfo
+
+    def getaddrinfo(*args: Any, **options: Any) -> Any:
+        flags.append(options.get("flags", 0))
+        return real(*args, **options)
+
+    monkeypatch.setattr(stdlib, "getaddrinfo", getaddrinfo)
+    async with listening() as listener, connect(f"localhost:{listener.address[1]}") as socket:
+        await socket.opened
+    assert flags == [stdlib.AI_NUMERICHOST, 0]
+
+
 # --- lookups that hang
 
 

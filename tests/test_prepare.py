@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from anyio_connect import (
+    BrokenError,
     ConnectError,
     Connector,
     InvalidOptionError,
@@ -67,6 +68,24 @@ async def test_it_may_bind() -> None:
         connector = Connector(prepare=lambda sock: sock.bind(("127.0.0.2", 0)))
         async with connector.connect(listener.address) as socket:
             assert str((await socket.opened).local_address).startswith("127.0.0.2:")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what is lost")
+async def test_what_it_sends_later_is_not_lost_silently() -> None:
+    """It may keep the socket, or a copy of it."""
+    kept: list[stdlib.socket] = []
+    async with listening(receive_buffer=4096) as listener:
+        connector = Connector(prepare=lambda sock: kept.append(sock.dup()))
+        socket = connector.connect(listener.address)
+        await socket.opened
+        peer = await listener.accept()
+        (copy,) = kept
+        copy.send(bytes(1 << 20))
+        peer.rst()
+        copy.close()
+        await socket.close()
+        with pytest.raises(BrokenError):
+            await socket.closed
 
 
 async def test_it_is_not_asked_where_nothing_is_dialled() -> None:
