@@ -190,7 +190,7 @@ class TCPTransport(Transport):
         if self._arrived:
             data, self._arrived = self._arrived[:max_bytes], self._arrived[max_bytes:]
             if into is None:
-                return data
+                return bytes(data)
             into[: len(data)] = data
             return len(data)
         got: bytes | int
@@ -252,9 +252,13 @@ class TCPTransport(Transport):
             if data is not None and ready.leave is not None:
                 # Keep the data where others find it while they run: a failing send over TLS reads
                 # on, and needs the data in order.
-                taken = data if into is None else bytes(into[:data])
-                self._arrived = taken + self._arrived
+                kept = data if into is None else into[:data]
+                self._arrived = bytes(kept) + self._arrived if self._arrived else kept
                 await ready.leave()
+                if self._arrived is kept and not self._stopped:
+                    self._arrived = b""
+                    return data
+                self._arrived = bytes(self._arrived)
                 if self._stopped:  # another task has stopped receives
                     raise anyio.ClosedResourceError
                 data = self._take(max_bytes, into)
