@@ -1,7 +1,7 @@
-"""How fast anyio_connect is beside what one would use instead: ``python -m benchmarks``.
+"""The speed of anyio_connect, compared with its alternatives: ``python -m benchmarks``.
 
-``peer.py`` is a server in a process of its own, on a core of its own. Each file of ``contenders/``
-is a client in a process of its own, and says how its kind of socket does the few things that
-``work.py`` puts together. ``measure.py`` has the contenders take turns, ``report.py`` shows what
-came of it. Everything stays on loopback.
+``peer.py`` is a server in its own process, on its own core. Each file of ``contenders/`` is a
+client in its own process, and has the operations of one kind of socket. ``work.py`` combines these
+operations. ``measure.py`` lets the contenders take turns, and ``report.py`` shows the results. All
+connections use loopback.
 """

@@ -116,7 +116,7 @@ def run_rows(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
 
 
 def keep(found: report.Run, path: Path) -> None:
-    """All of it, or what was there before: one may interrupt at any time."""
+    """Save everything or change nothing, so that an interruption does no harm."""
     new = path.with_name(path.name + ".new")
     new.write_text(report.as_json(found), encoding="utf-8")
     new.replace(path)

@@ -222,7 +222,7 @@ def peer(directory: Path) -> Iterator[Start]:
     issued.private_key_and_cert_chain_pem.write_to_path(str(certificate))
     trusted = directory / AUTHORITY
     authority.cert_pem.write_to_path(str(trusted))
-    # Who says nothing about certificates trusts the system's authorities, and here this one too.
+    # A client without its own settings trusts the system's authorities, and here this one too.
     system = ssl.get_default_verify_paths().cafile
     everybody = directory / "everybody.pem"
     everybody.write_bytes(trusted.read_bytes() + (Path(system).read_bytes() if system else b""))
@@ -236,9 +236,9 @@ def peer(directory: Path) -> Iterator[Start]:
 
 
 def turns(number: int, rounds: int, *, warm_up: bool) -> Iterator[tuple[int, list[int]]]:
-    """For each round its number, and an order in which so many take their turns.
+    """For each round, its number and a random order in which the contenders take their turns.
 
-    The round 0 only warms up. In each round the order is another.
+    Round 0 is only a warm-up.
     """
     for each in range(0 if warm_up else 1, rounds + 1):
         yield each, random.sample(range(number), number)
@@ -247,9 +247,9 @@ def turns(number: int, rounds: int, *, warm_up: bool) -> Iterator[tuple[int, lis
 def measure(
     name: str, found: Sequence[Contender], rounds: int, share: int, start: Start
 ) -> list[Result]:
-    """A row by all the contenders that do it, in processes that have done nothing else before.
+    """Measure a row with all the contenders that support it, each in a new process.
 
-    Only one part in ``share`` is done.
+    Only one part in ``share`` of the work is done.
     """
     row = ROWS[name]
     results = [Result(name, each) for each in found if each.name not in row.without]

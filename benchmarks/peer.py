@@ -1,8 +1,8 @@
 """The server at the other end: ``python -m benchmarks.peer CERTIFICATE``.
 
-Much data has blocking sockets and a thread for each connection. All else is one thread with an
-epoll for each port, so that many connections at once cost it no more than one. Prints its
-ports, as JSON: first the plain ones, then those for TLS, each in the order of ``Service``.
+The services for much data use blocking sockets and a thread for each connection. Each other port
+has one thread with an epoll, so that many connections cost no more than one. The server prints its
+ports as JSON: first the plain ones, then those for TLS, each in the order of ``Service``.
 """
 
 from __future__ import annotations

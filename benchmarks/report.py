@@ -1,4 +1,4 @@
-"""What came of it: tables, pictures, and JSON."""
+"""Shows the results: tables, pictures, and JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from benchmarks.work import ROWS, Row
 ROOT = Path(__file__).parent.parent
 LOOPS = ("asyncio", "uvloop", "trio")
 
-#: Those that one would use in place of ours. The others show the limit.
+#: The alternatives to ours. The other contenders show the limit.
 PEERS = ("streams", "anyio", "trio")
 
 
@@ -97,14 +97,14 @@ def commit() -> str:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times what ours costs the best peer on the same loop costs. Over 1: ahead."""
+    """The cost of the best peer on the same loop, divided by ours. Over 1, ours is ahead."""
 
     value: float
     peer: Contender
 
 
 def ratio(run: Run, row: str, loop: str, measure: str) -> Ratio | None:
-    """The median, over the rounds, of the ratio to the peer for which that is the least."""
+    """The lowest, over the peers, of the median ratio of all rounds."""
     ours = run.of(row, OURS, loop)
     if ours is None or measure not in ours.costs:
         return None
@@ -117,13 +117,13 @@ def ratio(run: Run, row: str, loop: str, measure: str) -> Ratio | None:
 
 
 def median_ratio(theirs: Iterable[float], ours: Iterable[float]) -> float:
-    """Round by round: what slows down the machine for a while slows down both."""
-    # Little work may take no time at all, where a clock is coarse.
+    """Compares round by round, because a slow phase of the machine slows down both."""
+    # With a coarse clock, little work may take no time at all.
     pairs = zip(theirs, ours, strict=True)
     return statistics.median(their / our if our else math.inf for their, our in pairs)
 
 
-#: At least the ratio of CPU time that is to be reached: on asyncio, on uvloop, on trio.
+#: The lowest ratio of CPU time to reach: on asyncio, on uvloop, on trio.
 AIMS: dict[str, tuple[float, float, float]] = {
     "round_trip_1": (1.0, 0.95, 1.2),
     **dict.fromkeys(("round_trip_100", "round_trip_1000", "round_trip_5000"), (1.05, 0.9, 1.15)),

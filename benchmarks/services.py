@@ -1,4 +1,4 @@
-"""What the peer does on each of its ports."""
+"""The services of the peer, one on each of its ports."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What is measured, put together from what each kind of socket can do.
+"""The work that is measured, made from the operations of each kind of socket.
 
-``Tool`` is one kind of socket on one event loop. How it does a thing is its own best way; what
-it does here is the same for all. Each work answers with the client's cost of one operation.
+``Tool`` is one kind of socket on one event loop. Each does an operation in the way that is best for
+it, but the work is the same for all. Each work returns the client's cost of one operation.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Tool(Protocol):
         """Connect to the peer."""
 
     async def open_without_context(self, port: int) -> Any:
-        """Connect over TLS as one does who says nothing about certificates."""
+        """Connect over TLS as a user without settings of certificates does."""
 
     async def close(self, connection: Any) -> None:
         """Close it, waiting for no more than this kind of socket does by itself."""

@@ -1,7 +1,7 @@
-"""Ways around a policy, tried by way of httpx and aiohttp: see attacks.py and test_bypass.py.
+"""Ways around a policy, tried with httpx and aiohttp: see attacks.py and test_bypass.py.
 
-Whatever a URL says, whatever it redirects to and whatever the name servers answer, nothing is
-connected to but what the policy allows. The spy sits on the standard library's own socket.
+The client connects only to addresses that the policy allows, whatever the URL, its redirects and
+the answers of name servers are. The spy sits on the standard library's own socket.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ async def test_of_a_mixed_answer_only_what_is_allowed_is_dialled(client: Client)
 @clients
 @pytest.mark.parametrize("closes", [False, True], ids=["kept", "closed"])
 async def test_a_name_that_moves_between_two_requests(client: Client, closes: bool) -> None:
-    """A connection that is kept still leads to where it was judged; the next is judged anew."""
+    """A kept connection still leads to the address that was judged; the next is judged again."""
     reply = Reply(headers=(("connection", "close"),)) if closes else Reply()
     where = [GOOD]
     with (

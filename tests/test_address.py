@@ -1,4 +1,4 @@
-"""Addresses: what is accepted and as what, what is refused and in which words."""
+"""Addresses: which ones are accepted and how they are read, and the errors for the others."""
 
 # ruff: noqa: RUF001 - characters that look like others are what much of this is about
 

@@ -1,4 +1,4 @@
-"""The package as a whole: its public names, its errors, and what may import what."""
+"""The package as a whole: its public names, its errors, and which module may import which."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks: what they make of figures, and that the pages show the committed run."""
+"""The benchmarks: how they compute figures, and that the pages show the committed run."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_only_what_is_between_the_marks_is_replaced(tmp_path: Path) -> None:
 
 
 class Script:
-    """In place of what starts contenders: notes what is asked of whom."""
+    """In place of the object that starts contenders: records each request."""
 
     ports: Sequence[Sequence[int]] = ((1,), (2,))
 

@@ -1,9 +1,9 @@
 """Ways around a policy that were found in other packages, and any that Hypothesis can find.
 
 The resolver is a fake, the spy sits on the standard library's own socket, and only loopback
-addresses are ever really connected to. What is tried is in attacks.py, with an oracle that says
-what is allowed and shares no code with the package. test_adapters_bypass.py tries the same by way
-of clients.
+addresses are ever really connected to. The attacks are in attacks.py, with an oracle that says
+what is allowed and shares no code with the package. test_adapters_bypass.py tries the same
+through clients.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every operation, cancelled at each of its checkpoints in turn.
 
-Whatever it was doing: it ends; the socket is in a state that says what can be done; data that was
-not returned can still be received; and the peer never gets a piece of a message with anything
-behind it, not even a clean end.
+Each cancelled operation ends, and leaves the socket in a defined state. Data that was not returned
+can still be received. The peer never gets an incomplete message with anything behind it, not even
+a clean end.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Far:
             if self.context is not None:
                 tls = TLSPeer(peer, self.context)
                 await tls.shake()
-                # What came with the end of the handshake would be lost to close_notify().
+                # close_notify() would lose the data that arrived with the end of the handshake.
                 data += tls.server.decrypt(b"")
             how = "cut"
             await self.say(peer, tls)
@@ -803,7 +803,7 @@ async def test_connecting_a_kernels_socket_cancelled_at_every_checkpoint(
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("judged", [False, True], ids=["name", "address"])
 async def test_a_dialer_cancelled_at_every_checkpoint(judged: bool, moment: Moment) -> None:
-    """However far it came, no stream is left, and the next call dials anew."""
+    """No stream is left at any point of the dial, and the next call dials again."""
     number, shielded = -1, 3
     policy = AddressPolicy(refuse_loops=judged)
     while True:
@@ -826,7 +826,7 @@ async def test_a_dialer_cancelled_at_every_checkpoint(judged: bool, moment: Mome
             await checkpoint()
         given_up = streams[:]
         with anyio.fail_after(5):
-            await socket.opened  # it had to dial anew, unless the connection was made
+            await socket.opened  # it had to dial again, unless the connection was made
         if given_up != streams:
             assert all(stream.ended == "by force" for stream in given_up)
         assert [stream.ended for stream in streams[-1:]] == ["not"]
@@ -843,7 +843,7 @@ async def test_a_dialer_cancelled_at_every_checkpoint(judged: bool, moment: Mome
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 async def test_dialling_in_memory_cancelled_at_every_checkpoint(moment: Moment) -> None:
-    """What was given up has ended, and the next call dials anew."""
+    """The cancelled dial has ended, and the next call dials again."""
     number = -1
     while True:
         number += 1

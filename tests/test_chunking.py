@@ -1,4 +1,4 @@
-"""However bytes are cut up on their way, the same bytes arrive, both ways at once, to the end."""
+"""Bytes arrive unchanged, both ways at once, in whatever pieces the network delivers them."""
 
 from __future__ import annotations
 

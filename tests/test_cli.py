@@ -1,4 +1,4 @@
-"""The command line, run as a process of its own against a server of plain blocking sockets."""
+"""The command line, run in its own process against a server of plain blocking sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/clients.md: each recipe and each row of its table has its tests, and each test its row."""
+"""docs/clients.md: each recipe and each row of its table has tests, and each test has a row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""close(): what send() took arrives, and no peer can keep a close for ever."""
+"""close(): data that send() took arrives, and no peer can make close() wait for ever."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ async def test_a_peer_that_takes_nothing_is_given_up(caplog: pytest.LogCaptureFi
 
 @linux_only
 async def test_a_peer_that_is_slow_is_waited_for() -> None:
-    """The time begins anew with each byte that is acknowledged."""
+    """The time starts again with each byte that is acknowledged."""
     now = 0.0
     taken = 0
     steps = 0

@@ -1,6 +1,6 @@
-"""What users can name is told of everywhere: a test says what is missing, and where to add it.
+"""Every public name is documented everywhere: a test says what is missing, and where to add it.
 
-Whether what is said there is right, other tests check: test_stubs, test_options, test_docs.
+Other tests check whether the documentation is right: test_stubs, test_options, test_docs.
 """
 
 from __future__ import annotations

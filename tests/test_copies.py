@@ -1,4 +1,4 @@
-"""Errors that are told often: each time a copy, that keeps nobody's frames alive."""
+"""Errors that are raised often: each time a copy, which keeps no caller's frames alive."""
 
 from __future__ import annotations
 

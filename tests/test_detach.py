@@ -334,7 +334,7 @@ async def test_refused_over_a_socket_that_was_wrapped() -> None:
 
 
 async def test_a_reset_that_the_kernel_has_told_of_is_not_forgotten() -> None:
-    """It would look like an end of what the peer has said to whoever gets the socket."""
+    """The code that gets the socket would take it for the end of the peer's data."""
     async with listening() as listener:
         sock = stdlib.create_connection(listener.address)
         sock.setblocking(False)

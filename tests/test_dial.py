@@ -1,4 +1,4 @@
-"""Dialling: what a name resolves to is raced, every failure is told, nothing is left behind."""
+"""Dialling: addresses of a name are raced, every failure is reported, nothing is left behind."""
 
 from __future__ import annotations
 
@@ -575,7 +575,7 @@ async def test_a_step_behind_the_way_is_taken(monkeypatch: pytest.MonkeyPatch) -
 async def test_a_step_that_fails_leaves_no_connection(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever writes a step need not think of the transport."""
+    """The author of a step need not think of the transport."""
     began = anyio.Event()
 
     async def fail(_: object) -> Transport:
@@ -718,7 +718,7 @@ async def test_a_connection_that_breaks_as_it_is_made_is_not_made_again(
 
 @pytest.mark.usefixtures("from_afar")
 async def test_what_was_begun_is_gone_on_with() -> None:
-    """And not begun anew."""
+    """And not started again."""
     async with listening() as listener:
         async with connect(listener.address) as socket:
             peer = await listener.accept()
@@ -958,7 +958,7 @@ async def test_a_time_limit_ends_the_judging(resolver: dict[str, Any]) -> None:
 
 
 class OddError(Exception):
-    """What nobody has heard of; its text cannot be had."""
+    """An unknown exception, whose text cannot be had."""
 
     def __str__(self) -> str:
         raise ValueError
@@ -1093,7 +1093,7 @@ async def test_a_dial_that_is_cancelled_as_it_connects_leaves_nothing(
             else:
                 waits = -100
                 with anyio.fail_after(10):
-                    await socket.opened  # the next one to ask begins anew, with the slot
+                    await socket.opened  # the next task that needs it starts again, with the slot
             await socket.close()
             assert socket.closed.exception() is None
 

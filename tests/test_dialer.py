@@ -1,4 +1,4 @@
-"""``Connector(dialer=)``: any other way there, under ``connect()``."""
+"""``Connector(dialer=)``: a function of the user makes the connections of ``connect()``."""
 
 from __future__ import annotations
 

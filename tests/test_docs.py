@@ -1,4 +1,4 @@
-"""docs/: what is made from the package is current, and each page can be found."""
+"""docs/: the parts made from the package are up to date, and each page is linked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DRAFT.md, the draft clause by clause, and what no other test shows of it."""
+"""DRAFT.md, the draft clause by clause, and tests of clauses that no other test shows."""
 
 from __future__ import annotations
 

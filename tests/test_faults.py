@@ -1,4 +1,4 @@
-"""What goes wrong in networks and machines, injected.
+"""Faults of networks and machines, injected.
 
 Nothing hangs, nothing leaks, and each failure has its name and its cause.
 """
@@ -297,7 +297,7 @@ async def test_at_every_moment(kind: str, fault: Fault) -> None:
             elif isinstance(error, TLSError):
                 assert version is not None
             elif isinstance(error, ClosedError):
-                # What came first: the other direction has told of the end.
+                # The data that arrived first: the other direction has reported the end.
                 assert fault in ("end", "close")
                 assert conversation.errors[0] is not error
             else:

@@ -1,4 +1,4 @@
-"""A process that forks while it has sockets. Each test runs in a process of its own."""
+"""A process that forks while it has sockets. Each test runs in its own process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A call is in flight from the moment it is made, also while it waits for the connection."""
+"""A call is in flight from the moment it is made, even while it waits for the connection."""
 
 from __future__ import annotations
 

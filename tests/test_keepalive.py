@@ -1,4 +1,4 @@
-"""keep_alive: what the kernel is told, and that a peer which vanished is noticed."""
+"""keep_alive: the options set on the kernel's socket, and that a vanished peer is noticed."""
 
 from __future__ import annotations
 

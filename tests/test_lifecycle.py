@@ -1,7 +1,7 @@
 """The lifecycle: its whole reachable state space, and each rule of the design by example.
 
-LIFECYCLE.txt lists what every event means in every state, to be read by who changes the tables.
-Run this file to write it anew.
+LIFECYCLE.txt lists what every event means in every state, for people who change the tables.
+Run this file to update it.
 """
 
 from __future__ import annotations

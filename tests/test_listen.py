@@ -1,4 +1,4 @@
-"""listen(): what comes in is a Socket, and what fails is handled."""
+"""listen(): each accepted connection is a Socket, and failures are handled."""
 
 from __future__ import annotations
 
@@ -502,7 +502,7 @@ async def test_any_other_exception_ends_the_server(
     async def serve(listener: Listener) -> None:
         with pytest.raises(Exception) as caught:
             await listener.serve(handler)
-        assert leaves(caught.value) == leaves(error)  # trio makes the groups anew
+        assert leaves(caught.value) == leaves(error)  # trio makes new groups
 
     async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
         group.start_soon(serve, listener)

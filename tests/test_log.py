@@ -1,4 +1,4 @@
-"""The log: what debug lines tell, that they cost nothing unless wanted, and what they never do."""
+"""The log: what debug lines say, that they cost nothing while off, and what they never show."""
 
 from __future__ import annotations
 

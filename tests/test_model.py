@@ -1,9 +1,9 @@
 """A real socket over loopback and the reference model, driven side by side at random.
 
-After every step all that can be observed has to be what the model says: how each call ended or
-that it waits, both futures, what the peer can read and how that ends, and the kernel's socket. One
-thing happens in a step: what comes of several at once, tests/simulation finds out, which can have
-them in every order, and far more of them.
+After every step, everything that can be observed has to agree with the model: the outcome of each
+call or that it waits, both futures, what the peer can read and how that ends, and the kernel's
+socket. One event happens in a step. tests/simulation tests several events at once, in every order,
+and far more of them.
 """
 
 from __future__ import annotations

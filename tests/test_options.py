@@ -1,4 +1,4 @@
-"""The options of connect(): what each may be, and what the error for anything else says."""
+"""The options of connect(): the allowed values of each, and the error for any other value."""
 
 from __future__ import annotations
 

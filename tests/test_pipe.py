@@ -1,4 +1,4 @@
-"""pipe_to(): what each end of each side means for the other, and when it is noticed."""
+"""pipe_to(): what the end of one side means for the other, and when it is noticed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Act = Callable[[Socket, Peer], Awaitable[object]]
 
 
 class Piping:
-    """A pipe in a task of its own, and what came of it."""
+    """A pipe in its own task, and its result."""
 
     def __init__(self, source: Socket, destination: Any, **prevented: bool) -> None:
         self.source = source

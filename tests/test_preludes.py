@@ -1,4 +1,4 @@
-"""What ``--starttls`` says before TLS, said to peers that do what they like."""
+"""The protocols of ``--starttls`` before TLS, with peers that break them in every way."""
 
 from __future__ import annotations
 

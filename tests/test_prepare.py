@@ -1,4 +1,4 @@
-"""Connector(prepare=): what it is given, and what becomes of a socket that it spoils."""
+"""Connector(prepare=): which socket it gets, and what happens if it spoils that socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``Connector(proxy=)``: through HTTP CONNECT and SOCKS5, and what a proxy may do wrong."""
+"""``Connector(proxy=)``: HTTP CONNECT, SOCKS5, and all that a proxy may do wrong."""
 
 from __future__ import annotations
 
@@ -1041,7 +1041,7 @@ async def test_cancelled_at_every_checkpoint(
     moment: Moment,
     names: dict[str, list[Any]],
 ) -> None:
-    """Nothing is left behind, and the next task that needs the connection makes it anew."""
+    """Nothing is left behind, and the next task that needs the connection makes a new one."""
     names["db.example"] = ["192.0.2.1", "192.0.2.2"]
     async with proxying(script, over_tls=scheme == "https") as proxy:
         connector = Connector(

@@ -1,4 +1,4 @@
-"""Proxies whose answers come in any pieces, or are anything at all."""
+"""Proxies whose answers arrive in any pieces, or contain any bytes."""
 
 from __future__ import annotations
 

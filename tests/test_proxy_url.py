@@ -1,4 +1,4 @@
-"""The URL of a proxy: which are one, and what is said of others."""
+"""The URL of a proxy: which ones are valid, and the errors for others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What other libraries dial with: allowed addresses, and connected sockets of the kernel's."""
+"""Allowed addresses, and connected sockets of the kernel's, for other libraries."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ async def test_a_cancellation_comes_before_data_for_a_task_that_was_woken() -> N
             peer.sock.send(b"data")
             arrived(socket)
             arrived(other)
-        # Whoever ran first: nothing is lost.
+        # Nothing is lost, whichever task ran first.
         assert got == ([] if scope.cancelled_caught else [b"data"])
         if not got:
             assert await socket.receive() == b"data"
@@ -763,7 +763,7 @@ async def test_by_anyios_means() -> None:
 
 @pytest.mark.usefixtures("by_tasks")
 async def test_who_stops_reading_does_not_disturb_who_sends() -> None:
-    """AnyIO wakes both; the one who waits for room has to go on waiting."""
+    """AnyIO wakes both tasks; the one that waits for room has to go on waiting."""
     async with connected(half_open=True, receive_buffer=4096) as (socket, peer):
         small_buffers(socket, peer)
         data = bytes(1_000_000)

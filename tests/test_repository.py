@@ -1,4 +1,4 @@
-"""What stands around the code: CHANGELOG, CONTRIBUTING, the workflow. None contradicts another."""
+"""The files around the code: CHANGELOG, CONTRIBUTING, the workflow. They must agree."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def test_the_architecture_names_what_there_is() -> None:
-    """Whoever changes something is sent to these: tests, functions, tables."""
+    """ARCHITECTURE sends people who change something to these: tests, functions, tables."""
     section = read("ARCHITECTURE.md").partition("\n## To change something\n")[2]
     code = {word for span in re.findall(r"`([^`]+)`", section) for word in span.split()}
     tests = {word for word in code if re.match(r"(interop/)?test_", word)}

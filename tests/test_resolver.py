@@ -1,4 +1,4 @@
-"""Connector(resolver=): its answers are judged and raced, its failures are told."""
+"""Connector(resolver=): its answers are judged and raced, its failures are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/semantics.md: what its tables say of each call is what a socket does."""
+"""docs/semantics.md: each call does what the tables say."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Pair:
         """Have nothing left."""
         for socket in self.sockets:
             await anyio.aclose_forcefully(socket)
-        self.group.cancel_scope.cancel()  # of greet(), if nobody has connected
+        self.group.cancel_scope.cancel()  # of greet(), if no client has connected
 
     async def open(self, **options: Any) -> None:
         self.connect(**options)

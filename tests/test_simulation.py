@@ -1,7 +1,7 @@
-"""Random histories on a simulated network, and whether that can be relied on.
+"""Random histories on a simulated network, and whether that network can be relied on.
 
-See the package ``simulation``. Each run takes other seeds: what fails is told as a command that
-replays it.
+See the package ``simulation``. Each run uses other seeds. A failure prints a command that replays
+it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``Connector(max_connections=)``: who waits for a slot, who gets it, who gives it back."""
+"""``Connector(max_connections=)``: waiting for a slot, getting it, giving it back."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ async def test_connect_returns_a_pending_socket_at_once() -> None:
         assert "pending" in repr(socket)
         listener.sock.setblocking(False)
         with pytest.raises(BlockingIOError):
-            listener.sock.accept()  # nobody has asked for the connection yet
+            listener.sock.accept()  # no task has needed the connection yet
         await socket.close()
 
 
@@ -635,7 +635,7 @@ async def test_pipe_to_leaves_alone_what_another_task_uses() -> None:
 
 @pytest.mark.parametrize("direction", ["receive", "send"])
 async def test_a_descriptor_is_free_only_when_nobody_waits_for_it(direction: str) -> None:
-    """Who closes while another waits must not hand the number to a newcomer who waits too."""
+    """If a task closes while another waits, a new socket of that number is not affected."""
     async with connected() as (socket, _), anyio.create_task_group() as group:
         outcome: list[BaseException | None] = []
 

@@ -324,7 +324,7 @@ async def test_what_came_before_a_reset_can_be_read() -> None:
 
 
 async def test_a_lost_send_lets_go_where_nothing_is_unread() -> None:
-    """Nobody has to read or close before the descriptor is free."""
+    """The descriptor is free even if no task reads or closes."""
     async with connected(half_open=True) as (socket, peer):
         peer.fin()
         arrived(socket, select.POLLRDHUP)

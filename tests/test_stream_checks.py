@@ -1,7 +1,7 @@
-"""What any AnyIO byte stream owes its users, checked on sockets, on every event loop.
+"""The contract of an AnyIO byte stream, checked on sockets, on every event loop.
 
-The twin of ``trio.testing.check_half_closeable_stream()``, which knows trio's streams only (see
-test_trio_checks.py), in AnyIO's terms.
+These checks do for AnyIO's streams what ``trio.testing.check_half_closeable_stream()`` does for
+trio's (see test_trio_checks.py).
 """
 
 from __future__ import annotations

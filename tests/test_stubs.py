@@ -1,8 +1,8 @@
 """stubs/, the public API on a page, says what the package says.
 
-stubtest (``nox -s stubs``) finds names, parameters and defaults that differ. What it does not
-look at is compared here: annotations, base classes, the values of attributes, the keys of a
-TypedDict, and whether a dataclass is frozen.
+stubtest (``nox -s stubs``) finds names, parameters and defaults that differ. These tests compare
+what it ignores: annotations, base classes, the values of attributes, the keys of a TypedDict, and
+whether a dataclass is frozen.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The same acts on sockets of a network in memory and on real ones: the same comes of them."""
+"""The same acts on sockets of a network in memory and on real ones have the same results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads of our own: nothing waits behind the user's, and nothing waits for ours."""
+"""Our own threads: nothing waits behind the user's threads, and nothing waits for ours."""
 
 from __future__ import annotations
 

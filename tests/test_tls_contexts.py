@@ -1,4 +1,4 @@
-"""Contexts: those of callers who pass none, and those of another make, which do what they like."""
+"""Contexts: the default ones, and other implementations, which may do anything."""
 
 from __future__ import annotations
 

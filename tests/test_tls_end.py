@@ -612,7 +612,7 @@ async def test_finish_with_a_full_window(version: ssl.TLSVersion) -> None:
 
 @each_version
 async def test_close_while_a_send_is_stuck(version: ssl.TLSVersion) -> None:
-    """Whoever closes then cuts a message: no clean end may follow it."""
+    """A close then cuts a message: no clean end may follow it."""
 
     async def finish(tls: TLSTransport) -> None:
         with pytest.raises(anyio.BrokenResourceError, match="cut short"):

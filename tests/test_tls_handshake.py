@@ -1,4 +1,4 @@
-"""The handshake: whom it takes for the peer, and what it says when it fails."""
+"""The handshake: which certificates it accepts, and what its errors say."""
 
 from __future__ import annotations
 

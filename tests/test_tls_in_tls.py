@@ -1,4 +1,4 @@
-"""TLS in TLS: through a proxy that is spoken to over TLS, to a target over TLS."""
+"""TLS in TLS: TLS to a target, through a proxy with a TLS connection of its own."""
 
 from __future__ import annotations
 

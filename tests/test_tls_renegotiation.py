@@ -1,4 +1,4 @@
-"""Renegotiation, which TLS 1.2 still has: either side may ask for it, in mid traffic."""
+"""Renegotiation, which TLS 1.2 still has: either side may ask for it at any time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS after its handshake: receiving, sending, both at once, and what each leaves behind."""
+"""TLS after its handshake: receiving, sending, and both at once."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """trio's own checks of a half-closeable stream, on a socket.
 
-They need trio's stream classes, method names and exceptions: those of the adapter for trio, which
-renames, and does little more.
+They need trio's stream classes, method names and exceptions, so they use the adapter for trio,
+which does little more than rename.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Socket.wrap(): a socket over AnyIO's streams, over another socket, and over what misbehaves."""
+"""Socket.wrap(): a socket over AnyIO's streams, another socket, or a stream that misbehaves."""
 
 from __future__ import annotations
 
@@ -789,7 +789,7 @@ async def test_a_stream_that_never_waits_lets_others_run_and_can_be_cancelled() 
 
 @pytest.mark.parametrize("how", ["exactly", "until"])
 async def test_no_rest_is_taken_for_the_whole(how: str) -> None:
-    """What came first was thrown away by aclose(); the stream cannot be kept from receiving."""
+    """aclose() threw away the first data; nothing can keep the stream from receiving."""
     go_on = anyio.Event()
 
     class Stubborn(Odd):

@@ -12,7 +12,7 @@ from benchmarks.work import PIECE
 
 
 class Connection(asyncio.Protocol):
-    """Counts what comes. Whoever waits is told when enough of it has."""
+    """Counts received bytes, and wakes the waiting task when enough have arrived."""
 
     transport: asyncio.Transport
 
