@@ -1,7 +1,7 @@
 """The work that is measured, made from the operations of each kind of socket.
 
-``Tool`` is one kind of socket on one event loop. Each does an operation in the way that is best for
-it, but the work is the same for all. Each work returns the client's cost of one operation.
+``Tool`` is one kind of socket on one event loop. It does an operation in the way that is best for
+that kind, but the work is the same for all. Each work returns the client's cost of one operation.
 """
 
 from __future__ import annotations
