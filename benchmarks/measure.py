@@ -1,4 +1,4 @@
-"""Starts the peer and the contenders, and has the contenders take turns."""
+"""Starts the peer and the contenders, and lets the contenders take turns."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Contender:
 
 @dataclass
 class Result:
-    """What a row cost a contender, in each round."""
+    """The cost of a row for a contender, in each round."""
 
     row: str
     contender: Contender
@@ -61,7 +61,7 @@ class Result:
 
 
 def contenders() -> list[Contender]:
-    """All that are installed."""
+    """All installed contenders."""
     found = []
     for loop in ("asyncio", *["uvloop"] * bool(find_spec("uvloop"))):
         found += [
@@ -176,7 +176,7 @@ class WorkerdProcess:
 
 
 def cores() -> tuple[str, str]:
-    """A core for the contenders and one for the peer; empty where that cannot be had."""
+    """A core for the contenders and one for the peer; empty if that is not possible."""
     if sys.platform != "linux" or not shutil.which("taskset"):
         return "", ""
     mine = sorted(os.sched_getaffinity(0))
@@ -215,7 +215,7 @@ AUTHORITY = "authority.pem"
 
 @contextmanager
 def peer(directory: Path) -> Iterator[Start]:
-    """Run the peer. Yields what starts contenders."""
+    """Run the peer. Yields the object that starts contenders."""
     authority = trustme.CA()
     certificate = directory / "server.pem"
     issued = authority.issue_cert(HOST, key_type=trustme.KeyType.ECDSA)
@@ -286,7 +286,7 @@ def measure(
     return results
 
 
-#: What is measured with `import`: ours, and two that one may know.
+#: The packages measured with `import`: ours, and two well-known ones.
 IMPORTED = (OURS, "asyncio", "trio")
 
 

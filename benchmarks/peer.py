@@ -100,7 +100,7 @@ def serve(listener: socket.socket, service: Service, context: ssl.SSLContext | N
 def serve_simply(
     listener: socket.socket, service: Service, context: ssl.SSLContext | None
 ) -> None:
-    """All connections in one thread: for what never waits in mid-connection."""
+    """All connections in one thread: for services that never wait within a connection."""
     listener.setblocking(False)
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
@@ -119,7 +119,7 @@ def serve_simply(
         selector.register(accepted, selectors.EVENT_READ)
 
     def go_on(connection: socket.socket) -> bool:
-        """Do what there is to do. False: the client has ended."""
+        """Serve the client. Returns False if the client has ended."""
         if isinstance(connection, ssl.SSLSocket) and connection not in secured:
             connection.do_handshake()
             secured.add(connection)
@@ -166,7 +166,7 @@ def main(certificate: str) -> None:
             thread = threading.Thread(target=run, args=(listener, service, protect), daemon=True)
             thread.start()
     print(json.dumps(ports), flush=True)
-    sys.stdin.read()  # until who started this goes away
+    sys.stdin.read()  # until the parent process ends
 
 
 if __name__ == "__main__":

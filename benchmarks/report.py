@@ -29,7 +29,7 @@ PEERS = ("streams", "anyio", "trio")
 
 @dataclass
 class Run:
-    """Where, of what, and what came of it."""
+    """The machine, the commit, and the results."""
 
     commit: str
     machine: str
@@ -46,12 +46,12 @@ class Run:
         return None
 
     def rows(self) -> list[str]:
-        """Those measured, in the order of the tables."""
+        """The measured contenders, in the order of the tables."""
         measured = {result.row for result in self.results}
         return [name for name in ROWS if name in measured]
 
     def is_like(self, other: Run) -> bool:
-        """Whether what was measured in one may stand beside what was measured in the other."""
+        """Whether the results of both runs may be in one table."""
 
         def what(run: Run) -> tuple[object, ...]:
             return run.commit, run.machine, run.rounds, run.share
@@ -60,7 +60,7 @@ class Run:
 
 
 def machine() -> str:
-    """What all this runs on, in a line."""
+    """The machine and the versions, in one line."""
     model = platform.processor() or platform.machine()
     cores = ""
     cpuinfo = Path("/proc/cpuinfo")
@@ -77,7 +77,7 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """What is measured: the commit, and whether the package differs from it."""
+    """The measured commit, and whether the package differs from it."""
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
         return "unknown"
@@ -142,11 +142,11 @@ IMPORT_AIM = 20
 
 
 def _held_against(value: float, aim: float | None, *, at_least: bool = True) -> tuple[str, str]:
-    """The value, in bold where it falls short of the aim; and the aim."""
+    """The value, in bold if it misses the aim; and the aim."""
     shown = f"{value:.2f}"
     if aim is None:
         return shown, ""
-    # As they are shown: 0.997 is 1.00.
+    # Compare the rounded values: 0.997 is shown as 1.00.
     met = float(shown) >= aim if at_least else float(shown) <= aim
     return shown if met else f"**{shown}**", f"{'≥' if at_least else '≤'} {aim:g}"
 
@@ -169,7 +169,7 @@ def ratios_table(run: Run) -> Iterator[str]:
 
 
 def figures_table(run: Run) -> Iterator[str]:
-    """What is no ratio to a peer's."""
+    """The figures that are not a ratio to a peer."""
     yield "| | asyncio | uvloop | trio | aim |"
     yield "| --- | ---: | ---: | ---: | --- |"
     memory = [run.of("memory", OURS, loop) for loop in LOOPS]
@@ -201,7 +201,7 @@ def figures_table(run: Run) -> Iterator[str]:
 
 
 def number(value: float) -> str:
-    """Three digits that count."""
+    """Three significant digits."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
@@ -226,7 +226,7 @@ def costs(row: Row, result: Result) -> str:
 
 
 def calls_table(run: Run, loop: str) -> Iterator[str]:
-    """Calls of functions in Python, and coroutines that go on, for one operation."""
+    """Calls of Python functions, and resumed coroutines, for one operation."""
     columns = list(dict.fromkeys(r.contender for r in run.results if r.contender.loop == loop))
     yield "| | " + " | ".join(column.title for column in columns) + " |"
     yield "| --- |" + " ---: |" * len(columns)
@@ -266,7 +266,7 @@ def import_medians(run: Run) -> str:
 
 # --- where they are shown
 
-#: The rows of the README, with a title each that is short.
+#: The rows of the README, each with a short title.
 SMALL = {
     "round_trip_1": "round trip",
     "round_trip_100": "round trip, 100 sockets",
@@ -307,7 +307,7 @@ def full(run: Run) -> str:
 
 
 def put_between(path: Path, mark: str, text: str) -> None:
-    """Replace what stands between ``<!-- mark -->`` and ``<!-- /benchmarks -->``."""
+    """Replace the text between ``<!-- mark -->`` and ``<!-- /benchmarks -->``."""
     before, opening, rest = path.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
     _, closing, after = rest.partition("<!-- /benchmarks -->")
     if not closing:
@@ -388,7 +388,7 @@ def _pyplot() -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    # On white of its own, which can be read on a dark page too.
+    # Draw a white background, so that the picture can be read on a dark page too.
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None}, facecolor="white")
 

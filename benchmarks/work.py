@@ -63,7 +63,7 @@ class Tool(Protocol):
 
 
 class Clock:
-    """Runs from when it is made. Or counts calls, which slows down what is measured."""
+    """Measures time from its creation. Or counts calls, which slows down the measured work."""
 
     def __init__(self, *, counts: bool) -> None:
         self._counts = counts

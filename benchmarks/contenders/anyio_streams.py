@@ -19,7 +19,7 @@ class AnyIO:
     async def open(self, port: int, *, tls: bool) -> ByteStream:
         # TCP_NODELAY is what AnyIO sets itself.
         if tls:
-            # Without waiting for the peer's close_notify at the end, as nobody else does.
+            # Do not wait for the peer's close_notify at the end, because no other client does.
             return await anyio.connect_tcp(
                 HOST, port, tls=True, ssl_context=self.context, tls_standard_compatible=False
             )
