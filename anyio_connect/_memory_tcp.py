@@ -88,10 +88,12 @@ class End:
         self.waiting: bytearray = bytearray()
         self.flying: int = 0
         self.kept: int = 0
+        self._acknowledged = 0  # how many bytes in all
         self._last_arrival = 0.0  # at the other end: TCP delivers in order
         self._fin_wanted = self._fin_sent = self._fin_acknowledged = False
         self._starved = False  # a send found no room (SOCK_NOSPACE)
         # Receiving
+        self._arrived = 0  # bytes in all
         self._fin_received = False  # SOCK_DONE
         self._receive_shut = False
         self._send_shut = False
@@ -299,18 +301,26 @@ class End:
             return
         self._note("gets", len(data))
         self.rx += data
-        self._acknowledge(len(data))
+        self._arrived += len(data)
+        self._acknowledge()
         self.changed(IN)
 
-    def _acknowledge(self, size: int) -> None:
+    def _acknowledge(self) -> None:
         peer = self.peer
         assert peer is not None
-        self.send_over(self.network.now + self._lag_of_acknowledgement(), peer.acknowledged, size)
+        when = self.network.now + self._lag_of_acknowledgement()
+        self.send_over(when, peer.acknowledged, self._arrived)
 
-    def acknowledged(self, size: int) -> None:
-        self.kept -= size
-        if self.dead:
+    def acknowledged(self, count: int) -> None:
+        """Handle an acknowledgement of the first ``count`` bytes of the connection.
+
+        It also acknowledges what earlier acknowledgements, still on their way, would (RFC 9293
+        3.4). After a reset, the kernel ignores it: SIOCOUTQ stays as it was.
+        """
+        if self.dead or count <= self._acknowledged:
             return
+        self.kept -= count - self._acknowledged
+        self._acknowledged = count
         self.pump()
         if self._starved and self._used() * 3 <= self.wire.sndbuf * 2:
             self._starved = False
@@ -321,16 +331,20 @@ class End:
             return
         self._note("gets FIN")
         self._fin_received = self._receive_shut = True
-        self.send_over(self.network.now + self.wire.delay, self.peer.acknowledge_fin)
+        self.send_over(
+            self.network.now + self.wire.delay, self.peer.acknowledge_fin, self._arrived
+        )
         if self._fin_acknowledged:
             self._die()  # TIME_WAIT
         else:
             self.changed(STATE)
 
-    def acknowledge_fin(self) -> None:
+    def acknowledge_fin(self, count: int) -> None:
+        """Handle an acknowledgement of our FIN, and of the ``count`` bytes before it."""
         if self.dead:
             return
         self._fin_acknowledged = True
+        self.acknowledged(count)
         if self._fin_received:
             self._die()  # the state was LAST_ACK or CLOSING
         else:

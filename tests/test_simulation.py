@@ -7,6 +7,7 @@ it.
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import os
 import random
@@ -142,6 +143,54 @@ def unacknowledged(pair: Simulated | Real) -> int:
     look = pair.look(0)
     assert look is not None
     return look.unacknowledged
+
+
+def test_a_reset_leaves_unacknowledged_what_it_overtook() -> None:
+    """The peer's kernel has received the data, and has not said so yet."""
+    simulated = Simulated(ack_delay=0.04)
+    try:
+        simulated.ends[0].send(bytes(10))
+        simulated.arrive()
+        assert simulated.ends[1].recv(10, socket.MSG_PEEK) == bytes(10)
+        simulated.ends[1].close()
+        simulated.settle()
+        assert unacknowledged(simulated) == 10
+        assert simulated.act(Act(0, "error"), simulated.settle) == errno.ECONNRESET
+    finally:
+        simulated.close()
+    # The real kernel may send its acknowledgement before the reset now and then.
+    assert any(map(real_reset_overtakes_the_acknowledgement, range(100)))
+
+
+def real_reset_overtakes_the_acknowledgement(_: int) -> bool:
+    real = Real()
+    try:
+        real.ends[1].setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        real.ends[0].send(bytes(10))
+        if real.act(Act(1, "peek", 10), real.settle) != bytes(10):
+            return False
+        real.ends[1].close()
+        return (
+            unacknowledged(real) == 10
+            and real.act(Act(0, "error"), real.settle) == errno.ECONNRESET
+        )
+    finally:
+        real.close()
+
+
+def test_the_acknowledgement_of_an_end_covers_the_data_before_it() -> None:
+    pair = Simulated(ack_delay=0.04)
+    try:
+        pair.ends[0].send(bytes(10))
+        pair.ends[0].shutdown(socket.SHUT_WR)
+        pair.arrive()
+        assert unacknowledged(pair) == 11
+        pair.arrive()
+        assert unacknowledged(pair) == 0
+        pair.settle()
+        assert unacknowledged(pair) == 0
+    finally:
+        pair.close()
 
 
 def test_an_edge_triggered_epoll_wakes_when_our_end_is_acknowledged() -> None:

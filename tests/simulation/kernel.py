@@ -107,10 +107,10 @@ class Pair:
 
 
 class Simulated(Pair):
-    def __init__(self) -> None:
+    def __init__(self, *, ack_delay: float = 0.0) -> None:
         self.network = network = Network(0)
         sockets.setting.network = network
-        wire = Wire(delay=0.001, sndbuf=1 << 20, rcvbuf=1 << 20)
+        wire = Wire(delay=0.001, sndbuf=1 << 20, rcvbuf=1 << 20, ack_delay=ack_delay)
         sockets.setting.wires = lambda: (wire, wire)
         listener, client = sockets.Socket(), sockets.Socket()
         listener.bind(("127.0.0.1", 0))
@@ -125,10 +125,17 @@ class Simulated(Pair):
 
     def settle(self) -> None:
         """Let everything arrive that is under way."""
-        network = self.network
-        while (due := network.next_due()) is not None:
-            network.now = due
-            network.run_due()
+        while self.arrive():
+            pass
+
+    def arrive(self) -> bool:
+        """Let arrive what arrives next; return whether anything was under way."""
+        due = self.network.next_due()
+        if due is None:
+            return False
+        self.network.now = due
+        self.network.run_due()
+        return True
 
     @staticmethod
     def _see(sock: sockets.Socket) -> Look:
