@@ -137,7 +137,8 @@ class ReadableStream(ByteReceiveStream):
         """Stop receiving (WHATWG Streams: ``cancel()``). The socket can still send.
 
         A receive in flight raises :class:`ClosedError`. When our side has ended too, the socket
-        closes. A second call does nothing. A cancelled call still stops receiving.
+        closes. A second call does nothing. A cancelled call still stops receiving. If it closes
+        the socket, it does not wait then, like a cancelled :meth:`Socket.close`.
         """
         await self._connection.cancel()
 

@@ -11,6 +11,7 @@ import socket as stdlib
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from operator import attrgetter
 from typing import Any
 
 import anyio
@@ -560,6 +561,30 @@ async def test_a_cancelled_close_leaves_the_rest_to_the_kernel() -> None:
             async with anyio.create_task_group() as group:
                 group.start_soon(socket.close)
                 await all_blocked()
+                scope.cancel()
+        assert socket.closed.result() is None
+        assert raw(socket).fileno() == -1
+        assert await peer.receive_all() == data
+
+
+@linux_only
+@pytest.mark.parametrize("last", ["send_eof", "writable.aclose", "readable.aclose"])
+async def test_a_call_that_closes_and_is_cancelled_leaves_the_rest_to_the_kernel(
+    last: str,
+) -> None:
+    """The last of the two ends closes the socket, and does so like close()."""
+    async with connected(receive_buffer=4096) as (socket, peer):
+        await small_window(socket)
+        data = await filled(socket, peer)
+        if last == "readable.aclose":
+            await socket.send_eof()
+        else:
+            await socket.readable.aclose()
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(attrgetter(last)(socket))
+                await all_blocked()
+                assert not socket.closed.done()
                 scope.cancel()
         assert socket.closed.result() is None
         assert raw(socket).fileno() == -1

@@ -460,9 +460,27 @@ def _forced(world: World, party: Party) -> bool:
     return any(
         call.kind == "abort"
         or (call.kind in _FORCING and call.how == "cancelled")
+        or _closing_cancelled(world, call)
         or (call.kind == "pipe" and call.how != "ok")
         for call in world.calls
         if call.party is party or call.kind == "pipe"
+    )
+
+
+def _closing_cancelled(world: World, call: Call) -> bool:
+    """Whether this call stopped reading, and was cancelled after our side had ended too.
+
+    Such a call closes the socket. When it is cancelled, it does not wait, like close().
+    """
+    return (
+        call.kind == "r.aclose"
+        and call.how == "cancelled"
+        and any(
+            other.kind in ("send_eof", "w.aclose")
+            and other.party is call.party
+            and _later(call.over, other.begun)
+            for other in world.calls
+        )
     )
 
 

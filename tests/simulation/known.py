@@ -135,6 +135,32 @@ MENDED: tuple[Plan, ...] = (
         subjects=(Subject(),),
         steps=(Step(17, "closed", seconds=1.5), Step(20, "send_eof"), Step(21, "abort")),
     ),
+    # The simulated network counted an acknowledgement that arrived after a reset.
+    Plan(
+        subjects=(Subject(),),
+        steps=(
+            Step(21, "opened", seconds=1.5),
+            Step(30, "p.stop"),
+            Step(34, "send", seconds=0.004),
+            Step(37, "p.reset"),
+        ),
+        ack_delay=0.04,
+    ),
+    # readable.aclose() was cancelled while it closed the socket. The judge did not permit it to
+    # leave the rest to the kernel, as it permits it to the other calls that close.
+    Plan(
+        subjects=(Subject(),),
+        steps=(
+            Step(13, "opened", seconds=6.0),
+            Step(15, "send", size=9000, seconds=0.0005),
+            Step(16, "send_eof", turns=3),
+            Step(18, "r.aclose", turns=3),
+            Step(19, "cancel"),
+            Step(24, "p.send", size=150_000),
+        ),
+        buffers=(16384, 65536, 4096, 4096),
+        delays=(0.02, 0),
+    ),
 )
 
 
