@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 if sys.platform != "linux":
@@ -167,6 +167,14 @@ def outcomes_of(model: Model, move: Move) -> Iterator[Model]:
             after.waiting = {first: after.waiting[first], **after.waiting}
         move.apply(after)
         yield after
+    if model.tls and model.fin and move.call and move.call.kind == "receive":
+        # A task that watches may have decrypted what was there. Then a receive takes one piece of
+        # it, and only the last piece is followed by the peer's end.
+        after = model.copy()
+        after.in_pieces = True
+        move.apply(after)
+        after.in_pieces = False
+        yield after
     if model.tls and model.peer == "gone" and model.sent and not model.over:
         # Our close_notify is answered with a reset. It may overtake the acknowledgement of what
         # the peer has read, and then nobody here can know whether that has arrived.
@@ -191,10 +199,22 @@ def patience() -> Iterator[None]:
     Driver.patience = PATIENCE
 
 
+#: Two records before the peer's end, of which a receive takes one.
+LEFT_BY_A_RECEIVE: list[Step] = [
+    ("call", "watch", 0),
+    ("peer", "send"),
+    ("peer", "send"),
+    ("peer", "fin"),
+]
+
+
 @pytest.mark.parametrize(
     "over", ["tcp", "wrapped", TLS12, TLS13], ids=["tcp", "wrapped", "tls-1.2", "tls-1.3"]
 )
 @given(half_open=st.booleans(), steps=st.lists(STEPS, min_size=1, max_size=15))
+@example(half_open=False, steps=[*LEFT_BY_A_RECEIVE, ("call", "receive", 100)])
+@example(half_open=False, steps=[*LEFT_BY_A_RECEIVE, ("send a lot",), ("call", "receive", 100)])
+@example(half_open=True, steps=[*LEFT_BY_A_RECEIVE, ("call", "receive", 100)] * 2)
 async def test_model(over: Over, half_open: bool, steps: list[Step]) -> None:
     async with driving(over, half_open=half_open) as driver:
         model = Model(half_open, tls=isinstance(over, ssl.TLSVersion), wrapped=over == "wrapped")

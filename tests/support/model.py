@@ -55,6 +55,7 @@ class Model:
     made: bool = False  #: the connection
     failed: Literal["closed", "broken"] | None = None  #: it will not be made; why
     noticed: bool = False  #: we know of the peer's end
+    in_pieces: bool = False  #: a receive leaves some of what has arrived: see outcomes_of()
     stopped: bool = False  #: readable.aclose() was called
     closed: bool = False  #: close() was called
     dropped: bool = False  #: by us, with a reset
@@ -198,6 +199,7 @@ class Model:
         assert isinstance(outcome, bytes)
         self.outcomes[number] = data
         self.inbox = outcome[len(data) :] + self.inbox
+        self.noticed = False  # the peer's end is behind what was left
 
     # --- sending
 
@@ -278,7 +280,9 @@ class Model:
         if self.over is None and not self.closed and not self.wrapped:
             if self.reset:
                 self.lose()
-            elif self.fin and (self.stopped or not (self.inbox or self.waits("receive"))):
+            elif self.fin and (
+                self.stopped or not (self.inbox or self.in_pieces or self.waits("receive"))
+            ):
                 self.noticed = True
                 self.apply_rules()
         if self.over is None:
