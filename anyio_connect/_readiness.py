@@ -459,19 +459,14 @@ class LoopReadiness:
         # replaced our callback, or that uvloop has stopped watching a socket after an error.
         self._reader: ref[_Registered] | None = None
         self._writer: ref[_Registered] | None = None
-        self.reading: asyncio.Future[None] | None = None  # set by _on_readable()
+        self.reading: asyncio.Future[None] | None = None  # _on_readable() sets its result
         self._writing: asyncio.Future[None] | None = None
         self._scopes: dict[int, anyio.CancelScope] = {}  # tasks in _wait_elsewhere(), by event
         self.attempt: Attempt | None = None
         self._budget = budget
 
     def may_go_on(self, amount: int) -> bool:
-        budget = self._budget
-        budget.left -= _CALL + amount
-        if budget.left > 0:
-            return not self._is_due(self._loop)
-        budget.left = _BUDGET
-        return False
+        return self._budget.allows(amount) and not self._is_due(self._loop)
 
     def charge(self, amount: int) -> None:
         self._budget.left -= amount

@@ -228,7 +228,8 @@ class TCPTransport(Transport):
             if data is not None:
                 self._misses = 0
                 if max_bytes > DEFAULT_MAX_BYTES:
-                    self._charge(len(data) if into is None else data)
+                    count = len(data) if into is None else data
+                    self._ready.charge(max(0, count - DEFAULT_MAX_BYTES))
                 return data
             # Let the next receives wait at once, twice as many as last time.
             self._bets = self._misses = min(2 * self._misses + 1, _MOST_BETS)
@@ -281,10 +282,6 @@ class TCPTransport(Transport):
             self._bets -= 1
             return False
         return True
-
-    def _charge(self, count: int) -> None:
-        if count > DEFAULT_MAX_BYTES:
-            self._ready.charge(count - DEFAULT_MAX_BYTES)
 
     async def _wait_to_receive(self, max_bytes: int, into: memoryview | None) -> Any:
         if self._limit and not self._limited:
