@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from support import guards
+from support.names import Names
 
 #: How long one asynchronous test, or one Hypothesis example of it, may take, in seconds.
 #: ``@pytest.mark.time_limit(n)`` sets another limit.
@@ -174,6 +175,14 @@ def from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
     On loopback, a connection is otherwise made by then.
     """
     monkeypatch.setattr("anyio_connect._dial.connected", lambda *_: None)
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+    """The names that the package finds in place of those that the system knows."""
+    names = Names()
+    monkeypatch.setattr("anyio_connect._dial.getaddrinfo", names.getaddrinfo)
+    return names
 
 
 @pytest.fixture(autouse=True)

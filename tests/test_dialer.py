@@ -33,10 +33,10 @@ from anyio_connect import (
     SocketAddress,
     SocketError,
     TLSError,
-    _dial,
     connect,
 )
 from support.errors import is_copy
+from support.names import Names
 from support.peers import listening, refusing_address
 from support.sockets import arrived, raw
 from support.tls_peers import NAME, TLS13, TLSPeer, client_context, server_context
@@ -93,27 +93,6 @@ async def for_ever(address: SocketAddress) -> ByteStream:
     raise AssertionError("unreachable")
 
 
-@pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """A name server of our own: the addresses of each name."""
-    known: dict[str, list[str]] = {}
-
-    async def getaddrinfo(host: str, port: int) -> list[Any]:
-        return [
-            (
-                stdlib.AF_INET6 if ":" in ip else stdlib.AF_INET,
-                stdlib.SOCK_STREAM,
-                6,
-                "",
-                (ip, port, 0, 0) if ":" in ip else (ip, port),
-            )
-            for ip in known[host]
-        ]
-
-    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
-    return known
-
-
 # --- what it is given
 
 
@@ -142,7 +121,7 @@ class Own(AddressPolicy):
     ids=str,
 )
 async def test_it_is_given_the_address_if_addresses_are_judged(
-    policy: AddressPolicy, names: dict[str, list[str]]
+    policy: AddressPolicy, names: Names
 ) -> None:
     names["db.example"] = ["192.0.2.7"]
     dialer = Asked(nowhere)
@@ -151,7 +130,7 @@ async def test_it_is_given_the_address_if_addresses_are_judged(
     assert dialer.addresses == [SocketAddress("192.0.2.7", 5432)]
 
 
-async def test_what_is_forbidden_is_not_asked_for(names: dict[str, list[str]]) -> None:
+async def test_what_is_forbidden_is_not_asked_for(names: Names) -> None:
     names["db.example"] = ["10.0.0.1"]
     names["both.example"] = ["10.0.0.1", "192.0.2.7", "::ffff:10.0.0.1", "2001:db8::1"]
     dialer = Asked(nowhere)
@@ -165,7 +144,7 @@ async def test_what_is_forbidden_is_not_asked_for(names: dict[str, list[str]]) -
     assert dialer.addresses == [SocketAddress("192.0.2.7", 80)]
 
 
-async def test_the_addresses_are_raced(names: dict[str, list[str]]) -> None:
+async def test_the_addresses_are_raced(names: Names) -> None:
     """The first is silent, the second is given up when the third is there."""
     names["db.example"] = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
     cancelled: list[str] = []
@@ -185,7 +164,7 @@ async def test_the_addresses_are_raced(names: dict[str, list[str]]) -> None:
         assert sorted(cancelled) == ["192.0.2.1", "192.0.2.2"]
 
 
-async def test_the_next_address_is_tried_when_one_fails(names: dict[str, list[str]]) -> None:
+async def test_the_next_address_is_tried_when_one_fails(names: Names) -> None:
     names["db.example"] = ["192.0.2.1", "192.0.2.2"]
 
     async def dial(address: SocketAddress) -> ByteStream:
@@ -279,7 +258,7 @@ class HopError(RefusedError):
 )
 @pytest.mark.parametrize("policy", [UNRESTRICTED, JUDGE], ids=["name", "address"])
 async def test_our_errors_are_told_as_they_are(
-    error: SocketError, policy: AddressPolicy, names: dict[str, list[str]]
+    error: SocketError, policy: AddressPolicy, names: Names
 ) -> None:
     names["db.example"] = ["192.0.2.1"]
     socket = Connector(policy, dialer=raising(error)).connect("db.example:1")
@@ -290,7 +269,7 @@ async def test_our_errors_are_told_as_they_are(
     assert getattr(caught.value, "hop", 3) == 3
 
 
-async def test_several_addresses_that_fail_are_told_together(names: dict[str, list[str]]) -> None:
+async def test_several_addresses_that_fail_are_told_together(names: Names) -> None:
     names["db.example"] = ["192.0.2.1", "10.0.0.1", "192.0.2.2"]
     errors = {"192.0.2.1": BrokenError("lost"), "192.0.2.2": HopError("refused at hop 3", 3)}
 
@@ -490,7 +469,7 @@ async def test_the_time_limit_reaches_it() -> None:
     assert str(caught.value) == "cannot connect to db.example:1: no connection within 0.01 seconds"
 
 
-async def test_a_timeout_names_the_addresses_that_are_silent(names: dict[str, list[str]]) -> None:
+async def test_a_timeout_names_the_addresses_that_are_silent(names: Names) -> None:
     names["db.example"] = ["192.0.2.1", "192.0.2.2"]
     connector = Connector(JUDGE, dialer=for_ever, happy_eyeballs_delay=0)
     with pytest.raises(ConnectTimeoutError, match=r"from 192\.0\.2\.1:1, 192\.0\.2\.2:1"):

@@ -656,7 +656,7 @@ async def test_a_dial_that_fails(
     number: int, at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if number == errno.ECONNRESET and not at_once:
-        return  # that one was made: see test_dial
+        return  # that one was made: see test_dial_at_once
     async with listening() as listener:
         with monkeypatch.context() as patch:
             patch.setattr(Refusing, "number", number, raising=False)

@@ -31,3 +31,7 @@ def is_ours(thing: object) -> bool:
     if isinstance(thing, FrameType):
         return str(thing.f_globals["__name__"]).startswith("anyio_connect")
     return type(thing).__module__.partition(".")[0] == "anyio_connect"
+
+
+class Local:
+    """An object that only the frame of a caller refers to."""

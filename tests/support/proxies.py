@@ -6,20 +6,27 @@ its answer, the script speaks as the target would.
 
 from __future__ import annotations
 
+import base64
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import anyio
+import pytest
 
-from anyio_connect import AddressPolicy
+from anyio_connect import AddressPolicy, ConnectError, Connector, Socket, SocketInfo
 from support.peers import Listener, Peer, listening
-from support.tls_peers import TLSPeer, server_context
+from support.tls_peers import TLSPeer, client_context, server_context
 
 #: What an HTTP proxy says once the tunnel is there, and how a SOCKS5 proxy says so.
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 SUCCEEDED = bytes([5, 0, 0, 1, 127, 0, 0, 1, 4, 56])
+
+#: How an HTTP proxy refuses.
+BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
+FORBIDDEN = b"HTTP/1.1 403 Filtered\r\n\r\n"
 
 #: In all passwords of these tests, and nowhere else.
 SECRET = "hunter2"
@@ -69,6 +76,20 @@ class Line:
         while chunk := await self.receive():
             data += chunk
         return data
+
+
+class Inner:
+    """The connection of a target behind a proxy over TLS, for a peer that speaks TLS as well."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+
+    async def send(self, data: bytes) -> None:
+        if data:
+            await self.line.send(data)
+
+    async def receive(self) -> bytes:
+        return await self.line.receive()
 
 
 class Proxy:
@@ -193,3 +214,73 @@ async def echo(line: Line) -> None:
     """What the target does: send all back, and end when the other side does."""
     while data := await line.receive():
         await line.send(data)
+
+
+def in_turn(*answers: bytes) -> Script:
+    """An HTTP proxy that answers each connection in another way."""
+    left = [*answers]
+
+    async def script(proxy: Proxy, line: Line) -> None:
+        await hear_http(proxy, line)
+        await line.send(left.pop(0))
+        await echo(line)
+
+    return script
+
+
+async def target_over_tls(line: Line) -> None:
+    """What a target does that speaks TLS, over TCP."""
+    tls = TLSPeer(line.peer, server_context())
+    await tls.shake()
+    while data := await tls.receive():
+        await tls.send(data)
+    await line.peer.send(tls.server.close_notify())
+    line.peer.fin()
+
+
+# --- clients
+
+
+async def use(socket: Socket) -> SocketInfo:
+    """Talk with the target, which echoes; both sides end."""
+    async with socket:
+        info = await socket.opened
+        await socket.send(b"hello")
+        assert await socket.receive_exactly(5) == b"hello"
+        await socket.send_eof()
+        with pytest.raises(anyio.EndOfStream):
+            await socket.receive()
+    return info
+
+
+def told(error: BaseException | None) -> Iterator[str]:
+    """All that an error says, with its causes, its context and its attempts."""
+    if error is not None:
+        yield "".join(traceback.format_exception(error))
+        yield repr(error)
+        yield repr(vars(error))
+        yield from told(error.__cause__)
+        yield from told(error.__context__)
+        for attempt in getattr(error, "attempts", ()):
+            yield from told(attempt)
+
+
+async def failing(
+    script: Script, url: str, address: str = "db.example:5432", **options: Any
+) -> ConnectError:
+    """Connect through a proxy that does so, in vain; return the error, which has no secret.
+
+    ``url`` has the port left out.
+    """
+    scheme, _, rest = url.partition("://")
+    over_tls = scheme == "https"
+    context = client_context() if over_tls else None
+    async with proxying(script, over_tls=over_tls) as proxy:
+        connector = Connector(proxy=f"{scheme}://{rest}:{proxy.port}", ssl_context=context)
+        with pytest.raises(ConnectError) as caught:
+            await connector.connect(address, **options).opened
+    token = base64.b64encode(f"user:{SECRET}".encode()).decode()
+    for text in told(caught.value):
+        assert SECRET not in text
+        assert token not in text
+    return caught.value

@@ -1,0 +1,203 @@
+"""How a socket is opened: the steps, what they leave behind, and their time limits."""
+
+from __future__ import annotations
+
+import errno
+import math
+from contextlib import suppress
+from typing import Any
+
+import anyio
+import pytest
+
+from anyio_connect import (
+    ConnectError,
+    Connector,
+    ConnectTimeoutError,
+    Socket,
+    SocketError,
+    _dial,
+    _open,
+    connect,
+)
+from anyio_connect._transport import Transport
+from support.names import LOOPBACK, Names
+from support.peers import full, listening, refusing_address
+
+
+async def test_a_step_behind_the_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the connection is there at once."""
+
+    async def greet(transport: Transport | None) -> Transport:
+        assert transport is not None
+        await transport.send(b"hello ")
+        return transport
+
+    def further(_: object) -> list[_open.Step]:
+        return [_open.Step(greet, lambda _: ConnectTimeoutError("never"))]
+
+    monkeypatch.setattr(_open.Dialled, "_further_steps", further)
+    async with listening() as listener, connect(listener.address) as socket:
+        await socket.send(b"world")
+        peer = await listener.accept()
+        await socket.send_eof()
+        assert await peer.receive_all() == b"hello world"
+
+
+@pytest.mark.parametrize("how", ["an error of ours", "another error", "late", "cancelled"])
+async def test_a_step_that_fails_leaves_no_connection(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The author of a step need not think of the transport."""
+    began = anyio.Event()
+
+    async def fail(_: object) -> Transport:
+        if how == "an error of ours":
+            raise ConnectError("no")
+        if how == "another error":
+            raise ZeroDivisionError
+        began.set()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    def further(_: object) -> list[_open.Step]:
+        return [_open.Step(fail, lambda _: ConnectTimeoutError("late"))]
+
+    monkeypatch.setattr(_open.Dialled, "_further_steps", further)
+    async with listening() as listener:
+        timeout = 0.01 if how == "late" else math.inf
+        socket = Connector(max_connections=1).connect(listener.address, connect_timeout=timeout)
+        async with anyio.create_task_group() as group:
+            group.start_soon(settled, socket)
+            if how == "cancelled":
+                await began.wait()
+                group.cancel_scope.cancel()
+        peer = await listener.accept()
+        with pytest.raises(ConnectionResetError):
+            await peer.receive()
+        await socket.close()
+
+
+async def settled(socket: Socket) -> None:
+    with suppress(SocketError):
+        await socket.opened
+
+
+@pytest.mark.parametrize("step", ["dial", "start_tls"])
+async def test_whatever_a_step_raises_is_a_socket_error_and_drops_the_connection(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a foreign SSLContext may, or what comes to be a step one day."""
+
+    async def fail(*_: object, **__: object) -> Any:
+        await anyio.lowlevel.checkpoint()
+        raise ZeroDivisionError("by nobody knows whom")
+
+    connector = Connector(max_connections=1)
+    async with listening() as listener:
+        with monkeypatch.context() as patch:
+            patch.setattr(_open, step, fail)
+            socket = connector.connect(listener.address, secure_transport="on")
+            with pytest.raises(ConnectError, match="ZeroDivisionError: by nobody") as caught:
+                await socket.opened
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert isinstance(socket.closed.exception(), ConnectError)
+        if step == "start_tls":
+            with pytest.raises(ConnectionResetError):
+                await (await listener.accept()).receive()
+        async with connector.connect(listener.address):  # its slot came back
+            pass
+
+
+# --- time limits, and what each says
+
+
+PHASES = [
+    "no slot came free",
+    "the name was not resolved",
+    "no connection",
+    "the handshake did not finish",
+]
+
+
+async def too_late(connector: Connector, text: str, **options: Any) -> ConnectTimeoutError:
+    """Connect in a time that is too short; not so short, though, that ``text`` is not reached."""
+    for seconds in (0.05, 0.5, 5):
+        socket = connector.connect("host.test:1", connect_timeout=seconds, **options)
+        with pytest.raises(ConnectTimeoutError) as caught:
+            await socket.opened
+        assert f" within {seconds} seconds" in str(caught.value)
+        assert isinstance(socket.closed.exception(), ConnectTimeoutError)
+        if text in str(caught.value):
+            break
+    assert text in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("phase", PHASES)
+async def test_each_phase_has_a_time_limit_of_its_own_words(
+    phase: str, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connector = Connector(max_connections=1)
+    async with full() as silent, listening() as listener:
+        names["host.test"] = [silent.address if phase == "no connection" else listener.address]
+        holder = connector.connect(listener.address)
+        if phase == "no slot came free":
+            await holder.opened
+        elif phase == "the name was not resolved":
+            monkeypatch.setattr(_dial, "getaddrinfo", lambda *_: anyio.sleep_forever())
+        error = await too_late(connector, phase, secure_transport="on")
+        await holder.close()
+    assert [phase] == [each for each in PHASES if each in str(error)]
+    assert "host.test:1" in str(error)
+    assert error.errno == errno.ETIMEDOUT
+
+
+async def test_a_timeout_counts_the_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def getaddrinfo(*_: object, **__: object) -> list[Any]:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    with pytest.raises(ConnectTimeoutError):
+        await connect("host.test:1", connect_timeout=0.02).opened
+
+
+async def test_a_timeout_tells_what_failed_before(names: Names) -> None:
+    async with full() as silent:
+        names["host.test"] = [refusing_address(), silent.address]
+        error = await too_late(Connector(), "refused")
+        assert len(error.attempts) == 1
+        assert isinstance(error.__cause__, ConnectionRefusedError)
+
+
+async def test_a_timeout_tells_what_the_policy_dropped(names: Names) -> None:
+    async with full() as silent:
+        names["host.test"] = [("10.0.0.1", 80), silent.address]
+        connector = Connector(LOOPBACK)
+        error = await too_late(connector, "not tried: 10.0.0.1:80: ")
+        assert "forbids" in str(error)
+
+
+async def test_a_timeout_names_those_that_never_answered(names: Names) -> None:
+    async with full() as one, full() as two:
+        names["host.test"] = [one.address, refusing_address(), two.address]
+        silent = ", ".join("{}:{}".format(*listener.address) for listener in (one, two))
+        connector = Connector(happy_eyeballs_delay=0)
+        error = await too_late(connector, f"no answer from {silent}; ")
+    assert len(error.attempts) == 1
+
+
+async def test_a_timeout_of_one_address_names_it_once() -> None:
+    async with full() as silent:
+        address = "{}:{}".format(*silent.address)
+        with pytest.raises(ConnectTimeoutError) as caught:
+            await connect(address, connect_timeout=0.02).opened
+    assert str(caught.value) == f"cannot connect to {address}: no connection within 0.02 seconds"
+
+
+async def test_a_timeout_counts_what_had_no_turn(names: Names) -> None:
+    async with full() as silent:
+        names["host.test"] = [silent.address, ("127.0.0.2", 1), ("127.0.0.3", 1)]
+        connector = Connector(happy_eyeballs_delay=3600)
+        await too_late(connector, "; 2 more addresses were left out")
