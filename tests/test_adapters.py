@@ -1,4 +1,4 @@
-"""Other libraries' clients over a Connector, against a server of the tests' own."""
+"""Clients of other libraries that connect through a Connector to a server in the test."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ from support.http_peers import HTTPServer, Reply, serving_http
 from support.peers import listening, refusing_address
 from support.tls_peers import certificate, client_context, server_context
 
-#: httpx and httpcore do so if a request or a body is given up in the midst of it, and trio warns.
+#: If a request or a body is not completed, httpx and httpcore leave an async generator open. Trio
+#: warns of it.
 leaves_generators = pytest.mark.filterwarnings(
     "ignore:Async generator '(httpx|httpcore|anyio_connect.adapters.httpx)\\.:ResourceWarning"
 )
@@ -100,14 +101,14 @@ async def test_httpx_over_http2() -> None:
         assert len(server.requests) == 20
 
 
-async def test_httpx_tells_an_untrusted_certificate() -> None:
+async def test_httpx_reports_an_untrusted_certificate() -> None:
     async with serving_http(tls=server_context()) as server, client() as http:
         with pytest.raises(httpx.ConnectError, match="certificate") as caught:
             await http.get(server.url)
         assert any(isinstance(cause, TLSError) for cause in causes(caught.value))
 
 
-async def test_httpx_names_the_rule() -> None:
+async def test_httpx_names_the_rule_that_forbids_an_address() -> None:
     async with client(Connector(WORKERS)) as http:
         with pytest.raises(httpx.ConnectError, match=r"127\.0\.0\.0/8 is Loopback") as caught:
             await http.get("http://127.0.0.1:1/")
@@ -115,7 +116,7 @@ async def test_httpx_names_the_rule() -> None:
         assert caught.value.request.url == "http://127.0.0.1:1/"
 
 
-async def test_httpx_tells_what_the_kernel_said() -> None:
+async def test_httpx_reports_a_refused_connection() -> None:
     async with client() as http:
         with pytest.raises(httpx.ConnectError) as caught:
             await http.get("http://{}:{}/".format(*refusing_address()))
@@ -124,7 +125,7 @@ async def test_httpx_tells_what_the_kernel_said() -> None:
 
 @pytest.mark.slow
 @leaves_generators
-async def test_httpx_waits_no_longer_than_it_is_told() -> None:
+async def test_the_timeouts_of_httpx_take_effect() -> None:
     async with listening() as silent, client() as http:
         url = "http://{}:{}/".format(*silent.address)
         with pytest.raises(httpx.ReadTimeout, match=r"0\.05 seconds"):
@@ -137,7 +138,7 @@ async def test_httpx_waits_no_longer_than_it_is_told() -> None:
             await http.get(secure, timeout=httpx.Timeout(10, connect=0.05))
 
 
-async def test_httpx_uses_no_connection_that_the_server_has_ended() -> None:
+async def test_httpx_does_not_reuse_a_connection_that_the_server_has_closed() -> None:
     async with serving_http(lambda _: Reply(hangs_up=True)) as server, client() as http:
         for _ in range(3):
             assert (await http.get(server.url)).text == "hello"
@@ -145,7 +146,7 @@ async def test_httpx_uses_no_connection_that_the_server_has_ended() -> None:
         assert server.connections == 3
 
 
-async def test_httpx_frees_the_slot_of_a_request_that_is_given_up() -> None:
+async def test_httpx_frees_the_slot_of_a_cancelled_request() -> None:
     connector = Connector(max_connections=1)
     async with serving_http() as server, listening() as silent, client(connector) as http:
         with anyio.move_on_after(0.05):
@@ -154,7 +155,7 @@ async def test_httpx_frees_the_slot_of_a_request_that_is_given_up() -> None:
 
 
 async def test_httpx_opens_no_more_connections_than_the_connector_allows() -> None:
-    """The pool's idle connections hold slots too: a greater limit of its own would block."""
+    """Idle connections of the pool hold slots too. With a higher limit, the pool would block."""
     async with (
         serving_http() as server,
         serving_http() as other,
@@ -166,7 +167,7 @@ async def test_httpx_opens_no_more_connections_than_the_connector_allows() -> No
 
 
 @leaves_generators
-async def test_httpx_goes_on_with_what_was_begun_when_a_body_is_left_unread() -> None:
+async def test_httpx_opens_a_new_connection_after_a_body_was_left_unread() -> None:
     async with serving_http(lambda _: Reply(bytes(1 << 22))) as server, client() as http:
         async with http.stream("GET", server.url) as response:
             async for _ in response.aiter_raw():
@@ -197,7 +198,7 @@ async def test_httpcore_holds_a_slot_until_its_stream_is_closed() -> None:
             await stream.aclose()
 
 
-async def test_httpcore_is_told_of_the_stream() -> None:
+async def test_httpcore_gets_information_about_the_stream() -> None:
     async with serving_http(tls=server_context()) as server:
         host, _, port = server.address.partition(":")
         nodelay = (stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 0)
@@ -220,7 +221,7 @@ async def test_httpcore_cannot_choose_the_local_address_of_one_connection() -> N
         await NetworkBackend().connect_tcp("127.0.0.1", 1, local_address="127.0.0.1")
 
 
-async def test_httpcore_asks_for_a_name_that_is_not_checked() -> None:
+async def test_httpcore_sends_the_server_name_even_if_it_is_not_verified() -> None:
     asked = []
 
     def note(_: object, name: str | None, __: object) -> None:
@@ -323,13 +324,13 @@ def session(policy: AddressPolicy, **options: Any) -> aiohttp.ClientSession:
 
 
 @aiohttps_loops
-async def test_aiohttp_goes_where_it_may() -> None:
+async def test_aiohttp_connects_to_an_allowed_address() -> None:
     async with serving_http() as server, session(ONE) as http, http.get(server.url) as response:
         assert await response.text() == "hello"
 
 
 @aiohttps_loops
-async def test_aiohttp_names_the_rule() -> None:
+async def test_aiohttp_names_the_rule_that_forbids_an_address() -> None:
     async with session(WORKERS) as http:
         with pytest.raises(
             aiohttp.ClientConnectorError, match=r"127\.0\.0\.0/8 is Loopback"
@@ -339,7 +340,7 @@ async def test_aiohttp_names_the_rule() -> None:
 
 
 @aiohttps_loops
-async def test_aiohttp_is_refused_everything_by_a_policy_that_fails() -> None:
+async def test_aiohttp_cannot_connect_if_the_policy_raises() -> None:
     class Broken(AddressPolicy):
         def refusal(self, address: Any, port: int) -> str | None:
             raise RuntimeError("out of order")
@@ -375,7 +376,7 @@ async def test_a_stream_of_trio() -> None:
 
 
 @trios_loop
-async def test_a_stream_of_trio_goes_only_where_it_may() -> None:
+async def test_a_stream_of_trio_obeys_the_policy() -> None:
     with pytest.raises(AddressNotAllowedError):
         await open_tcp_stream("127.0.0.1", 1, connector=Connector(WORKERS))
 
@@ -434,14 +435,14 @@ async def test_streams_of_asyncio_over_tls() -> None:
             await open_connection(
                 server.address, connector=connector, ssl=True, server_hostname="other.example"
             )
-        # And the slot of what failed is free.
+        # The slot of the failed connection is free.
         _, writer = await open_connection(server.address, connector=connector, connect_timeout=10)
         writer.close()
         await writer.wait_closed()
 
 
 @asyncios_loops
-async def test_streams_of_asyncio_are_given_up_in_the_midst_of_a_handshake() -> None:
+async def test_streams_of_asyncio_can_be_cancelled_during_the_handshake() -> None:
     connector = Connector(max_connections=1)
     async with listening() as silent:
         for _ in range(2):
@@ -455,13 +456,13 @@ async def test_streams_of_asyncio_are_given_up_in_the_midst_of_a_handshake() -> 
 
 
 @asyncios_loops
-async def test_streams_of_asyncio_go_only_where_they_may() -> None:
+async def test_streams_of_asyncio_obey_the_policy() -> None:
     with pytest.raises(AddressNotAllowedError):
         await open_connection("127.0.0.1:1", connector=Connector(WORKERS))
 
 
 @asyncios_loops
-async def test_streams_of_asyncio_refuse_what_has_no_effect() -> None:
+async def test_streams_of_asyncio_refuse_options_that_have_no_effect() -> None:
     with pytest.raises(InvalidOptionError, match="has no effect without ssl"):
         await open_connection("127.0.0.1:1", server_hostname="peer.example")
     wrong: Any = "yes"
@@ -508,7 +509,7 @@ def test_the_name_that_is_verified_is_the_one_that_is_connected_to(host: str, na
 
 
 @asyncios_loops
-async def test_streams_of_asyncio_take_no_certificate_of_a_name_of_idna_2003() -> None:
+async def test_streams_of_asyncio_refuse_a_certificate_for_the_idna_2003_form_of_a_name() -> None:
     async def here(host: str, port: int) -> list[str]:
         assert host == "xn--fa-hia.example"
         return ["127.0.0.1"]
@@ -521,7 +522,7 @@ async def test_streams_of_asyncio_take_no_certificate_of_a_name_of_idna_2003() -
             await open_connection(address, connector=connector, ssl=True)
 
 
-# --- over a stream that is no socket of the system's
+# --- over a stream that is not a socket of the system
 
 
 @trios_loop

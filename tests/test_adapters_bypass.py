@@ -1,7 +1,7 @@
 """Ways around a policy, tried with httpx and aiohttp: see attacks.py and test_bypass.py.
 
 The client connects only to addresses that the policy allows, whatever the URL, its redirects and
-the answers of name servers are. The spy sits on the standard library's own socket.
+the answers of name servers are. The spy watches the sockets of the standard library.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from support.http_peers import Reply, serving_http
 from support.spying import spying
 from support.tls_peers import client_context
 
-#: A GET request: the content of the response, or why there was none.
+#: Sends a GET request. Returns the content of the response, or the error.
 Get: TypeAlias = Callable[[str], Awaitable[bytes | Exception]]
 Client: TypeAlias = Callable[[AddressPolicy], AbstractAsyncContextManager[Get]]
 
-#: A server of this machine that may be connected to, beside what is public.
+#: A server on this machine. GOOD_OR_PUBLIC allows this address and all public ones.
 GOOD = "127.0.0.9"
 GOOD_OR_PUBLIC = AddressPolicy(allow=[GOOD], public_only=True)
 
@@ -93,7 +93,7 @@ if find_spec("uvloop") is not None:
 
 
 def with_clients(*loops: str) -> pytest.MarkDecorator:
-    """Run a test with httpx on these event loops, and with aiohttp on asyncio, its only one."""
+    """Run a test with httpx on these event loops, and with aiohttp on asyncio, which it needs."""
     httpx_s = [pytest.param(LOOPS[loop], by_httpx, id=f"httpx-{loop}") for loop in loops]
     aiohttp_s = pytest.param(LOOPS["asyncio"], by_aiohttp, id="aiohttp")
     return pytest.mark.parametrize(
@@ -108,15 +108,15 @@ clients_once = with_clients("trio")
 
 @contextmanager
 def answering(answer: Callable[[str], list[tuple[str, int]]]) -> Iterator[list[str]]:
-    """Be the system's resolver, and give the list of what it was asked for.
+    """Replace the system's resolver, and yield the list of the hosts that it was asked for.
 
-    A number, in whatever form, it reads as the C library does.
+    A number in any form is read as the C library reads it.
     """
     asked: list[str] = []
     really = stdlib.getaddrinfo
 
     def getaddrinfo(name: str | bytes, port: int, *args: Any, **options: Any) -> list[Any]:
-        flags = options.get("flags", 0)  # which asyncio gives as the fourth of args
+        flags = options.get("flags", 0)  # not those of asyncio, which are in args
         if flags & stdlib.AI_NUMERICHOST:
             return really(name, port, *args, **options)
         host = name if isinstance(name, str) else name.decode()
@@ -148,11 +148,11 @@ def url_of(host: str, port: int = 80) -> str:
 
 # --- URLs
 
-#: Each once, in that order.
+#: Each URL once, in this order.
 EVERY_URL = dict.fromkeys(
     [*INWARD_URLS, *(url_of(host) for ip in PRIVATE for host in spellings(ip))]
 )
-#: A redirect takes a request more.
+#: Fewer URLs, because each redirect takes one more request.
 REDIRECTS = dict.fromkeys([*INWARD_URLS, *map(url_of, spellings("10.1.2.3"))])
 
 
@@ -166,8 +166,8 @@ async def test_no_spelling_gets_through(client: Client) -> None:
 
 
 @clients_once
-async def test_without_a_policy_they_get_through(client: Client) -> None:
-    """So these are attacks."""
+async def test_without_a_policy_the_spellings_get_through(client: Client) -> None:
+    """This shows that the spellings really are attacks."""
     with answering(lambda _: [("127.0.0.1", 0)]), spying() as dialled:
         async with client(AddressPolicy()) as get:
             for host in spellings("10.1.2.3"):
@@ -226,7 +226,7 @@ async def test_no_answer_gets_through(client: Client, answer: str) -> None:
 
 
 @clients
-async def test_of_a_mixed_answer_only_what_is_allowed_is_dialled(client: Client) -> None:
+async def test_only_the_allowed_addresses_of_a_mixed_answer_are_dialled(client: Client) -> None:
     mixed = [("127.0.0.2", 0), ("10.0.0.1", 0), (GOOD, 0), ("::1", 0)]
     with answering(lambda _: mixed), spying(really=lambda ip: ip == GOOD) as dialled:
         async with serving_http(address=f"{GOOD}:0") as server, client(GOOD_OR_PUBLIC) as get:
@@ -238,7 +238,7 @@ async def test_of_a_mixed_answer_only_what_is_allowed_is_dialled(client: Client)
 @clients
 @pytest.mark.parametrize("closes", [False, True], ids=["kept", "closed"])
 async def test_a_name_that_moves_between_two_requests(client: Client, closes: bool) -> None:
-    """A kept connection still leads to the address that was judged; the next is judged again."""
+    """A kept connection still leads to the address that was judged; a new one is judged again."""
     reply = Reply(headers=(("connection", "close"),)) if closes else Reply()
     where = [GOOD]
     with (
@@ -266,15 +266,15 @@ async def test_a_name_that_moves_between_two_requests(client: Client, closes: bo
 
 
 @with_clients("trio")
-async def test_what_an_address_with_a_zone_turns_into_is_judged(client: Client) -> None:
-    """asyncio asks the resolver for such an address once more, behind aiohttp's back."""
+async def test_the_address_that_a_zoned_address_resolves_to_is_judged(client: Client) -> None:
+    """asyncio resolves such an address once more, and aiohttp does not learn of it."""
     with answering(lambda _: [("::1", 0)]), spying() as dialled:
         async with client(AddressPolicy(allow=["8.8.8.8"])) as get:
             assert isinstance(await get(url_of("64:ff9b::808:808%lo", 80)), Exception)
     assert "::1" not in dialled
 
 
-# --- any of it at once
+# --- all of this at once
 
 
 @pytest.mark.slow

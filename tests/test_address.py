@@ -1,6 +1,6 @@
 """Addresses: which ones are accepted and how they are read, and the errors for the others."""
 
-# ruff: noqa: RUF001 - characters that look like others are what much of this is about
+# ruff: noqa: RUF001 - many of these tests are about characters that look like others
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def check_invariants(address: SocketAddress) -> None:
             pass
         else:
             assert socket.inet_ntoa(packed) == hostname, "the C library reads an IPv4 address"
-    # The normal form is one form: to parse it again, written either way, changes nothing.
+    # Parsing the normal form again, as a pair or as text, changes nothing.
     assert parse_address(address) == address
     assert parse_address(format_address(*address)) == address
 
@@ -85,14 +85,14 @@ def check_invariants(address: SocketAddress) -> None:
         ("0xg:80", "0xg", 80),
         ("xn--bcher-kva.example:80", "xn--bcher-kva.example", 80),
         ("XN--BCHER-KVA.example:80", "xn--bcher-kva.example", 80),
-        # In the DNS, though IDNA 2008 knows no such label.
+        # A name that exists in the DNS, though IDNA 2008 does not allow its label.
         ("xn--i-7iq.example:80", "xn--i-7iq.example", 80),
-        # One dot at the end: the resolver is to try no search domains.
+        # A dot at the end tells the resolver not to try search domains.
         ("example.com.:80", "example.com.", 80),
         ("localhost.:80", "localhost.", 80),
         ("bücher.example.:80", "xn--bcher-kva.example.", 80),
         ("bücher。:80", "xn--bcher-kva.", 80),
-        # Names that are not ASCII: IDNA 2008, where that differs from 2003 ("ß") as well.
+        # Names that are not ASCII: by IDNA 2008, also where it differs from IDNA 2003 ("ß").
         ("bücher.example:80", "xn--bcher-kva.example", 80),
         ("BÜCHER.Example:80", "xn--bcher-kva.example", 80),
         ("bu\u0308cher.example:80", "xn--bcher-kva.example", 80),
@@ -101,7 +101,7 @@ def check_invariants(address: SocketAddress) -> None:
         ("_sip._tcp.bücher.example:80", "_sip._tcp.xn--bcher-kva.example", 80),
         ("ＥＸＡＭＰＬＥ．ｃｏｍ:80", "example.com", 80),
         ("exa\u00admple.com:80", "example.com", 80),
-        # IPv4, however written in Unicode.
+        # IPv4, also with other digits and dots of Unicode.
         ("127.0.0.1:80", "127.0.0.1", 80),
         ("255.255.255.255:80", "255.255.255.255", 80),
         ("１２７。０．０｡１:80", "127.0.0.1", 80),
@@ -133,7 +133,7 @@ def check_invariants(address: SocketAddress) -> None:
         (("h", Service.HTTPS), "h", 443),
         ((Server.MAIN.partition(":")[0], 80), "main.example", 80),
         (Server.MAIN, "main.example", 80),
-        # The longest there are.
+        # The longest that are allowed.
         pytest.param(f"{LONGEST_LABEL}:80", LONGEST_LABEL, 80, id="longest label"),
         pytest.param(f"{LONGEST_NAME}:80", LONGEST_NAME, 80, id="longest name"),
         pytest.param(f"{LONGEST_NAME}.:80", f"{LONGEST_NAME}.", 80, id="longest name, dot"),
@@ -275,8 +275,8 @@ IPV4 = "must be four decimal numbers"
         ("[%eth0]:80", "is not an IPv6 address"),
         ("[127.0.0.1%eth0]:80", "is not an IPv6 address"),
         ("h%eth0:80", "'%' begins the percent-escape"),
-        # IPv4 as only some readers read it. inet_aton() takes a number of any base for each
-        # octet, and the last for all octets that are left.
+        # Forms of IPv4 that only some parsers accept. To inet_aton(), each number may be octal,
+        # decimal or hexadecimal, and the last one stands for all octets that are left.
         ("2130706433:80", f"{IPV4}, 0 to 255: if you mean 127.0.0.1, write that"),
         ("127.1:80", f"{IPV4}, 0 to 255: if you mean 127.0.0.1, write that"),
         ("127.0.1:80", "if you mean 127.0.0.1, write that"),
@@ -323,7 +323,7 @@ IPV4 = "must be four decimal numbers"
             (f"a{char}b:80", f"{char!r} cannot be in a host name")
             for char in "!\"$&'()*+,;<=>^`{|}~"
         ],
-        # What UTS 46 makes of a character is judged like the character itself.
+        # UTS 46 maps these characters to others, and the result is judged.
         ("a／b:80", f"'/' begins the path of a URL: {HOST_PORT}"),
         ("a℀b:80", f"'/' begins the path of a URL: {HOST_PORT}"),
         ("a＠b:80", f"'@' follows the user of a URL: {HOST_PORT}"),
@@ -334,8 +334,8 @@ IPV4 = "must be four decimal numbers"
         ("ａ：８０", "no port"),
         ("ａ：８０:80", "':' cannot be in a host name"),
         ("a；b:80", "';' cannot be in a host name"),
-        # What IDNA 2008 has no place for.
-        ("ü" * 63 + ":80", "the name is not valid in IDNA 2008"),  # longer in Punycode
+        # Names that IDNA 2008 does not allow.
+        ("ü" * 63 + ":80", "the name is not valid in IDNA 2008"),  # too long in Punycode
         ("☃.example:80", "the name is not valid in IDNA 2008: Codepoint U+2603"),
         ("a\u202eb:80", "not valid in IDNA 2008"),
         ("\ud800:80", "not valid in IDNA 2008"),
@@ -385,7 +385,7 @@ def test_refused(address: Any, words: str) -> None:
         pytest.param(f"b.{'a' * 64}.c.:80", "a label of the name has more than 63", id="labels"),
         pytest.param(f"{'ä' * 64}:80", "a label of the name has more than 63", id="U-label"),
         pytest.param(f"{'ア・' * 40}:80", "a label of the name has more", id="slow U-label"),
-        # Not too long as it is written, but as an A-label.
+        # Not too long as written, but too long as an A-label.
         pytest.param(f"{'äö' * 30}:80", "IDNA 2008: Label too long", id="A-label"),
         pytest.param(
             f"{LONGEST_NAME}a:80", "more than 253 characters: write a shorter", id="name"
@@ -427,7 +427,7 @@ def test_a_long_address_is_quoted_by_its_ends() -> None:
         (None, type(None)),
     ],
 )
-def test_the_cause_is_kept_and_nothing_else(address: Any, cause: type) -> None:
+def test_the_error_has_the_cause_and_no_other_context(address: Any, cause: type) -> None:
     with pytest.raises(InvalidAddressError) as caught:
         parse_address(address)
     assert isinstance(caught.value.__cause__, cause)
@@ -450,7 +450,7 @@ def test_idna_is_imported_only_for_a_name_that_needs_it() -> None:
 
 # --- any address at all
 
-ANY_CHARACTER = st.characters()  # unlike st.text()'s own, surrogates too
+ANY_CHARACTER = st.characters()  # with surrogates, unlike the default of st.text()
 NEARLY = st.text(
     st.one_of(
         st.sampled_from("[]:%.@/?#\\ \0_-+" + string.ascii_letters + string.digits),
@@ -494,12 +494,12 @@ def test_any_value_is_an_address_or_refused(address: Any) -> None:
     ).map(".".join),
     st.sampled_from(["", "."]),
 )
-def test_no_spelling_of_ipv4_gets_past(host: str, dot: str) -> None:
-    """A host is refused, or is an IPv4 address to us if, and only if, it is one to C."""
+def test_no_spelling_of_ipv4_is_misread(host: str, dot: str) -> None:
+    """An accepted host is an IPv4 address to us if, and only if, it is one to the C library."""
     try:
         result = parse_address((host + dot, 80))
     except InvalidAddressError as exc:
-        # Where an address is suggested, it is the one that C means.
+        # If the message suggests an address, it is the one that the C library reads.
         if meant := re.search(r"if you mean ([0-9.]+), write that", str(exc)):
             try:
                 packed = socket.inet_aton(host)
@@ -560,7 +560,7 @@ def test_every_valid_address_is_accepted(host: str, port: int) -> None:
 
 
 class Spelled(str):
-    """A string whose reader takes the long way, as it might be anything."""
+    """A string that the parser reads without its short cut, because of its type."""
 
     __slots__ = ()
 
@@ -581,8 +581,8 @@ class Spelled(str):
 @example("name.0x", 80)
 @example("name.x0", 80)
 @example("name.-", 80)
-def test_plain_hosts_are_read_as_any_other(host: str, port: int) -> None:
-    """There is a short cut for hosts that are their own normal form."""
+def test_plain_hosts_are_read_alike_with_and_without_the_short_cut(host: str, port: int) -> None:
+    """The short cut is for hosts that are in the normal form already."""
     found: list[object] = []
     for spelled in (host, Spelled(host)):
         for address in ((spelled, port), type(spelled)(f"{spelled}:{port}")):

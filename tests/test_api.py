@@ -62,7 +62,7 @@ from anyio_connect._dial_errors import note_http
 PACKAGE = Path(anyio_connect.__file__).parent
 PUBLIC = {name: getattr(anyio_connect, name) for name in anyio_connect.__all__}
 PUBLIC_CLASSES = {name: value for name, value in PUBLIC.items() if isinstance(value, type)}
-#: Those of public modules of the package too.
+#: The public names of the package and of its public modules.
 EVERYTHING = {
     **PUBLIC,
     **{f"testing.{name}": getattr(testing, name) for name in testing.__all__},
@@ -77,7 +77,7 @@ def test_all_is_exactly_the_public_names_in_order() -> None:
     names = {
         name
         for name, value in vars(anyio_connect).items()
-        if not name.startswith("_") and not inspect.ismodule(value)  # imported elsewhere
+        if not name.startswith("_") and not inspect.ismodule(value)  # submodules do not count
     }
     constants_first = sorted(names, key=lambda name: (not name.isupper(), name))
     assert anyio_connect.__all__ == tuple(constants_first), (
@@ -86,15 +86,15 @@ def test_all_is_exactly_the_public_names_in_order() -> None:
 
 
 @pytest.mark.parametrize("value", EVERYTHING.values(), ids=EVERYTHING)
-def test_everything_public_says_what_it_is(value: Any) -> None:
-    # A dataclass and a NamedTuple write one themselves, where there is none: "Name(field, ...)".
+def test_everything_public_has_a_docstring(value: Any) -> None:
+    # A dataclass or a NamedTuple without a docstring gets "Name(field, ...)".
     assert value.__doc__
     name = getattr(value, "__name__", type(value).__name__)
     assert not value.__doc__.startswith(f"{name}(")
 
 
 @pytest.mark.parametrize("cls", CLASSES.values(), ids=CLASSES)
-def test_every_public_method_says_what_it_does(cls: type) -> None:
+def test_every_public_method_has_a_docstring(cls: type) -> None:
     for name, member in vars(cls).items():
         if not name.startswith("_") and (callable(member) or isinstance(member, property)):
             assert member.__doc__, name
@@ -125,11 +125,11 @@ def test_attributes_are_documented_for_editors_and_for_help(cls: type) -> None:
     assert [name for name, _ in attributes] == list(inspect.get_annotations(cls))
     for name, doc in attributes:
         where = f"of {cls.__name__}.{name}"
-        assert doc, f"write below the attribute what it is: the docstring {where} for editors"
+        assert doc, f"write the docstring {where} below the attribute, where editors find it"
         words = " ".join(doc.split())
         assert f"``{name}``: {words[0].lower()}{words[1:]}" in paragraphs, (
-            f"copy the docstring {where} into that of the class, for help(), as a paragraph that "
-            f"begins ``{name}``:"
+            f"copy the docstring {where} into the docstring of the class, where help() finds it, "
+            f"as a paragraph that begins with ``{name}``:"
         )
 
 
@@ -141,8 +141,8 @@ def _public_methods(cls: type) -> dict[str, Any]:
     }
 
 
-#: The methods of a socket that are those of one of its streams. ``aclose()`` is not: it closes
-#: both directions.
+#: The methods of a socket that do the same as those of one of its streams. ``aclose()`` does not:
+#: it closes both directions.
 TWINS = {
     name: method
     for stream in (ReadableStream, WritableStream)
@@ -152,12 +152,12 @@ TWINS = {
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_a_socket_says_itself_what_its_streams_raise(name: str) -> None:
+def test_a_socket_documents_the_errors_of_its_streams(name: str) -> None:
     theirs: str = TWINS[name].__doc__
     ours: str = getattr(Socket, name).__doc__
     raised = theirs.partition(":raises")
     assert "".join(raised[1:]) in ours, (
-        f"Socket.{name}() has to say what {TWINS[name].__qualname__}() says that it raises: "
+        f"Socket.{name}() has to list the errors that {TWINS[name].__qualname__}() lists: "
         "copy that part of the docstring"
     )
     assert ours.splitlines()[0] == theirs.splitlines()[0]
@@ -187,7 +187,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
-def test_a_function_says_what_each_argument_is(function: Any) -> None:
+def test_the_docstring_of_a_function_explains_each_argument(function: Any) -> None:
     words = inspect.getdoc(function)
     assert words
     if "The arguments are those of that function." in words:
@@ -208,13 +208,13 @@ def test_connect_explains_each_option() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), EVERYTHING.items(), ids=EVERYTHING)
-def test_tracebacks_and_pickles_name_the_public_place(name: str, value: Any) -> None:
+def test_tracebacks_and_pickles_name_the_public_module(name: str, value: Any) -> None:
     module = "anyio_connect.testing" if name.startswith("testing.") else "anyio_connect"
-    assert value.__module__ == module  # of a value that is neither: its class's
+    assert value.__module__ == module  # of a constant: the module of its class
 
 
 @pytest.mark.parametrize("value", EVERYTHING.values(), ids=EVERYTHING)
-def test_type_hints_can_be_had_at_run_time(value: Any) -> None:
+def test_type_hints_can_be_read_at_run_time(value: Any) -> None:
     get_type_hints(value if callable(value) else type(value))
     if isinstance(value, type):
         for member in vars(value).values():
@@ -226,7 +226,8 @@ def test_type_hints_can_be_had_at_run_time(value: Any) -> None:
 
 # --- errors
 
-#: Programs compare codes, and catch the built-in and AnyIO classes: neither may ever change.
+#: Codes and bases may never change. Programs compare the codes, and catch the built-in and AnyIO
+#: classes.
 ERRORS: dict[type[SocketError], tuple[str, tuple[type[Exception], ...]]] = {
     SocketError: ("socket_error", (Exception,)),
     InvalidAddressError: ("invalid_address", (SocketError, ValueError)),
@@ -287,7 +288,7 @@ def test_codes_are_unique() -> None:
 
 
 @each_error
-def test_an_error_is_caught_by_every_class_it_is(cls: type[SocketError]) -> None:
+def test_an_error_can_be_caught_as_each_of_its_bases(cls: type[SocketError]) -> None:
     classes: tuple[type[Exception], ...] = (SocketError, cls, *ERRORS[cls][1])
     for caught in classes:
         with pytest.raises(caught) as raised:
@@ -336,7 +337,7 @@ def test_a_copy_keeps_errno_attempts_and_notes(
     "cls", [cls for cls in ERRORS if issubclass(cls, OSError)], ids=lambda cls: cls.__name__
 )
 @each_copy
-def test_a_copy_keeps_the_number(
+def test_a_copy_keeps_errno(
     cls: type[SocketError], duplicate: Callable[[Any], SocketError]
 ) -> None:
     error: Any = cls("message")
@@ -346,7 +347,7 @@ def test_a_copy_keeps_the_number(
 
 
 class DerivedError(BrokenError):
-    """What a user may derive: made from anything but its arguments."""
+    """An error as a user may derive it: its constructor does not take the message."""
 
     def __init__(self, *, peer: str) -> None:
         super().__init__(f"lost {peer}")
@@ -361,7 +362,9 @@ def test_a_copy_of_a_derived_error(duplicate: Callable[[SocketError], SocketErro
 
 
 @each_copy
-def test_a_copy_of_a_proxy_s_error(duplicate: Callable[[ProxyError], ProxyError]) -> None:
+def test_a_copy_of_a_proxy_error_has_its_status(
+    duplicate: Callable[[ProxyError], ProxyError],
+) -> None:
     error = duplicate(ProxyError("no", status=407, attempts=(ProxyError("before", status=502),)))
     assert (str(error), error.status) == ("no", 407)
     assert [str(attempt) for attempt in error.attempts] == ["before"]
@@ -423,16 +426,17 @@ def imports(module: str) -> set[str]:
 def test_a_module_imports_only_from_the_layers_below_it(module: str) -> None:
     level = next((n for n, layer in enumerate(LAYERS) if module in layer), None)
     assert level is not None, (
-        f"add {module} to LAYERS in tests/test_api.py: to the lowest layer that is above all that "
-        "it imports; and to the table of modules in ARCHITECTURE.md"
+        f"add {module} to LAYERS in tests/test_api.py, in the lowest layer above all the modules "
+        "that it imports, and to the table of modules in ARCHITECTURE.md"
     )
     below = set().union(*LAYERS[:level])
     above = (imports(module) & set(MODULES)) - below
     assert not above, (
-        f"{module} imports {', '.join(sorted(above))}, of its own layer or of one above. Can that "
-        "be handed to it, or belongs a part of it further down? Only then move a module in LAYERS"
+        f"{module} imports {', '.join(sorted(above))}, from its own layer or from one above. Can "
+        "a caller pass what is needed as an argument? Can a part of the code move to a lower "
+        "module? Move a module in LAYERS only if neither is possible"
     )
-    assert "anyio_connect" not in imports(module), "import from the module that has the name"
+    assert "anyio_connect" not in imports(module), "import from the module that defines it"
 
 
 @pytest.mark.parametrize("path", ADAPTER_FILES, ids=lambda path: path.stem)
@@ -446,13 +450,13 @@ def test_an_adapter_uses_only_what_is_public(path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_the_package_knows_nothing_of_its_adapters(module: str) -> None:
+def test_no_module_of_the_package_imports_an_adapter(module: str) -> None:
     assert not {name for name in imports(module) if "adapters" in name}
 
 
-def test_the_layers_have_no_other_modules() -> None:
+def test_each_module_of_the_layers_exists() -> None:
     gone = set().union(*LAYERS) - set(MODULES)
-    assert not gone, f"take out of LAYERS in tests/test_api.py: {', '.join(sorted(gone))}"
+    assert not gone, f"remove from LAYERS in tests/test_api.py: {', '.join(sorted(gone))}"
 
 
 def test_the_architecture_names_each_module_once() -> None:
@@ -462,14 +466,14 @@ def test_the_architecture_names_each_module_once() -> None:
     named = [module for cell in cells for module in re.findall(r"`(\w+)`", cell)]
     missing, gone = set(MODULES) - set(named), set(named) - set(MODULES)
     assert not missing, (
-        f"add to the table of modules in ARCHITECTURE.md: {', '.join(sorted(missing))}; and see "
-        "whether what the page says of paths, and of what to touch, is still so"
+        f"add to the table of modules in ARCHITECTURE.md: {', '.join(sorted(missing))}; and "
+        "check what the page says about paths and about what to touch"
     )
-    assert not gone, f"take out of the table in ARCHITECTURE.md: {', '.join(sorted(gone))}"
+    assert not gone, f"remove from the table in ARCHITECTURE.md: {', '.join(sorted(gone))}"
     assert len(named) == len(set(named)), "ARCHITECTURE.md names a module twice in its table"
 
 
-def test_the_lifecycle_can_do_no_input_or_output() -> None:
+def test_the_lifecycle_imports_nothing_that_does_io() -> None:
     assert imports("_lifecycle") <= {
         "__future__",
         "collections.abc",
@@ -497,6 +501,6 @@ def test_importing_the_package_imports_little_else(tmp_path: Path) -> None:
     new, everything = json.loads(output)
     foreign = {name.partition(".")[0] for name in new} - sys.stdlib_module_names
     assert foreign - {"anyio"} == {"anyio_connect"}
-    # Which event loop there is, is decided when it runs; idna is for the few who need it.
+    # The event loop is chosen at run time, and idna is imported for a name that needs it.
     assert not {"asyncio", "trio", "idna"} & set(new)
     assert not {"trio", "idna", "anyio._backends._asyncio"} & set(everything)

@@ -20,7 +20,7 @@ LOOPS = ("asyncio", "uvloop", "trio")
 
 
 def load() -> None:
-    """Make the package importable, which is not installed, and nothing that lies beside it."""
+    """Make ``benchmarks`` importable, which is not installed, and nothing that lies beside it."""
     spec = importlib.util.spec_from_file_location(
         "benchmarks", BENCHMARKS / "__init__.py", submodule_search_locations=[str(BENCHMARKS)]
     )
@@ -60,7 +60,7 @@ def test_the_pages_show_the_committed_run(
     assert shown == made(committed) + "\n"
 
 
-def test_the_committed_run_left_nothing_out(committed: report.Run) -> None:
+def test_the_committed_run_is_complete(committed: report.Run) -> None:
     assert committed.rounds >= 5
     assert [*committed.imports] == [*measure.IMPORTED]
     missing = [
@@ -90,7 +90,7 @@ def test_the_committed_run_left_nothing_out(committed: report.Run) -> None:
         assert ("calls" in result.costs) == (row.counts and result.contender.python)
 
 
-def test_the_pictures_are_of_it(committed: report.Run) -> None:
+def test_the_pictures_show_the_committed_run(committed: report.Run) -> None:
     rows = (BENCHMARKS / "results.svg").read_text(encoding="utf-8")
     for name, title in report.SMALL.items():
         assert title in rows
@@ -103,7 +103,7 @@ def test_the_pictures_are_of_it(committed: report.Run) -> None:
         assert words in sockets
 
 
-def test_the_aims_and_the_small_table_are_of_rows_that_there_are() -> None:
+def test_the_aims_and_the_small_table_name_rows_that_exist() -> None:
     assert not {*report.AIMS, *report.SMALL} - {*work.ROWS}
 
 
@@ -111,7 +111,7 @@ def test_the_aims_and_the_small_table_are_of_rows_that_there_are() -> None:
 
 
 def run_of(costs: dict[str, Sequence[float]], row: str = "connect") -> report.Run:
-    """A run on asyncio, in which these contenders cost so much in each round."""
+    """A run on asyncio with the costs of each contender, one for each round."""
     run = report.Run("0123456789ab", "here", 3, 1)
     for name, values in costs.items():
         cost = {"cpu": [*values], "wall": [value * 2 for value in values]}
@@ -126,7 +126,7 @@ def test_a_ratio_over_1_is_ahead_of_the_best_peer() -> None:
     assert (found.value, found.peer.name) == (1.5, "streams")
 
 
-def test_what_shows_the_limit_is_no_peer() -> None:
+def test_a_contender_that_shows_the_limit_is_not_a_peer() -> None:
     run = run_of({"anyio_connect": [10], "streams": [15], "sock": [2], "protocol": [1]})
     found = report.ratio(run, "connect", "asyncio", "cpu")
     assert found is not None
@@ -135,15 +135,15 @@ def test_what_shows_the_limit_is_no_peer() -> None:
 
 
 def test_a_ratio_is_taken_in_each_round() -> None:
-    # The machine was slow in one round for the one and in another for the other. The ratio of
-    # medians would be 3.
+    # The machine was slow in the first round for one contender, and in the last round for both.
+    # The ratio of the medians would be 3.
     run = run_of({"anyio_connect": [10, 10, 90], "streams": [30, 10, 90]})
     found = report.ratio(run, "connect", "asyncio", "cpu")
     assert found is not None
     assert found.value == 1
 
 
-def test_little_work_may_take_no_time_at_all() -> None:
+def test_a_cost_of_zero_gives_an_infinite_ratio() -> None:
     run = run_of({"anyio_connect": [0, 0, 0], "streams": [1, 1, 1]})
     assert "inf" in "\n".join(report.line_by_line(run, "connect"))
 
@@ -151,14 +151,14 @@ def test_little_work_may_take_no_time_at_all() -> None:
 @pytest.mark.parametrize(
     ("theirs", "shown"), [(15.0, "| 1.50 |"), (14.96, "| 1.50 |"), (14.9, "| **1.49** |")]
 )
-def test_what_falls_short_of_its_aim_is_bold(theirs: float, shown: str) -> None:
+def test_a_ratio_below_its_aim_is_bold(theirs: float, shown: str) -> None:
     lines = [*report.ratios_table(run_of({"anyio_connect": [10.0], "streams": [theirs]}))]
     assert len(lines) == 3
     assert lines[2].startswith(f"| {work.ROWS['connect'].title} {shown}")
     assert "≥ 1.5" in lines[2]
 
 
-def test_memory_and_import_times_are_to_be_at_most_something() -> None:
+def test_memory_and_import_times_above_their_limits_are_bold() -> None:
     run = run_of({})
     for loop, used in zip(LOOPS, (2.3, 2.4, 1.0), strict=True):
         contender = measure.Contender("anyio_connect", loop, "")
@@ -169,7 +169,7 @@ def test_memory_and_import_times_are_to_be_at_most_something() -> None:
     assert "**21.00**" in lines[3]
 
 
-def test_a_run_of_a_part_says_so() -> None:
+def test_the_page_says_that_a_run_did_only_a_part() -> None:
     run = run_of({"anyio_connect": [10]})
     assert "one part in" not in report.full(run)
     run.share = 50
@@ -200,7 +200,7 @@ def test_only_what_is_between_the_marks_is_replaced(tmp_path: Path) -> None:
 
 
 class Script:
-    """In place of the object that starts contenders: records each request."""
+    """Replaces the object that starts contenders, and records each request."""
 
     ports: Sequence[Sequence[int]] = ((1,), (2,))
 
@@ -266,7 +266,7 @@ def test_memory_is_measured_in_new_processes_each_time() -> None:
 
 
 class Fake:
-    """Measures nothing, and may be interrupted."""
+    """Replaces what measures. It measures nothing, and can interrupt the run at a row."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
@@ -308,7 +308,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     return Fake(monkeypatch)
 
 
-def test_a_run_that_was_interrupted_goes_on_where_it_was(fake: Fake, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_resumed_where_it_stopped(fake: Fake, tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     fake.interrupt_at = "busy"
     with pytest.raises(KeyboardInterrupt):
@@ -322,7 +322,7 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(fake: Fake, tmp_path: P
     assert report.from_json(file.read_text(encoding="utf-8")).rows() == [*work.ROWS]
 
 
-def test_a_run_does_not_go_on_with_other_code(
+def test_a_run_is_not_resumed_at_another_commit(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "results.json"
@@ -349,7 +349,7 @@ def test_one_row_on_one_loop(
 
 
 @pytest.mark.slow
-def test_a_little_of_it_can_be_measured(tmp_path: Path) -> None:
+def test_a_small_run_measures_real_work(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     rows = ("round_trip_10", "connect", "receive_into", "tls_first_byte")
     options = ("--only=anyio_connect,protocol", "--rounds=2", "--share=500", f"--json={file}")
@@ -363,7 +363,7 @@ def test_a_little_of_it_can_be_measured(tmp_path: Path) -> None:
         assert all(len(values) == 2 and min(values) > 0 for values in result.costs.values())
 
 
-def test_calls_are_counted_and_coroutines_that_go_on() -> None:
+def test_calls_and_resumed_coroutines_are_counted() -> None:
     def called() -> None:
         pass
 
@@ -383,6 +383,6 @@ def test_calls_are_counted_and_coroutines_that_go_on() -> None:
             coroutine.send(None)
     cost = clock.cost(2)
     sys.setprofile(before)
-    # One function; two coroutines, each begun and gone on with; a `with` that is entered and left
-    # twice, by a function each; and the clock's own.
+    # One function; two coroutines, each started and resumed once; the three methods of suppress(),
+    # twice; and one method of the clock.
     assert cost == {"calls": (1 + 4 + 3 * 2 + 1) / 2}

@@ -1,7 +1,7 @@
 """Ways around a policy that were found in other packages, and any that Hypothesis can find.
 
-The resolver is a fake, the spy sits on the standard library's own socket, and only loopback
-addresses are ever really connected to. The attacks are in attacks.py, with an oracle that says
+The resolver is a fake. The spy watches the sockets of the standard library, and lets them connect
+only to loopback addresses. The attacks are in attacks.py, with an oracle that says
 what is allowed and shares no code with the package. test_adapters_bypass.py tries the same
 through clients.
 """
@@ -96,7 +96,7 @@ async def test_a_name_is_resolved_once_and_the_address_that_was_judged_is_dialle
 async def test_a_connection_that_leads_elsewhere_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Something below redirects: what the kernel says in the end is judged too."""
+    """If a lower layer redirects the connection, the address that the kernel names is judged."""
     connect = stdlib.socket.connect
     async with listening("127.0.0.2") as bad:
 
@@ -109,12 +109,14 @@ async def test_a_connection_that_leads_elsewhere_is_dropped(
             with pytest.raises(AddressNotAllowedError, match=r"leads to 127\.0\.0\.2") as caught:
                 await socket.opened
         assert is_copy(socket.closed.exception(), caught.value)
-        with pytest.raises(ConnectionResetError):  # and not a byte was sent
+        with pytest.raises(ConnectionResetError):  # no byte was sent
             await (await bad.accept()).receive()
 
 
 @pytest.mark.usefixtures("from_afar")
-async def test_so_is_one_of_anyios_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_of_anyio_that_leads_elsewhere_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def wait_writable(_: object) -> None:
         raise NotImplementedError
 
@@ -134,10 +136,10 @@ async def test_so_is_one_of_anyios_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("from_afar")
-async def test_what_cannot_be_judged_in_the_end_is_dropped(
+async def test_a_stream_that_does_not_tell_its_address_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """AnyIO's own stream, and one that does not tell where it leads."""
+    """connect_tcp() of AnyIO returns a stream that does not tell where it leads."""
 
     async def wait_writable(_: object) -> None:
         raise NotImplementedError
@@ -160,7 +162,9 @@ async def test_what_cannot_be_judged_in_the_end_is_dropped(
 # --- mixed answers
 
 
-async def test_of_a_mixed_answer_only_what_is_allowed_is_dialled(resolver: Resolver) -> None:
+async def test_only_the_allowed_addresses_of_a_mixed_answer_are_dialled(
+    resolver: Resolver,
+) -> None:
     async with listening() as good, listening("127.0.0.2") as bad:
         resolver.answers = [[bad.address, ("10.0.0.1", 80), good.address, ("::1", 80)]]
         with spying(really=lambda _: True) as dialled:
@@ -169,14 +173,14 @@ async def test_of_a_mixed_answer_only_what_is_allowed_is_dialled(resolver: Resol
         assert dialled == ["127.0.0.1"]
 
 
-async def test_what_was_not_tried_is_told_where_the_rest_fails(resolver: Resolver) -> None:
+async def test_the_error_names_the_addresses_that_were_not_tried(resolver: Resolver) -> None:
     resolver.answers = [[("127.0.0.2", 80), refusing_address()]]
     with pytest.raises(RefusedError, match=r"not tried: 127\.0\.0\.2:80: .* forbids") as caught:
         await Connector(ONE).connect("mixed.test:1").opened
     assert len(caught.value.attempts) == 1
 
 
-async def test_where_nothing_is_allowed_all_is_told(resolver: Resolver) -> None:
+async def test_if_no_address_is_allowed_the_error_names_all_of_them(resolver: Resolver) -> None:
     resolver.answers = [INWARD_ANSWERS["private"]]
     socket = WORKER.connect("evil.test:80")
     with spying() as dialled, pytest.raises(AddressNotAllowedError) as caught:
@@ -193,14 +197,14 @@ async def test_where_nothing_is_allowed_all_is_told(resolver: Resolver) -> None:
     assert dialled == []
 
 
-async def test_a_hosts_file_is_no_way_in() -> None:
-    """The system's own resolver, which has "localhost" from there."""
+async def test_an_address_from_the_hosts_file_is_judged() -> None:
+    """The system's resolver finds "localhost" there."""
     with spying() as dialled, pytest.raises(AddressNotAllowedError, match="Loopback"):
         await WORKER.connect("localhost:80").opened
     assert dialled == []
 
 
-async def test_the_name_that_was_given_is_the_one_that_is_verified(resolver: Resolver) -> None:
+async def test_tls_verifies_the_name_that_was_given(resolver: Resolver) -> None:
     async with listening() as listener:
         resolver.answers = [[listener.address]]
         connector = Connector(ONE, ssl_context=client_context())
@@ -222,7 +226,7 @@ async def test_the_name_that_was_given_is_the_one_that_is_verified(resolver: Res
 
 
 async def refused(connector: Connector, address: str | tuple[str, int]) -> None:
-    """It raises at once, or fails with what the policy says; in no case is it dialled."""
+    """Check that the call raises, or that opening fails, and that no address is dialled."""
     with spying() as dialled:
         try:
             socket = connector.connect(address)
@@ -233,7 +237,7 @@ async def refused(connector: Connector, address: str | tuple[str, int]) -> None:
         error = socket.closed.exception()
     assert dialled == []
     if not isinstance(error, AddressNotAllowedError):
-        # A zone that is no interface, or an address that is not resolved here.
+        # The zone is not that of an interface, or the host is not resolved here.
         assert isinstance(error, ConnectError), error
 
 
@@ -242,7 +246,7 @@ async def test_no_spelling_of_a_private_address_gets_through(
     ip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def getaddrinfo(host: str, port: int, **_: object) -> Any:
-        # Were a spelling to get here, this is what the C library would make of it.
+        # A spelling that gets this far is read as the C library reads it.
         with suppress(OSError):
             packed = stdlib.inet_aton(host.removesuffix("."))
             return [(stdlib.AF_INET, stdlib.SOCK_STREAM, 6, "", (stdlib.inet_ntoa(packed), port))]
@@ -267,13 +271,13 @@ async def test_no_spelling_of_a_private_name_gets_through(host: str, resolver: R
 
 @needs_ipv6
 @pytest.mark.parametrize("zone", ["%1", "%lo", ""])
-async def test_a_zone_hides_nothing(zone: str) -> None:
+async def test_a_zone_does_not_hide_an_address(zone: str) -> None:
     for ip in ("::1", "fe80::1", "::ffff:127.0.0.1", "fec0::1"):
         await refused(WORKER, f"[{ip}{zone}]:80")
 
 
 @needs_ipv6
-async def test_a_zone_of_a_number_that_no_interface_has() -> None:
+async def test_a_zone_with_a_number_that_no_interface_has() -> None:
     nowhere = "[fe80::1%4321]:80"
     with spying() as dialled, pytest.raises(AddressNotAllowedError, match="Link-Local"):
         await WORKER.connect(nowhere).opened
@@ -282,14 +286,14 @@ async def test_a_zone_of_a_number_that_no_interface_has() -> None:
         await Connector().connect(nowhere).opened
 
 
-async def test_a_zone_in_an_answer_hides_nothing(resolver: Resolver) -> None:
+async def test_a_zone_in_an_answer_does_not_hide_an_address(resolver: Resolver) -> None:
     resolver.answers = [INWARD_ANSWERS["zones"]]
     with spying() as dialled, pytest.raises(AddressNotAllowedError):
         await WORKER.connect("zone.test:80").opened
     assert dialled == []
 
 
-async def test_an_answer_that_is_no_address_is_not_dialled(resolver: Resolver) -> None:
+async def test_an_answer_that_is_not_an_address_is_not_dialled(resolver: Resolver) -> None:
     """What cannot be judged is denied."""
     resolver.answers = [INWARD_ANSWERS["no addresses"]]
     with spying() as dialled, pytest.raises(AddressNotAllowedError, match="is not an IP address"):
@@ -304,11 +308,11 @@ async def test_an_answer_cannot_change_the_port(resolver: Resolver) -> None:
     assert dialled == []
 
 
-# --- any of it at once
+# --- all of this at once
 
 
 class Rebinding(Resolver):
-    """It answers otherwise each time; a number, in whatever form, as the C library reads it."""
+    """Gives another answer each time. A number in any form is read as the C library reads it."""
 
     def __init__(self, answers: list[list[str]]) -> None:
         super().__init__()
@@ -388,10 +392,10 @@ async def test_nothing_outside_the_policy_is_ever_connected_to(
                 await connector.connect(address if as_text else (host, port)).opened
             reached = {ipaddress.ip_address(ip.partition("%")[0]) for ip in dialled}
             assert reached == permitted(dialled)
-            if len(resolver.asked) > asked:  # nor is anything left out, or looked up twice
+            if len(resolver.asked) > asked:  # all permitted ones, after one lookup
                 assert reached == permitted(resolver.given)
                 assert len(resolver.asked) == asked + 1
-            elif reached:  # a number, and no other
+            elif reached:  # the address that was written
                 assert reached == {literal(host)}
 
 
@@ -400,7 +404,7 @@ async def test_nothing_outside_the_policy_is_ever_connected_to(
 def test_the_oracle_and_the_policy_agree(
     ip: IPv4Address | IPv6Address, rules: Rules, port: int
 ) -> None:
-    """Both ways: what is over-refused would go unnoticed elsewhere."""
+    """Both ways: no other test would notice an address that is refused by mistake."""
     assert (WORKERS.refusal(ip, 443) is None) == registry.is_public(ip)
     assert (rules.policy().refusal(ip, port) is None) == rules.permit(ip, port)
 
@@ -408,8 +412,8 @@ def test_the_oracle_and_the_policy_agree(
 # --- nothing is left behind
 
 
-async def test_a_vetted_race_cancelled_at_any_moment_leaves_nothing(resolver: Resolver) -> None:
-    """The k-th task switch cancels, for every k until the dial gets through."""
+async def test_a_race_cancelled_at_any_moment_keeps_no_slot(resolver: Resolver) -> None:
+    """The dial is cancelled at its k-th task switch, for every k until it succeeds."""
     policy = AddressPolicy(allow=["127.0.0.1"], refuse_loops=True)
     connector = Connector(policy, max_connections=1, happy_eyeballs_delay=0)
     async with listening() as first, listening() as second, await listen("127.0.0.1:0") as own:
@@ -437,4 +441,4 @@ async def test_a_vetted_race_cancelled_at_any_moment_leaves_nothing(resolver: Re
             if through:
                 break
         else:
-            pytest.fail("the dial never got through")
+            pytest.fail("the dial never succeeded")

@@ -1,8 +1,8 @@
 """Every operation, cancelled at each of its checkpoints in turn.
 
 Each cancelled operation ends, and leaves the socket in a defined state. Data that was not returned
-can still be received. The peer never gets an incomplete message with anything behind it, not even
-a clean end.
+can still be received. The peer never gets anything after an incomplete message, not even a
+regular end.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from support.tls_peers import NAME, TLS12, TLS13, TLSPeer, client_context, serve
 
 #: Each kernel buffer, in bytes.
 BUFFER = 32768
-#: What our side sends in an operation: at once, or in many pieces, as the peer reads.
+#: What our side sends in an operation: in one piece, or in many while the peer reads.
 SMALL, BIG = b"small message", bytes(range(256)) * 2048
-#: What it sends behind that.
+#: What our side sends after that.
 NEXT = b"and the next"
-#: What the peer says.
+#: What the peer sends.
 SAID = b"what the peer says"
 
 How: TypeAlias = Literal["end", "cut", "reset", "never began"]
@@ -60,13 +60,13 @@ How: TypeAlias = Literal["end", "cut", "reset", "never began"]
 
 @dataclass
 class Far:
-    """Serves every connection there is, and keeps what each got and how that ended."""
+    """The peer. It serves every connection, and records what arrived and how that ended."""
 
     listener: Listener
     context: ssl.SSLContext | None
     says: bytes = b""
     ends: bool = False
-    clear: int = 0  # how much comes before TLS
+    clear: int = 0  # how many bytes come before TLS
     got: list[tuple[bytes, How]] = field(default_factory=list)
     served: int = 0
 
@@ -107,7 +107,7 @@ class Far:
         if self.ends:
             if tls is not None:
                 await peer.send(tls.server.close_notify())
-            with suppress(OSError):  # reset by then, as receiving will tell
+            with suppress(OSError):  # already reset, which receive() will raise
                 peer.fin()
 
     async def finish(self) -> None:
@@ -120,7 +120,7 @@ class Far:
 
 
 class Sink(ByteSendStream):
-    """A destination that is no socket."""
+    """A destination that is not a socket."""
 
     def __init__(self) -> None:
         self.got = b""
@@ -137,7 +137,7 @@ class Sink(ByteSendStream):
 
 
 class TwoWays(Sink, ByteStream):
-    """A destination that is no socket, and has another direction."""
+    """A destination that is not a socket, and has the other direction too."""
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         raise AssertionError("a pipe does not receive from its destination")
@@ -149,14 +149,14 @@ class TwoWays(Sink, ByteStream):
 
 @dataclass
 class Scene:
-    """What an operation is given, and leaves behind."""
+    """What an operation starts with, and what it leaves behind."""
 
     socket: Socket
     far: Far
-    target: Socket  # another, for what is piped
+    target: Socket  # another socket, for pipe_to()
     sink: Sink = field(default_factory=Sink)
     received: bytes = b""
-    cancelled: bool = False  # raised in the operation, which therefore raised it
+    cancelled: bool = False  # the operation was cancelled, and raised that
     followed: bool = False  # NEXT was sent
 
 
@@ -215,7 +215,7 @@ async def receive_exactly(scene: Scene) -> None:
 
 
 async def receive_until(scene: Scene) -> None:
-    """Twice: what the first has read ahead is there for the second."""
+    """Twice: the second call gets what the first has read ahead."""
     scene.received += await scene.socket.receive_until(b" ", 100) + b" "
     scene.received += await scene.socket.receive_until(b" ", 100) + b" "
 
@@ -324,11 +324,11 @@ async def send_whatever_comes_of_it(socket: Socket) -> None:
         await socket.send(BIG)
 
 
-# --- what each has to leave, as its docstring says
+# --- what each operation has to leave behind, as its docstring says
 
 
 async def usable(scene: Scene) -> None:
-    """Nothing has happened, or what happened leaves all as it was: a pending socket too."""
+    """The socket can still send and receive; it connects first if it is still pending."""
     assert not scene.socket.closed.done()
     await scene.socket.send(NEXT)
     scene.followed = True
@@ -367,11 +367,11 @@ async def nothing_or_all_or_a_piece_was_sent(scene: Scene) -> None:
     data, how = scene.far.got[-1]
     assert how != "end"
     assert len(data) < len(BIG)
-    assert data or scene.far.context is not None  # whose records are sent in pieces too
+    assert data or scene.far.context is not None  # a piece of a TLS record gives no data
 
 
 async def ended(scene: Scene) -> None:
-    """Our side has, and nothing else."""
+    """Our side has ended, and nothing else has."""
     assert not scene.socket.closed.done()
     with pytest.raises(ClosedError):
         await scene.socket.send(NEXT)
@@ -386,7 +386,7 @@ async def ended_unless_cancelled(scene: Scene) -> None:
 
 
 async def ended_or_aborted(scene: Scene) -> None:
-    """Never open still: who has called it has no other way to end."""
+    """Our side is never left open: the caller has no other way to end it."""
     outbound = scene.socket._connection.state.outbound
     if not scene.cancelled or outbound is Outbound.ENDED:
         await ended(scene)
@@ -401,7 +401,7 @@ async def aborted(scene: Scene) -> None:
     with pytest.raises(BrokenError):
         await scene.socket.receive()
     await scene.far.finish()
-    # A dial that was given up is no end of anything.
+    # A connection that was given up before it was open may end without data.
     made = scene.socket.opened.exception() is None
     assert all(how != "end" or not (made or data) for data, how in scene.far.got)
 
@@ -419,7 +419,7 @@ async def closed(scene: Scene) -> None:
 
 
 async def closed_or_cut(scene: Scene) -> None:
-    """As its call waited for a send: where it was cancelled, that send was cut short."""
+    """The call has waited for a send. If the call was cancelled, the send was cut short."""
     assert scene.socket.closed.exception() is None or scene.cancelled
     await over(scene)
 
@@ -432,7 +432,7 @@ async def over(scene: Scene) -> None:
 
 
 async def at_the_end(scene: Scene) -> None:
-    """The peer's, which in the default mode is ours as well."""
+    """The peer has ended, which in the default mode ends our side too."""
     with pytest.raises(anyio.EndOfStream):
         await scene.socket.receive()
     assert scene.socket.closed.exception() is None
@@ -441,7 +441,7 @@ async def at_the_end(scene: Scene) -> None:
 
 
 async def over_in_the_end(scene: Scene) -> None:
-    """Cancelled, it can be watched again."""
+    """If it was cancelled, ``closed`` can be awaited again."""
     if scene.socket._connection.state.outbound is Outbound.OPEN:
         assert scene.cancelled
         if scene.socket.opened.done():
@@ -456,7 +456,7 @@ async def the_stream_too(scene: Scene) -> None:
     assert scene.sink.ended == ("by force" if scene.cancelled else "gracefully")
     with pytest.raises((ClosedError, anyio.EndOfStream)) as caught:
         await scene.socket.receive()
-    # It has ended where it was not cancelled, or when there was nothing more to come.
+    # The end was reached if the pipe was not cancelled, and only if it has sent everything.
     assert caught.type is ClosedError or scene.sink.got == SAID
     assert caught.type is anyio.EndOfStream or scene.cancelled
     await scene.socket.send(NEXT)
@@ -464,7 +464,7 @@ async def the_stream_too(scene: Scene) -> None:
 
 
 async def the_other_way_is_left(scene: Scene) -> None:
-    """Cancelled while it was being ended, the stream has got everything, and is not closed."""
+    """If the pipe was cancelled while ending the stream, that has all data and is not closed."""
     if not scene.cancelled:
         assert (scene.sink.got, scene.sink.ended) == (SAID, "in this direction")
     elif scene.sink.ended != "by force":
@@ -501,7 +501,7 @@ async def the_target_too(scene: Scene) -> None:
     else:
         made = scene.target.opened.exception() is None
         ends = [data for data, how in theirs if how == "end"]
-        assert not any(ends) if not made else not ends, "a piece passes for the whole"
+        assert not any(ends) if not made else not ends, "a piece ended like a whole message"
 
 
 @dataclass(frozen=True)
@@ -513,7 +513,7 @@ class Operation:
     says: bytes = SAID
     ends: bool = False
     half_open: bool = True
-    behind_a_send: bool = False  # of another task, of BIG
+    behind_a_send: bool = False  # another task is sending BIG
 
 
 OPERATIONS = [
@@ -586,7 +586,7 @@ async def test_cancelled_at_every_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await sweep(operation, version, moment)
-    if not operation.begins_open:  # on loopback, it has not waited for the connection
+    if not operation.begins_open:  # on loopback, there was no wait for the connection
         monkeypatch.setattr(_dial, "connected", lambda *_: None)
         await sweep(operation, version, moment)
 
@@ -611,14 +611,14 @@ async def sweep(operation: Operation, version: ssl.TLSVersion | None, moment: Mo
                     await call
                 finally:
                     scene.cancelled = call.raised
-                await checkpoint()  # where it is raised at last
+                await checkpoint()  # raises a cancellation that the call did not raise
             assert scope.cancelled_caught == scope.cancel_called
             with anyio.fail_after(5):
                 await operation.leaves(scene)
                 await check_what_the_peer_got(operation, scene)
         if not scope.cancel_called:
             break
-    assert number > 1, "not a single checkpoint"
+    assert number > 1, "the operation has no checkpoint"
 
 
 async def check_what_the_peer_got(operation: Operation, scene: Scene) -> None:
@@ -630,14 +630,14 @@ async def check_what_the_peer_got(operation: Operation, scene: Scene) -> None:
     for data, how in scene.far.got:
         whole = operation.sends, NEXT, operation.sends + NEXT, SAID
         if how == "end":
-            assert data in (b"", *whole), f"a clean end after {len(data)} bytes"
+            assert data in (b"", *whole), f"a regular end after {len(data)} bytes"
         else:
             assert any(each.startswith(data) for each in whole), f"{len(data)} bytes"
     if scene.followed:
         assert any(data.endswith(NEXT) for data, _ in scene.far.got)
 
 
-# --- TLS in mid-connection
+# --- start_tls()
 
 
 @pytest.mark.slow
@@ -647,7 +647,7 @@ async def check_what_the_peer_got(operation: Operation, scene: Scene) -> None:
 async def test_start_tls_cancelled_at_every_checkpoint(
     version: ssl.TLSVersion, moment: Moment, behind_a_send: bool
 ) -> None:
-    """Before the handshake has begun it can be made later; after that it fails for good."""
+    """Cancelled before the handshake, it can still be made; cancelled later, it has failed."""
     number, failed, waited = -1, 0, 0
     while True:
         number += 1
@@ -709,7 +709,7 @@ async def test_start_tls_cancelled_at_every_checkpoint(
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 async def test_waiting_for_a_slot_cancelled_at_every_checkpoint(moment: Moment) -> None:
-    """The place is given up, or the slot that came is handed on; the socket is pending still."""
+    """The socket leaves the queue, or passes the slot on, and can still be opened later."""
     number = -1
     while True:
         number += 1
@@ -741,22 +741,22 @@ async def test_waiting_for_a_slot_cancelled_at_every_checkpoint(moment: Moment) 
 
 
 async def close_once(holder: Socket, slots: Slots) -> None:
-    """Another waits for its slot."""
+    """Close the holder of the slot as soon as another socket waits for it."""
     while not slots.queue:
         await checkpoint()
     await holder.close()
 
 
-# --- the kernel's socket
+# --- connect_socket()
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("queued", [False, True], ids=["at once", "queued"])
 @pytest.mark.parametrize("raced", [False, True], ids=["one address", "raced"])
-async def test_connecting_a_kernels_socket_cancelled_at_every_checkpoint(
+async def test_connect_socket_cancelled_at_every_checkpoint(
     raced: bool, queued: bool, moment: Moment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It comes back, or nothing does: neither a descriptor nor the slot is kept."""
+    """The call returns the socket, or keeps neither the descriptor nor the slot."""
 
     async def two_addresses(host: str, port: int) -> list[Any]:
         await checkpoint()
@@ -781,7 +781,7 @@ async def test_connecting_a_kernels_socket_cancelled_at_every_checkpoint(
                 call = connector.connect_socket(address)
                 made.append(await CancelAt(number, moment, scope, call))
                 await checkpoint()
-            # One that is due is raised, even if the connection was made.
+            # A due cancellation is raised, even if the connection was made.
             assert scope.cancelled_caught == scope.cancel_called != bool(made)
             if queued:
                 await holder.close()
@@ -803,7 +803,7 @@ async def test_connecting_a_kernels_socket_cancelled_at_every_checkpoint(
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("judged", [False, True], ids=["name", "address"])
 async def test_a_dialer_cancelled_at_every_checkpoint(judged: bool, moment: Moment) -> None:
-    """No stream is left at any point of the dial, and the next call dials again."""
+    """A cancelled dial leaves no stream open, and the next call dials again."""
     number, shielded = -1, 3
     policy = AddressPolicy(refuse_loops=judged)
     while True:
@@ -826,7 +826,7 @@ async def test_a_dialer_cancelled_at_every_checkpoint(judged: bool, moment: Mome
             await checkpoint()
         given_up = streams[:]
         with anyio.fail_after(5):
-            await socket.opened  # it had to dial again, unless the connection was made
+            await socket.opened  # this dials again, unless the connection was made
         if given_up != streams:
             assert all(stream.ended == "by force" for stream in given_up)
         assert [stream.ended for stream in streams[-1:]] == ["not"]
@@ -870,7 +870,7 @@ async def test_dialling_in_memory_cancelled_at_every_checkpoint(moment: Moment) 
 
 
 async def what_came(socket: Socket) -> bytes:
-    """What is there first; nothing if it has ended."""
+    """The first data, or nothing if the peer has ended."""
     try:
         return await socket.receive()
     except (anyio.EndOfStream, BrokenError):
@@ -880,7 +880,7 @@ async def what_came(socket: Socket) -> bytes:
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 async def test_accepting_in_memory_cancelled_at_every_checkpoint(moment: Moment) -> None:
-    """It has taken a connection and returns it, or leaves it for the next call."""
+    """The call returns the connection, or leaves it for the next call."""
     number = -1
     while True:
         number += 1
@@ -916,7 +916,7 @@ async def test_listen_cancelled_at_every_checkpoint(moment: Moment) -> None:
         number += 1
         listener = None
         with anyio.CancelScope() as scope:
-            # That of the time before has left it free.
+            # The address is free again: the last listener was closed.
             listener = await CancelAt(number, moment, scope, listen(address))
             await checkpoint()
         if listener is not None:
@@ -930,7 +930,7 @@ async def test_listen_cancelled_at_every_checkpoint(moment: Moment) -> None:
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("whole", [True, False], ids=["serve", "accepting"])
 async def test_serve_cancelled_at_every_checkpoint(whole: bool, moment: Moment) -> None:
-    """No connection is lost: it was handed over, or waits for who serves next."""
+    """No connection is lost: it was passed to the handler, or waits for the next serve()."""
     handled: list[Socket] = []
 
     async def handle(socket: Socket) -> None:
@@ -946,7 +946,7 @@ async def test_serve_cancelled_at_every_checkpoint(whole: bool, moment: Moment) 
             (sock,) = listener._sockets
             clients = [Peer(stdlib.create_connection(sock.getsockname())) for _ in range(2)]
             with anyio.CancelScope() as scope:
-                # As one coroutine, what serve() does in its tasks would not be seen.
+                # CancelAt does not see what serve() does in its tasks: _serve() is one of them.
                 serve = (
                     listener.serve(handle, group)
                     if whole
@@ -970,7 +970,7 @@ async def test_serve_cancelled_at_every_checkpoint(whole: bool, moment: Moment) 
 
 
 async def cancel_at_last(scope: anyio.CancelScope, handled: list[Socket], count: int) -> None:
-    """Of itself, serving would not end."""
+    """Cancel when all connections were handled: serving does not end by itself."""
     while len(handled) < count:
         await checkpoint()
     for _ in range(10):

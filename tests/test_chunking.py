@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from support.remotes import Over, over
 
-#: Each example makes a connection, and each test runs on every event loop: fewer will do.
+#: Each example makes a connection, and each test runs on every event loop: fewer examples do.
 fewer = settings(max_examples=settings().max_examples * 3 // 10)
 
 
@@ -25,23 +25,23 @@ fewer = settings(max_examples=settings().max_examples * 3 // 10)
 #: Where to cut, as fractions of the whole.
 CUTS = st.lists(st.floats(0, 1), max_size=10)
 
-#: How many bytes to ask for each time, begun again when used up.
+#: How many bytes to ask for in each call. The list is repeated.
 SIZES = st.lists(
     st.one_of(st.integers(1, 9), st.sampled_from([100, 4096, 65536])), min_size=1, max_size=5
 )
 
 
 def repeating(length: int) -> bytes:
-    """With a period that no buffer size is a multiple of."""
+    """Bytes with a period of 251, of which no buffer size is a multiple."""
     return (bytes(range(251)) * (length // 251 + 1))[:length]
 
 
-#: Mostly short. Hypothesis chooses the bytes of short ones only, of which it has so many to give.
+#: Mostly short. Hypothesis chooses only the bytes of short payloads, because its data is limited.
 PAYLOADS = st.one_of(st.binary(max_size=50), st.builds(repeating, st.integers(0, 120_000)))
 
 
 def cut(data: bytes, cuts: Iterable[float]) -> list[bytes]:
-    """All of it, in pieces; two cuts in one place make an empty one."""
+    """The data in pieces. Two cuts in one place make an empty piece."""
     places = sorted(round(fraction * len(data)) for fraction in cuts)
     return [data[a:b] for a, b in pairwise([0, *places, len(data)])]
 
@@ -52,9 +52,9 @@ async def send_all(send: Callable[[bytes], Awaitable[None]], pieces: list[bytes]
 
 
 async def receive_all(receive: Callable[[int], Awaitable[bytes]], sizes: list[int]) -> bytes:
-    """Everything up to the end, which is EndOfStream or, from a remote, nothing."""
+    """Everything up to the end, which is EndOfStream, or no data from a remote."""
     data = bytearray()
-    # Not byte by byte through a large payload: small sizes serve for its beginning.
+    # Small sizes are used for the beginning only: a large payload would take too many calls.
     for size in chain(sizes * 5, cycle([max(*sizes, 4096)])):
         try:
             chunk = await receive(size)
@@ -110,7 +110,7 @@ async def test_duplex(
 
         async def they_send() -> None:
             await send_all(remote.send, cut(theirs, their_cuts))
-            if not half_open:  # where the peer's end is ours too, it must not come too early
+            if not half_open:  # the peer's end ends our side too: it must not come early
                 await all_here.wait()
             await remote.fin()
 
@@ -154,7 +154,7 @@ async def test_iteration(over: Over, theirs: bytes, cuts: list[float]) -> None:
 )
 @fewer
 async def test_buffered(over: Over, messages: list[bytes], cuts: list[float]) -> None:
-    """Each message goes with its length in a line before it, there and back."""
+    """A line with its length comes before each message, in both directions."""
     whole = b"".join(b"%d\r\n%b" % (len(message), message) for message in messages)
     async with over(half_open=True) as (socket, remote):
         stream = BufferedByteStream(socket)
@@ -189,7 +189,7 @@ async def test_buffered(over: Over, messages: list[bytes], cuts: list[float]) ->
 @given(texts=st.lists(st.text(max_size=50), max_size=8), cuts=CUTS)
 @fewer
 async def test_text(over: Over, encoding: str, texts: list[str], cuts: list[float]) -> None:
-    """A cut may well go through the middle of a character."""
+    """A cut may go through the middle of a character."""
     whole = "".join(texts).encode(encoding)
     async with over(half_open=True) as (socket, remote):
         stream = TextStream(socket, encoding=encoding)
