@@ -1,9 +1,9 @@
 """A real socket over loopback and the reference model, driven side by side at random.
 
 After every step, everything that can be observed has to agree with the model: the outcome of each
-call or that it waits, both futures, what the peer can read and how that ends, and the kernel's
-socket. One event happens in a step. tests/simulation tests several events at once, in every order,
-and far more of them.
+call, or that the call still waits; both futures; what the peer can read, and how that ends; and
+the kernel's socket. One event happens in a step. tests/simulation tests several events at once, in
+every order, and it tests far more histories.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 PATTERN = random.Random(0).randbytes(BIG + 4096)
 
-# --- what may be done
+# --- the steps
 
 Step: TypeAlias = (
     tuple[Literal["call", "cancelled call"], Kind, int]
@@ -39,7 +39,7 @@ Step: TypeAlias = (
 )
 
 SIZES = st.sampled_from([0, 1, 3, 100])
-# What ends everything comes less often than what there may be to end.
+# The more a call ends, the rarer it is. Otherwise most histories would soon be over.
 KINDS: st.SearchStrategy[Any] = st.sampled_from(
     [*("receive", "send", "watch") * 3, *("send_eof", "end", "stop") * 2, "abort", "close"]
 )
@@ -64,7 +64,8 @@ class History:
     def __init__(self, driver: Driver, model: Model) -> None:
         self.driver = driver
         self.number = 0
-        #: More than one if several tasks may have been the first to learn what has happened.
+        #: The models that agree with all that was seen so far. There is more than one, for
+        #: example, if several tasks may have been the first to learn of an event.
         self.models = [model]
 
     @property
@@ -104,7 +105,7 @@ class History:
 
     async def call(self, kind: Kind, size: int, *, cancelled: bool = False) -> None:
         if kind == "close" and self.model.sending:
-            return  # it would wait for the peer, up to close_timeout
+            return  # close() would wait for the peer, up to close_timeout
         self.number += 1
         data = PATTERN[self.number : self.number + size]
         await self.make(Move(self.number, Call(kind, max(1, size), data), cancelled))
@@ -116,7 +117,7 @@ class History:
         if act in ("send", "fin") and model.peer != "open":
             return
         if act == "send" and model.over:
-            return  # it would be answered with a reset
+            return  # our kernel would answer the data with a reset
         self.number += 1
         await self.make(Move(act=act, data=b"%d," % self.number))
 
@@ -127,7 +128,7 @@ class History:
             return
         found = await self.driver.read(count)
         self.models = [model for model in self.models if model.coming.startswith(found)]
-        assert self.models, f"the peer got what was not sent: {found!r}"
+        assert self.models, f"the peer got data that was not sent: {found!r}"
         for model in self.models:
             model.taken += len(found)
         await self.make(Move())
@@ -144,7 +145,7 @@ class History:
         await self.make(Move())
 
     async def finish(self) -> None:
-        """Close, which ends every call, and the peer has got everything."""
+        """Close the socket, which ends every call. The peer reads everything that is left."""
         if self.model.sending:
             await self.call("watch", 0)
             await self.peer_reads_all()
@@ -156,10 +157,10 @@ class History:
 
 
 def outcomes_of(model: Model, move: Move) -> Iterator[Model]:
-    """What may come of a move: waiting calls learn of it in any order.
+    """The models that a move may lead to: waiting calls can learn of it in any order.
 
-    A receive finds the peer's end where a watcher would find the reset behind it, and which of
-    them is first decides how the connection ended.
+    A receive finds the peer's end, but a task that awaits ``closed`` finds the reset behind it.
+    Which of the two is first decides how the connection ended.
     """
     for first in (None, *model.waiting):
         after = model.copy()
@@ -168,23 +169,24 @@ def outcomes_of(model: Model, move: Move) -> Iterator[Model]:
         move.apply(after)
         yield after
     if model.tls and model.fin and move.call and move.call.kind == "receive":
-        # A task that watches may have decrypted what was there. Then a receive takes one piece of
-        # it, and only the last piece is followed by the peer's end.
+        # A task that awaits ``closed`` may have decrypted what has arrived. Then a receive returns
+        # one piece of that, and the peer's end comes only after the last piece.
         after = model.copy()
         after.in_pieces = True
         move.apply(after)
         after.in_pieces = False
         yield after
     if model.tls and model.peer == "gone" and model.sent and not model.over:
-        # Our close_notify is answered with a reset. It may overtake the acknowledgement of what
-        # the peer has read, and then nobody here can know whether that has arrived.
+        # The peer's kernel answers our close_notify with a reset. The reset may overtake the
+        # acknowledgement of data that the peer has read. Then our side cannot know whether that
+        # data has arrived.
         after = model.copy()
         after.unacknowledged = True
         move.apply(after)
         yield after
     if model.lost_unseen and not (move.call and move.call.kind == "send" and not move.call.data):
-        # Whatever is done may be what finds that out, a call that is cancelled too. (But a send
-        # of nothing asks nobody.)
+        # Any step may show us the reset, even a call that is cancelled. But a send of no bytes
+        # does not ask the kernel.
         after = model.copy()
         after.lose()
         move.apply(after)
@@ -193,13 +195,13 @@ def outcomes_of(model: Model, move: Move) -> Iterator[Model]:
 
 @pytest.fixture(autouse=True)
 def patience() -> Iterator[None]:
-    """Which a test that failed shortens."""
+    """Give each test the full patience: a test that failed has shortened it."""
     Driver.patience = PATIENCE
     yield
     Driver.patience = PATIENCE
 
 
-#: Two records before the peer's end, of which a receive takes one.
+#: The peer sends two records and then its end. A receive returns only one of the records.
 LEFT_BY_A_RECEIVE: list[Step] = [
     ("call", "watch", 0),
     ("peer", "send"),

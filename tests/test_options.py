@@ -64,14 +64,14 @@ def test_accepted(given_options: dict[str, object], parsed: Options) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_option_has_a_default_and_a_check(name: str) -> None:
     assert name in Options._field_defaults, f"add {name} to Options in _options.py, with a default"
-    assert name in _CHECKS, f"add {name} to _CHECKS in _options.py: what checks its value"
+    assert name in _CHECKS, f"add {name} to _CHECKS in _options.py, with its check"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_tables_of_these_tests_have_each_option(name: str) -> None:
-    assert name in GOOD, f"add {name} to GOOD: which values it takes"
+def test_good_and_bad_values_of_each_option_are_tested(name: str) -> None:
+    assert name in GOOD, f"add {name} to GOOD, with values that it may have"
     assert name in {option for option, *_ in BAD_VALUES}, (
-        f"add {name} to BAD_VALUES: values it must not have, and what the error says then"
+        f"add {name} to BAD_VALUES, with values that it must not have, and what the error says"
     )
 
 
@@ -86,7 +86,7 @@ def test_none_means_not_given(mode: Literal["off", "on", "starttls"]) -> None:
     assert parse_options({**dict.fromkeys(NAMES), "secure_transport": mode}) == Options(mode)
 
 
-def test_what_is_not_given_is_as_in_the_defaults() -> None:
+def test_an_option_that_is_not_given_is_taken_from_the_defaults() -> None:
     defaults = Options(ssl_context=CONTEXT, connect_timeout=5)
     assert parse_options({}, defaults) == Options(connect_timeout=5)
     assert parse_options(tls(), defaults) == defaults._replace(secure_transport="on")
@@ -168,7 +168,7 @@ BAD_VALUES: list[tuple[str, list[object], str]] = [
         for value in values
     ],
 )
-def test_a_bad_value_is_named_with_what_to_write(
+def test_the_error_for_a_bad_value_says_what_to_write(
     name: str, value: object, what_to_do: str
 ) -> None:
     options = tls(**{name: value})
@@ -179,7 +179,7 @@ def test_a_bad_value_is_named_with_what_to_write(
     assert what_to_do in message
 
 
-def test_a_bad_alpn_name_is_quoted_itself() -> None:
+def test_the_error_quotes_the_bad_alpn_name() -> None:
     with pytest.raises(InvalidOptionError, match=r"\['h2', 7\]: 7 is not a name of"):
         parse_options(tls(alpn=["h2", 7]))
 
@@ -187,8 +187,8 @@ def test_a_bad_alpn_name_is_quoted_itself() -> None:
 FOR_TLS = {"sni": "h", "alpn": ["h2"], "ssl_context": CONTEXT, "require_close_notify": False}
 
 
-def test_the_options_for_tls_are_known() -> None:
-    assert FOR_TLS.keys() == set(TLS_ONLY), "add to FOR_TLS a good value of each option for TLS"
+def test_every_option_for_tls_is_tested_without_tls() -> None:
+    assert FOR_TLS.keys() == set(TLS_ONLY), "add a good value of each option for TLS to FOR_TLS"
 
 
 @pytest.mark.parametrize(("name", "value"), FOR_TLS.items())
@@ -207,19 +207,19 @@ def test_tls_options_are_refused_without_tls(
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        # as Workers code has it
+        # as in code for Workers
         ("secureTransport", "did you mean 'secure_transport'?"),
         ("allowHalfOpen", "did you mean 'allow_half_open'?"),
         # misspelt
         ("secure_transprot", "did you mean 'secure_transport'?"),
         ("timeout", "did you mean 'close_timeout' or 'connect_timeout'?"),
         ("ssl_contxt", "did you mean 'ssl_context'?"),
-        # nothing like it
+        # similar to no option
         ("zzz", f"there are: {', '.join(NAMES)}"),
         ("", f"there are: {', '.join(NAMES)}"),
     ],
 )
-def test_an_unknown_option_is_named_with_what_there_is(name: str, hint: str) -> None:
+def test_the_error_for_an_unknown_option_suggests_known_ones(name: str, hint: str) -> None:
     with pytest.raises(InvalidOptionError) as raised:
         parse_options({name: True})
     assert str(raised.value) == f"unknown option {name!r}: {hint}"
@@ -231,13 +231,13 @@ def test_connect_checks_options_at_once() -> None:
         connect("h:1", **options)
 
 
-def test_an_option_that_is_no_name_is_refused_by_python() -> None:
+def test_python_refuses_an_option_name_that_is_no_string() -> None:
     options: dict[Any, Any] = {1: 2}
     with pytest.raises(TypeError):
         connect("h:1", **options)
 
 
-# --- anything at all
+# --- random options
 
 SCALARS = (
     st.none()
@@ -283,7 +283,7 @@ def test_anything_gives_options_or_an_invalid_option_error(options: dict[str, An
         parsed = parse_options(options)
     except InvalidOptionError as exc:
         message = str(exc)
-        # A name is shown as a value is: without what may be a secret.
+        # A name is quoted in the same way as a value, without what may be a secret.
         assert any(name in message or quote(name) in message for name in options)
         assert len(message) < 500
         return
@@ -296,7 +296,7 @@ def test_anything_gives_options_or_an_invalid_option_error(options: dict[str, An
     if parsed.secure_transport == "off":
         assert (parsed.sni, parsed.alpn, parsed.ssl_context) == (None, None, None)
     if parsed.alpn is not None:
-        # What the ssl module asks for, so it cannot fail later, in the middle of a handshake.
+        # The ssl module accepts these names, so it cannot refuse them later, in a handshake.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_alpn_protocols(list(parsed.alpn))
 
 
@@ -318,6 +318,6 @@ def test_good_values_are_taken_as_they_are(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["on", "starttls"])
-def test_alpn_is_not_set_on_somebody_elses_context(mode: str) -> None:
+def test_alpn_is_refused_together_with_a_context(mode: str) -> None:
     with pytest.raises(InvalidOptionError, match=r"set_alpn_protocols\(\)"):
         parse_options({"secure_transport": mode, "alpn": ["h2"], "ssl_context": CONTEXT})

@@ -37,7 +37,7 @@ class Piping:
     async def __call__(self) -> None:
         try:
             await self.source.readable.pipe_to(self.destination, **self.prevented)
-        except Exception as exc:  # noqa: BLE001  # it is looked at
+        except Exception as exc:  # noqa: BLE001  # wait() returns it
             self.error = exc
         self.over.set()
 
@@ -68,7 +68,7 @@ async def abort(sink: Socket, _: Peer) -> None:
 
 
 async def hear_the_end(sink: Socket, receiver: Peer) -> None:
-    """Of the peer, which in the default mode is ours as well."""
+    """Receive the peer's end. Without ``allow_half_open``, that ends our side too."""
     receiver.fin()
     with pytest.raises(anyio.EndOfStream):
         await sink.receive()
@@ -85,7 +85,7 @@ async def watch_a_reset(sink: Socket, receiver: Peer) -> None:
     assert isinstance(await settle(sink.closed), BrokenError)
 
 
-#: How a destination may come to its end, and what a send there raises from then on.
+#: Ways in which a destination may end, and the error of a send after that.
 ENDS: list[tuple[Act, type[Exception]]] = [
     (end, ClosedError),
     (end_gracefully, ClosedError),
@@ -150,8 +150,10 @@ async def test_a_destination_that_ends_is_noticed_while_the_source_is_idle(
 
 
 @each_end
-async def test_of_several_pipes_each_is_told_of_the_end(act: Act, error: type[Exception]) -> None:
-    """Also when one of them, begun before or after it, is over."""
+async def test_the_remaining_pipe_of_several_notices_the_end(
+    act: Act, error: type[Exception]
+) -> None:
+    """It does so although the pipes that began before and after it are over."""
     async with (
         connected() as (one, peer_of_one),
         connected() as (two, _),
@@ -171,7 +173,7 @@ async def test_of_several_pipes_each_is_told_of_the_end(act: Act, error: type[Ex
 
 
 @each_end
-async def test_what_comes_in_the_turn_of_the_end_is_left_to_be_received(
+async def test_data_that_arrives_in_the_turn_of_the_end_can_still_be_received(
     act: Act, error: type[Exception]
 ) -> None:
     async with (
@@ -189,8 +191,8 @@ async def test_what_comes_in_the_turn_of_the_end_is_left_to_be_received(
 
 
 @pytest.mark.parametrize("first", ["end", "data"])
-async def test_what_arrives_together_with_the_end_is_sent_or_left(first: str) -> None:
-    """The loop tells both tasks, that of the pipe and that which hears the end, in one turn."""
+async def test_data_that_arrives_together_with_the_end_is_not_lost(first: str) -> None:
+    """The event loop wakes two tasks in one turn: the pipe, and the one that receives the end."""
     async with (
         connected() as (source, sender),
         connected() as (sink, receiver),
@@ -217,7 +219,7 @@ async def test_what_arrives_together_with_the_end_is_sent_or_left(first: str) ->
         assert got == b"precious"
 
 
-async def test_closing_the_destination_lets_the_chunk_on_its_way_arrive() -> None:
+async def test_closing_the_destination_lets_the_current_chunk_arrive() -> None:
     async with (
         connected() as (source, sender),
         connected() as (sink, receiver),
@@ -317,7 +319,7 @@ async def test_the_end_of_a_chain_is_noticed_link_by_link() -> None:
             await last.close()
             assert isinstance(await pipes[1].wait(), ClosedError)
             await other.close()
-            await sender.send(b"x")  # TCP tells the far end that nobody listens when it sends
+            await sender.send(b"x")  # only a send to a closed peer is answered with a reset
             await settle(one.closed)
             await sender.send(b"x")
             assert isinstance(await pipes[0].wait(), (ClosedError, BrokenError))
@@ -339,7 +341,7 @@ async def test_a_destination_that_another_task_sends_to_takes_nothing() -> None:
         group.cancel_scope.cancel()
 
 
-async def test_a_source_that_failed_does_not_abort_what_another_task_sends_to() -> None:
+async def test_a_failed_source_does_not_abort_the_send_of_another_task() -> None:
     async with (
         connected() as (source, sender),
         connected() as (sink, receiver),
@@ -353,7 +355,7 @@ async def test_a_source_that_failed_does_not_abort_what_another_task_sends_to() 
         assert len(await receiver.receive_exactly(BIG)) == BIG
 
 
-async def test_it_is_a_checkpoint_where_there_is_nothing_to_do() -> None:
+async def test_pipe_to_is_a_checkpoint_even_if_there_is_nothing_to_do() -> None:
     async with connected() as (source, _), connected() as (sink, _):
         await sink.send_eof()
         with anyio.CancelScope() as scope:
@@ -407,7 +409,7 @@ async def test_a_source_that_was_closed_ends_the_destination(act: Act, when: str
             await act(source, sender)
         group.start_soon(piping)
         await all_blocked()
-        if when == "meanwhile" and act is not hear_and_cancel:  # the pipe hears it then
+        if when == "meanwhile" and act is not hear_and_cancel:  # then the pipe receives the end
             await act(source, sender)
         elif when == "meanwhile":
             sender.fin()
@@ -440,7 +442,7 @@ async def test_a_source_that_was_closed_before_it_was_connected() -> None:
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 async def test_a_source_whose_socket_was_closed_is_cut_off(when: str) -> None:
-    """What was to come is lost, so the destination must not pass for whole."""
+    """The rest of the data is lost, so the destination must not end as if it were complete."""
     async with (
         connected() as (source, _),
         connected() as (sink, receiver),
@@ -546,7 +548,7 @@ async def test_an_idle_echo_notices_its_end(
 
 
 class Sink(ByteSendStream):
-    """One way: what it got, and how it ended."""
+    """A stream in one direction, which keeps what was sent, and whether it was closed."""
 
     def __init__(self) -> None:
         self.got = b""
@@ -562,7 +564,7 @@ class Sink(ByteSendStream):
 
 
 class Refusing(Sink):
-    """Raises what the test says."""
+    """A stream that raises the errors given by the test."""
 
     def __init__(self, error: BaseException, *, closing: BaseException | None = None) -> None:
         super().__init__()
@@ -594,7 +596,7 @@ class TwoWays(Sink, ByteStream):
         self.ended = True
 
 
-async def test_a_two_way_stream_is_ended_in_that_direction_alone() -> None:
+async def test_only_one_direction_of_a_two_way_stream_is_ended() -> None:
     async with connected() as (source, sender):
         sink = TwoWays()
         await sender.send(b"all")
@@ -603,7 +605,7 @@ async def test_a_two_way_stream_is_ended_in_that_direction_alone() -> None:
         assert (sink.got, sink.ended, sink.closed) == (b"all", True, False)
 
 
-async def test_a_stapled_stream_closes_its_sending_half_alone() -> None:
+async def test_only_the_sending_half_of_a_stapled_stream_is_closed() -> None:
     async with connected() as (source, sender), connected() as (other, _):
         sink = Sink()
         sender.fin()
@@ -612,7 +614,7 @@ async def test_a_stapled_stream_closes_its_sending_half_alone() -> None:
         assert other._connection.state.inbound is Inbound.OPEN
 
 
-async def test_an_anyio_socket_stream_is_ended_in_that_direction_alone() -> None:
+async def test_only_one_direction_of_an_anyio_socket_stream_is_ended() -> None:
     async with (
         connected() as (source, sender),
         await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
@@ -639,7 +641,7 @@ async def test_an_anyio_socket_stream_is_ended_in_that_direction_alone() -> None
 
 
 async def test_a_stream_that_cannot_be_ended_in_one_direction_stays_open() -> None:
-    """AnyIO's TLSStream is one."""
+    """AnyIO's TLSStream is such a stream."""
     ours, theirs = await socket_pair()
     async with ours, theirs, connected() as (source, sender), anyio.create_task_group() as group:
         got = b""
@@ -665,7 +667,7 @@ async def test_a_stream_that_cannot_be_ended_in_one_direction_stays_open() -> No
         assert got == b"whole, and more"
 
 
-async def test_what_another_stream_raises_at_its_end_is_raised_as_it_is() -> None:
+async def test_the_error_of_another_streams_send_eof_is_raised_unchanged() -> None:
     error = ZeroDivisionError("of its own")
     async with connected() as (source, sender):
         sender.fin()
@@ -678,7 +680,7 @@ async def test_what_another_stream_raises_at_its_end_is_raised_as_it_is() -> Non
     "error", [ZeroDivisionError(), OSError(5, "no"), anyio.ClosedResourceError()], ids=repr
 )
 @pytest.mark.parametrize("prevented", [False, True])
-async def test_what_another_stream_raises_closes_the_source(
+async def test_the_error_of_another_streams_send_closes_the_source(
     error: Exception, prevented: bool
 ) -> None:
     async with connected() as (source, sender):
@@ -692,7 +694,7 @@ async def test_what_another_stream_raises_closes_the_source(
         assert await sender.receive() == b"the other half goes on"
 
 
-async def test_what_a_stream_raises_when_closed_by_force_does_not_hide_the_reason() -> None:
+async def test_an_error_while_closing_by_force_does_not_hide_the_reason() -> None:
     async with connected() as (source, sender):
         sender.rst()
         sink = Refusing(ZeroDivisionError(), closing=LookupError())
@@ -716,7 +718,7 @@ async def test_a_stream_that_raises_when_closed_does_not_swallow_the_cancellatio
 
 
 async def test_a_pipe_keeps_nothing_alive() -> None:
-    """Neither its streams nor the frames it failed in."""
+    """Its error does not keep the caller's frame, and its destination does not keep the pipe."""
 
     class Large:
         pass
@@ -740,7 +742,7 @@ async def test_a_pipe_keeps_nothing_alive() -> None:
         assert not sink._connection._piped_here
 
 
-async def test_errors_name_what_failed() -> None:
+async def test_the_error_says_why_the_destination_failed() -> None:
     async with connected() as (source, _):
         sink = connect(refusing_address())
         with pytest.raises(ConnectError):

@@ -1,4 +1,4 @@
-"""AddressPolicy: what each rule says of each address, without a single packet."""
+"""AddressPolicy: what each rule allows. Only the test of loops makes a connection."""
 
 from __future__ import annotations
 
@@ -37,11 +37,12 @@ from anyio_connect._ranges import BLOCKS, METADATA, OPAQUE, block_of, hidden, wr
 from support import registry
 
 PAGE = (Path(__file__).parent.parent / "docs" / "policies.md").read_text(encoding="utf-8")
-#: In what forms IPv6 carries IPv4, which decides; and those whose own network is not public.
+#: The forms in which IPv6 carries an IPv4 address that decides whether the whole is public.
 FORMS = {
     *("IPv4-mapped, RFC 4291", "IPv4-compatible, RFC 4291", "NAT64, RFC 6052", "6to4, RFC 3056"),
     *("Teredo server, RFC 4380", "Teredo client, RFC 4380", "ISATAP, RFC 5214"),
 }
+#: The forms whose own network is not public, whatever they carry.
 NEVER = {
     *("the system's reading of 0.0.0.0", "the system's reading of ::"),
     "IPv4-translated, RFC 2765",
@@ -68,7 +69,7 @@ def test_a_row_of_the_table_says_what_the_presets_do(row: list[str]) -> None:
     what, examples, *cells = row
     if "LoopError" in what:
         assert cells == ["no" if p.loops_refused else "yes" for p in (UNRESTRICTED, WORKERS)]
-        return  # which the next test shows
+        return  # the next test connects, to show that the cells are true
     names = re.search(r"\| what \| for example \|(.*)\|", PAGE)
     assert names is not None
     presets = [name.strip(" `") for name in names[1].split("|")]
@@ -98,7 +99,7 @@ async def test_the_row_on_loops_says_what_the_presets_do() -> None:
 
 
 def examples(workers: str) -> list[str]:
-    """The examples of the rows that say that of WORKERS."""
+    """The examples of the rows in which the cell of WORKERS is ``workers``."""
     return re.findall(r"`([^`]+)`", "".join(row[1] for row in rows() if row[3] == workers))
 
 
@@ -107,7 +108,7 @@ def addresses(workers: str) -> list[IPv4Address | IPv6Address]:
 
 
 def test_every_block_has_an_example_in_the_table() -> None:
-    # Wrapped IPv4 lies in "not Global Unicast", and "2000::/3" has 6to4.
+    # Some examples are wrapped IPv4: they lie in "not Global Unicast" or in "Global Unicast".
     shown = {block_of(ip) for ip in addresses("no") if str(ip) not in registry.METADATA}
     assert not {block for block in BLOCKS if not block.public} - shown
     assert {ip.version for ip in addresses("yes") if block_of(ip).public} == {4, 6}
@@ -122,14 +123,14 @@ def test_every_other_rule_has_an_example_in_the_table() -> None:
         forms = {inner.form for ip in addresses(cell) for inner in (*wrapped(ip), *hidden(ip))}
         assert forms == (FORMS if cell == "yes" else FORMS | NEVER)
     teredo = [ip for ip in addresses("no") if ip in ip_network("2001::/32")]
-    for which in (0, 1):  # the server's address alone is enough, and so is the client's
+    for which in (0, 1):  # one refused address is enough: the server's or the client's
         assert any(
             WORKERS.refusal(wrapped(ip)[which].ip, 443)
             and not WORKERS.refusal(wrapped(ip)[1 - which].ip, 443)
             for ip in teredo
         )
     six_to_four = [ip for ip in addresses("no") if ip in ip_network("2002::/16")]
-    assert any(hidden(ip) for ip in six_to_four)  # and ISATAP within it
+    assert any(hidden(ip) for ip in six_to_four)  # ISATAP within 6to4
     assert any(ip in OPAQUE for ip in addresses("no"))
     assert "fe80::1%eth0" in examples("no")
 
@@ -168,7 +169,7 @@ def test_a_refusal_names_the_rule(address: str, why: str) -> None:
     assert WORKERS.refusal(address, 443) == why
 
 
-def test_the_table_of_blocks_is_that_of_the_registries() -> None:
+def test_the_table_of_blocks_agrees_with_the_registries() -> None:
     ours = {
         **{str(block.network): block.public for block in BLOCKS},
         **{str(ip): "metadata" for ip in METADATA},
@@ -180,9 +181,9 @@ def test_the_table_of_blocks_is_that_of_the_registries() -> None:
     }
     differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
     assert not differing, (
-        f"_ranges and support/registry.py do not say the same of {', '.join(differing)}. Look it "
-        "up at IANA, or in the cloud's documentation; change both by hand, and the "
-        "table in docs/policies.md (`python docs/made.py`); do not copy one to the other"
+        f"_ranges and support/registry.py disagree about {', '.join(differing)}. Look that up at "
+        "IANA or in the cloud's documentation, and correct both by hand; do not copy one to the "
+        "other. `python docs/made.py` updates the table in docs/policies.md"
     )
 
 
@@ -206,7 +207,7 @@ def test_ipv4_in_ipv6_is_judged_as_that_ipv4(first: str, second: str) -> None:
         one,  # compatible
         0xFFFF << 32 | one,  # mapped
         0x64FF9B << 96 | one,  # NAT64
-        0x2002 << 112 | one << 80 | two,  # 6to4: only the first leads anywhere
+        0x2002 << 112 | one << 80 | two,  # 6to4: only the first address counts
     ]
     for form in forms:
         assert (WORKERS.refusal(IPv6Address(form), 443) is None) == allowed, IPv6Address(form)
@@ -223,7 +224,7 @@ def test_ipv4_in_ipv6_is_judged_as_that_ipv4(first: str, second: str) -> None:
         assert (AddressPolicy(deny=[second]).refusal(within, 443)) is not None
 
 
-def test_what_only_looks_like_a_wrapping_is_none() -> None:
+def test_an_address_that_only_resembles_a_wrapping_is_judged_as_itself() -> None:
     for middle in (0x00005EFF, 0x02005EFF, 0xAAAABBBB):  # near ISATAP
         ip = IPv6Address(0x26064700 << 96 | middle << 32 | int(IPv4Address("10.0.0.1")))
         assert WORKERS.refusal(ip, 443) is None, ip
@@ -232,7 +233,7 @@ def test_what_only_looks_like_a_wrapping_is_none() -> None:
     assert AddressPolicy(deny=["0.0.0.0"]).refusal("::", 443) is None
 
 
-def test_both_addresses_of_teredo_are_decoded_to_the_bit() -> None:
+def test_both_addresses_of_teredo_are_decoded_exactly() -> None:
     server, client = IPv4Address("8.8.8.8"), IPv4Address("1.1.1.1")
     teredo = IPv6Address(0x20010000 << 96 | int(server) << 64 | int(client) ^ 0xFFFFFFFF)
     for carried in (server, client):
@@ -241,7 +242,7 @@ def test_both_addresses_of_teredo_are_decoded_to_the_bit() -> None:
             assert AddressPolicy(deny=[other]).refusal(teredo, 443) is None
 
 
-def test_what_cannot_be_decoded_is_denied_by_rules_about_ipv4() -> None:
+def test_rules_about_ipv4_deny_an_address_that_cannot_be_decoded() -> None:
     opaque = "64:ff9b:1::808:808"
     assert UNRESTRICTED.refusal(opaque, 443) is None
     for policy in (
@@ -259,17 +260,17 @@ def test_the_unspecified_address_is_this_machine() -> None:
 
 
 @given(st.ip_addresses())
-def test_whatever_public_means_ipaddress_agrees_where_it_denies(
+def test_an_address_that_ipaddress_calls_special_is_not_public(
     ip: IPv4Address | IPv6Address,
 ) -> None:
-    """What Python takes for private, loopback and so on is never public here."""
+    """Loopback, link-local, multicast and unspecified addresses are never public."""
     if WORKERS.refusal(ip, 443) is None:
         assert not any((ip.is_loopback, ip.is_link_local, ip.is_multicast, ip.is_unspecified))
         assert block_of(ip).public or ip.version == 6
 
 
 @given(st.ip_addresses(), st.ip_addresses(v=4), st.integers(1, 65535))
-def test_whatever_is_refused_is_refused_in_every_wrapping(
+def test_an_address_and_its_wrappings_are_judged_alike(
     ip: IPv4Address | IPv6Address, four: IPv4Address, port: int
 ) -> None:
     assert WORKERS.refusal(str(ip), port) == WORKERS.refusal(ip, port)
@@ -309,12 +310,12 @@ def test_a_wrapping_is_denied_by_its_own_network_too() -> None:
         ("::ffff:8.8.8.8", "8.8.8.8"),
     ],
 )
-def test_a_network_of_mapped_addresses_is_that_of_ipv4(network: str, same: str) -> None:
+def test_a_network_of_mapped_addresses_means_the_ipv4_network(network: str, same: str) -> None:
     assert AddressPolicy(deny=[network]) == AddressPolicy(deny=[same])
 
 
 @pytest.mark.parametrize("network", ["::fffe:0:0/95", "::fffe:0:0/96", "2001:db8::/97"])
-def test_any_other_network_of_ipv6_stays_one(network: str) -> None:
+def test_any_other_ipv6_network_stays_as_it_is(network: str) -> None:
     assert AddressPolicy(deny=[network]).deny == (IPv6Network(network),)
 
 
@@ -339,7 +340,7 @@ def test_metadata_addresses_stay_denied_whatever_is_allowed(address: Any) -> Non
 def test_empty_lists_allow_nothing() -> None:
     assert AddressPolicy(allow=[]).refusal("8.8.8.8", 1)
     assert AddressPolicy(allow_ports=[]).refusal("8.8.8.8", 1)
-    # But to what is public anyway, "allow" only adds.
+    # With public_only, "allow" only adds to the public addresses.
     assert AddressPolicy(allow=[], public_only=True).refusal("8.8.8.8", 1) is None
     assert AddressPolicy(allow=[], public_only=True).refusal("10.0.0.1", 1)
 
@@ -358,7 +359,7 @@ CARRYING = {
 
 @pytest.mark.parametrize("public_only", [False, True])
 @pytest.mark.parametrize(("address", "form"), CARRYING.items())
-def test_what_is_allowed_is_the_ipv4_that_is_carried(
+def test_allow_has_to_name_the_ipv4_address_that_is_carried(
     address: str, form: str, public_only: bool
 ) -> None:
     def refusal(*allow: str) -> str | None:
@@ -368,20 +369,20 @@ def test_what_is_allowed_is_the_ipv4_that_is_carried(
     for networks in (["::/0"], ["2000::/3", "::/3"], [larger], [larger, "::/0", "11.0.0.0/8"]):
         assert "it carries 10.0.0.1" in str(refusal(*networks))
     assert refusal("10.0.0.0/8", "::/0") is None
-    # A network that is of that form alone can only mean this.
+    # A network that has only addresses of that form cannot mean anything else.
     for network in (form, address):
         assert refusal(network) is None
         assert refusal("::/0", network, "1.1.1.1") is None
-    # That of IPv4 alone is enough where the rest of the address says nothing more.
+    # The IPv4 network alone is enough if the address only carries the IPv4 address.
     mere = bool(wrapped(ip_address(address)))
     assert (refusal("10.0.0.0/8") is None) == mere
 
 
 @pytest.mark.parametrize("public_only", [False, True])
-def test_what_is_allowed_is_where_the_unspecified_address_leads(public_only: bool) -> None:
+def test_which_networks_allow_the_unspecified_address(public_only: bool) -> None:
     for address, here in (("0.0.0.0", "127.0.0.1"), ("::", "::1")):
         for allow, allowed in (
-            (["0.0.0.0/8", "::/127"], address == "::"),  # which has ::1
+            (["0.0.0.0/8", "::/127"], address == "::"),  # ::/127 has ::1
             (["0.0.0.0/31", "::2"], False),
             ([address], True),
             ([here], False),
@@ -391,7 +392,7 @@ def test_what_is_allowed_is_where_the_unspecified_address_leads(public_only: boo
             assert (policy.refusal(address, 443) is None) == allowed, (address, allow)
 
 
-def test_what_cannot_be_decoded_is_only_allowed_by_itself() -> None:
+def test_only_its_own_network_allows_an_address_that_cannot_be_decoded() -> None:
     opaque = "64:ff9b:1::7f00:1"
     for allow in (["::/0"], ["10.0.0.0/8", "::/0"], ["64:ff9b::/32"], ["64:ff9b:0::/47"]):
         why = AddressPolicy(allow=allow).refusal(opaque, 443)
@@ -477,7 +478,7 @@ def test_repr(policy: AddressPolicy, text: str) -> None:
     assert eval(text, {**globals()}) == policy
 
 
-def test_what_must_allow_it_too_is_in_a_row() -> None:
+def test_a_combined_policy_is_flat() -> None:
     one, two, three = (AddressPolicy(deny=[f"{n}.{n}.{n}.{n}"]) for n in (1, 2, 3))
     assert (one & (two & three)).also == (two, three)
     assert one & (two & three) == (one & two) & three
@@ -487,7 +488,7 @@ def test_what_must_allow_it_too_is_in_a_row() -> None:
     assert replace(one & two, also=()) == one
 
 
-def test_equal_rules_are_equal() -> None:
+def test_policies_with_equal_rules_are_equal() -> None:
     one = AddressPolicy(deny=["10.0.0.0/8", "1.1.1.1"], deny_ports=[range(5, 7)])
     two = AddressPolicy(
         deny=(n for n in (IPv4Network("10.0.0.0/8"), IPv4Address("1.1.1.1"))),
@@ -536,7 +537,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("rules", "why"), BAD)
-def test_what_cannot_be_a_rule_is_an_error_at_once(rules: dict[str, Any], why: str) -> None:
+def test_an_invalid_rule_is_an_error_at_once(rules: dict[str, Any], why: str) -> None:
     with pytest.raises(InvalidOptionError, match=f"bad value for {next(iter(rules))}.*{why}"):
         AddressPolicy(**rules)
 
@@ -554,7 +555,7 @@ def test_a_policy_does_no_input_or_output(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class Mine(AddressPolicy):
-    """Judges in its own way, and has more to judge by than a policy has."""
+    """A subclass that judges in its own way, by attributes of its own."""
 
     def __init__(self, forbidden: str = "192.0.2.7", port: int = 8) -> None:
         super().__init__()
@@ -584,14 +585,14 @@ class Mine(AddressPolicy):
         replace(Mine() & AddressPolicy(deny_ports=[25]), deny=["10.0.0.1"]),
     ],
 )
-def test_and_asks_a_subclass_as_it_is(policy: AddressPolicy) -> None:
+def test_a_combined_policy_asks_the_subclass(policy: AddressPolicy) -> None:
     assert policy.refusal("192.0.2.7", 80) == "mine says no"
     assert policy.refusal("192.0.2.8", 80) is None
     assert policy.port_refusal(8) == policy.refusal("192.0.2.8", 8) == "not this port"
     assert policy.port_refusal(9) is None
 
 
-def test_and_keeps_the_loops_that_a_subclass_refuses() -> None:
+def test_a_combined_policy_refuses_loops_if_a_subclass_does() -> None:
     class NoLoops(AddressPolicy):
         @property
         def loops_refused(self) -> bool:
@@ -602,7 +603,7 @@ def test_and_keeps_the_loops_that_a_subclass_refuses() -> None:
     assert not (Mine() & AddressPolicy(deny_ports=[25])).loops_refused
 
 
-def test_two_of_a_subclass_are_never_taken_for_the_same() -> None:
+def test_two_instances_of_a_subclass_are_both_asked() -> None:
     one, other = Mine("1.1.1.1"), Mine("1.1.1.2")
     both = one & other
     assert both.also == (one, other)
@@ -611,7 +612,7 @@ def test_two_of_a_subclass_are_never_taken_for_the_same() -> None:
     assert one & one is one
 
 
-def test_no_reason_is_a_reason_still() -> None:
+def test_an_empty_reason_is_still_a_refusal() -> None:
     class Silent(AddressPolicy):
         def refusal(self, address: str | IPv4Address | IPv6Address, port: int) -> str | None:
             return ""
@@ -634,7 +635,7 @@ NETWORKS = st.one_of(
         st.ip_addresses(v=4, network="9.0.0.0/28"), st.ip_addresses(v=6, network="2001:db8::/124")
     ),
 )
-def test_networks_are_found_as_if_looked_through_one_by_one(
+def test_the_lookup_of_networks_agrees_with_a_linear_search(
     networks: list[IPv4Network | IPv6Network], address: IPv4Address | IPv6Address
 ) -> None:
     holding = [network for network in networks if address in network]
@@ -651,7 +652,7 @@ def test_networks_are_found_as_if_looked_through_one_by_one(
     ),
     st.integers(1, 31),
 )
-def test_ports_are_found_as_if_looked_through_one_by_one(ports: list[Any], port: int) -> None:
+def test_the_lookup_of_ports_agrees_with_a_linear_search(ports: list[Any], port: int) -> None:
     pairs = [(item, item) if isinstance(item, int) else item for item in ports]
     listed = any(first <= port <= last for first, last in pairs)
     assert (AddressPolicy(deny_ports=ports).port_refusal(port) is not None) == listed
@@ -659,7 +660,7 @@ def test_ports_are_found_as_if_looked_through_one_by_one(ports: list[Any], port:
 
 
 @pytest.mark.slow
-def test_a_long_list_is_not_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_list_is_not_searched_linearly(monkeypatch: pytest.MonkeyPatch) -> None:
     networks = [f"10.{n >> 8}.{n & 255}.0/24" for n in range(65536)]
     policy = AddressPolicy(deny=networks, deny_ports=range(1, 50000)) & AddressPolicy(
         allow=[*networks, "11.0.0.0/8"]

@@ -43,7 +43,7 @@ class Hear:
 
 @dataclass(frozen=True)
 class Forever:
-    """What the server says again and again, for as long as there is somebody to take it."""
+    """What the server repeats until the client closes the connection."""
 
     data: bytes
 
@@ -65,7 +65,7 @@ def mysql_packet(body: bytes) -> Say:
     return Say(len(body).to_bytes(3, "little") + b"\0" + body)
 
 
-#: Each protocol as it goes when all is well; some servers are more talkative than others.
+#: What both sides say when all goes well. Some servers are more talkative than others.
 AGREED: dict[str, tuple[str, list[Turn]]] = {
     "smtp": (
         "smtp",
@@ -153,15 +153,15 @@ PLAIN = {name: AGREED[name] for name in PRELUDES if name in AGREED}
 
 
 @pytest.mark.parametrize("name", PRELUDES)
-def test_what_is_said_is_known_of_each_prelude(name: str) -> None:
+def test_each_prelude_has_a_dialogue_here(name: str) -> None:
     assert name in PLAIN, (
-        f"--starttls {name} is not tested: add to AGREED what both sides say when all is well, "
+        f"--starttls {name} is not tested: add to AGREED what both sides say when all goes well, "
         "and to REFUSED what a server may say instead; and test a real server in tests/interop, "
-        "where a package of the system has one"
+        "if a package of the system contains one"
     )
 
 
-#: What servers say that have no TLS, or no wish to talk at all, and what the error says then.
+#: What servers say that have no TLS, or that refuse the client; and what the error says.
 REFUSED: dict[str, tuple[str, list[Turn], str]] = {
     "smtp": (
         "smtp",
@@ -253,13 +253,13 @@ REFUSED: dict[str, tuple[str, list[Turn], str]] = {
 
 
 @pytest.mark.parametrize("name", PRELUDES)
-def test_a_refusal_is_known_of_each_prelude(name: str) -> None:
+def test_each_prelude_has_a_refusal_here(name: str) -> None:
     refused = {protocol for protocol, *_ in REFUSED.values()}
-    assert name in refused, f"add to REFUSED what a server of {name} says that has no TLS"
+    assert name in refused, f"add to REFUSED what a {name} server without TLS says"
 
 
-#: What is no answer in that protocol. Servers of another one often wait after their greeting,
-#: so that has to be enough to tell.
+#: Data that is no answer in the protocol. A server of another protocol often waits after its
+#: greeting, so the greeting has to be enough to recognize it.
 GARBAGE: dict[str, tuple[str, bytes]] = {
     **{name: (name, b"HTTP/1.1 400 Bad Request\r\n\r\n") for name in PRELUDES},
     "smtp-tls": ("smtp", b"\x15\x03\x03\0\x02\x02\x0a\r\n"),
@@ -276,7 +276,7 @@ GARBAGE: dict[str, tuple[str, bytes]] = {
     "mysql-short": ("mysql", b"\x05\0\0\0\x0a8.0\0"),
 }
 
-#: More than a prelude is willing to take.
+#: Servers that say more than a prelude accepts.
 ENDLESS: dict[str, tuple[str, list[Turn]]] = {
     **{f"{name}-line": (name, [Forever(b"x")]) for name in ("imap", "smtp")},
     "smtp-lines": ("smtp", [Forever(b"220-and another thing\r\n")]),
@@ -325,7 +325,7 @@ async def playing(
 
 
 def with_injected(turns: list[Turn], injected: bytes) -> list[Turn]:
-    """The same with something right behind what the server says last, in the same segment."""
+    """The turns, with more data behind what the server says last, in the same segment."""
     last = max(n for n, turn in enumerate(turns) if isinstance(turn, Say))
     return [Say(turn.data + injected) if n == last else turn for n, turn in enumerate(turns)]
 
@@ -335,7 +335,7 @@ def table(rows: dict[str, Any]) -> pytest.MarkDecorator:
 
 
 @table(AGREED)
-async def test_agreed_and_nothing_lost_behind_it(row: tuple[str, list[Turn]]) -> None:
+async def test_a_prelude_takes_nothing_that_follows_it(row: tuple[str, list[Turn]]) -> None:
     name, turns = row
     async with playing(with_injected(turns, b"injected")) as socket:
         await PRELUDES[name](socket)
@@ -343,15 +343,15 @@ async def test_agreed_and_nothing_lost_behind_it(row: tuple[str, list[Turn]]) ->
 
 
 @table(PLAIN)
-async def test_agreed_byte_by_byte(row: tuple[str, list[Turn]]) -> None:
+async def test_a_prelude_that_arrives_byte_by_byte(row: tuple[str, list[Turn]]) -> None:
     name, turns = row
     async with playing(turns, drip=True) as socket:
         await PRELUDES[name](socket)
 
 
 @table(PLAIN)
-async def test_injected_bytes_keep_tls_from_being_started(row: tuple[str, list[Turn]]) -> None:
-    """As what was read ahead, or else in the handshake."""
+async def test_tls_is_not_started_after_injected_bytes(row: tuple[str, list[Turn]]) -> None:
+    """They are found among the data that was read ahead, or else in the handshake."""
     name, turns = row
     async with playing(with_injected(turns, b"220 injected\r\n")) as plain:
         await PRELUDES[name](plain)
@@ -360,7 +360,7 @@ async def test_injected_bytes_keep_tls_from_being_started(row: tuple[str, list[T
 
 
 @table(REFUSED)
-async def test_refused(row: tuple[str, list[Turn], str]) -> None:
+async def test_the_error_quotes_the_refusal(row: tuple[str, list[Turn], str]) -> None:
     name, turns, message = row
     async with playing(turns) as socket:
         with pytest.raises(ConnectError) as caught:
@@ -369,7 +369,7 @@ async def test_refused(row: tuple[str, list[Turn], str]) -> None:
 
 
 @table(GARBAGE)
-async def test_another_protocol(row: tuple[str, bytes]) -> None:
+async def test_another_protocol_is_recognized(row: tuple[str, bytes]) -> None:
     name, data = row
     async with playing([Say(data)]) as socket:
         with pytest.raises(ConnectError, match=r"another protocol|longer than"):
@@ -377,7 +377,7 @@ async def test_another_protocol(row: tuple[str, bytes]) -> None:
 
 
 @table(ENDLESS)
-async def test_endless(row: tuple[str, list[Turn]]) -> None:
+async def test_an_endless_answer_is_an_error(row: tuple[str, list[Turn]]) -> None:
     name, turns = row
     async with playing(turns) as socket:
         with pytest.raises(ConnectError, match="longer than any sensible server's"):
@@ -385,7 +385,9 @@ async def test_endless(row: tuple[str, list[Turn]]) -> None:
 
 
 @table(PLAIN)
-async def test_hung_up_in_the_middle(row: tuple[str, list[Turn]]) -> None:
+async def test_a_server_that_hangs_up_in_the_middle_is_an_error(
+    row: tuple[str, list[Turn]],
+) -> None:
     name, turns = row
     for n, turn in enumerate(turns):
         if isinstance(turn, Say):
@@ -396,7 +398,7 @@ async def test_hung_up_in_the_middle(row: tuple[str, list[Turn]]) -> None:
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
-async def test_smtp_over_ipv6_says_so() -> None:
+async def test_smtp_over_ipv6_names_an_ipv6_address() -> None:
     _, turns = AGREED["smtp"]
     played = [Hear(b"EHLO [IPv6:::1]\r\n") if turn == EHLO else turn for turn in turns]
     async with playing(played, host="::1") as socket:
@@ -404,7 +406,7 @@ async def test_smtp_over_ipv6_says_so() -> None:
 
 
 class Canned:
-    """A socket that has received something already, and after that its end."""
+    """A socket that receives ``data`` and then the peer's end, and never waits."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -434,7 +436,7 @@ class Canned:
         return "192.0.2.1", 1024
 
 
-#: Pieces of what a server says, to be put together again otherwise.
+#: Pieces of what servers say, to be combined at random.
 PIECES = sorted(
     {
         piece
@@ -452,8 +454,8 @@ PIECES = sorted(
     pieces=st.lists(st.sampled_from(PIECES) | st.binary(max_size=8)),
 )
 def test_any_answer_is_taken_or_refused(name: str, pieces: list[bytes]) -> None:
-    """Nothing that a peer says makes for an error other than ours."""
+    """Whatever the peer says, only a ConnectError is raised."""
     prelude = PRELUDES[name](cast("Socket", Canned(b"".join(pieces))))
     with suppress(StopIteration, ConnectError):
         prelude.__await__().send(None)
-        pytest.fail("it waits for something")
+        pytest.fail("the prelude waits for something")

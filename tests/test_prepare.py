@@ -1,4 +1,4 @@
-"""Connector(prepare=): which socket it gets, and what happens if it spoils that socket."""
+"""Connector(prepare=): which sockets the function gets, and what happens if it spoils one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def open_descriptors() -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-async def test_it_gets_each_socket_before_that_is_bound_and_connected(
+async def test_prepare_gets_each_socket_before_it_is_bound_and_connected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[tuple[Any, ...]] = []
@@ -63,16 +63,18 @@ async def test_it_gets_each_socket_before_that_is_bound_and_connected(
     assert seen == [(stdlib.socket, ("0.0.0.0", 0), 0.0, 1)] * 2
 
 
-async def test_it_may_bind() -> None:
+async def test_prepare_may_bind() -> None:
     async with listening() as listener:
         connector = Connector(prepare=lambda sock: sock.bind(("127.0.0.2", 0)))
         async with connector.connect(listener.address) as socket:
             assert str((await socket.opened).local_address).startswith("127.0.0.2:")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what is lost")
-async def test_what_it_sends_later_is_not_lost_silently() -> None:
-    """It may keep the socket, or a copy of it."""
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems do not say whether data was lost"
+)
+async def test_data_that_prepare_sends_later_is_not_lost_silently() -> None:
+    """The function may keep the socket, or a copy of it."""
     kept: list[stdlib.socket] = []
     async with listening(receive_buffer=4096) as listener:
         connector = Connector(prepare=lambda sock: kept.append(sock.dup()))
@@ -88,14 +90,14 @@ async def test_what_it_sends_later_is_not_lost_silently() -> None:
             await socket.closed
 
 
-async def test_it_is_not_asked_where_nothing_is_dialled() -> None:
+async def test_prepare_is_not_called_if_nothing_is_dialled() -> None:
     def prepare(_: stdlib.socket) -> None:
         raise AssertionError
 
     await Connector(prepare=prepare).connect("127.0.0.1:9").close()
 
 
-async def test_what_it_raises_is_the_failure_of_the_attempt() -> None:
+async def test_an_error_of_prepare_is_the_failure_of_the_attempt() -> None:
     reason = PermissionError(errno.EPERM, "not for you")
 
     def prepare(_: stdlib.socket) -> None:
@@ -114,7 +116,9 @@ async def test_what_it_raises_is_the_failure_of_the_attempt() -> None:
     assert open_descriptors() == before
 
 
-async def test_the_next_address_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_next_address_is_tried_after_an_error_of_prepare(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sockets: list[stdlib.socket] = []
 
     def prepare(sock: stdlib.socket) -> None:
@@ -132,7 +136,7 @@ async def test_the_next_address_is_tried(monkeypatch: pytest.MonkeyPatch) -> Non
                 assert sockets[0].fileno() == -1
 
 
-async def test_what_is_no_exception_passes() -> None:
+async def test_a_base_exception_of_prepare_passes_unchanged() -> None:
     class Stop(BaseException):
         pass
 
@@ -152,7 +156,7 @@ def _steal(kept: list[int]) -> Callable[[stdlib.socket], None]:
 
 
 @pytest.mark.parametrize("how", ["close", "detach"])
-async def test_a_socket_that_it_took_away_is_told(how: str) -> None:
+async def test_the_error_says_that_prepare_closed_or_detached_the_socket(how: str) -> None:
     kept: list[int] = []
     before = open_descriptors()
     prepare = stdlib.socket.close if how == "close" else _steal(kept)
@@ -162,11 +166,11 @@ async def test_a_socket_that_it_took_away_is_told(how: str) -> None:
         f"cannot connect to 127.0.0.1:9: {SAID}closed or detached the socket, which is not its own"
     )
     for number in kept:
-        os.close(number)  # it is whose it is
+        os.close(number)  # it belongs to the function that detached it
     assert open_descriptors() == before
 
 
-async def test_a_descriptor_that_it_closed_by_number_is_told() -> None:
+async def test_a_descriptor_that_prepare_closed_by_number_is_an_error() -> None:
     before = open_descriptors()
     with pytest.raises(ConnectError, match="Bad file descriptor"):
         await Connector(prepare=lambda s: os.close(s.fileno())).connect("127.0.0.1:9").opened
@@ -174,7 +178,7 @@ async def test_a_descriptor_that_it_closed_by_number_is_told() -> None:
 
 
 @pytest.mark.parametrize("how", ["connected", "connecting", "listening"])
-async def test_a_socket_that_it_used_is_no_way_around_the_policy(how: str) -> None:
+async def test_a_socket_that_prepare_used_is_no_way_around_the_policy(how: str) -> None:
     def prepare(sock: stdlib.socket) -> None:
         if how == "listening":
             sock.listen()
@@ -190,7 +194,7 @@ async def test_a_socket_that_it_used_is_no_way_around_the_policy(how: str) -> No
     assert open_descriptors() == before
 
 
-async def test_one_that_is_async_is_told() -> None:
+async def test_an_async_prepare_is_refused() -> None:
     async def prepare(_: stdlib.socket) -> None:
         raise AssertionError
 
@@ -205,12 +209,12 @@ async def test_one_that_is_async_is_told() -> None:
 
 
 @pytest.mark.parametrize("value", [5, "socket", []])
-def test_it_must_be_a_function(value: Any) -> None:
+def test_prepare_must_be_a_function(value: Any) -> None:
     with pytest.raises(InvalidOptionError, match=r"^bad value for prepare: .*is not async$"):
         Connector(prepare=value)
 
 
-def test_a_dialer_has_no_use_for_it() -> None:
+def test_prepare_is_refused_together_with_a_dialer() -> None:
     async def dialer(address: object) -> Any:
         raise AssertionError
 
@@ -219,8 +223,10 @@ def test_a_dialer_has_no_use_for_it() -> None:
 
 
 @pytest.mark.usefixtures("from_afar")
-async def test_a_stream_of_anyios_cannot_be_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no event loop can wait for a socket."""
+async def test_prepare_is_refused_if_only_anyio_can_connect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An event loop that cannot wait for a socket leaves the connecting to AnyIO."""
 
     async def wait(_: object) -> None:
         raise NotImplementedError
@@ -232,7 +238,7 @@ async def test_a_stream_of_anyios_cannot_be_prepared(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
-async def test_it_gets_sockets_of_both_families() -> None:
+async def test_prepare_gets_sockets_of_both_families() -> None:
     families: list[int] = []
 
     async def resolver(host: str, port: int) -> list[str]:

@@ -65,7 +65,7 @@ async def test_http_in_any_pieces(
     places: list[float],
     bytewise: bool,
 ) -> None:
-    """The head is taken, and not a byte of what comes behind it."""
+    """The head is read, and not a byte of what follows it."""
     lines = [f"HTTP/1.1 {status} {reason}".encode()]
     lines += [f"{name}: {value}".encode() for name, value in headers]
     data = b"HTTP/1.1 100 Continue\r\n\r\n" * before + end.join([*lines, b"", b""]) + tail
@@ -115,7 +115,7 @@ async def test_socks_in_any_pieces(
     messages = [b"\5\2", b"\1\0"] if user else [b"\5\0"]
     messages.append(bytes([5, 0, reserved]) + bound + port + tail)
     wire = Wire()
-    for message in messages:  # each in answer to what was asked, so in segments of its own
+    for message in messages:  # each answers a message of ours, so it has segments of its own
         pieces = [message[n : n + 1] for n in range(len(message))]
         wire.arrive(*(pieces if bytewise else cut(message, places)))
     wire.arrive(ends=anyio.EndOfStream())
@@ -126,7 +126,7 @@ async def test_socks_in_any_pieces(
 
 @st.composite
 def answers(draw: st.DrawFn, valid: bytes) -> bytes:
-    """Nonsense, or something right that was damaged."""
+    """Random bytes, or a valid answer that was damaged."""
     if draw(st.booleans()):
         return draw(st.binary(max_size=60))
     data = bytearray(valid)
@@ -137,7 +137,7 @@ def answers(draw: st.DrawFn, valid: bytes) -> bytes:
 
 
 @given(answer=answers(b"HTTP/1.1 100 Go on\r\n\r\n" + ESTABLISHED), places=PLACES)
-async def test_any_answer_to_http_is_one_or_an_error(answer: bytes, places: list[float]) -> None:
+async def test_any_answer_to_http_is_valid_or_an_error(answer: bytes, places: list[float]) -> None:
     outcomes: set[str | bytes] = set()
     for pieces in ([answer], [answer[n : n + 1] for n in range(len(answer))], cut(answer, places)):
         wire = Wire()
@@ -148,11 +148,11 @@ async def test_any_answer_to_http_is_one_or_an_error(answer: bytes, places: list
             outcomes.add(str(exc))
         else:
             outcomes.add(await rest_of(wire))
-    assert len(outcomes) == 1, "it matters in which pieces it comes"
+    assert len(outcomes) == 1, "the outcome depends on the pieces in which the answer arrives"
 
 
 @given(method=answers(b"\5\2"), login=answers(b"\1\0"), reply=answers(SUCCEEDED), places=PLACES)
-async def test_any_answer_to_socks_is_one_or_an_error(
+async def test_any_answer_to_socks_is_valid_or_an_error(
     method: bytes, login: bytes, reply: bytes, places: list[float]
 ) -> None:
     for data in (method, b"\5\2" + login, b"\5\2\1\0" + reply, b"\5\0" + reply):
@@ -170,7 +170,7 @@ async def test_any_answer_to_socks_is_one_or_an_error(
 @pytest.mark.slow
 @pytest.mark.parametrize("spare", [0, 1])
 @pytest.mark.parametrize("piece", [70, 1000, 100_000])
-async def test_a_head_of_just_that_length(spare: int, piece: int) -> None:
+async def test_the_limit_on_the_length_of_a_head_is_exact(spare: int, piece: int) -> None:
     head = b"HTTP/1.1 200 OK\r\nA: "
     head += b"x" * (16384 - len(head) - 4 + spare) + b"\r\n\r\n"
     data = head + b"tail"
@@ -187,7 +187,7 @@ async def test_a_head_of_just_that_length(spare: int, piece: int) -> None:
         assert await rest_of(wire) == b"tail"
 
 
-def test_credentials_are_a_value_that_shows_nothing() -> None:
+def test_a_repr_does_not_show_the_credentials() -> None:
     assert repr(Credentials(b"user", SECRET.encode())) == "Credentials(***)"
     assert str(_proxy.ProxyURL("http://h:1")) == "http://h:1"
 
@@ -195,7 +195,7 @@ def test_credentials_are_a_value_that_shows_nothing() -> None:
 @pytest.mark.parametrize(
     "url", ["http://alice%3AsEcReT%40proxy.example:3128", "http%3A//alice:sEcReT%40h:1"]
 )
-def test_no_password_is_shown_of_a_url_that_was_escaped_as_a_whole(url: str) -> None:
+def test_the_password_of_a_url_that_was_escaped_as_a_whole_is_not_shown(url: str) -> None:
     with pytest.raises(InvalidOptionError) as caught:
         Connector(proxy=url)
     assert "sEcReT" not in str(caught.value)

@@ -84,7 +84,7 @@ REFUSED = [
     ("http://h\x9b:1", "control character"),
     ("http://evil\\h:1", "backslash"),
     ("http://@h:1", "leave out the '@'"),
-    (f"http://{SECRET}:1", None),  # a host like any other
+    (f"http://{SECRET}:1", None),  # valid: this is the host
     (f"http://user:{SECRET}", "it has no port"),
     (f"user:{SECRET}", "must be a URL with its scheme"),
     (f"user:{SECRET}@h:1", "must be a URL with its scheme"),
@@ -132,7 +132,7 @@ def test_any_other_url_is_an_error_at_once(url: str, why: str) -> None:
         ("http://[::1]:x", "'http://[::1]:***'"),
     ],
 )
-def test_as_much_of_a_bad_url_is_shown_as_can_be(url: str, shown: str) -> None:
+def test_a_bad_url_is_shown_without_what_may_be_secret(url: str, shown: str) -> None:
     with pytest.raises(InvalidOptionError) as caught:
         Connector(proxy=url)
     assert str(caught.value).startswith(f"bad value for proxy: {shown}: ")
@@ -146,7 +146,7 @@ def test_what_is_no_url_is_an_error_at_once(value: Any) -> None:
 
 
 @given(st.text(st.characters(codec="utf-8") | st.sampled_from(":/@%[]?#\\. 1"), max_size=40))
-def test_any_text_is_a_proxy_or_an_error_that_says_so(text: str) -> None:
+def test_any_text_is_a_proxy_or_a_printable_error(text: str) -> None:
     for url in (text, f"http://{text}", f"socks5://{text}:1"):
         try:
             found = parse_proxy("proxy", url)
@@ -161,7 +161,7 @@ def test_any_text_is_a_proxy_or_an_error_that_says_so(text: str) -> None:
     st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=60),
     st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=60),
 )
-def test_what_is_percent_encoded_is_what_was_meant(scheme: str, user: str, password: str) -> None:
+def test_percent_encoded_credentials_are_decoded(scheme: str, user: str, password: str) -> None:
     user = user.replace(":", "")
     if not user:
         return
@@ -199,7 +199,7 @@ def test_a_missing_extra_is_an_error_at_once(
     assert f"the package {needed}, which is not installed" in str(caught.value)
     assert isinstance(caught.value.__cause__, ImportError)
     assert SECRET not in str(caught.value)
-    Connector()  # which needs none
+    Connector()  # without a proxy, the extra is not needed
 
 
 @pytest.mark.parametrize("policy", [WORKERS, JUDGE, PORTS & JUDGE, AddressPolicy(allow=["::/0"])])
@@ -211,18 +211,18 @@ def test_names_that_the_proxy_resolves_cannot_be_judged(policy: AddressPolicy) -
     Connector(policy, proxy="http://h:1")
 
 
-def test_ports_can_be_judged_whatever_the_proxy() -> None:
+def test_ports_can_be_judged_with_any_proxy() -> None:
     Connector(PORTS, proxy="socks5h://h:1")
     Connector(UNRESTRICTED & PORTS, proxy="socks5h://h:1")
 
 
-def test_a_proxy_and_a_dialer_are_one_too_many() -> None:
+def test_a_proxy_is_refused_together_with_a_dialer() -> None:
     async def dialer(address: object) -> Any: ...
 
     with pytest.raises(InvalidOptionError, match="proxy and dialer"):
         Connector(proxy="http://h:1", dialer=dialer)
 
 
-def test_a_zone_says_nothing_to_a_proxy() -> None:
+def test_an_address_with_a_zone_is_refused_with_a_proxy() -> None:
     with pytest.raises(InvalidAddressError, match="a zone is a network interface of this machine"):
         Connector(proxy="http://h:1").connect("[fe80::1%eth0]:80")
