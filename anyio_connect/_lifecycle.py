@@ -14,16 +14,16 @@ A state has four facets, each with a small table of its own:
 ``Inbound``   What may be received: RFC 9293's receiving half, and who ended it.
 ``Outbound``  What may be sent: the sending half.
 
-An event first moves each facet by its own table (an entry that is missing means: no change,
-nothing to say). Then the ``JOINT`` rules run, in order, until none fits: they are all the
-places where one facet depends on another, and so where half-open is decided.
+An event first moves each facet by its own table (a missing entry means no change and no output).
+Then the first of the ``JOINT`` rules that fits is applied, again and again, until none fits. Only
+these rules make one facet depend on another, so they also decide what half-open means.
 
 A step has two outputs besides the next state. The *verdict* answers an event that asks for
-leave (``RECEIVE``, ``SEND``, ``END``, ``END_LAST``, ``ABORT``, ``UPGRADE``, ``DETACH``). The
-*effects* are what must now be done, by the task that reported the event.
+permission (``RECEIVE``, ``SEND``, ``END``, ``END_LAST``, ``ABORT``, ``UPGRADE``, ``DETACH``). The
+*effects* are what the task that reported the event must do now.
 
-A call is in flight from the moment it has leave, even while it still waits for the connection to
-be made. Later events do not distinguish the two.
+A call is in flight from the moment it has permission, even while it still waits for the
+connection to be made. Later events do not distinguish the two.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 class _Name(Enum):
     # Members are looked up on every receive and send. Enum's own __hash__ is a Python
-    # function; members are singletons, so identity serves, and is several times as fast.
+    # function; members are singletons, so identity is enough, and several times as fast.
     def __repr__(self) -> str:
         return self.name
 
-    # (Hidden from type checkers: to them, it would be an ambiguous override.)
+    # (Hidden from type checkers, which would report an ambiguous override.)
     if not TYPE_CHECKING:
         __hash__ = object.__hash__
 
 
 class Dial(_Name):
-    IDLE = auto()  #: no task is making the connection: none has yet, or it was cancelled
+    IDLE = auto()  #: no task is making the connection: none has begun, or it was cancelled
     RUNNING = auto()  #: a task is making it
     DONE = auto()
-    FAILED = auto()  #: it could not be made, or was given up before it was
+    FAILED = auto()  #: it could not be made, or was given up
 
 
 class Link(_Name):
@@ -58,7 +58,7 @@ class Link(_Name):
     CLOSING = auto()  #: a task is closing the transport, and may wait until the peer has it all
     LINGERING = auto()  #: both directions have ended, but the peer does not have it all yet
     CLOSED = auto()
-    RESET = auto()  #: broken; unread data may be left to take
+    RESET = auto()  #: broken; there may be unread data to receive
     UPGRADED = auto()  #: start_tls() took the connection over
     DETACHED = auto()  #: detach() gave the kernel's socket away
 
@@ -88,7 +88,7 @@ class Outbound(_Name):
 
 class Event(_Name):
     # the connection is being made
-    DIAL = auto()  #: a task sets out to make it
+    DIAL = auto()  #: a task begins to make it
     DIALLED = auto()
     DIAL_CANCELLED = auto()  #: the task was cancelled; its attempt is torn down
     DIAL_FAILED = auto()
@@ -108,24 +108,24 @@ class Event(_Name):
     ABORT = auto()  #: writable.abort()
     # the whole connection
     RESET = auto()  #: broken, with nothing left to read
-    RESET_UNREAD = auto()  #: broken for sending; reading has more to tell (data, or an end)
+    RESET_UNREAD = auto()  #: broken for sending; there is more to read (data, or an end)
     LOST = auto()  #: broken; what was read ahead is left, and needs no transport
     CLOSE = auto()  #: close()
     FLUSHED = auto()  #: close() has waited for what was in flight
     SHUT = auto()  #: the transport is closed
-    CROWDED = auto()  #: it is not: there is no room, or the peer has yet to acknowledge
-    ROOM = auto()  #: that may be otherwise by now
+    CROWDED = auto()  #: it is not: there is no room, or the peer has not acknowledged everything
+    ROOM = auto()  #: there may be room now, or everything may be acknowledged: try again
     FORCE = auto()  #: close() was cancelled: wait for nothing
     LATE = auto()  #: close() has waited for close_timeout without any progress
     UPGRADE = auto()  #: may I? start_tls()
     DISOWN = auto()  #: the TLS socket that start_tls() returned will never take over
-    ABANDON = auto()  #: nor will it, because it was aborted
+    ABANDON = auto()  #: the same, because the TLS socket was aborted
     DETACH = auto()  #: may I? detach()
 
 
 class Verdict(_Name):
     PROCEED = auto()
-    OPEN_FIRST = auto()  #: leave as well, but make the connection first
+    OPEN_FIRST = auto()  #: permitted, but make the connection first
     WAIT = auto()  #: something is in flight: ask again when the state has moved
     NOTHING_TO_DO = auto()
     BUSY = auto()
@@ -152,7 +152,7 @@ class Effect(_Name):
     INTERRUPT_RECEIVE = auto()  #: make the receive in flight return to ask again
     DISCARD = auto()  #: drop the connection that was made too late
     ACLOSE = auto()  #: close the transport, waiting for the peer; then report SHUT, RESET or LATE
-    FINISH = auto()  #: the same, waiting for nothing; then report SHUT, CROWDED or RESET
+    FINISH = auto()  #: the same, without waiting; then report SHUT, CROWDED or RESET
     LET_GO = auto()  #: close it now, and leave the rest to the system; then report SHUT or RESET
     DROP = auto()  #: drop the transport at once; whatever is in flight fails
 
@@ -169,8 +169,8 @@ class State:
     starttls: bool  #: secure_transport is "starttls"
     #: What :func:`step` has answered before.
     steps: dict[Event, Step] = field(default_factory=dict, init=False, repr=False)
-    # The plain steps from here, which nearly every receive and send takes, found beforehand. None:
-    # it is no plain step, so ask :func:`step`.
+    # The plain steps from here, computed in advance: nearly every receive and send is one. None:
+    # the step is not plain, so call :func:`step`.
     receiving: State | None = field(default=None, init=False, repr=False)  #: RECEIVE
     received: State | None = field(default=None, init=False, repr=False)  #: RECEIVE_DONE
     sending: State | None = field(default=None, init=False, repr=False)  #: SEND
@@ -236,7 +236,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
             _E.ROOM: (_L.CLOSING, _F.FINISH),
             _E.CLOSE: (_L.CLOSING, _F.ACLOSE),
         },
-        # The unread data was read to its end, or nobody will read it.
+        # The unread data was read to its end, or will not be read.
         _L.RESET: dict.fromkeys(
             (_E.RESET, _E.LOST, _E.PEER_EOF, _E.CANCEL, _E.CLOSE), (_L.RESET, _F.DROP)
         ),
@@ -398,7 +398,7 @@ TABLES: dict[str, dict[Any, dict[Event, Any]]] = {
 
 
 class Rule(NamedTuple):
-    """Where every facet named in ``when`` is one of those listed, go to ``then``."""
+    """If each facet in ``when`` has one of the values listed, set the facets in ``then``."""
 
     when: dict[str, tuple[object, ...]]
     then: dict[str, object]
@@ -473,7 +473,7 @@ JOINT: tuple[Rule, ...] = (
         {"outbound": _O.CLOSED},
         (),
     ),
-    # allow_half_open=False: the peer's end is ours too, as soon as no send is in flight.
+    # allow_half_open=False: the peer's end also ends our side, as soon as no send is in flight.
     Rule(
         {
             "link": (_L.OPEN,),
@@ -494,7 +494,7 @@ JOINT: tuple[Rule, ...] = (
         {"link": _L.RESET, "outbound": _O.BROKEN},
         (_F.REJECT_CLOSED, _F.DROP),
     ),
-    # Both directions have ended, on either side.
+    # The peer has ended, and so have we.
     Rule(
         {
             "link": (_L.OPEN,),
@@ -551,7 +551,7 @@ REFUSALS: dict[Event, tuple[tuple[dict[str, tuple[object, ...]], Verdict], ...]]
     ),
 }
 
-#: Events that need the connection: before it is made, leave for them is OPEN_FIRST.
+#: Events that need the connection: before it is made, they get OPEN_FIRST, not PROCEED.
 _NEED_CONNECTION = frozenset({Event.RECEIVE, Event.SEND, Event.END, Event.END_LAST})
 _FACETS = ("dial", "link", "inbound", "outbound")
 
@@ -563,7 +563,7 @@ def initial(*, half_open: bool, starttls: bool) -> State:
 
 
 def step(state: State, event: Event) -> Step:
-    """What ``event`` means in ``state``: total, pure, and remembered."""
+    """Return what ``event`` does in ``state``. Every pair has one answer, which is remembered."""
     try:
         return state.steps[event]
     except KeyError:

@@ -15,32 +15,36 @@ from ._threads import NoThreadError
 
 _NOT_TLS = (
     "the peer does not speak TLS on this port, or sent data in the clear before the handshake: "
-    "check the port, or upgrade with start_tls() where the protocol says so"
+    "check the port; if the protocol begins without TLS, connect with "
+    "secure_transport='starttls', and call start_tls() once the peer has agreed"
 )
 _PERHAPS_NOT_TLS = (
-    "the peer may not speak TLS on this port, or only once asked to, which start_tls() is for"
+    "the peer may not speak TLS on this port, or may expect a command first: then use start_tls()"
 )
 _NO_CIPHER = (
-    "the peer refused every version and cipher we offered, or wants a client certificate: "
-    "such things are set on an ssl_context"
+    "the peer refused every version and cipher that we offered, or wants a client certificate: "
+    "pass an ssl_context that has what the peer wants"
 )
-_VERSION = "no TLS version in common: we offer 1.2 and newer unless an ssl_context says otherwise"
+_VERSION = (
+    "no TLS version in common: we offer 1.2 and newer, unless you pass an ssl_context with others"
+)
 _WANTS_CERTIFICATE = (
     "the peer wants a client certificate: load one into an ssl_context with load_cert_chain()"
 )
 # We cannot know whether we sent a client certificate: an ssl_context does not tell.
-_OUR_CERTIFICATE = "the peer says that our client certificate {}; if we sent none, it wants one"
+_OUR_CERTIFICATE = (
+    "the peer says that our client certificate {}: load one that the peer accepts into an "
+    "ssl_context, with load_cert_chain(); a peer may say this also if we sent no certificate"
+)
 _NOT_DECRYPTED = (
     "the peer could not decrypt what it got from us: something in between changed it, "
     "or one of the two sides has a bug"
 )
 #: The advice in an error. The command line replaces it by its own option.
 TO_TRUST_IT = "pass an ssl_context that trusts it"
-_TO_CHANGE_IT = "if you cannot have that changed, an ssl_context can allow it: "
+_TO_CHANGE_IT = "if the peer cannot be changed, an ssl_context can allow it: "
 _TO_TAKE_WEAK_KEYS = "set_ciphers('DEFAULT:@SECLEVEL=1')"
-_TOO_WEAK = (
-    f"the peer's {{}} is too weak for this machine's OpenSSL: {_TO_CHANGE_IT}{_TO_TAKE_WEAK_KEYS}"
-)
+_TOO_WEAK = f"the {{}} is too weak for this machine's OpenSSL: {_TO_CHANGE_IT}{_TO_TAKE_WEAK_KEYS}"
 
 #: OpenSSL's reason for an error (`SSLError.reason`) -> what it means to a client.
 _REASONS = {
@@ -52,24 +56,24 @@ _REASONS = {
     "UNKNOWN_PROTOCOL": _NOT_TLS,
     "BAD_RECORD_TYPE": _NOT_TLS,
     "UNSUPPORTED_PROTOCOL": _VERSION,
-    "NO_CIPHERS_AVAILABLE": "the ssl_context allows no cipher at all",
+    "NO_CIPHERS_AVAILABLE": "the ssl_context allows no cipher: allow some with set_ciphers()",
     "UNSAFE_LEGACY_RENEGOTIATION_DISABLED": (
-        "the peer lacks secure renegotiation (RFC 5746), without which TLS 1.2 can be attacked: "
+        "the peer does not support secure renegotiation (RFC 5746), which protects TLS 1.2: "
         f"{_TO_CHANGE_IT}options |= 0x4 (ssl.OP_LEGACY_SERVER_CONNECT)"
     ),
-    "DH_KEY_TOO_SMALL": _TOO_WEAK.format("Diffie-Hellman key"),
-    "EE_KEY_TOO_SMALL": _TOO_WEAK.format("certificate's key"),
-    "CA_KEY_TOO_SMALL": _TOO_WEAK.format("authority's key"),
-    "CA_MD_TOO_WEAK": _TOO_WEAK.format("certificate's signature"),
-    "WRONG_SIGNATURE_TYPE": _TOO_WEAK.format("signature"),
-    "NO_SUITABLE_SIGNATURE_ALGORITHM": _TOO_WEAK.format("signature"),
+    "DH_KEY_TOO_SMALL": _TOO_WEAK.format("peer's Diffie-Hellman key"),
+    "EE_KEY_TOO_SMALL": _TOO_WEAK.format("key of the peer's certificate"),
+    "CA_KEY_TOO_SMALL": _TOO_WEAK.format("key of the authority of the peer's certificate"),
+    "CA_MD_TOO_WEAK": _TOO_WEAK.format("signature of the peer's certificate"),
+    "WRONG_SIGNATURE_TYPE": _TOO_WEAK.format("peer's signature"),
+    "NO_SUITABLE_SIGNATURE_ALGORITHM": _TOO_WEAK.format("peer's signature"),
 }
 
 #: The peer's alert (RFC 8446 section 6, and older ones that OpenSSL knows) -> what it means to a
 #: client. Alerts about our certificate can arrive after the handshake: in TLS 1.3, our handshake
 #: is complete before the peer has seen the certificate.
 _ALERTS = {
-    "unexpected_message": "the peer got a message from us that it did not expect by then",
+    "unexpected_message": "the peer got a message from us that it did not expect at that point",
     "bad_record_mac": _NOT_DECRYPTED,
     "decryption_failed": _NOT_DECRYPTED,
     "record_overflow": "the peer got a record from us that is longer than TLS allows",
@@ -77,31 +81,35 @@ _ALERTS = {
     "handshake_failure": _NO_CIPHER,
     "no_certificate": "the peer has no certificate to show",
     "bad_certificate": _OUR_CERTIFICATE.format("is corrupt, or signed wrongly"),
-    "unsupported_certificate": _OUR_CERTIFICATE.format("is of a kind that it does not know"),
+    "unsupported_certificate": _OUR_CERTIFICATE.format("is of a type that is not supported"),
     "certificate_revoked": _OUR_CERTIFICATE.format("was revoked"),
     "certificate_expired": _OUR_CERTIFICATE.format("has expired, or is not valid yet"),
     "certificate_unknown": _OUR_CERTIFICATE.format("is not acceptable"),
-    "illegal_parameter": "the peer got a value from us that it takes for wrong",
-    "unknown_ca": _OUR_CERTIFICATE.format("is signed by an authority that it does not trust"),
-    "access_denied": _OUR_CERTIFICATE.format("does not let us in"),
-    "decode_error": "the peer could not make sense of a message of ours",
-    "decrypt_error": "the peer could not verify a signature of ours, or our end of the handshake",
+    "illegal_parameter": "the peer got a value from us that it considers wrong",
+    "unknown_ca": _OUR_CERTIFICATE.format("is signed by an authority that is not trusted there"),
+    "access_denied": _OUR_CERTIFICATE.format("does not give us access"),
+    "decode_error": "the peer could not decode a message from us",
+    "decrypt_error": "the peer could not verify our signature, or our Finished message",
     "protocol_version": _VERSION,
     "insufficient_security": (
-        "the peer takes every cipher that we offered for too weak: they are set on an ssl_context"
+        "the peer considers every cipher that we offered too weak: "
+        "pass an ssl_context with stronger ones, set by set_ciphers()"
     ),
     "internal_error": "the peer reports an error of its own",
     "inappropriate_fallback": (
-        "the peer speaks a newer version of TLS than we offered, and takes that for an attack"
+        "the peer supports a newer version of TLS than we offered, and suspects that an attacker "
+        "made us offer the older one"
     ),
     "user_canceled": "the peer gave up, for a reason that has nothing to do with TLS",
     "no_renegotiation": "the peer does not want to negotiate again",
-    "missing_extension": "the peer misses something in our offer that it cannot do without",
-    "unsupported_extension": "the peer got an extension from us that has no place there",
+    "missing_extension": "the peer requires an extension that our offer did not have",
+    "unsupported_extension": "the peer got an extension from us that is not allowed there",
     "certificate_unobtainable": "the peer could not fetch our client certificate",
-    "unrecognized_name": "the peer does not serve the name that was asked for",
+    "unrecognized_name": (
+        "the peer does not serve the name that was asked for: check the host name, or sni"
+    ),
     "bad_certificate_status_response": (
-        "the peer did not accept what we sent to show that a certificate was not revoked (OCSP)"
+        "the peer did not accept our proof that a certificate is not revoked (OCSP)"
     ),
     "bad_certificate_hash_value": "the peer fetched another client certificate than we announced",
     "unknown_psk_identity": "the peer does not know the pre-shared key (PSK) that we named",
@@ -121,9 +129,9 @@ _VERIFY = {
     23: "its certificate was revoked",
     62: "its certificate is not for {wanted} but for {names}",
     64: "its certificate is not for {wanted} but for {names}",
-    66: _TOO_WEAK.format("certificate's key"),
-    67: _TOO_WEAK.format("authority's key"),
-    68: _TOO_WEAK.format("certificate's signature"),
+    66: _TOO_WEAK.format("key of the peer's certificate"),
+    67: _TOO_WEAK.format("key of the authority of the peer's certificate"),
+    68: _TOO_WEAK.format("signature of the peer's certificate"),
 }
 
 #: Codes of OpenSSL 3 that occur only with the flag VERIFY_X509_STRICT. The standard library sets
@@ -131,9 +139,9 @@ _VERIFY = {
 _STRICT = range(80, 94)
 
 _OF_STRICT = (
-    "its certificate, or that of its issuer, does not keep to RFC 5280, which Python demands "
-    "from 3.13 on: {said}; have it issued anew, or pass an ssl_context whose verify_flags lack "
-    "ssl.VERIFY_X509_STRICT"
+    "its certificate, or that of its issuer, violates RFC 5280, which Python enforces since 3.13: "
+    "{said}; the peer should replace it; to accept it, pass an ssl_context whose verify_flags "
+    "lack ssl.VERIFY_X509_STRICT"
 )
 
 #: How many certificates, or names in a certificate, a message shows.
@@ -146,7 +154,7 @@ def handshake_failed(where: str, wanted: str, exc: Exception, engine: object = N
         return _certificate_rejected(where, wanted, exc, engine)
     what = None
     if isinstance(exc, ssl.SSLZeroReturnError):
-        what = "the peer ended TLS (close_notify) during the handshake, and does not say why"
+        what = "the peer ended TLS (close_notify) during the handshake, and did not say why"
     elif isinstance(exc, ssl.SSLError):
         what = _alert(exc) or _REASONS.get(_reason(exc))
     error = TLSError(f"no TLS with {where}: {what or _said(exc)}")
@@ -165,7 +173,7 @@ def _certificate_rejected(
     verified, sent = _chain(engine, "get_verified_chain"), _chain(engine, "get_unverified_chain")
     what = _OF_STRICT if code in _STRICT else _VERIFY.get(code)
     if what is None:
-        what = "its certificate was turned away: {said}"
+        what = "its certificate was rejected: {said}"
     text = what.format(
         said=said,
         wanted=quote(wanted),
@@ -228,8 +236,8 @@ def _unknown(verified: Sequence[Mapping[str, Any]], sent: Sequence[Mapping[str, 
     if last.get("issuer") and last.get("issuer") != last.get("subject"):
         # The issuer's certificate is neither trusted here, nor did the peer send it.
         return (
-            f"{text}: {_name(last, 'issuer')}; if that is an intermediate authority, the peer has "
-            f"to send its certificate too, and did not; if it should be trusted, {TO_TRUST_IT}"
+            f"{text}: {_name(last, 'issuer')}; if that is an intermediate authority, the peer "
+            f"should have sent its certificate too; if it should be trusted, {TO_TRUST_IT}"
         )
     named = f": {_name(last)}" if last else ""
     return f"{text}{named}; if it should be, {TO_TRUST_IT}"
@@ -250,7 +258,9 @@ def check_count(value: object, most: int) -> None:
     :raises TypeError: ``value`` is not a number from 1 to ``most``
     """
     if value not in range(1, most + 1):
-        raise TypeError(f"write() of its engine returned {quote(value)}")
+        raise TypeError(
+            f"write() of its engine returned {quote(value)}, not a number from 1 to {most}"
+        )
 
 
 def explain(exc: Exception) -> str:
@@ -303,7 +313,7 @@ def _names(certificate: Mapping[str, Any]) -> str:
         return "other names"
     names = [quote(name) for _, name in certificate.get("subjectAltName", ())]
     return _and(names, ", ") or (
-        "nobody: it has no subjectAltName, for which a common name is no substitute"
+        "no name: it has no subjectAltName, and a common name does not count"
     )
 
 
@@ -337,7 +347,7 @@ def handshake_timed_out(where: str, seconds: float) -> ConnectTimeoutError:
     """The error for a ``connect_timeout`` that ran out during the handshake."""
     error = ConnectTimeoutError(
         f"no TLS with {where}: the handshake did not finish within {seconds:g} seconds: "
-        f"{_PERHAPS_NOT_TLS}; if it is merely slow, connect_timeout should be longer"
+        f"{_PERHAPS_NOT_TLS}; if the peer is only slow, pass a longer connect_timeout"
     )
     error.errno = errno.ETIMEDOUT
     return error

@@ -272,7 +272,7 @@ EVENTS: dict[life.Event, str] = {
     E.FLUSHED: "what was in flight is done",
     E.SHUT: "the transport is closed",
     E.CROWDED: "the peer has not acknowledged all yet",
-    E.ROOM: "that may be otherwise by now",
+    E.ROOM: "the peer may have acknowledged all",
     E.FORCE: "close() is cancelled",
     E.LATE: "close_timeout is over",
     E.UPGRADE: "start_tls()",
@@ -320,7 +320,7 @@ SITUATIONS: list[tuple[str, dict[str, bool], list[life.Event]]] = [
     ("after `detach()`", {}, [E.DIAL, E.DIALLED, E.DETACH]),
 ]
 
-#: The calls of that table, and the events by which they ask for leave.
+#: The calls of that table, and the events by which they ask for permission.
 CALLS = {
     "receive()": E.RECEIVE,
     "send()": E.SEND,

@@ -170,7 +170,7 @@ The tables of _lifecycle no longer mean what tests/LIFECYCLE.txt lists. What has
 
 {diff}
 
-If that is what you want, write the list anew from the root of the repository:
+If that is what you want, write the list again from the root of the repository:
 
     PYTHONPATH=.:tests python tests/test_lifecycle.py
 
@@ -281,8 +281,8 @@ _GIVING_AWAY = {
     *(_V.UPGRADED_ALREADY, _V.DETACHED_ALREADY, _V.RECEIVE_IN_FLIGHT),
 }
 
-#: What the tables answer to each event that asks for leave, which is what ``_connection`` expects.
-#: It takes a verdict that it does not expect for CLOSED.
+#: The verdicts that the tables give for each event that asks for permission. ``_connection``
+#: expects no others: it treats any other as CLOSED.
 ANSWERS: dict[Event, set[Verdict]] = {
     Event.RECEIVE: _LEAVE | {_V.BUSY, _V.AT_EOF},
     Event.SEND: _LEAVE | {_V.BUSY},
@@ -423,7 +423,7 @@ def test_nobody_dials_for_a_socket_that_is_over() -> None:
 
 
 def test_a_receive_in_flight_never_stays_behind() -> None:
-    """Whatever takes the leave of a receive in flight away also wakes it, or is its own word."""
+    """An event that ends a receive in flight wakes it, unless the receive reported that event."""
     own = {Event.RECEIVE_DONE, Event.PEER_EOF}
     for state, event in PAIRS:
         after, _, effects = step(state, event)
@@ -672,7 +672,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Outbound.CLOSED,
         {Effect.REJECT_CLOSED, Effect.LET_GO},
     ),
-    "close, cancelled while the peer has yet to acknowledge": (
+    "close, cancelled while the peer has not acknowledged everything": (
         False,
         [*OPEN, Event.CLOSE, Event.FLUSHED, Event.FORCE],
         Link.CLOSING,

@@ -440,7 +440,7 @@ async def test_the_handshake_has_the_time_that_connecting_had() -> None:
             f"no TLS with {socket.opened.result().remote_address}: "
             "the handshake did not finish within 0.1 seconds: the peer may not speak TLS"
         )
-        assert "connect_timeout should be longer" in str(caught.value)
+        assert "pass a longer connect_timeout" in str(caught.value)
         assert is_copy(secure.closed.exception(), caught.value)
 
 

@@ -312,8 +312,8 @@ async def test_a_certificate_that_names_nobody(common_name: str, host: str) -> N
     server = server_context(None, without_alternative_names(common_name))
     error = await failing(serving(server), server_hostname=host)
     assert str(error) == (
-        f"no TLS with the peer: its certificate is not for '{host}' but for nobody: "
-        "it has no subjectAltName, for which a common name is no substitute"
+        f"no TLS with the peer: its certificate is not for '{host}' but for no name: "
+        "it has no subjectAltName, and a common name does not count"
     )
 
 
@@ -446,8 +446,8 @@ async def test_an_intermediate_certificate_that_the_peer_does_not_send() -> None
     error = await failing(leaf.serve(), context=root.trusted())
     assert str(error) == (
         "no TLS with the peer: its certificate is signed by an authority that is not trusted "
-        "here: 'Middle'; if that is an intermediate authority, the peer has to send its "
-        "certificate too, and did not; if it should be trusted, pass an ssl_context that trusts it"
+        "here: 'Middle'; if that is an intermediate authority, the peer should have sent its "
+        "certificate too; if it should be trusted, pass an ssl_context that trusts it"
     )
 
 
@@ -466,7 +466,7 @@ async def test_a_certificate_that_is_too_lax_for_python_313() -> None:
     context = root.trusted()
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     error = await failing(Issued("Leaf", root, ca=False).serve(), context=context)
-    assert "does not keep to RFC 5280, which Python demands from 3.13 on: " in str(error)
+    assert "violates RFC 5280, which Python enforces since 3.13: " in str(error)
     assert "verify_flags lack ssl.VERIFY_X509_STRICT" in str(error)
     assert isinstance(error, CertificateError)
     assert error.verify_message in str(error)
@@ -478,17 +478,17 @@ async def test_a_key_that_is_too_weak() -> None:
     context = root.trusted()
     context.set_ciphers("DEFAULT:@SECLEVEL=2")
     error = await failing(leaf.serve(), context=context)
-    assert "the peer's certificate's key is too weak for this machine's OpenSSL" in str(error)
+    assert "the key of the peer's certificate is too weak for this machine's OpenSSL" in str(error)
     assert "SECLEVEL=1" in str(error)
 
 
 @pytest.mark.parametrize(
     ("reason", "message"),
     [
-        ("UNSAFE_LEGACY_RENEGOTIATION_DISABLED", "the peer lacks secure renegotiation"),
+        ("UNSAFE_LEGACY_RENEGOTIATION_DISABLED", "the peer does not support secure renegotiation"),
         ("DH_KEY_TOO_SMALL", "the peer's Diffie-Hellman key is too weak"),
-        ("CA_MD_TOO_WEAK", "the peer's certificate's signature is too weak"),
-        ("CA_KEY_TOO_SMALL", "the peer's authority's key is too weak"),
+        ("CA_MD_TOO_WEAK", "the signature of the peer's certificate is too weak"),
+        ("CA_KEY_TOO_SMALL", "the key of the authority of the peer's certificate is too weak"),
     ],
 )
 async def test_a_legacy_server(reason: str, message: str) -> None:
@@ -632,14 +632,14 @@ async def test_data_in_the_clear_before_the_handshake_makes_it_fail() -> None:
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        (40, "refused every version and cipher we offered, or wants a client certificate"),
+        (40, "refused every version and cipher that we offered, or wants a client certificate"),
         (
             42,
-            "our client certificate is corrupt, or signed wrongly; if we sent none, it wants one",
+            "our client certificate is corrupt, or signed wrongly: load one that the peer accepts",
         ),
-        (45, "our client certificate has expired, or is not valid yet; if we sent none"),
-        (46, "our client certificate is not acceptable; if we sent none, it wants one"),
-        (48, "our client certificate is signed by an authority that it does not trust"),
+        (45, "our client certificate has expired, or is not valid yet: load one"),
+        (46, "a peer may say this also if we sent no certificate"),
+        (48, "our client certificate is signed by an authority that is not trusted there"),
         (70, "no TLS version in common"),
         (80, "reports an error of its own"),
         (112, "does not serve the name that was asked for"),
@@ -688,7 +688,7 @@ async def test_no_cipher_in_common() -> None:
     server.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256")
     client.set_ciphers("ECDHE-ECDSA-AES256-GCM-SHA384")
     error = await failing(serving(server), context=client)
-    assert "the peer refused every version and cipher we offered" in str(error)
+    assert "the peer refused every version and cipher that we offered" in str(error)
 
 
 async def test_a_client_certificate_is_wanted_in_tls_12() -> None:
@@ -744,7 +744,8 @@ async def test_the_peer_ends_the_connection_in_the_handshake() -> None:
     error = await failing(end)
     assert str(error) == (
         "no TLS with the peer: the connection was closed by the peer during the handshake: "
-        "the peer may not speak TLS on this port, or only once asked to, which start_tls() is for"
+        "the peer may not speak TLS on this port, or may expect a command first: then use "
+        "start_tls()"
     )
     assert isinstance(error.__cause__, anyio.EndOfStream)
 
@@ -783,7 +784,7 @@ async def test_the_peer_ends_tls_in_the_handshake() -> None:
     error = await failing(saying(bytes([21, 3, 3, 0, 2, 1, 0])))
     assert str(error) == (
         "no TLS with the peer: "
-        "the peer ended TLS (close_notify) during the handshake, and does not say why"
+        "the peer ended TLS (close_notify) during the handshake, and did not say why"
     )
     assert isinstance(error.__cause__, ssl.SSLZeroReturnError)
 

@@ -13,7 +13,7 @@ from anyio_connect._lifecycle import (
     step,
 )
 
-#: Events that ask for leave to receive, to send or to end.
+#: Events that ask for permission to receive, to send or to end.
 CALLS = {Event.RECEIVE, Event.SEND, Event.END, Event.END_LAST}
 ASKING = {*CALLS, Event.ABORT, Event.UPGRADE, Event.DETACH}
 IN_FLIGHT = (Outbound.SENDING, Outbound.LAST, Outbound.ENDING, Outbound.FLUSHING)
