@@ -46,9 +46,8 @@ and print what comes back until the peer ends. With "demo" in place of an addres
 socket does, on loopback.
 """
 _EPILOG = """\
-exit status: 0 after a clean close, 1 after an error (told in a line on standard error; a bad
-address is one), 2 for wrong usage; as the shell has it, 130 after Ctrl-C and 141 where nobody
-reads standard output any more
+exit status: 0 after a clean close; 1 after an error, such as a bad address, which is printed to
+standard error; 2 for wrong usage; 130 after Ctrl-C; 141 if standard output is no longer read
 """
 
 
@@ -196,7 +195,7 @@ def _context(options: argparse.Namespace) -> ssl.SSLContext:
             raise
         raise InvalidOptionError(f"bad value for --cafile: {options.cafile!r}: {exc}") from exc
     if options.insecure:
-        _tell("WARNING: --insecure: whoever is in between can read and change everything")
+        _tell("WARNING: --insecure: anybody on the network path can read and change everything")
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context

@@ -652,9 +652,7 @@ def _prepare(
         raise prepare_failed(str(endpoint), exc) from exc
     if isawaitable(answer):
         getattr(answer, "close", bool)()  # avoids the warning about a coroutine never awaited
-        raise badly_prepared(
-            str(endpoint), "is async, and nobody waits for it: write it with 'def'"
-        )
+        raise badly_prepared(str(endpoint), "is async, and is never awaited: write it with 'def'")
     if sock.fileno() != number:
         raise badly_prepared(str(endpoint), "closed or detached the socket, which is not its own")
     if _is_used(sock):  # the policy has not judged where it leads

@@ -16,7 +16,7 @@ from ._transport import Transport
 #: How long an answer may be up to the end of its head, in bytes, with informational answers.
 _MOST = 16384
 
-_NO_PROXY = "perhaps it is no proxy, or lets nobody through to that port"
+_NO_PROXY = "perhaps it is not a proxy, or does not allow that port"
 
 #: What some statuses mean here, and what to do.
 _MEANINGS = {
@@ -27,7 +27,7 @@ _MEANINGS = {
     500: "it failed, or could not connect there itself",
     501: _NO_PROXY,
     502: "it could not connect there itself",
-    503: "it could not connect there itself, or has too much to do",
+    503: "it could not connect there itself, or is overloaded",
     504: "it had no answer from there in time",
 }
 
@@ -41,8 +41,8 @@ _OF_PROXY = _UNAUTHORIZED | {405, 501}
 async def ask(transport: Transport, proxy: Proxy, host: str, port: int) -> None:
     """Ask the proxy for a tunnel to ``host``. Afterwards, the transport leads to ``host``.
 
-    This reads only the head of the answer. Data after a 2xx answer comes from the target, whatever
-    its ``Content-Length`` or ``Transfer-Encoding`` says.
+    This reads only the head of the answer. Data after a 2xx answer comes from the target, even if
+    the answer has a ``Content-Length`` or ``Transfer-Encoding`` (RFC 9110 section 9.3.6).
 
     :raises ProxyAnswerError: the proxy refused, or its answer is not HTTP
     :raises anyio.EndOfStream: the proxy hung up before it answered

@@ -52,7 +52,7 @@ class Readiness(Protocol):
         """Whether a receive may wait without asking the kernel, if data is unlikely.
 
         Not if :meth:`readable` misses data that arrived before the call, nor if each wait
-        registers the socket anew, which costs more than asking. The task then has to try to
+        registers the socket again, which costs more than asking. The task then has to try to
         receive just before the call, and be a checkpoint itself.
         """
         ...

@@ -227,7 +227,7 @@ async def start_tls(
     Contexts and engines of another implementation may be slow, so their work runs in a thread. If
     the handshake fails or is cancelled, the transport is closed.
 
-    :raises TLSError: the handshake failed, for whatever reason
+    :raises TLSError: the handshake failed, for any reason
     """
     # Names in certificates have no trailing dot (RFC 6125), and addresses have no zone.
     name = server_hostname.removesuffix(".").partition("%")[0]

@@ -15,8 +15,7 @@ from ._threads import NoThreadError
 
 _NOT_TLS = (
     "the peer does not speak TLS on this port, or sent data in the clear before the handshake: "
-    "check the port; if the protocol begins without TLS, connect with "
-    "secure_transport='starttls', and call start_tls() once the peer has agreed"
+    "check the port; if the protocol begins without TLS, use start_tls()"
 )
 _PERHAPS_NOT_TLS = (
     "the peer may not speak TLS on this port, or may expect a command first: then use start_tls()"

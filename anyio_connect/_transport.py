@@ -398,7 +398,7 @@ class ForeignTransport(Transport):
 
     async def _close_forcefully(self) -> None:
         # Shielded, because the caller has more to do after this, even if it is cancelled. A stream
-        # that fails to close counts as closed, whatever it raises.
+        # that fails to close counts as closed.
         with anyio.CancelScope(shield=True), suppress(Exception):
             await anyio.aclose_forcefully(self._stream)
 

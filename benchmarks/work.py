@@ -32,7 +32,7 @@ Cost: TypeAlias = dict[str, float]
 
 
 class Tool(Protocol):
-    """One kind of socket. A connection is whatever ``open`` returns."""
+    """One kind of socket. A connection is what ``open`` returns, of any type."""
 
     async def open(self, port: int, *, tls: bool) -> Any:
         """Connect to the peer."""

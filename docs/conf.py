@@ -34,8 +34,8 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 toc_object_entries_show_parents = "hide"
 
-# Whatever a docstring refers to has to be there. What other projects document is not looked up:
-# that would need the network.
+# Each reference in a docstring must have a target. References to other projects are not checked,
+# because that would need the network.
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(anyio|asyncio|aiohttp|httpcore|httpx|trio|ssl|socket|stdlib|tls)\b.*"),

@@ -688,7 +688,7 @@ def test_a_peer_that_hangs_up_on_tls() -> None:
     with serving(hangs_up_on_the_first_byte) as address:
         ran = run(address, "--tls")
     assert ran.returncode == 1
-    assert b"or only once asked to, which --starttls is for" in ran.stderr
+    assert b"or may expect a command first: then use --starttls" in ran.stderr
 
 
 @pytest.mark.parametrize(

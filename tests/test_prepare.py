@@ -204,7 +204,7 @@ async def test_an_async_prepare_is_refused() -> None:
     hidden: Callable[[stdlib.socket], object] = lambda sock: prepare(sock)  # noqa: E731, PLW0108
     with pytest.raises(ConnectError) as caught:
         await Connector(prepare=hidden).connect("127.0.0.1:9").opened
-    assert f"{SAID}is async, and nobody waits for it: write it with 'def'" in str(caught.value)
+    assert f"{SAID}is async, and is never awaited: write it with 'def'" in str(caught.value)
     assert open_descriptors() == before
 
 

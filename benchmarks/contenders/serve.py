@@ -68,8 +68,8 @@ def runner(loop: str) -> Run:
 def keep_memory() -> None:
     """Have malloc reuse large pieces of memory, as it does in a process that runs for long.
 
-    Each time it asks the system for what is larger than any piece given back before. Without
-    this, whoever receives 256 KiB at a time would pay for that.
+    malloc asks the system for each piece that is larger than any piece freed before. Without this,
+    a contender that receives 256 KiB at a time would pay for that.
     """
     bytearray(24 << 20)
 
