@@ -1,4 +1,4 @@
-"""``Connector.connect_socket()``: a connected socket of the kernel's, for other libraries."""
+"""``Connector.connect_socket()``: a connected socket of the kernel, for other libraries."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def test_keepalive_is_set_as_for_other_sockets() -> None:
             with await connector.connect_socket(listener.address, **options) as sock:
                 assert bool(sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_KEEPALIVE)) == wanted
                 if sys.platform == "linux":
-                    # A limit for what is unacknowledged would end a peer that reads slowly.
+                    # A limit for unacknowledged data would break with a slow reader.
                     assert not sock.getsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_USER_TIMEOUT)
 
 
@@ -91,7 +91,7 @@ async def test_the_addresses_are_raced_and_judged(names: Names) -> None:
             assert sock.getpeername() == listener.address
 
 
-async def test_what_connecting_fails_with(names: Names) -> None:
+async def test_the_errors_of_connect_socket(names: Names) -> None:
     names["nowhere.test"] = stdlib.gaierror(stdlib.EAI_NONAME, "no such name")
     names["silent.test"] = "silence"
     with pytest.raises(RefusedError, match="connection refused"):
@@ -109,7 +109,7 @@ async def test_what_connecting_fails_with(names: Names) -> None:
             await Connector().connect_socket(silent.address, connect_timeout=0.01)
 
 
-async def test_a_stream_of_a_dialers_is_no_socket() -> None:
+async def test_a_stream_of_a_dialer_cannot_be_given_away() -> None:
     async with listening() as listener:
         host, port = listener.address
         streams: list[ByteStream] = []
@@ -128,7 +128,7 @@ async def test_a_stream_of_a_dialers_is_no_socket() -> None:
                 await stream.receive()
 
 
-async def test_what_another_connector_dialled_keeps_the_slots_of_both() -> None:
+async def test_a_connection_of_another_connector_holds_a_slot_of_both() -> None:
     async with listening() as listener:
         inner = Connector(max_connections=3)
 
@@ -155,7 +155,7 @@ async def test_through_a_proxy() -> None:
     async with proxying(script) as proxy:
         connector = Connector(proxy=proxy.url("http"), max_connections=1)
         with await connector.connect_socket("mail.example:587") as sock:
-            # What the target says first is received from it.
+            # The socket receives what the target sends first.
             assert await Peer(sock).receive_exactly(9) == b"220 hello"
             await Peer(sock).send(b"EHLO")
             sock.shutdown(stdlib.SHUT_WR)
@@ -163,7 +163,7 @@ async def test_through_a_proxy() -> None:
         assert slots(connector).free == 1
 
 
-async def test_tls_to_a_proxy_is_no_socket() -> None:
+async def test_tls_to_a_proxy_cannot_be_given_away() -> None:
     async def script(proxy: Proxy, line: Line) -> None:
         await hear_http(proxy, line)
         await line.send(ESTABLISHED)
@@ -174,10 +174,10 @@ async def test_tls_to_a_proxy_is_no_socket() -> None:
             await connector.connect_socket("mail.example:587")
 
 
-async def test_a_connection_that_was_reset_at_once_is_no_success(
+async def test_a_connection_that_was_reset_at_once_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The kernel has told of the reset, and would not tell it the next one who reads."""
+    """The kernel reports a reset once, so a later receive would not raise it."""
 
     async def connect_and_be_reset(endpoint: Any, *_: Any) -> TCPTransport:
         await checkpoint()
@@ -196,7 +196,7 @@ async def test_a_connection_that_was_reset_at_once_is_no_success(
     assert slots(connector).free == 1
 
 
-async def test_nothing_is_kept_of_a_failure(no_collector: None) -> None:
+async def test_a_failure_keeps_no_frame_alive(no_collector: None) -> None:
     async def fail(connector: Connector) -> ref[Local]:
         local = Local()
         with suppress(RefusedError, DetachError):
@@ -211,7 +211,7 @@ async def test_nothing_is_kept_of_a_failure(no_collector: None) -> None:
         for dialer in (None, dial):
             connector = Connector(max_connections=1, dialer=dialer)
             local = await fail(connector)
-            # AnyIO's scope, in which the stream is closed, keeps its cancellation until then.
+            # AnyIO closes the stream in a cancelled scope, which lives until the next checkpoint.
             await checkpoint()
             assert local() is None
             assert slots(connector).free == 1

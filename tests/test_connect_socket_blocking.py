@@ -51,7 +51,7 @@ from support.tls_peers import NAME, client_context, server_context
 def test_a_thread_without_an_event_loop() -> None:
     connector = Connector(LOOPBACK, max_connections=1)
     with serving(echo) as address, connector.connect_socket_blocking(address) as sock:
-        # The thread in which it was made has ended.
+        # The thread that made the connection has ended.
         assert not [t for t in threading.enumerate() if "anyio_connect" in t.name]
         assert sock.gettimeout() is None
         assert sock.getblocking()
@@ -84,7 +84,7 @@ def test_http_client_takes_it() -> None:
         assert slots(connector).free == 1
 
 
-def test_tls_by_the_standard_library() -> None:
+def test_tls_of_the_standard_library() -> None:
     def secure(connection: stdlib.socket) -> None:
         with server_context().wrap_socket(connection, server_side=True) as tls:
             echo(tls)
@@ -98,7 +98,7 @@ def test_tls_by_the_standard_library() -> None:
                 tls.unwrap()
 
 
-def test_what_it_fails_with(names: Names) -> None:
+def test_the_errors_of_connect_socket_blocking(names: Names) -> None:
     names["nowhere.test"] = stdlib.gaierror(stdlib.EAI_NONAME, "no such name")
     names["silent.test"] = "silence"
     connector = Connector(max_connections=1)
@@ -126,7 +126,7 @@ def test_the_addresses_are_raced(names: Names) -> None:
             assert sock.getpeername() == (host, int(port))
 
 
-def test_nothing_is_kept_in_a_thread_either(no_collector: None) -> None:
+def test_a_failure_in_the_thread_keeps_no_frame_alive(no_collector: None) -> None:
     def fail() -> ref[Local]:
         local = Local()
         with suppress(RefusedError):
@@ -157,20 +157,20 @@ def test_threads_share_the_slots() -> None:
     assert slots(connector).free == 2
 
 
-async def test_refused_where_an_event_loop_runs() -> None:
+async def test_it_is_refused_where_an_event_loop_runs() -> None:
     async with listening() as listener:
         connector = Connector(max_connections=1)
         with pytest.raises(EventLoopRunningError, match=r"await connect_socket\(\)"):
             connector.connect_socket_blocking(listener.address)
-        # Bad input is told before that.
+        # Bad input is reported first.
         with pytest.raises(InvalidAddressError):
             connector.connect_socket_blocking("127.1:1")
         assert slots(connector).free == 1
 
 
-async def test_refused_in_a_callback() -> None:
+async def test_it_is_refused_in_a_callback() -> None:
     if trio.lowlevel.in_trio_run():
-        return  # where a callback has no way to tell what it raised
+        return  # on trio, a callback cannot report what it raised
     called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def callback() -> None:
@@ -184,8 +184,8 @@ async def test_refused_in_a_callback() -> None:
         await called
 
 
-async def test_a_worker_thread_of_an_event_loop() -> None:
-    """Whatever that thread has been told of the event loop that it works for."""
+async def test_it_works_in_a_worker_thread_of_an_event_loop() -> None:
+    """Such a thread knows the event loop that it works for, but runs none itself."""
     async with listening() as listener:
         connect = partial(Connector().connect_socket_blocking, listener.address)
         if trio.lowlevel.in_trio_run():
@@ -219,7 +219,7 @@ async def test_it_waits_for_the_slot_of_an_event_loops_socket() -> None:
 
 
 def wait_for_queue(slots: Slots) -> None:
-    """In a thread: wait until somebody waits for a slot."""
+    """Block until a task or a thread waits for a slot. To be called in a thread."""
     while not slots.queue:
         threading.Event().wait(0.001)
 
@@ -236,7 +236,7 @@ def test_the_policy_is_asked_in_the_callers_context() -> None:
         Connector(Personal()).connect_socket_blocking("127.0.0.1:1")
 
 
-def test_what_the_connector_calls_is_called_in_one_other_thread() -> None:
+def test_hooks_are_called_in_one_other_thread() -> None:
     called: dict[str, int] = {}
 
     async def resolver(host: str, port: int) -> list[str]:
@@ -255,7 +255,7 @@ def test_what_the_connector_calls_is_called_in_one_other_thread() -> None:
     assert len({*called.values(), threading.get_ident()}) == 2
 
 
-def test_no_thread_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -267,7 +267,7 @@ def test_no_thread_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slots(connector).free == 1
 
 
-def test_no_event_loop_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_loop_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_loop(selector: selectors.BaseSelector) -> asyncio.AbstractEventLoop:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -282,7 +282,7 @@ def test_no_event_loop_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def interrupted(when: threading.Event) -> Iterator[None]:
-    """Have this thread interrupted, as by Ctrl-C, once the event has come."""
+    """Interrupt this thread, as Ctrl-C does, once the event is set."""
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("only the main thread is interrupted")
 
@@ -303,7 +303,7 @@ def interrupted(when: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="has no pthread_kill()")
+needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pthread_kill()")
 
 
 @needs_kill
@@ -340,7 +340,7 @@ def test_interrupted_while_it_waits_for_a_slot() -> None:
 
 
 class Made:
-    """Something that is made, and dropped."""
+    """A result that counts how often it was dropped."""
 
     def __init__(self) -> None:
         self.dropped = 0
@@ -353,8 +353,8 @@ async def make() -> Made:
     return Made()
 
 
-def test_what_was_made_by_then_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interrupt comes between the end of the work and the return."""
+def test_a_result_made_before_the_interrupt_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interrupt comes after the function has ended, and before the call returns."""
     made: list[Made] = []
 
     async def function() -> Made:
@@ -378,7 +378,7 @@ def test_what_was_made_by_then_is_dropped(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @needs_kill
-def test_what_is_made_after_that_is_dropped() -> None:
+def test_a_result_made_after_the_interrupt_is_dropped() -> None:
     made: list[Made] = []
     begun = threading.Event()
 
@@ -394,7 +394,7 @@ def test_what_is_made_after_that_is_dropped() -> None:
     assert [thing.dropped for thing in made] == [1]
 
 
-def test_what_was_given_up_before_it_began_does_not_begin() -> None:
+def test_a_call_that_is_cancelled_before_it_begins_does_nothing() -> None:
     async def function() -> None:
         raise AssertionError("it was given up")
 
@@ -406,7 +406,7 @@ def test_what_was_given_up_before_it_began_does_not_begin() -> None:
     assert call._error is None
 
 
-def test_what_it_returns_and_raises() -> None:
+def test_a_call_returns_or_raises_what_the_function_does() -> None:
     async def fail() -> Made:
         await checkpoint()
         raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""The slot of a socket that ``connect_socket()`` returned: when it is free again."""
+"""When the slot of a socket from ``connect_socket()`` is free again."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def detach_and_close(sock: stdlib.socket) -> None:
 
 
 @pytest.mark.parametrize("give_back", [close, close_twice, leave, detach, detach_and_close])
-async def test_the_slot_comes_back_once(give_back: Callable[[stdlib.socket], None]) -> None:
+async def test_the_slot_is_freed_once(give_back: Callable[[stdlib.socket], None]) -> None:
     async with holding() as (connector, sock, _):
         assert isinstance(sock, stdlib.socket)
         give_back(sock)
@@ -75,18 +75,18 @@ async def test_the_slot_comes_back_once(give_back: Callable[[stdlib.socket], Non
         assert not slots(connector).holders
 
 
-async def test_a_dropped_one_gives_it_back() -> None:
+async def test_a_dropped_socket_frees_the_slot() -> None:
     async with listening() as listener:
         connector = Connector(max_connections=1)
         sock = await connector.connect_socket(listener.address)
         with pytest.warns(ResourceWarning, match="unclosed <"):
             del sock
-        gc.collect()  # for Pythons that do not count references
+        gc.collect()  # for a Python that does not count references
         assert slots(connector).free == 1
 
 
-async def test_a_file_keeps_it_until_that_is_closed_too() -> None:
-    """As http.client has it: it closes the socket, and reads on from the file."""
+async def test_a_file_of_the_socket_holds_the_slot_until_it_is_closed() -> None:
+    """As in http.client, which closes the socket and goes on reading from the file."""
     async with holding() as (connector, sock, peer):
         sock.setblocking(True)
         file = sock.makefile("rb")
@@ -98,23 +98,23 @@ async def test_a_file_keeps_it_until_that_is_closed_too() -> None:
         assert slots(connector).free == 1
 
 
-async def test_the_next_gets_it() -> None:
+async def test_the_next_waiting_task_gets_the_slot() -> None:
     async with holding() as (connector, sock, peer), anyio.create_task_group() as group:
         address = sock.getpeername()
         following = connector.connect(address, task_group=group)
         await all_blocked()
         assert not following.opened.done()
-        # The peer's end does not free it: the descriptor is in use.
+        # The peer's end does not free the slot, because the descriptor is in use.
         peer.close()
         await all_blocked()
         assert not following.opened.done()
-        await anyio.to_thread.run_sync(sock.close)  # in any thread
+        await anyio.to_thread.run_sync(sock.close)  # any thread may close it
         with anyio.fail_after(10):
             await following.opened
         await following.close()
 
 
-async def test_it_waits_for_one() -> None:
+async def test_connect_socket_waits_for_a_slot() -> None:
     async with listening() as listener:
         connector = Connector(max_connections=1)
         async with connector.connect(listener.address):
@@ -124,8 +124,8 @@ async def test_it_waits_for_one() -> None:
         assert slots(connector).free == 1
 
 
-async def test_tls_by_the_standard_library_gives_it_back_early() -> None:
-    """``wrap_socket()`` calls ``detach()``, and makes a socket of its own of the descriptor."""
+async def test_tls_of_the_standard_library_frees_the_slot_early() -> None:
+    """``wrap_socket()`` calls ``detach()``, and makes a new socket from the descriptor."""
     async with holding() as (connector, sock, peer):
         with client_context().wrap_socket(
             sock, server_hostname=NAME, do_handshake_on_connect=False
@@ -134,7 +134,7 @@ async def test_tls_by_the_standard_library_gives_it_back_early() -> None:
             assert tls.getpeername() == peer.sock.getsockname()
 
 
-async def test_a_copy_has_none() -> None:
+async def test_a_copy_holds_no_slot() -> None:
     async with holding() as (connector, sock, peer):
         with sock.dup() as copy:
             sock.close()
@@ -143,7 +143,7 @@ async def test_a_copy_has_none() -> None:
             assert await peer.receive() == b"still open"
 
 
-async def test_no_memory_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_socket_for_which_there_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: object, *args: object, **kwargs: object) -> None:
         raise MemoryError
 
@@ -156,7 +156,7 @@ async def test_no_memory_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await (await listener.accept()).receive_all() == b""
 
 
-async def test_trio_takes_it_without_its_slot() -> None:
+async def test_trio_takes_the_socket_without_its_slot() -> None:
     async with holding() as (connector, sock, _):
         with pytest.raises(TypeError, match=r"expected object of type 'socket\.socket'"):
             trio.socket.from_stdlib_socket(sock)
@@ -166,7 +166,7 @@ async def test_trio_takes_it_without_its_slot() -> None:
             pass
 
 
-async def test_asyncio_gives_it_back_when_it_closes_its_tls() -> None:
+async def test_asyncio_frees_the_slot_when_it_closes_its_tls() -> None:
     if trio.lowlevel.in_trio_run():
         return
     async with holding() as (connector, sock, peer):
@@ -186,7 +186,7 @@ async def test_asyncio_gives_it_back_when_it_closes_its_tls() -> None:
         assert slots(connector).free == 1
 
 
-async def test_asyncio_gives_it_back_when_it_closes() -> None:
+async def test_asyncio_frees_the_slot_when_it_closes() -> None:
     if trio.lowlevel.in_trio_run():
         return
     async with holding() as (connector, sock, peer):
@@ -205,7 +205,7 @@ async def test_asyncio_gives_it_back_when_it_closes() -> None:
 # --- after a fork
 
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
 
 
 BEGINNING = """
@@ -233,7 +233,7 @@ def in_child(function):
 
 
 def run(program: str, tmp_path: Path) -> None:
-    """Run a program that forks, in a process of its own."""
+    """Run a program that forks, in another process."""
     file = tmp_path / "program.py"
     text = BEGINNING + textwrap.dedent(program) + "print('done')\n"
     file.write_text(text, encoding="utf-8")
@@ -276,7 +276,7 @@ def test_a_forked_child_counts_for_itself(tmp_path: Path) -> None:
 
 
 @needs_fork
-def test_a_forked_child_does_not_go_on_with_what_other_threads_dial(tmp_path: Path) -> None:
+def test_a_forked_child_does_not_continue_the_dials_of_other_threads(tmp_path: Path) -> None:
     program = """
     asked, answer = threading.Event(), threading.Event()
 

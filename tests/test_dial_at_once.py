@@ -1,4 +1,4 @@
-"""Connections that are made, or fail, or are lost before a task has waited for anything."""
+"""Connections that are made, fail or are lost before a task has waited for anything."""
 
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ from support.names import LOOPBACK, Names
 from support.peers import listening, needs_ipv6, refusing_address
 from support.sockets import wait_for
 
-only_linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems say other things")
+only_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems report other errors"
+)
 
 
 @pytest.mark.parametrize("connector", [Connector(), Connector(LOOPBACK)], ids=["short", "judged"])
-async def test_a_connection_that_is_there_is_not_waited_for(
+async def test_a_connection_that_is_made_at_once_is_not_waited_for(
     connector: Connector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def wait_writable(_: object) -> None:
@@ -52,11 +54,11 @@ async def test_a_connection_that_is_there_is_not_waited_for(
             assert await socket.receive() == b"1"
 
 
-async def test_a_cancellation_that_is_due_comes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancellation_that_is_due_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     async with listening() as listener:
         socket = connect(listener.address)
         with monkeypatch.context() as patch, anyio.CancelScope() as scope:
-            patch.setattr("anyio_connect._open.begin", None)  # which would fail
+            patch.setattr("anyio_connect._open.begin", None)  # a call would fail
             scope.cancel()
             await socket.opened
         assert scope.cancelled_caught
@@ -66,18 +68,18 @@ async def test_a_cancellation_that_is_due_comes_before_it(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", _dial.Route._fields)
-def test_only_what_is_for_names_leaves_a_route_plain(name: str) -> None:
-    """begin() does nothing but connect, so whatever else there is to do is not its business."""
+def test_only_fields_about_names_leave_a_route_plain(name: str) -> None:
+    """begin() only connects, so it must not be used if there is anything else to do."""
 
-    something: Any = {name: mock.ANY}  # which is equal to everything
+    something: Any = {name: mock.ANY}  # it is equal to everything
     route = _dial.Route()._replace(**something)
     assert route.is_plain is (name in {"happy_eyeballs_delay", "resolver"})
     assert _dial.Route().is_plain
 
 
-async def test_every_task_that_waits_for_it_is_woken() -> None:
+async def test_every_task_that_awaits_opened_is_woken() -> None:
     async with listening() as listener:
-        for _ in range(20):  # some give way to others first
+        for _ in range(20):  # some of these calls let other tasks run first
             async with connect(listener.address) as socket, anyio.create_task_group() as group:
                 for _ in range(3):
                     group.start_soon(wait_for, socket)
@@ -93,7 +95,7 @@ async def test_every_task_that_waits_for_it_is_woken() -> None:
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """To which addresses a socket was to be connected, in order."""
+    """The addresses for which connect() was called, in order."""
     addresses = []
 
     class Spied(stdlib.socket):
@@ -111,7 +113,7 @@ async def _error_of(socket: Socket) -> SocketError:
     return caught.value
 
 
-#: As :func:`connect`, but it judges each address first, and so begins nothing before that.
+#: Like :func:`connect`, but it judges each address first, so it does not begin an attempt at once.
 judging = Connector(AddressPolicy())
 
 
@@ -123,13 +125,15 @@ judging = Connector(AddressPolicy())
         pytest.param("[fe80::1%lo]:9", id="unreachable", marks=[needs_ipv6, only_linux]),
     ],
 )
-async def test_what_fails_at_once_is_tried_once(address: str | None, tried: list[Any]) -> None:
+async def test_an_address_that_fails_at_once_is_tried_once(
+    address: str | None, tried: list[Any]
+) -> None:
     address = address or "{}:{}".format(*refusing_address())
     error = await _error_of(connect(address))
     assert isinstance(error, ConnectError)
     assert len(tried) == len(error.attempts) == 1
     judged = await _error_of(judging.connect(address))
-    assert len(tried) == 2  # to make sure that those are counted
+    assert len(tried) == 2  # so these attempts are counted too
     assert is_copy(error, judged)
 
 
@@ -142,12 +146,12 @@ async def test_each_of_several_addresses_that_fail_at_once_is_tried_once(
 
 
 @needs_ipv6
-async def test_a_zone_that_is_no_interface_is_told_without_a_try(tried: list[Any]) -> None:
+async def test_a_zone_that_names_no_interface_is_not_tried(tried: list[Any]) -> None:
     assert isinstance(await _error_of(connect("[fe80::1%nosuch0]:9")), ResolveError)
     assert not tried
 
 
-async def test_a_socket_that_cannot_be_made_is_asked_for_once(
+async def test_a_socket_that_cannot_be_made_is_requested_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = []
@@ -164,7 +168,7 @@ async def test_a_socket_that_cannot_be_made_is_asked_for_once(
     assert "too many open files" in str(error)
 
 
-async def test_a_connection_that_breaks_as_it_is_made_is_not_made_again(
+async def test_a_connection_that_breaks_while_it_is_made_is_not_made_again(
     tried: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def getsockname(_: object) -> Any:
@@ -184,8 +188,8 @@ async def test_a_connection_that_breaks_as_it_is_made_is_not_made_again(
 
 
 @pytest.mark.usefixtures("from_afar")
-async def test_what_was_begun_is_gone_on_with() -> None:
-    """And not started again."""
+async def test_an_attempt_that_was_begun_is_completed() -> None:
+    """No second attempt is made."""
     async with listening() as listener:
         async with connect(listener.address) as socket:
             peer = await listener.accept()
@@ -197,7 +201,7 @@ async def test_what_was_begun_is_gone_on_with() -> None:
 
 
 @pytest.mark.usefixtures("from_afar")
-async def test_what_was_begun_is_closed_if_it_is_not_wanted_any_more(
+async def test_an_attempt_that_was_begun_is_closed_with_the_socket(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def wait_writable(_: object) -> None:
@@ -218,15 +222,15 @@ async def _fails(socket: Socket) -> None:
         await socket.opened
 
 
-# --- a connection that was made, and is lost already
+# --- a connection that was made, and was lost at once
 
 
 @pytest.mark.usefixtures("from_afar")
 @pytest.mark.parametrize("ended", [False, True])
-async def test_a_reset_that_came_first_leaves_what_the_peer_said(
+async def test_data_that_came_before_a_reset_is_received(
     ended: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a server sends that refuses a client at once, while our event loop is busy."""
+    """A server refuses a client with a message and a reset, while our event loop is busy."""
     wait_writable = anyio.wait_writable
 
     async with listening() as listener:
@@ -240,7 +244,7 @@ async def test_a_reset_that_came_first_leaves_what_the_peer_said(
             peer.rst()
             poll = select.poll()
             poll.register(sock, 0)
-            assert poll.poll(10_000)  # an error, or that both sides are gone
+            assert poll.poll(10_000)  # POLLERR or POLLHUP
 
         with monkeypatch.context() as patch:
             patch.setattr(anyio, "wait_writable", wait_too_long)
@@ -261,10 +265,10 @@ async def test_a_reset_that_came_first_leaves_what_the_peer_said(
         await socket.close()
 
 
-async def test_a_reset_between_two_looks_is_no_failed_dial(
+async def test_a_reset_before_getpeername_does_not_fail_the_dial(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The kernel has said that the connection was made, and then no longer knows with whom."""
+    """The kernel has reported the connection, and then no longer knows the peer's address."""
 
     class Lost(stdlib.socket):
         def getpeername(self) -> Any:

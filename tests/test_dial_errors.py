@@ -1,4 +1,4 @@
-"""What a failed dial raises: every failure is told, and each is a SocketError."""
+"""The errors of a failed dial: each is a SocketError, and lists every failure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.names import LOOPBACK, Names
 from support.peers import listening, refusing_address
 
 
-async def test_every_failure_is_told(names: Names) -> None:
+async def test_the_error_lists_every_failure(names: Names) -> None:
     first, second = refusing_address(), refusing_address()
     names["host.test"] = [first, second]
     socket = connect("host.test:443")
@@ -37,9 +37,9 @@ async def test_every_failure_is_told(names: Names) -> None:
     assert "HTTP client" in "".join(vars(error)["__notes__"])
 
 
-async def test_failures_of_two_kinds_have_no_common_name(names: Names) -> None:
+async def test_failures_of_two_kinds_raise_a_plain_connect_error(names: Names) -> None:
     connector = Connector(happy_eyeballs_delay=0)
-    # Connecting to a broadcast address is refused by the kernel: EACCES or ENETUNREACH.
+    # The kernel refuses to connect to a broadcast address, with EACCES or ENETUNREACH.
     names["host.test"] = [refusing_address(), ("255.255.255.255", 9)]
     with pytest.raises(ConnectError) as caught:
         await connector.connect("host.test:1").opened
@@ -47,7 +47,7 @@ async def test_failures_of_two_kinds_have_no_common_name(names: Names) -> None:
     assert {type(attempt) for attempt in caught.value.attempts} == {ConnectError, RefusedError}
 
 
-async def test_so_does_a_local_host_of_the_other_family(names: Names) -> None:
+async def test_an_error_about_local_host_lists_what_the_policy_dropped(names: Names) -> None:
     names["host.test"] = [("2001:db8::1", 80), ("127.0.0.1", 80)]
     connector = Connector(LOOPBACK, local_host="::1")
     with pytest.raises(ConnectError, match=r"not tried: \[2001:db8::1\]:80: .* forbids"):
@@ -67,7 +67,7 @@ KERNEL = [
 @pytest.mark.usefixtures("from_afar")
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(("code", "kind", "text"), KERNEL)
-async def test_what_the_kernel_says_is_told(
+async def test_the_error_says_what_the_kernel_said(
     code: int, kind: type[ConnectError], text: str, late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> int:
@@ -75,7 +75,7 @@ async def test_what_the_kernel_says_is_told(
             return code
         raise OSError(code, os.strerror(code))
 
-    if late:  # as most are told
+    if late:  # most errors are reported like this
         monkeypatch.setattr(stdlib.socket, "getsockopt", fail, raising=False)
     else:
         monkeypatch.setattr(stdlib.socket, "connect", fail, raising=False)
@@ -100,11 +100,11 @@ async def test_too_many_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.errno == errno.EMFILE
 
 
-# --- only SocketErrors come out
+# --- only SocketErrors are raised
 
 
 class OddError(Exception):
-    """An unknown exception, whose text cannot be had."""
+    """An unknown exception whose str() fails."""
 
     def __str__(self) -> str:
         raise ValueError
@@ -125,7 +125,7 @@ FOREIGN = [
 @pytest.mark.parametrize(
     "where", ["resolver", "refusal", "port_refusal", "loops_refused", "connect", "getpeername"]
 )
-async def test_whatever_is_raised_is_a_socket_error(
+async def test_any_exception_becomes_a_socket_error(
     where: str, error: Exception, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> Any:
@@ -152,7 +152,9 @@ async def test_whatever_is_raised_is_a_socket_error(
     assert cause.args == error.args
 
 
-async def test_what_is_no_exception_passes(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_base_exception_is_not_converted(
+    names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Stop(BaseException):
         pass
 
@@ -164,5 +166,5 @@ async def test_what_is_no_exception_passes(names: Names, monkeypatch: pytest.Mon
     connector = Connector(Stopping(), max_connections=1)
     with pytest.raises(Stop):
         await connector.connect("host.test:1").opened
-    with pytest.raises(Stop):  # its slot came back
+    with pytest.raises(Stop):  # the slot is free again
         await connector.connect("host.test:1", connect_timeout=5).opened

@@ -24,10 +24,10 @@ from support.peers import listening, refusing_address
 
 
 @pytest.mark.usefixtures("from_afar")
-async def test_without_waiting_for_sockets_anyio_connects(
+async def test_anyio_connects_if_the_event_loop_cannot_wait_for_sockets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An event loop that cannot wait for sockets: AnyIO's own stream serves."""
+    """The connection is a stream of AnyIO then."""
 
     async def wait_writable(_: object) -> None:
         raise NotImplementedError
@@ -39,7 +39,7 @@ async def test_without_waiting_for_sockets_anyio_connects(
             info = await socket.opened
         assert info.remote_address == "{}:{}".format(*listener.address)
         assert isinstance(socket._connection.transport, ForeignTransport)
-        peer = await listener.accept()  # the one that could not be waited for, or the next
+        peer = await listener.accept()  # our first attempt, or AnyIO's
         if "{}:{}".format(*peer.sock.getpeername()) != info.local_address:
             peer = await listener.accept()
         await socket.send(b"ping")
@@ -57,7 +57,7 @@ async def test_without_waiting_for_sockets_anyio_connects(
 
 
 class GroupError(Exception):
-    """As ExceptionGroup, which Python 3.10 lacks."""
+    """Like ExceptionGroup, which Python 3.10 does not have."""
 
     def __init__(self, *exceptions: Exception) -> None:
         super().__init__("multiple connection attempts failed")
@@ -65,7 +65,7 @@ class GroupError(Exception):
 
 
 @pytest.mark.usefixtures("from_afar")
-async def test_what_anyio_fails_with_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_error_says_why_anyio_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def wait_writable(_: object) -> None:
         raise NotImplementedError
 
@@ -98,7 +98,7 @@ async def test_what_anyio_fails_with_is_told_as_well(monkeypatch: pytest.MonkeyP
 async def test_a_stream_that_no_longer_knows_its_peer_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """AnyIO's asks the kernel, which has no answer once the connection was reset."""
+    """AnyIO's stream asks the kernel, which has no answer after a reset."""
 
     async def wait_writable(_: object) -> None:
         raise NotImplementedError
@@ -132,10 +132,10 @@ async def test_a_stream_that_no_longer_knows_its_peer_is_dropped(
 
 
 @pytest.mark.parametrize("max_connections", [None, 1])
-async def test_an_import_that_has_only_begun_is_not_looked_into(
+async def test_a_library_whose_import_has_only_begun_is_not_used(
     max_connections: int | None, anyio_backend_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By another thread; or it is a file of the user's, or a stub, with the name of a library."""
+    """Another thread imports it, or the module is a file of the user or a stub with that name."""
     other = "asyncio" if anyio_backend_name == "trio" else "trio"
     connector = Connector(max_connections=max_connections)
     async with listening() as listener:

@@ -1,4 +1,4 @@
-"""From a name, or an address with a zone, to the addresses that are dialled."""
+"""How names, and addresses with a zone, become the addresses that are dialled."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from support.peers import listening, needs_ipv6
         [],
     ],
 )
-async def test_unresolvable(names: Names, answer: object) -> None:
+async def test_a_name_that_cannot_be_resolved(names: Names, answer: object) -> None:
     names["host.test"] = answer
     with pytest.raises(ResolveError, match=r"cannot resolve 'host\.test'") as caught:
         await connect("host.test:1").opened
@@ -43,8 +43,8 @@ async def test_unresolvable(names: Names, answer: object) -> None:
         assert caught.value.__cause__ is None
 
 
-async def test_a_system_without_room_for_a_literal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """getaddrinfo() may fail with any error of the system's."""
+async def test_a_system_without_memory_for_a_literal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """getaddrinfo() may fail with any error of the system."""
 
     def no_more(*_: object, **__: object) -> Any:
         raise OSError(errno.ENOMEM, "no memory")
@@ -55,7 +55,7 @@ async def test_a_system_without_room_for_a_literal(monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_name_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Besides the question whether it is an IP address."""
+    """The first call only asks whether the host is an IP address."""
     flags: list[int] = []
     real = stdlib.getaddrinfo
 
@@ -88,7 +88,7 @@ async def test_a_zone_reaches_the_kernel() -> None:
             assert info.remote_address == f"[::1]:{port}"
 
 
-async def test_a_zone_that_is_no_interface() -> None:
+async def test_a_zone_that_names_no_interface() -> None:
     with pytest.raises(ResolveError, match="no network interface 'nosuch0'"):
         await connect("[fe80::1%nosuch0]:9").opened
 
@@ -111,13 +111,13 @@ async def test_a_link_local_address_needs_a_zone() -> None:
 
 @contextmanager
 def silent_dns(monkeypatch: pytest.MonkeyPatch, *, threads: int) -> Iterator[list[str]]:
-    """A system's resolver that never answers, but for one name; yields what it was asked."""
+    """Let lookups of names that begin with "silent" hang; yield the names that were looked up."""
     asked: list[str] = []
     go_on, ended = threading.Event(), threading.Semaphore(0)
     real = stdlib.getaddrinfo
 
     def getaddrinfo(host: bytes, *args: Any, **options: Any) -> Any:
-        if options.get("flags"):  # is it a number?
+        if options.get("flags"):  # this call only asks whether the host is an IP address
             return real(host, *args, **options)
         asked.append(host.decode())
         if not host.startswith(b"silent"):
@@ -138,7 +138,7 @@ def silent_dns(monkeypatch: pytest.MonkeyPatch, *, threads: int) -> Iterator[lis
             assert not name.startswith("silent") or ended.acquire(timeout=60)
 
 
-async def test_a_lookup_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lookup_that_hangs_does_not_delay_others(monkeypatch: pytest.MonkeyPatch) -> None:
     with silent_dns(monkeypatch, threads=3):
         async with listening() as listener:
             for _ in range(2):
@@ -148,7 +148,7 @@ async def test_a_lookup_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyP
                 assert (await socket.opened).remote_address == "{}:{}".format(*listener.address)
 
 
-async def test_when_all_lookups_hang_another_fails_at_once(
+async def test_a_lookup_fails_at_once_while_all_threads_hang(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_threads, "_HANGS_ABANDONED", 0)
@@ -164,5 +164,5 @@ async def test_when_all_lookups_hang_another_fails_at_once(
     assert asked == ["silent.test"] * 2
 
 
-def test_there_may_be_64_lookups_at_a_time() -> None:
+def test_up_to_64_lookups_run_at_a_time() -> None:
     assert _dial._lookups.limit == 64

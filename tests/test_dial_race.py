@@ -1,4 +1,4 @@
-"""The addresses of a name are judged and raced, and one connection is left."""
+"""The addresses of a name are judged and raced, and one connection is kept."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ async def test_a_silent_address_does_not_hold_up_the_next(names: Names) -> None:
         assert info.remote_address == "{}:{}".format(*listener.address)
 
 
-async def test_the_same_address_twice_is_tried_once(names: Names) -> None:
+async def test_an_address_that_is_listed_twice_is_tried_once(names: Names) -> None:
     names["host.test"] = [refusing_address()] * 2
     with pytest.raises(RefusedError) as caught:
         await connect("host.test:1").opened
     assert len(caught.value.attempts) == 1
 
 
-async def test_several_winners_leave_one(names: Names) -> None:
+async def test_one_of_several_winners_is_kept(names: Names) -> None:
     connector = Connector(happy_eyeballs_delay=0)
     async with listening() as first, listening() as second, listening() as third:
         names["host.test"] = [first.address, second.address, third.address]
@@ -88,7 +88,7 @@ async def test_several_winners_leave_one(names: Names) -> None:
 
 
 async def test_the_second_winner_is_reset(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both attempts get through before either of them can cancel the other."""
+    """Both attempts succeed before either of them can cancel the other."""
     real, made, both = _dial._connect, list[_dial.Endpoint](), anyio.Event()
 
     async def connect_both(endpoint: _dial.Endpoint, *how: Any) -> Any:
@@ -123,7 +123,7 @@ def test_the_delay_is_that_of_the_rfc() -> None:
 
 
 @pytest.mark.parametrize("delay", [float("inf"), 1.7e308, 10**308, 0, 0.0])
-async def test_any_delay_that_is_taken_works(delay: float, names: Names) -> None:
+async def test_every_valid_delay_works(delay: float, names: Names) -> None:
     connector = Connector(happy_eyeballs_delay=delay)
     async with listening() as listener:
         names["host.test"] = [refusing_address(), refusing_address(), listener.address]
@@ -137,7 +137,7 @@ async def test_any_delay_that_is_taken_works(delay: float, names: Names) -> None
 MANY = [(f"127.{n >> 16}.{n >> 8 & 255}.{n & 255}", 1) for n in range(1, 4001)]
 
 
-async def test_of_very_many_addresses_a_few_are_dialled(
+async def test_at_most_64_addresses_of_a_name_are_dialled(
     names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = 0
@@ -160,7 +160,7 @@ async def test_of_very_many_addresses_a_few_are_dialled(
     assert len(message) < 1000
 
 
-async def test_both_families_of_very_many_have_a_chance(names: Names) -> None:
+async def test_both_families_are_among_the_64_addresses(names: Names) -> None:
     async with listening() as listener:
         names["host.test"] = [*((f"2001:db8::{n:x}", 1) for n in range(1000)), listener.address]
         connector = Connector(LOOPBACK)
@@ -168,7 +168,7 @@ async def test_both_families_of_very_many_have_a_chance(names: Names) -> None:
             assert (await socket.opened).remote_address == "{}:{}".format(*listener.address)
 
 
-async def test_others_run_while_addresses_are_judged(names: Names) -> None:
+async def test_other_tasks_run_while_addresses_are_judged(names: Names) -> None:
     judged = 0
     seen: list[int] = []
 
@@ -196,7 +196,7 @@ async def test_others_run_while_addresses_are_judged(names: Names) -> None:
     assert len(str(caught.value)) < 6000
 
 
-async def test_others_run_while_a_chain_of_policies_judges(names: Names) -> None:
+async def test_other_tasks_run_while_a_chain_of_policies_judges(names: Names) -> None:
     judged = 0
     seen: list[int] = []
 
@@ -224,7 +224,7 @@ async def test_others_run_while_a_chain_of_policies_judges(names: Names) -> None
             await Connector(denied).connect("host.test:1").opened
         group.cancel_scope.cancel()
     seen.append(judged)
-    assert judged == 6000  # by name, then twice by number before it is dialled, and when connected
+    assert judged == 6000  # by name 2 times, by address 3 times, denied once
     assert max(later - earlier for earlier, later in pairwise(seen)) <= 3 * _dial._AT_A_TIME
 
 
@@ -244,7 +244,7 @@ async def test_a_time_limit_ends_the_judging(names: Names) -> None:
 
 
 async def test_a_race_cancelled_at_any_moment_leaves_nothing(names: Names) -> None:
-    """The k-th task switch cancels, for every k until the dial gets through."""
+    """Cancel at the k-th task switch, for every k until the dial succeeds."""
     connector = Connector(happy_eyeballs_delay=0)
     async with listening() as first, listening() as second:
         names["host.test"] = [refusing_address(), first.address, second.address]
@@ -266,7 +266,7 @@ async def test_a_race_cancelled_at_any_moment_leaves_nothing(names: Names) -> No
                 if not scope.cancel_called:
                     break
         else:
-            pytest.fail("the dial never got through")
+            pytest.fail("the dial never succeeded")
 
 
 @pytest.mark.usefixtures("from_afar")
@@ -281,9 +281,9 @@ async def test_a_dial_that_is_cancelled_as_it_connects_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
     anyio_backend_name: str,
 ) -> None:
-    """At the n-th wait for a socket: before it, or when the socket is connected."""
+    """Cancel before the n-th wait for a socket, or when it ends."""
     if native and anyio_backend_name == "trio":
-        return  # it has none
+        return  # trio has no task.cancel()
     connector = Connector(LOOPBACK, happy_eyeballs_delay=0, max_connections=1)
     real, waits, number = anyio.wait_writable, 0, 0
     scope = anyio.CancelScope()
@@ -322,12 +322,12 @@ async def test_a_dial_that_is_cancelled_as_it_connects_leaves_nothing(
             socket = connector.connect("host.test:1")
             async with anyio.create_task_group() as group:
                 group.start_soon(dial, socket)
-            assert waits >= min(number, 2)  # with one that gets through, there may be no third
-            if socket.opened.done():  # that race was over
+            assert waits >= min(number, 2)  # if an attempt succeeds, there may be no third wait
+            if socket.opened.done():  # the race was over before
                 assert socket.opened.exception() is None
             else:
                 waits = -100
                 with anyio.fail_after(10):
-                    await socket.opened  # the next task that needs it starts again, with the slot
+                    await socket.opened  # a new attempt gets the slot
             await socket.close()
             assert socket.closed.exception() is None

@@ -1,4 +1,4 @@
-"""How a socket is opened: the steps, what they leave behind, and their time limits."""
+"""How a socket is opened: the steps, what a failure leaves behind, and the time limits."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from support.names import LOOPBACK, Names
 from support.peers import full, listening, refusing_address
 
 
-async def test_a_step_behind_the_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the connection is there at once."""
+async def test_a_step_after_the_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is taken even if the connection is made at once."""
 
     async def greet(transport: Transport | None) -> Transport:
         assert transport is not None
@@ -48,7 +48,7 @@ async def test_a_step_behind_the_way_is_taken(monkeypatch: pytest.MonkeyPatch) -
 async def test_a_step_that_fails_leaves_no_connection(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The author of a step need not think of the transport."""
+    """A step need not close the transport itself."""
     began = anyio.Event()
 
     async def fail(_: object) -> Transport:
@@ -84,32 +84,32 @@ async def settled(socket: Socket) -> None:
 
 
 @pytest.mark.parametrize("step", ["dial", "start_tls"])
-async def test_whatever_a_step_raises_is_a_socket_error_and_drops_the_connection(
+async def test_any_exception_of_a_step_becomes_a_socket_error_and_drops_the_connection(
     step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a foreign SSLContext may, or what comes to be a step one day."""
+    """A foreign SSLContext may raise anything, and so may a step that is added later."""
 
     async def fail(*_: object, **__: object) -> Any:
         await anyio.lowlevel.checkpoint()
-        raise ZeroDivisionError("by nobody knows whom")
+        raise ZeroDivisionError("unexpected")
 
     connector = Connector(max_connections=1)
     async with listening() as listener:
         with monkeypatch.context() as patch:
             patch.setattr(_open, step, fail)
             socket = connector.connect(listener.address, secure_transport="on")
-            with pytest.raises(ConnectError, match="ZeroDivisionError: by nobody") as caught:
+            with pytest.raises(ConnectError, match="ZeroDivisionError: unexpected") as caught:
                 await socket.opened
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
         assert isinstance(socket.closed.exception(), ConnectError)
         if step == "start_tls":
             with pytest.raises(ConnectionResetError):
                 await (await listener.accept()).receive()
-        async with connector.connect(listener.address):  # its slot came back
+        async with connector.connect(listener.address):  # the slot is free again
             pass
 
 
-# --- time limits, and what each says
+# --- time limits
 
 
 PHASES = [
@@ -121,7 +121,7 @@ PHASES = [
 
 
 async def too_late(connector: Connector, text: str, **options: Any) -> ConnectTimeoutError:
-    """Connect in a time that is too short; not so short, though, that ``text`` is not reached."""
+    """Connect with too short a time limit, but one that is long enough for ``text``."""
     for seconds in (0.05, 0.5, 5):
         socket = connector.connect("host.test:1", connect_timeout=seconds, **options)
         with pytest.raises(ConnectTimeoutError) as caught:
@@ -135,7 +135,7 @@ async def too_late(connector: Connector, text: str, **options: Any) -> ConnectTi
 
 
 @pytest.mark.parametrize("phase", PHASES)
-async def test_each_phase_has_a_time_limit_of_its_own_words(
+async def test_a_timeout_says_in_which_phase_it_happened(
     phase: str, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connector = Connector(max_connections=1)
@@ -153,7 +153,7 @@ async def test_each_phase_has_a_time_limit_of_its_own_words(
     assert error.errno == errno.ETIMEDOUT
 
 
-async def test_a_timeout_counts_the_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_time_limit_includes_the_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
     async def getaddrinfo(*_: object, **__: object) -> list[Any]:
         await anyio.sleep_forever()
         raise AssertionError
@@ -163,7 +163,7 @@ async def test_a_timeout_counts_the_resolver(monkeypatch: pytest.MonkeyPatch) ->
         await connect("host.test:1", connect_timeout=0.02).opened
 
 
-async def test_a_timeout_tells_what_failed_before(names: Names) -> None:
+async def test_a_timeout_lists_earlier_failures(names: Names) -> None:
     async with full() as silent:
         names["host.test"] = [refusing_address(), silent.address]
         error = await too_late(Connector(), "refused")
@@ -171,7 +171,7 @@ async def test_a_timeout_tells_what_failed_before(names: Names) -> None:
         assert isinstance(error.__cause__, ConnectionRefusedError)
 
 
-async def test_a_timeout_tells_what_the_policy_dropped(names: Names) -> None:
+async def test_a_timeout_lists_what_the_policy_dropped(names: Names) -> None:
     async with full() as silent:
         names["host.test"] = [("10.0.0.1", 80), silent.address]
         connector = Connector(LOOPBACK)
@@ -179,7 +179,7 @@ async def test_a_timeout_tells_what_the_policy_dropped(names: Names) -> None:
         assert "forbids" in str(error)
 
 
-async def test_a_timeout_names_those_that_never_answered(names: Names) -> None:
+async def test_a_timeout_names_the_addresses_that_never_answered(names: Names) -> None:
     async with full() as one, full() as two:
         names["host.test"] = [one.address, refusing_address(), two.address]
         silent = ", ".join("{}:{}".format(*listener.address) for listener in (one, two))
@@ -196,7 +196,7 @@ async def test_a_timeout_of_one_address_names_it_once() -> None:
     assert str(caught.value) == f"cannot connect to {address}: no connection within 0.02 seconds"
 
 
-async def test_a_timeout_counts_what_had_no_turn(names: Names) -> None:
+async def test_a_timeout_counts_the_addresses_that_were_not_tried(names: Names) -> None:
     async with full() as silent:
         names["host.test"] = [silent.address, ("127.0.0.2", 1), ("127.0.0.3", 1)]
         connector = Connector(happy_eyeballs_delay=3600)

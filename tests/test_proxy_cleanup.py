@@ -84,7 +84,7 @@ async def test_nothing_is_left_to_the_garbage_collector(scheme: str, script: Scr
                 async with connector.connect("192.0.2.1:80"):
                     pass
 
-        await use_it()  # what is made once for all is made
+        await use_it()  # now what is made only once exists
         with nothing_to_collect():
             await use_it()
 
@@ -92,7 +92,7 @@ async def test_nothing_is_left_to_the_garbage_collector(scheme: str, script: Scr
 @pytest.mark.parametrize("how", ["off", "on"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_socket_that_is_dropped_is_closed(scheme: str, how: Any) -> None:
-    """The proxy sees an end, and the slot is free again, without the garbage collector."""
+    """The proxy gets an end, and the slot is free, without the garbage collector."""
 
     async def script(proxy: Proxy, line: Line) -> None:
         await hear_http(proxy, line)
@@ -117,7 +117,7 @@ async def test_a_socket_that_is_dropped_is_closed(scheme: str, how: Any) -> None
         assert slots(connector).free == 1
 
 
-async def test_a_slot_is_for_the_whole_way() -> None:
+async def test_a_slot_is_held_for_the_whole_way() -> None:
     async with proxying(in_turn(BAD_GATEWAY, ESTABLISHED, ESTABLISHED)) as proxy:
         connector = Connector(proxy=proxy.url("http"), max_connections=1)
         with pytest.raises(ProxyError):
@@ -166,7 +166,7 @@ async def tls_in_tls(proxy: Proxy, line: Line) -> None:
     ],
     ids=["http", "https", "tls-in-tls", "socks5"],
 )
-async def test_cancelled_at_every_checkpoint(
+async def test_a_cancellation_at_any_checkpoint_leaves_nothing(
     scheme: str,
     script: Script,
     options: dict[str, Any],
@@ -191,7 +191,7 @@ async def test_cancelled_at_every_checkpoint(
                 await checkpoint()
             made = socket.opened.done()
             assert slots(connector).free == (not made)
-            if number % 3:  # cancelled, and made by another task
+            if number % 3:  # made now, unless the cancelled call has made it
                 async with socket:
                     await socket.send(b"x")
                     assert await socket.receive_exactly(1) == b"x"

@@ -1,4 +1,4 @@
-"""Proxies that refuse, break, or do not answer: what the error says."""
+"""Proxies that refuse, fail or do not answer: what the error says."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from support.proxies import (
 )
 @pytest.mark.parametrize("credentials", ["", CREDENTIALS])
 async def test_a_status_that_refuses(status: int, why: str, credentials: str) -> None:
-    body = b"Content-Length: 100000\r\n\r\n" + b"x" * 100  # which nobody waits for
+    body = b"Content-Length: 100000\r\n\r\n" + b"x" * 100  # the body is not waited for
     error = await failing(
         http(b"HTTP/1.1 %d Said \x1b[31m%b\r\n%b" % (status, SECRET[:4].encode(), body)),
         f"http://{credentials}127.0.0.1",
@@ -64,7 +64,7 @@ async def test_a_status_that_refuses(status: int, why: str, credentials: str) ->
     assert str(error).startswith(
         "cannot connect to db.example:5432 through the proxy http://127.0.0.1:"
     )
-    # With a password, nothing is shown that the proxy may have from us.
+    # If there is a password, the error shows no text of the proxy, which may repeat it.
     assert f": it answered {status} " in f"{error} "
     assert ("Said \\x1b[31m" in str(error)) == (not credentials)
     assert str(error).isprintable()
@@ -137,7 +137,7 @@ async def test_a_reply_that_refuses(code: int, why: str, rest: bytes) -> None:
     [
         ("", b"\5\xff", "it wants a user and a password: write them into the URL, socks5h://"),
         (CREDENTIALS, b"\5\xff", "another kind of authentication than a user and a password"),
-        ("", b"\5\2", "something that is not SOCKS5"),  # was not offered
+        ("", b"\5\2", "something that is not SOCKS5"),  # this method was not offered
         ("", b"\5\1", "something that is not SOCKS5"),
         (CREDENTIALS, b"\5\x80", "something that is not SOCKS5"),
         ("", b"\4\0", "something that is not SOCKS5"),
@@ -147,7 +147,9 @@ async def test_a_reply_that_refuses(code: int, why: str, rest: bytes) -> None:
         ("", b"", "it hung up in place of an answer"),
     ],
 )
-async def test_a_method_that_will_not_do(credentials: str, answer: bytes, why: str) -> None:
+async def test_an_authentication_method_that_is_not_possible(
+    credentials: str, answer: bytes, why: str
+) -> None:
     error = await failing(says(answer), f"socks5h://{credentials}127.0.0.1")
     assert isinstance(error, ProxyError)
     assert error.status is None
@@ -181,7 +183,7 @@ async def test_a_user_that_is_refused(answer: bytes, why: str) -> None:
     "answer",
     [b"\4\0", b"\4\0\0\1" + bytes(6), b"\5\0\0\2", b"\5\0\0\0", b"\5\0\0\3", b"\5\0\0\1abc"],
 )
-async def test_a_reply_that_is_none(answer: bytes) -> None:
+async def test_a_reply_that_is_not_socks5(answer: bytes) -> None:
     async def script(proxy: Proxy, line: Line) -> None:
         await hear_socks(proxy, line)
         await line.send(answer)
@@ -209,7 +211,7 @@ async def test_a_reply_that_is_none(answer: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_an_answer_that_is_none(scheme: str, answer: bytes, why: str) -> None:
+async def test_an_answer_that_is_not_http(scheme: str, answer: bytes, why: str) -> None:
     async def script(proxy: Proxy, line: Line) -> None:
         await hear_http(proxy, line)
         await line.send(answer)
@@ -262,7 +264,7 @@ async def test_the_name_of_a_proxy_that_does_not_exist(names: Names) -> None:
 # --- several addresses
 
 
-async def test_all_that_were_refused_are_told(names: Names) -> None:
+async def test_the_error_lists_all_refused_addresses(names: Names) -> None:
     names["db.example"] = ["192.0.2.1", "10.0.0.1", "192.0.2.2"]
     async with proxying(in_turn(BAD_GATEWAY, FORBIDDEN)) as proxy:
         with pytest.raises(ProxyError) as caught:
@@ -282,7 +284,9 @@ async def test_all_that_were_refused_are_told(names: Names) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 405, 407, 501])
-async def test_no_other_address_is_asked_for_if_that_is_no_use(status: int, names: Names) -> None:
+async def test_no_further_address_is_requested_if_that_cannot_help(
+    status: int, names: Names
+) -> None:
     names["db.example"] = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
     answers = BAD_GATEWAY, b"HTTP/1.1 %d No\r\n\r\n" % status
     async with proxying(in_turn(*answers)) as proxy:
@@ -298,7 +302,7 @@ async def test_no_other_address_is_asked_for_if_that_is_no_use(status: int, name
 
 
 async def too_late(connector: Connector, why: str) -> ConnectTimeoutError:
-    """The error that says so, with as much time as it takes to come so far."""
+    """Raise the time limit until the error of the timeout matches ``why``; return the error."""
     seconds = 0.05
     while True:
         with pytest.raises(ConnectTimeoutError) as caught:
@@ -324,7 +328,7 @@ async def test_a_proxy_that_is_silent(scheme: str, why: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "socks5h"])
-async def test_a_proxy_that_never_comes_to_an_end(scheme: str) -> None:
+async def test_a_proxy_that_never_ends_its_answer(scheme: str) -> None:
     async def script(proxy: Proxy, line: Line) -> None:
         await line.receive()
         await line.send(b"HTTP/1.1 200 OK\r\nA: " if scheme == "http" else b"\5")
@@ -337,7 +341,7 @@ async def test_a_proxy_that_never_comes_to_an_end(scheme: str) -> None:
         await heard.wait()
 
 
-async def test_a_timeout_tells_what_was_refused_before(names: Names) -> None:
+async def test_a_timeout_lists_earlier_refusals(names: Names) -> None:
     names["db.example"] = ["192.0.2.1", "192.0.2.2"]
 
     async def script(proxy: Proxy, line: Line) -> None:

@@ -1,4 +1,4 @@
-"""Proxies and TLS: to the target through a proxy, to the proxy itself, and both at once."""
+"""Proxies and TLS: with the target, with the proxy, and with both."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_tls_verifies_the_target(script: Script, scheme: str) -> None:
             await connector.connect("other.example:443", secure_transport="on").opened
 
 
-async def test_start_tls_works_through_it() -> None:
+async def test_start_tls_works_through_a_proxy() -> None:
     async with proxying(http_to_tls(b"STARTTLS")) as proxy:
         connector = Connector(proxy=proxy.url("http"), ssl_context=client_context())
         async with connector.connect(f"{NAME}:587", secure_transport="starttls") as plain:
@@ -89,7 +89,7 @@ async def test_start_tls_works_through_it() -> None:
         )
 
 
-async def test_start_tls_does_not_take_for_tls_what_came_with_the_answer() -> None:
+async def test_start_tls_does_not_treat_data_after_the_answer_as_tls() -> None:
     async with proxying(http(ESTABLISHED + b"220 ready\r\n")) as proxy:
         connector = Connector(proxy=proxy.url("http"), ssl_context=client_context())
         async with connector.connect(f"{NAME}:587", secure_transport="starttls") as plain:
@@ -170,7 +170,7 @@ async def test_tls_in_tls(how: Any) -> None:
 
 async def test_the_certificate_of_a_proxy_is_verified() -> None:
     async with proxying(http(), over_tls=True) as proxy:
-        connector = Connector(proxy=proxy.url("https"))  # which does not trust the tests' CA
+        connector = Connector(proxy=proxy.url("https"))  # it does not trust the CA of the tests
         with pytest.raises(CertificateError) as caught:
             await connector.connect("db.example:5432").opened
         assert f"no TLS with the proxy https://127.0.0.1:{proxy.port}: " in str(caught.value)

@@ -132,10 +132,10 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize(("kind", "scheme", "answer"), ANSWERS)
-async def test_what_comes_behind_the_answer_is_the_target_s(
+async def test_data_after_the_answer_belongs_to_the_target(
     kind: Callable[[bytes], Script], scheme: str, answer: bytes
 ) -> None:
-    """In one segment: a server that speaks first, as SMTP's does."""
+    """A server that speaks first, such as one for SMTP: both may arrive in one segment."""
     greeting = b"220 mail.example\r\n"
     async with proxying(kind(answer + greeting)) as proxy:
         socket = Connector(proxy=proxy.url(scheme)).connect("mail.example:587")
@@ -147,7 +147,7 @@ async def test_what_comes_behind_the_answer_is_the_target_s(
 
 
 @pytest.mark.parametrize(("kind", "scheme", "answer"), ANSWERS)
-async def test_before_tls_nothing_can_come_from_the_target(
+async def test_data_of_the_target_before_tls_is_an_error(
     kind: Callable[[bytes], Script], scheme: str, answer: bytes
 ) -> None:
     error = await failing(
@@ -158,7 +158,7 @@ async def test_before_tls_nothing_can_come_from_the_target(
 
 
 async def test_the_tunnel_is_the_tcp_socket_itself() -> None:
-    """So it is as fast, and ends as exactly."""
+    """So a reset gets through, for example."""
 
     async def script(proxy: Proxy, line: Line) -> None:
         await hear_http(proxy, line)
@@ -201,7 +201,7 @@ async def test_the_address_of_the_proxy_is_not_judged(names: Names) -> None:
         (WORKERS, "inside.example:80"),
     ],
 )
-async def test_what_is_forbidden_is_not_asked_for(
+async def test_a_forbidden_target_is_not_requested(
     policy: AddressPolicy, address: str, names: Names
 ) -> None:
     names["inside.example"] = ["10.0.0.1", "fd00::1"]
@@ -213,7 +213,7 @@ async def test_what_is_forbidden_is_not_asked_for(
 
 @pytest.mark.parametrize("policy", [UNRESTRICTED, PORTS])
 @pytest.mark.parametrize(("kind", "scheme"), [(http, "http"), (socks, "socks5h")])
-async def test_without_judging_the_name_goes_to_the_proxy(
+async def test_the_proxy_gets_the_name_if_no_address_is_judged(
     policy: AddressPolicy, kind: Callable[[], Script], scheme: str, names: Names
 ) -> None:
     async with proxying(kind()) as proxy:
@@ -221,7 +221,7 @@ async def test_without_judging_the_name_goes_to_the_proxy(
         assert proxy.asked == ["db.example:5432"]
 
 
-async def test_each_allowed_address_is_asked_for_in_turn(names: Names) -> None:
+async def test_each_allowed_address_is_requested_in_turn(names: Names) -> None:
     names["db.example"] = ["192.0.2.1", "192.0.2.2", "10.0.0.1", "2001:db8::1", "192.0.2.3"]
     async with proxying(in_turn(BAD_GATEWAY, FORBIDDEN, ESTABLISHED)) as proxy:
         info = await use(Connector(JUDGE, proxy=proxy.url("http")).connect("db.example:80"))
@@ -230,7 +230,7 @@ async def test_each_allowed_address_is_asked_for_in_turn(names: Names) -> None:
     assert info.remote_address == "192.0.2.2:80"
 
 
-async def test_so_it_is_with_socks5(names: Names) -> None:
+async def test_each_allowed_address_is_requested_in_turn_with_socks5(names: Names) -> None:
     names["db.example"] = ["192.0.2.1", "192.0.2.2"]
 
     async def script(proxy: Proxy, line: Line) -> None:
@@ -244,7 +244,7 @@ async def test_so_it_is_with_socks5(names: Names) -> None:
     assert info.remote_address == "192.0.2.2:80"
 
 
-async def test_what_else_a_connector_has_is_for_the_way_to_the_proxy() -> None:
+async def test_the_other_options_apply_to_the_connection_to_the_proxy() -> None:
     looked_up: list[tuple[str, int]] = []
     prepared: list[stdlib.socket] = []
 
@@ -252,7 +252,7 @@ async def test_what_else_a_connector_has_is_for_the_way_to_the_proxy() -> None:
         looked_up.append((host, port))
         if host == "proxy.example":
             return ["127.0.0.1"]
-        # A zone is of this machine, and says nothing to the proxy.
+        # A zone means something on this machine only, so the proxy does not get it.
         return [f"fe80::1%{stdlib.if_indextoname(1)}"]
 
     async with proxying(socks()) as proxy:
@@ -288,10 +288,10 @@ async def test_the_addresses_of_a_proxy_are_raced(names: Names) -> None:
     assert info.proxy_address == f"127.0.0.1:{proxy.port}"
 
 
-async def test_local_host_is_where_the_proxy_is_connected_to_from(
+async def test_local_host_applies_to_the_connection_to_the_proxy(
     names: Names,
 ) -> None:
-    names["db.example"] = ["2001:db8::1"]  # which it has nothing to do with
+    names["db.example"] = ["2001:db8::1"]  # the family of the target does not matter
     async with proxying(socks()) as proxy:
         connector = Connector(JUDGE, proxy=proxy.url("socks5"), local_host="127.0.0.2")
         info = await use(connector.connect("db.example:5432"))

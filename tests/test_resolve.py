@@ -49,12 +49,12 @@ async def test_a_zone_is_kept() -> None:
     assert await Connector().resolve("fe80::1%1", 1) == ["fe80::1%lo"]
 
 
-async def test_no_more_than_sixty_four(names: Names) -> None:
+async def test_at_most_64_addresses(names: Names) -> None:
     names["host.test"] = [(f"192.0.2.{n}", 0) for n in range(200)]
     assert len(await Connector().resolve("host.test", 1)) == 64
 
 
-async def test_what_resolving_fails_with(names: Names) -> None:
+async def test_the_errors_of_resolve(names: Names) -> None:
     names["nowhere.test"] = stdlib.gaierror(stdlib.EAI_NONAME, "no such name")
     names["private.test"] = [("10.0.0.1", 0), ("192.168.0.1", 0)]
     names["silent.test"] = "silence"
@@ -75,7 +75,7 @@ async def test_what_resolving_fails_with(names: Names) -> None:
             await limited.resolve("silent.test", 1, **options)
 
 
-async def test_a_forbidden_port_is_not_even_looked_up(names: Names) -> None:
+async def test_a_name_is_not_looked_up_for_a_forbidden_port(names: Names) -> None:
     with pytest.raises(AddressNotAllowedError, match="port 25"):
         await Connector(WORKERS).resolve("host.test", 25)
     with pytest.raises(AddressNotAllowedError, match="port 25"):
@@ -83,7 +83,7 @@ async def test_a_forbidden_port_is_not_even_looked_up(names: Names) -> None:
     assert not names.asked.is_set()
 
 
-async def test_a_call_may_have_no_limit(names: Names) -> None:
+async def test_a_call_may_lift_the_time_limit(names: Names) -> None:
     names["host.test"] = [("192.0.2.1", 0)]
     connector = Connector(connect_timeout=1e-9)
     found = await connector.resolve("host.test", 1, connect_timeout=math.inf)
@@ -126,7 +126,7 @@ async def test_a_policy_that_raises_forbids(names: Names) -> None:
         await Connector(Broken()).resolve("host.test", 1)
 
 
-async def test_what_a_dialer_would_be_given_is_resolved_here(names: Names) -> None:
+async def test_a_name_is_resolved_even_if_there_is_a_dialer(names: Names) -> None:
     async def dial(address: SocketAddress) -> ByteStream:
         raise AssertionError("nothing is dialled")
 
@@ -134,8 +134,8 @@ async def test_what_a_dialer_would_be_given_is_resolved_here(names: Names) -> No
     assert await Connector(dialer=dial).resolve("host.test", 1) == ["192.0.2.1"]
 
 
-async def test_it_resolves_for_another() -> None:
-    """What it returns is what the ``resolver`` of another is to return."""
+async def test_resolve_may_be_the_resolver_of_another_connector() -> None:
+    """It returns what a ``resolver`` has to return."""
 
     async def look_up(host: str, port: int) -> list[str]:
         return ["10.0.0.1", "1.1.1.1"]

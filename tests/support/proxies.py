@@ -79,7 +79,7 @@ class Line:
 
 
 class Inner:
-    """The connection of a target behind a proxy over TLS, for a peer that speaks TLS as well."""
+    """The connection to a client inside the TLS of a proxy, for a target that speaks TLS too."""
 
     def __init__(self, line: Line) -> None:
         self.line = line
@@ -217,7 +217,7 @@ async def echo(line: Line) -> None:
 
 
 def in_turn(*answers: bytes) -> Script:
-    """An HTTP proxy that answers each connection in another way."""
+    """An HTTP proxy that gives each connection the next of these answers."""
     left = [*answers]
 
     async def script(proxy: Proxy, line: Line) -> None:
@@ -229,7 +229,7 @@ def in_turn(*answers: bytes) -> Script:
 
 
 async def target_over_tls(line: Line) -> None:
-    """What a target does that speaks TLS, over TCP."""
+    """Be a target that speaks TLS: send everything back, and end when the client does."""
     tls = TLSPeer(line.peer, server_context())
     await tls.shake()
     while data := await tls.receive():
@@ -242,7 +242,7 @@ async def target_over_tls(line: Line) -> None:
 
 
 async def use(socket: Socket) -> SocketInfo:
-    """Talk with the target, which echoes; both sides end."""
+    """Exchange data with a target that sends everything back, until both sides have ended."""
     async with socket:
         info = await socket.opened
         await socket.send(b"hello")
@@ -254,7 +254,7 @@ async def use(socket: Socket) -> SocketInfo:
 
 
 def told(error: BaseException | None) -> Iterator[str]:
-    """All that an error says, with its causes, its context and its attempts."""
+    """All texts of an error, of its causes, of its context and of its attempts."""
     if error is not None:
         yield "".join(traceback.format_exception(error))
         yield repr(error)
@@ -268,9 +268,9 @@ def told(error: BaseException | None) -> Iterator[str]:
 async def failing(
     script: Script, url: str, address: str = "db.example:5432", **options: Any
 ) -> ConnectError:
-    """Connect through a proxy that does so, in vain; return the error, which has no secret.
+    """Fail to connect through a proxy that runs ``script``; return the error.
 
-    ``url`` has the port left out.
+    The error must not contain the password. ``url`` is without a port.
     """
     scheme, _, rest = url.partition("://")
     over_tls = scheme == "https"
