@@ -48,7 +48,7 @@ MUTATED = {
     "tests/test_tls_renegotiation.py tests/test_tls_handshake.py tests/test_trio_checks.py "
     "tests/test_faults.py::test_no_descriptor_for_the_authorities",
     # Random histories find most within a second, so they come first.
-    "_connection": "tests/test_simulation.py::test_mended_faults_stay_away "
+    "_connection": "tests/test_simulation.py::test_mended_faults_do_not_come_back "
     "tests/test_simulation.py::test_random_histories tests/test_in_flight.py "
     "tests/test_dropped.py tests/test_closing.py tests/test_pipe.py tests/test_socket.py "
     "tests/test_socket_end.py tests/test_start_tls.py tests/test_connector.py "

@@ -54,12 +54,12 @@ from support.turns import all_blocked
 
 Act: TypeAlias = Callable[[Socket], Awaitable[Any]]
 
-#: Each example makes a connection, and each test runs on every event loop: fewer will do.
+#: Each example makes a connection, and each test runs on every event loop: fewer are enough.
 fewer = settings(max_examples=settings().max_examples * 3 // 10)
 
 
 def kept(socket: Socket) -> int:
-    """How much was taken from the transport and is not received yet."""
+    """How many bytes were taken from the transport and are not received yet."""
     return len(socket._connection._kept)
 
 
@@ -68,7 +68,7 @@ def kept(socket: Socket) -> int:
 
 @dataclass(frozen=True)
 class Read:
-    """A call, and the checkpoint at which it is cancelled; it is made again until it is not."""
+    """A call. It may first be made and cancelled at some checkpoint, and then once more."""
 
     kind: str
     count: int
@@ -87,7 +87,7 @@ class Read:
         return await socket.receive(max(1, self.count))
 
     def check(self, left: bytes, outcome: bytes | type[Exception]) -> int:
-        """See that it is what it has to be of what is left; return how much it has taken."""
+        """Check the outcome against the data that is left; return how much the call took."""
         if self.kind == "exactly":
             whole = len(left) >= self.count
             assert outcome == (left[: self.count] if whole else IncompleteReadError)
@@ -118,7 +118,7 @@ READS = st.builds(
     st.one_of(st.none(), st.none(), st.integers(0, 4)),
     st.booleans(),
 )
-#: Of what delimiters are made of, and now and then more than one read takes.
+#: Pieces made of the bytes of the delimiters, and some that are longer than one read takes.
 PIECES = st.lists(
     st.one_of(
         st.text("ab\r\n", max_size=12).map(str.encode),
@@ -131,7 +131,7 @@ PIECES = st.lists(
 @over
 @given(pieces=PIECES, reads=st.lists(READS, max_size=12))
 @fewer
-async def test_reads_of_every_kind_take_one_stream_apart(
+async def test_reads_of_every_kind_can_be_mixed(
     over: Over, pieces: list[bytes], reads: list[Read]
 ) -> None:
     left = b"".join(pieces)
@@ -167,7 +167,7 @@ async def test_reads_of_every_kind_take_one_stream_apart(
 
 
 async def cancelled(socket: Socket, read: Read, left: bytes) -> int:
-    """Make the call and cancel it; return how much it has taken, if it came to its end."""
+    """Make the call and cancel it; return how much it took, if it completed nevertheless."""
     taken = 0
     with anyio.CancelScope() as scope:
         moment: Any = "after" if read.after else "before"
@@ -222,8 +222,8 @@ async def test_a_delimiter_that_ends_behind_max_bytes_is_not_found_even_if_it_is
         assert await socket.receive_until(b"\r\n", 10) == b"12345678"
 
 
-async def test_the_end_is_told_after_what_was_read_ahead() -> None:
-    """And ends our side no earlier than that."""
+async def test_the_end_comes_after_what_was_read_ahead() -> None:
+    """The peer's end does not end our side any earlier."""
     async with connected(half_open=False) as (socket, peer):
         await peer.send(b"line\nrest")
         peer.fin()
@@ -251,11 +251,11 @@ async def test_closed_settles_once_what_was_read_ahead_is_received() -> None:
             group.start_soon(settle, socket.closed)
             await all_blocked()
             assert await socket.receive() == b"rest"
-        assert socket.closed.result() is None  # no call had to meet the end
+        assert socket.closed.result() is None  # although no call has received the end
 
 
 @pytest.mark.parametrize("how", ["exactly", "until"])
-async def test_what_came_before_the_end_is_kept(how: str) -> None:
+async def test_data_before_the_end_is_kept_by_an_incomplete_read(how: str) -> None:
     async with connected(half_open=False) as (socket, peer):
         await peer.send(b"short")
         peer.fin()
@@ -265,7 +265,7 @@ async def test_what_came_before_the_end_is_kept(how: str) -> None:
                 await CALLS[how](socket)
             assert isinstance(caught.value, anyio.IncompleteRead)
             assert isinstance(caught.value.__cause__, anyio.EndOfStream)
-        await socket.send(b"an answer")  # the end was told to nobody yet
+        await socket.send(b"an answer")  # no call has raised EndOfStream yet
         assert await socket.receive() == b"short"
         with pytest.raises(anyio.EndOfStream):
             await socket.receive()
@@ -273,7 +273,7 @@ async def test_what_came_before_the_end_is_kept(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["exactly", "until"])
-async def test_what_came_before_a_reset_is_kept(how: str) -> None:
+async def test_data_before_a_reset_is_kept_by_an_incomplete_read(how: str) -> None:
     async with connected(half_open=True) as (socket, peer):
         async with anyio.create_task_group() as group:
             broken: list[BaseException] = []
@@ -303,10 +303,10 @@ async def test_what_came_before_a_reset_is_kept(how: str) -> None:
 
 
 @pytest.mark.parametrize("version", [TLS12, TLS13])
-async def test_a_connection_that_was_cut_off_is_dropped_though_something_is_kept(
+async def test_a_connection_that_was_cut_off_is_dropped_although_data_is_kept(
     version: Any,
 ) -> None:
-    """Its slot is free by then, so it may not go on."""
+    """Its slot is free by then, so the connection must not go on."""
     async with over_tcp(server_context(version)) as (transport, peer):
         socket = socket_over(transport, half_open=True)
         await peer.send(b"short")
@@ -321,7 +321,7 @@ async def test_a_connection_that_was_cut_off_is_dropped_though_something_is_kept
                 await socket.receive()
 
 
-async def test_a_send_that_meets_a_reset_loses_nothing_that_is_kept() -> None:
+async def test_a_send_that_finds_a_reset_loses_no_kept_data() -> None:
     async with connected(half_open=True) as (socket, peer):
         await peer.send(b"line\nrest")
         arrived(socket)
@@ -335,7 +335,7 @@ async def test_a_send_that_meets_a_reset_loses_nothing_that_is_kept() -> None:
             await socket.receive()
 
 
-async def test_closed_tells_a_reset_and_loses_nothing_that_is_kept() -> None:
+async def test_closed_reports_a_reset_and_loses_no_kept_data() -> None:
     async with connected(half_open=True) as (socket, peer):
         await peer.send(b"line\nrest")
         arrived(socket)
@@ -392,7 +392,7 @@ async def test_start_tls_refuses_while_anything_is_kept() -> None:
                     socket.start_tls()
 
 
-async def test_what_is_kept_goes_with_the_reading_half() -> None:
+async def test_closing_the_reading_half_discards_what_is_kept() -> None:
     async with connected(half_open=True) as (socket, peer):
         await peer.send(b"line\nrest")
         arrived(socket)
@@ -405,7 +405,7 @@ async def test_what_is_kept_goes_with_the_reading_half() -> None:
 
 
 @pytest.mark.parametrize("call", ["receive", "into", "exactly", "until", "nothing"])
-async def test_taking_what_is_kept_is_a_checkpoint(call: str) -> None:
+async def test_receiving_what_is_kept_is_a_checkpoint(call: str) -> None:
     """A cancellation that is due is raised before anything is taken."""
     calls: dict[str, Act] = {**CALLS, "nothing": lambda socket: socket.receive_exactly(0)}
     async with connected(half_open=True) as (socket, peer):
@@ -423,7 +423,7 @@ async def test_taking_what_is_kept_is_a_checkpoint(call: str) -> None:
         assert await calls[call](socket) in (b"12345678\n", 9, b"12345678", b"")
 
 
-# --- one turn
+# --- one receive at a time
 
 CALLS: dict[str, Act] = {
     "receive": lambda socket: socket.receive(),
@@ -436,8 +436,8 @@ each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 @pytest.mark.parametrize("first", ["exactly", "until"])
 @each_call
-async def test_a_receive_in_flight_has_the_turn_to_its_end(first: str, call: Act) -> None:
-    """Also after a part of what it waits for has come."""
+async def test_a_second_receive_is_refused_while_one_is_in_flight(first: str, call: Act) -> None:
+    """It is also refused after a part of the data for the first one has arrived."""
     async with connected() as (socket, peer), anyio.create_task_group() as group:
         received: list[bytes] = []
         done = anyio.Event()
@@ -494,7 +494,7 @@ async def test_a_receive_in_flight_is_woken(
 async def test_close_at_the_last_checkpoint_of_an_incomplete_read(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has thrown away what was kept: nothing is there that the error could speak of."""
+    """The close has discarded what was kept, so no error may say that it can be received."""
     async with connected(half_open=True) as (socket, peer):
         closed = False
 
@@ -534,7 +534,7 @@ async def test_a_call_makes_the_connection_or_says_why_it_cannot(call: Act) -> N
             await call(socket)
 
 
-# --- what cannot be asked for
+# --- bad arguments
 
 
 @pytest.mark.parametrize(
@@ -593,7 +593,7 @@ async def test_receive_into_does_not_hold_on_to_the_memory(over: Over) -> None:
         buffer = bytearray(4)
         group.start_soon(remote.send, b"abc")
         await socket.receive_into(buffer)
-        buffer.append(0)  # a BufferError, if it were still in use
+        buffer.append(0)  # this raises BufferError while the memory is in use
         with anyio.CancelScope() as scope:
             scope.cancel()
             await socket.receive_into(buffer)
@@ -603,7 +603,7 @@ async def test_receive_into_does_not_hold_on_to_the_memory(over: Over) -> None:
             await socket.receive_into(buffer)
         buffer.append(0)
         assert caught.value.__traceback__ is not None
-        never_begun = socket.receive_into(buffer)  # as in a task that is cancelled before that
+        never_begun = socket.receive_into(buffer)  # as in a task that is cancelled before it runs
         never_begun.close()
         buffer.append(0)
 
@@ -642,7 +642,7 @@ async def test_is_readable_over_tcp() -> None:
         assert socket.is_readable()
 
 
-async def test_is_readable_tells_of_a_reset_and_takes_nothing_from_it() -> None:
+async def test_is_readable_finds_a_reset_and_leaves_its_error_to_receive() -> None:
     async with connected(half_open=True) as (socket, peer):
         peer.rst()
         arrived(socket, select.POLLERR)
@@ -665,7 +665,7 @@ async def test_is_readable_over_tls_means_data(version: Any) -> None:
             record = peer.server.encrypt(b"a record")
             await peer.peer.send(record[:-1])
             arrived(socket)
-            assert not socket.is_readable()  # that is no whole record
+            assert not socket.is_readable()  # the record is incomplete
             await peer.peer.send(record[-1:])
             arrived(socket)
             for _ in range(2):
@@ -681,8 +681,8 @@ async def test_is_readable_over_tls_means_data(version: Any) -> None:
                 await socket.receive()
 
 
-async def test_is_readable_leaves_a_send_what_it_waits_for() -> None:
-    """A task that sends reads for the engine, as the peer negotiates again."""
+async def test_is_readable_does_not_take_what_a_send_waits_for() -> None:
+    """When the peer renegotiates, a send has to receive before it can go on."""
     async with listening() as listener, anyio.create_task_group() as group:
         context = client_context(TLS12)
         socket = connect(listener.address, secure_transport="on", sni=NAME, ssl_context=context)
@@ -704,13 +704,13 @@ async def test_is_readable_leaves_a_send_what_it_waits_for() -> None:
             assert not socket.is_readable()
             await all_blocked()
         assert await peer[0].receive() == b"behind it"
-        await socket.writable.abort()  # close() would wait for the peer to negotiate
+        await socket.writable.abort()  # close() would wait for the renegotiation
 
 
-async def test_is_readable_takes_nothing_from_a_task_that_reads() -> None:
+async def test_is_readable_takes_nothing_while_another_task_reads() -> None:
     tls, wire, server = shaken(TLS12)
     wire.arrive(server.encrypt(b"data"))
-    tls._reading = True  # by a task that sends, and waits for this
+    tls._reading = True  # as while a send has to receive
     assert not tls.is_readable()
     assert wire.arriving
     tls._reading = False
@@ -728,7 +728,7 @@ async def test_is_readable_of_what_is_kept() -> None:
         assert not socket.is_readable()
 
 
-async def test_is_readable_before_and_after() -> None:
+async def test_is_readable_before_opening_and_after_closing() -> None:
     async with listening() as listener:
         opener = Slow(dialled(listener))
         opener.stop.set()
@@ -759,7 +759,7 @@ async def test_is_readable_before_and_after() -> None:
 
 
 async def test_a_receive_does_not_wait_for_what_is_readable(anyio_backend_name: str) -> None:
-    """After a receive that has taken all there was, the next one would wait first."""
+    """After a receive that took everything, the next waits first, unless data is readable."""
     async with connected(half_open=True) as (socket, peer):
         for _ in range(3):
             await peer.send(b"x")

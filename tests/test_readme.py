@@ -1,4 +1,4 @@
-"""The README and docs/: each block of code runs; what the README's tables name is there."""
+"""The README and docs/: each block of code runs, and the names in docs/workers.md exist."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ README_BLOCKS = [
 DOC_BLOCKS = [
     pytest.param(block, id=f"{page} {number}")
     for page, text in sorted(DOCS.items())
-    if page != RECIPES.stem  # which tests/interop/test_clients.py runs
+    if page != RECIPES.stem  # tests/interop/test_clients.py runs these
     for number, block in enumerate(blocks_of(text), 1)
 ]
 COMMANDS = re.findall(
     r"^<!-- runs -->\n```sh\n(.*?)^```", DOCS["command-line"], re.DOTALL | re.MULTILINE
 )
-#: The host in those, which is made up.
+#: The made-up host in these commands.
 HOST = "echo.example:7"
 
 
@@ -74,7 +74,7 @@ def test_the_figures_of_the_readme_are_those_of_the_pages() -> None:
 
 @pytest.fixture
 def same_level() -> Iterator[None]:
-    """What a page says to log is logged no longer than that takes."""
+    """Restore the level of the logger, which a block of code may set."""
     logger = logging.getLogger("anyio_connect")
     level = logger.level
     try:
@@ -89,7 +89,7 @@ def same_level() -> Iterator[None]:
 def test_block(
     block: str, backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It runs as it is pasted, and prints what its comments say. Tests in it are run as well."""
+    """The block runs as it is, and prints what its comments say. Tests in it run too."""
     run = anyio.run
     with monkeypatch.context() as patch:
         patch.setattr(anyio, "run", lambda main, *args: run(main, *args, backend=backend))
@@ -137,7 +137,7 @@ def test_command(command: str, address: str) -> None:
 
 @pytest.mark.slow
 def test_the_demo_runs() -> None:
-    """What the demo command does once everything is installed."""
+    """This is what the demo command of the README does once everything is installed."""
     subprocess.run(
         [sys.executable, "-m", "anyio_connect", "demo"],
         env={**os.environ, "PYTHONWARNINGS": "error"},
@@ -148,7 +148,7 @@ def test_the_demo_runs() -> None:
 
 
 def exists(code: str) -> bool:
-    """Whether what a cell of the table names is in the package."""
+    """Whether the package has what this code, from a cell of the table, names."""
     if code.startswith('"'):  # an address
         with suppress(anyio_connect.InvalidAddressError):
             anyio_connect.connect(code.strip('"').replace("IPv6", "::1").replace("port", "1"))
@@ -184,7 +184,7 @@ def test_names_in_the_table_exist() -> None:
         for code in re.findall(r"`([^`]+)`", ours):
             if code in ("await", "async for", "async with", "TypedDict"):  # Python's own
                 continue
-            if code.startswith("."):  # of the same thing as what stands before it
+            if code.startswith("."):  # an attribute of what is named before it
                 assert exists(before.rpartition(".")[0] + code), code
             else:
                 assert exists(code), code

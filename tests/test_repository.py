@@ -45,13 +45,13 @@ def in_workflow() -> set[str]:
 def test_the_changelog_has_the_version_of_the_package() -> None:
     (version,) = re.findall(r'^version = "(.+?)"', read("pyproject.toml"), re.MULTILINE)
     headings = re.findall(r"^## (.*)$", read("CHANGELOG.md"), re.MULTILINE)
-    assert headings[0] == "[Unreleased]", "what is to come stands first, under [Unreleased]"
+    assert headings[0] == "[Unreleased]", "the first heading must be [Unreleased]"
     released = [re.fullmatch(r"\[(.+)\] - (\d{4}-\d\d-\d\d)", heading) for heading in headings[1:]]
-    assert all(released), "each release is headed [version] - year-month-day"
+    assert all(released), "the heading of a release must be [version] - year-month-day"
     assert released[0]
     assert released[0][1] == version, "see 'To release' in CONTRIBUTING.md"
     dates = [match[2] for match in released if match]
-    assert dates == sorted(dates, reverse=True), "the newest release stands first"
+    assert dates == sorted(dates, reverse=True), "the newest release must come first"
 
 
 def test_the_changelog_has_only_the_kinds_of_change_that_it_promises() -> None:
@@ -65,8 +65,8 @@ def test_links_lead_somewhere(page: str) -> None:
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
-def test_the_architecture_names_what_there_is() -> None:
-    """ARCHITECTURE sends people who change something to these: tests, functions, tables."""
+def test_what_the_architecture_names_exists() -> None:
+    """The section "To change something" names tests, functions and tables."""
     section = read("ARCHITECTURE.md").partition("\n## To change something\n")[2]
     code = {word for span in re.findall(r"`([^`]+)`", section) for word in span.split()}
     tests = {word for word in code if re.match(r"(interop/)?test_", word)}
@@ -78,7 +78,7 @@ def test_the_architecture_names_what_there_is() -> None:
     for word in code - tests:
         if re.fullmatch(r"(\w+\.)*(_\w+|[A-Z]\w+|\w+\(\))(\.\w+(\(\))?)?", word):
             gone |= {part for part in word.rstrip("()").split(".") if part not in names}
-    assert not gone, "ARCHITECTURE.md sends whoever changes something to what is not there"
+    assert not gone, "ARCHITECTURE.md names tests, functions or tables that do not exist"
 
 
 def test_contributing_names_each_session() -> None:
@@ -104,7 +104,7 @@ def test_the_workflow_tests_each_supported_python() -> None:
 
 
 def test_the_workflow_installs_the_servers_that_are_tested() -> None:
-    """Node and npm are on the machine that it asks for."""
+    """The machines of the workflow have Node and npm already."""
     command = r"apt-get install -y --no-install-recommends ([\w\s\\-]+?)\n\n"
     (wanted,) = re.findall(command, read("tests/interop/conftest.py"))
     (installed,) = re.findall(
@@ -112,5 +112,5 @@ def test_the_workflow_installs_the_servers_that_are_tested() -> None:
     )
     packages = set(wanted.replace("\\", "").split()) - {"nodejs"}
     assert set(installed.replace("\\", "").split()) == packages, (
-        "install the same in .github/workflows/checks.yml as tests/interop/conftest.py asks for"
+        ".github/workflows/checks.yml must install what tests/interop/conftest.py asks for"
     )

@@ -1,4 +1,4 @@
-"""Connector(resolver=): its answers are judged and raced, its failures are reported."""
+"""Connector(resolver=): its answers are judged and raced, and its failures are reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NOWHERE = "this machine has no network interface 'nowhere'"
 
 
 def answering(answer: Any) -> Callable[[str, int], Any]:
-    """A resolver with that answer, whatever is asked."""
+    """A resolver that gives the same answer for every name."""
 
     async def resolver(host: str, port: int) -> Any:
         await checkpoint()
@@ -49,7 +49,7 @@ def answering(answer: Any) -> Callable[[str, int], Any]:
 
 @pytest.fixture(autouse=True)
 def no_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system is not asked."""
+    """Fail each test that asks the system."""
 
     async def getaddrinfo(*_: object) -> Any:
         raise AssertionError
@@ -63,10 +63,10 @@ async def failure(connector: Connector, **options: Any) -> ConnectError:
     return caught.value
 
 
-# --- what it is asked
+# --- when it is asked
 
 
-async def test_it_is_asked_in_place_of_the_system() -> None:
+async def test_the_resolver_is_asked_instead_of_the_system() -> None:
     asked: list[tuple[str, int]] = []
 
     async def resolver(host: str, port: int) -> Sequence[str]:
@@ -83,22 +83,22 @@ async def test_it_is_asked_in_place_of_the_system() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
-async def test_it_is_not_asked_for_an_ip_address(host: str) -> None:
+async def test_the_resolver_is_not_asked_for_an_ip_address(host: str) -> None:
     async with listening(host) as listener:
         connector = Connector(resolver=answering(AssertionError()))
         async with connector.connect(listener.address):
             pass
 
 
-async def test_it_is_not_asked_for_what_is_forbidden_anyway() -> None:
+async def test_the_resolver_is_not_asked_if_the_port_is_forbidden() -> None:
     connector = Connector(AddressPolicy(deny_ports=[9]), resolver=answering(AssertionError()))
     assert isinstance(await failure(connector), AddressNotAllowedError)
 
 
-# --- what it answers
+# --- its answers
 
 
-async def test_its_answer_is_judged() -> None:
+async def test_the_answer_is_judged_by_the_policy() -> None:
     error = await failure(Connector(WORKERS, resolver=answering(["127.0.0.1", "10.0.0.1"])))
     assert isinstance(error, AddressNotAllowedError)
     assert "127.0.0.0/8 is Loopback" in str(error)
@@ -106,8 +106,8 @@ async def test_its_answer_is_judged() -> None:
 
 
 @needs_ipv6
-async def test_its_answer_is_raced() -> None:
-    """Families in turn, and each of them once."""
+async def test_the_addresses_of_the_answer_are_raced() -> None:
+    """The families alternate, and each address is tried once."""
     silent = "192.0.2.1"
     async with listening("::1") as listener:
         connector = Connector(
@@ -124,7 +124,7 @@ async def test_its_answer_is_raced() -> None:
     assert len(caught.value.attempts) == 1
 
 
-async def test_no_more_addresses_are_dialled_than_of_the_system() -> None:
+async def test_no_more_than_64_addresses_are_tried() -> None:
     many = [f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}" for n in range(5000)]
     asked: list[str] = []
 
@@ -150,7 +150,7 @@ async def test_a_zone_is_kept() -> None:
 
 
 class Endless(Sequence[str]):
-    """A list that never ends, and says that it is short."""
+    """A sequence with a short length that never ends when it is iterated."""
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -198,7 +198,9 @@ async def test_an_answer_without_end_is_bounded() -> None:
         ),
     ],
 )
-async def test_an_answer_that_is_something_else_is_named(answer: object, why: str) -> None:
+async def test_the_error_quotes_an_answer_that_is_no_list_of_addresses(
+    answer: object, why: str
+) -> None:
     error = await failure(Connector(resolver=answering(answer)))
     assert isinstance(error, ResolveError)
     assert str(error) == f"{ASKED}returned {why}"
@@ -218,7 +220,7 @@ async def test_an_empty_answer_is_no_address(answer: object) -> None:
     )
 
 
-async def test_one_that_is_not_async_is_named() -> None:
+async def test_a_resolver_that_is_not_async_is_an_error() -> None:
     resolver: Any = lambda host, port: ["127.0.0.1"]  # noqa: E731
     error = await failure(Connector(resolver=resolver))
     assert isinstance(error, ResolveError)
@@ -227,7 +229,7 @@ async def test_one_that_is_not_async_is_named() -> None:
     )
 
 
-# --- what it raises
+# --- its errors
 
 
 class Strange(Endless):
@@ -245,7 +247,7 @@ class Strange(Endless):
         (Strange(1), "raised KeyError: 'strange'"),
     ],
 )
-async def test_what_it_raises_is_told(raised: Any, text: str) -> None:
+async def test_the_error_quotes_what_the_resolver_raised(raised: Any, text: str) -> None:
     error = await failure(Connector(resolver=answering(raised)))
     assert isinstance(error, ResolveError)
     assert str(error) == f"{ASKED}{text}"
@@ -254,7 +256,7 @@ async def test_what_it_raises_is_told(raised: Any, text: str) -> None:
         assert error.errno == getattr(raised, "errno", None)
 
 
-async def test_what_is_no_exception_passes() -> None:
+async def test_a_base_exception_of_the_resolver_passes_unchanged() -> None:
     class Stop(BaseException):
         pass
 
@@ -265,7 +267,7 @@ async def test_what_is_no_exception_passes() -> None:
     await socket.close()
 
 
-async def test_one_that_cannot_be_called_with_two_is_told() -> None:
+async def test_a_resolver_with_only_one_parameter_is_an_error() -> None:
     async def resolver(host: str) -> Sequence[str]:
         return [host]
 
@@ -274,10 +276,10 @@ async def test_one_that_cannot_be_called_with_two_is_told() -> None:
     assert str(error).startswith(f"{ASKED}raised TypeError: ")
 
 
-# --- its time
+# --- its time limit, and cancellation
 
 
-async def test_its_time_counts_as_connecting() -> None:
+async def test_the_time_of_the_resolver_counts_as_connecting() -> None:
     cancelled = anyio.Event()
 
     async def resolver(host: str, port: int) -> Sequence[str]:
@@ -294,7 +296,7 @@ async def test_its_time_counts_as_connecting() -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "cancel"])
-async def test_a_lookup_that_is_not_wanted_is_cancelled(how: str) -> None:
+async def test_a_lookup_is_cancelled_by_close_and_by_cancellation(how: str) -> None:
     asked, cancelled = anyio.Event(), anyio.Event()
 
     async def resolver(host: str, port: int) -> Sequence[str]:
@@ -332,12 +334,12 @@ async def test_a_lookup_that_is_not_wanted_is_cancelled(how: str) -> None:
 
 
 @pytest.mark.parametrize("value", [5, "dns.test", [], ["127.0.0.1"]])
-def test_it_must_be_a_function(value: Any) -> None:
+def test_the_resolver_must_be_a_function(value: Any) -> None:
     with pytest.raises(InvalidOptionError, match=r"^bad value for resolver: .*async function"):
         Connector(resolver=value)
 
 
-async def test_beside_a_dialer_that_is_given_names_it_is_for_resolve() -> None:
+async def test_with_a_dialer_the_resolver_is_asked_by_resolve_and_for_a_policy() -> None:
     async def dialer(address: SocketAddress) -> Any:
         raise RefusedError(f"no way to {address.hostname}")
 

@@ -46,10 +46,10 @@ class Pair:
         self.sockets.append(self.ours)
 
     async def close(self) -> None:
-        """Have nothing left."""
+        """Drop all sockets, and end all tasks."""
         for socket in self.sockets:
             await anyio.aclose_forcefully(socket)
-        self.group.cancel_scope.cancel()  # of greet(), if no client has connected
+        self.group.cancel_scope.cancel()  # greet() waits if no client has connected
 
     async def open(self, **options: Any) -> None:
         self.connect(**options)
@@ -63,7 +63,7 @@ class Pair:
         await self.theirs.send(b"hello")
 
     async def start(self, call: Callable[[], Awaitable[object]]) -> None:
-        """Have a call be in flight, in a task of its own."""
+        """Put a call in flight, in a task of its own."""
 
         async def run() -> None:
             with suppress(anyio_connect.SocketError):
@@ -138,7 +138,7 @@ async def reset(pair: Pair) -> None:
 
 async def reset_unread(pair: Pair) -> None:
     await pair.open()
-    await pair.ours.receive_until(b"h", 10)  # which reads ahead
+    await pair.ours.receive_until(b"h", 10)  # this reads ahead
     await pair.theirs.writable.abort()
     with pytest.raises(anyio_connect.BrokenError):
         await pair.ours.send(b"x")
@@ -207,7 +207,7 @@ async def do(ours: Socket, call: str) -> None:
         case "detach()":
             ours.detach()
         case _:
-            raise AssertionError(f"say here how to call {call}")
+            raise AssertionError(f"add {call} here")
 
 
 def test_each_situation_is_tried() -> None:
@@ -233,7 +233,7 @@ async def test_a_call_does_what_the_table_says(situation: str, call: str, cell: 
                 name = cell.strip("`")
                 with pytest.raises(getattr(anyio_connect, name, None) or getattr(anyio, name)):
                     await do(pair.ours, call)
-            elif call == "detach()":  # in memory it gets that far, and finds no descriptor
+            elif call == "detach()":  # allowed, but in memory there is no descriptor
                 with pytest.raises(DetachError, match="cannot be detached"):
                     await do(pair.ours, call)
             else:

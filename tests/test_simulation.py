@@ -1,6 +1,6 @@
-"""Random histories on a simulated network, and whether that network can be relied on.
+"""Random histories on a simulated network, and tests of the simulation itself.
 
-See the package ``simulation``. Each run uses other seeds. A failure prints a command that replays
+See the package ``simulation``. Each run uses new seeds. A failure prints a command that replays
 it.
 """
 
@@ -52,7 +52,7 @@ SEED = os.environ.get("SIMULATION_SEED")
 COUNT = int(os.environ.get("SIMULATION_COUNT", settings().max_examples))
 #: How long to look for a shorter history that fails as well, in seconds.
 SHRINK = float(os.environ.get("SIMULATION_SHRINK", "20"))
-#: Of the faults put in by hand, those that show at once.
+#: Faults of ``BROKEN`` that random histories find within seconds.
 QUICKLY_FOUND = (4, 8)
 
 on_each_scheduler = pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -77,11 +77,11 @@ def test_known_faults_are_still_there() -> None:
         for scheduler in known.schedulers:
             faults = execute(known.plan, scheduler).faults
             assert matching(faults, known.fault), (
-                f"{known.fault}, {known.why}: it is mended: move its history to MENDED in known.py"
+                f"{known.fault} ({known.why}) is mended: move its history to MENDED in known.py"
             )
 
 
-def test_what_is_known_is_told_from_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_leaves_out_the_known_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     known = Known("a due cancellation was lost: *", "of no matter", Plan())
     monkeypatch.setattr("simulation.known.KNOWN", (known,))
     faults = ["a due cancellation was lost: send", "close() hangs", "close() hangs"]
@@ -90,7 +90,7 @@ def test_what_is_known_is_told_from_what_is_not(monkeypatch: pytest.MonkeyPatch)
 
 @on_each_scheduler
 @pytest.mark.parametrize("number", range(len(MENDED)))
-def test_mended_faults_stay_away(number: int, scheduler: str) -> None:
+def test_mended_faults_do_not_come_back(number: int, scheduler: str) -> None:
     assert not unknown(execute(MENDED[number], scheduler).faults)
 
 
@@ -99,7 +99,7 @@ def test_mended_faults_stay_away(number: int, scheduler: str) -> None:
 AMOUNTS = (1, 10, 1000, 3000)
 ACTS = (
     *("send", "receive", "peek", "error", "shutdown", "close", "abort", "fill", "drain"),
-    *("send", "receive", "send", "receive"),  # more of these
+    *("send", "receive", "send", "receive"),  # these more often
 )
 
 
@@ -121,21 +121,21 @@ def test_simulated_and_real_sockets_do_the_same(acts: list[Act]) -> None:
 @pytest.mark.parametrize(
     "acts",
     [
-        # A reset behind unread data: that can be read, then the error, once, then the end.
+        # A reset behind unread data: the data can be read, then the error once, then the end.
         [Act(0, "send", 10), Act(0, "abort"), *[Act(1, "receive", 10)] * 3, Act(1, "send")],
         # Closed with unread data: a reset.
         [Act(0, "send", 10), Act(1, "send", 10), Act(1, "close"), Act(0, "receive")],
-        # After the peer's end a reset is EPIPE.
+        # After the peer's end, a reset is reported as EPIPE.
         [Act(0, "shutdown"), Act(1, "send"), Act(0, "abort"), Act(1, "error"), Act(1, "receive")],
-        # What comes to a socket that was closed is answered with a reset.
+        # Data that comes to a closed socket is answered with a reset.
         [Act(0, "close"), Act(1, "send"), Act(1, "send"), Act(1, "receive")],
-        # Our end counts as a byte that is not acknowledged; both ends make it disconnected.
+        # Our end counts as one unacknowledged byte. After both ends, we are not connected.
         [Act(0, "shutdown"), Act(1, "shutdown"), Act(0, "shutdown"), Act(1, "error")],
-        # Room comes back when the other side reads.
+        # When the other side reads, there is room in the buffer again.
         [Act(0, "fill"), Act(1, "drain"), Act(0, "shutdown"), Act(1, "drain")],
     ],
 )
-def test_resets_and_ends_are_as_the_kernel_does_them(acts: list[Act]) -> None:
+def test_simulated_resets_and_ends_are_like_those_of_the_kernel(acts: list[Act]) -> None:
     assert not differences(acts)
 
 
@@ -145,8 +145,8 @@ def unacknowledged(pair: Simulated | Real) -> int:
     return look.unacknowledged
 
 
-def test_a_reset_leaves_unacknowledged_what_it_overtook() -> None:
-    """The peer's kernel has received the data, and has not said so yet."""
+def test_data_stays_unacknowledged_if_a_reset_overtakes_the_acknowledgement() -> None:
+    """The peer's kernel has received the data, but has not acknowledged it yet."""
     simulated = Simulated(ack_delay=0.04)
     try:
         simulated.ends[0].send(bytes(10))
@@ -201,7 +201,7 @@ def test_an_edge_triggered_epoll_wakes_when_our_end_is_acknowledged() -> None:
         watch: Any = epoll or Epoll(simulated.network)
         try:
             watch.register(sock, mask)
-            found = [watch.poll(0), watch.poll(0)]  # it is writable; that is told once
+            found = [watch.poll(0), watch.poll(0)]  # "writable" is reported once
             sock.shutdown(socket.SHUT_WR)
             give_up = time.monotonic() + 5
             last: Any = []
@@ -216,11 +216,11 @@ def test_an_edge_triggered_epoll_wakes_when_our_end_is_acknowledged() -> None:
     assert seen["Simulated"] == seen["Real"] == [[EPOLLOUT], [], [EPOLLOUT], []]
 
 
-# --- a seed says it all
+# --- a seed determines the history
 
 
 def digest(scheduler: str, seeds: range) -> str:
-    """What happened in those histories, in a word."""
+    """A hash of everything that happened in these histories."""
     logs = [execute(plan(seed), scheduler).network.log for seed in seeds]
     return hashlib.sha256(repr(logs).encode()).hexdigest()
 
@@ -249,7 +249,7 @@ def test_a_seed_gives_the_same_history_in_another_process(scheduler: str) -> Non
     assert other.stdout.strip() == digest(scheduler, seeds), first
 
 
-def test_a_history_in_which_nothing_is_wrong_has_no_fault() -> None:
+def test_a_correct_history_has_no_fault() -> None:
     steps = (
         Step(0, "send", size=150_000),
         Step(1, "p.send", size=1000, seconds=0.5),
@@ -280,7 +280,7 @@ def test_a_task_that_never_waits_is_stopped(
     assert execute(history, scheduler).faults[0] == "a task never waits"
 
 
-# --- what fails is told
+# --- reports of faults
 
 
 #: A fault that cannot be missed.
@@ -294,7 +294,7 @@ LOSSY = Broken(
 
 
 def simulate(folder: Path, *arguments: str) -> str:
-    """Run the command line with the package that is there; it must find something."""
+    """Run the command line with the package in ``folder``; it must find a fault."""
     paths = [str(folder), str(TESTS), *(path for path in sys.path if path)]
     done = subprocess.run(
         [sys.executable, "-m", "simulation", *arguments],
@@ -310,7 +310,7 @@ def simulate(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def broken_package(tmp_path: Path) -> Path:
-    """A directory with a copy of the package in which something is wrong."""
+    """A directory with a copy of the package that has the fault ``LOSSY``."""
     source = Path(anyio_connect.__file__).parent
     shutil.copytree(source, tmp_path / source.name)
     LOSSY.put_into(tmp_path / source.name)
@@ -318,7 +318,7 @@ def broken_package(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_fault_is_told_as_a_command_that_shows_it_shrunk_in_another_process(
+def test_a_reported_command_replays_the_fault_and_shrinks_it(
     broken_package: Path,
 ) -> None:
     found = simulate(broken_package, "run", "asyncio", "--first", "--seed=0", "--count=300")
@@ -373,7 +373,7 @@ def test_each_fault_can_still_be_put_in(broken: Broken, tmp_path: Path) -> None:
     ast.parse(text)
 
 
-def test_a_fault_that_cannot_be_put_in_any_more_says_so(tmp_path: Path) -> None:
+def test_a_fault_that_cannot_be_put_in_any_more_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "_tcp.py").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match=r"_tcp\.py has 0 times, and not once, what 'a send"):
         LOSSY.put_into(tmp_path)
