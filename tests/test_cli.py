@@ -111,7 +111,7 @@ def test_half_open_goes_on_sending(backend: list[str]) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.read(16) == b"only reading now"
-        # Nothing to wait for: that it has seen the peer's end shows in nothing but its going on.
+        # There is no event to wait for: the command shows only by going on that it saw the end.
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.5)
         process.stdin.write(b"late but welcome")
@@ -166,7 +166,7 @@ def test_a_file_goes_through_in_constant_memory(
     assert digests[0] == digests[1]
     # Not getrusage(): its peak is inherited from the process that forked this one.
     (peak,) = re.findall(rb"VmHWM:\s+(\d+) kB", ran.stderr)
-    assert int(peak) < 80 * 1024, "what is in memory grows with what is sent"
+    assert int(peak) < 80 * 1024, "memory grows with the size of the file"
 
 
 def test_refused() -> None:
@@ -178,7 +178,7 @@ def test_refused() -> None:
     assert "connection refused" in line
 
 
-def test_a_note_is_told_too() -> None:
+def test_the_notes_of_an_error_are_printed_too() -> None:
     ran = run("host.invalid:80")
     assert ran.returncode == 1
     (line,) = ran.stderr.decode().splitlines()
@@ -191,7 +191,7 @@ def test_reset(backend: list[str]) -> None:
     def reset(connection: socket.socket) -> None:
         connection.recv(1)
         connection.sendall(b"so far")
-        connection.recv(6)  # until the client has read that, and said so
+        connection.recv(6)  # until the client has read that, and answered
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
     with serving(reset) as address, running(address, *backend) as process:
@@ -246,7 +246,7 @@ def test_information(option: str) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE")
 @backends
-def test_nobody_reads_the_output(backend: list[str]) -> None:
+def test_the_output_is_closed_by_its_reader(backend: list[str]) -> None:
     with serving(echo) as address, running(address, *backend) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -304,7 +304,7 @@ def test_no_input(backend: list[str], redirection: str) -> None:
     "redirection",
     [
         ">&-",
-        "<&- >&-",  # without care, a socket of ours gets the number and is written to
+        "<&- >&-",  # a socket may get the number of standard output, and must not be written to
         pytest.param(
             "> /dev/full",
             marks=pytest.mark.skipif(
@@ -338,7 +338,7 @@ def test_the_input_cannot_be_read(backend: list[str], tmp_path: Path) -> None:
     assert ran.returncode == 1
     (line,) = ran.stderr.decode().splitlines()
     assert line.startswith("anyio_connect: cannot read standard input: ")
-    assert ends == [ConnectionResetError], "the peer takes what it got for the whole"
+    assert ends == [ConnectionResetError], "the peer takes incomplete data for all of it"
 
 
 @posix
@@ -369,7 +369,7 @@ def test_the_peer_ends_while_a_terminal_is_open(backend: list[str]) -> None:
 
 
 @backends
-def test_a_read_that_cannot_be_stopped_holds_nothing_up(backend: list[str]) -> None:
+def test_a_read_that_cannot_be_stopped_does_not_delay_the_exit(backend: list[str]) -> None:
     program = (
         "import sys\n"
         "import anyio_connect.__main__ as cli\n"
@@ -394,8 +394,8 @@ def test_a_read_that_cannot_be_stopped_holds_nothing_up(backend: list[str]) -> N
 
 @posix
 @backends
-def test_output_that_does_not_block(backend: list[str]) -> None:
-    # As any program that shares the pipe may have set it.
+def test_non_blocking_output(backend: list[str]) -> None:
+    # Any program that shares the pipe may have made it non-blocking.
     count = 1 << 20
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -437,8 +437,11 @@ def test_demo(backend: list[str]) -> None:
 
 
 @posix
-def test_nobody_reads_the_demo() -> None:
-    environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # so that all is written at the end
+def test_the_demo_writes_to_a_closed_pipe() -> None:
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "",
+    }  # so that everything is written at the end
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -477,7 +480,7 @@ AT_ONCE = ["--end-after", "0"]
 def secured(
     authority: trustme.CA, handler: Callable[[ssl.SSLSocket], None]
 ) -> Callable[[socket.socket], None]:
-    """``handler`` over TLS."""
+    """Run ``handler`` over TLS."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
 
@@ -491,7 +494,7 @@ def secured(
 def over_tls(
     authority: trustme.CA, *, name: str = "127.0.0.1", alpn: str | None = None, clear: bytes = b""
 ) -> Callable[[socket.socket], None]:
-    """An echo over TLS, which answers what it received only after the client's end of stream."""
+    """An echo over TLS, which sends everything back after the client's end."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert(name).configure_cert(context)
     if alpn:
@@ -524,7 +527,7 @@ def test_tls_half_closes(backend: list[str], authority: trustme.CA, cafile: str)
 
 
 def answers_and_ends(secure: ssl.SSLSocket) -> None:
-    """What many servers do, which cannot half-close: an early end takes their answer away."""
+    """Many servers do this: they cannot half-close, and do not answer after an early end."""
     assert secure.recv(100) == b"request"
     secure.settimeout(0.5)
     with suppress(TimeoutError):
@@ -535,7 +538,7 @@ def answers_and_ends(secure: ssl.SSLSocket) -> None:
 
 
 @backends
-def test_over_tls_the_answer_of_a_server_that_cannot_half_close_is_waited_for(
+def test_over_tls_the_command_waits_for_the_answer_before_it_ends(
     backend: list[str], authority: trustme.CA, cafile: str
 ) -> None:
     with serving(secured(authority, answers_and_ends)) as address:
@@ -543,7 +546,7 @@ def test_over_tls_the_answer_of_a_server_that_cannot_half_close_is_waited_for(
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"the answer", b"")
 
 
-def test_the_end_of_input_may_be_left_to_the_peer(authority: trustme.CA, cafile: str) -> None:
+def test_with_end_after_inf_only_the_peer_ends(authority: trustme.CA, cafile: str) -> None:
     with serving(secured(authority, answers_and_ends)) as address:
         ran = run(address, "--tls", "--cafile", cafile, "--end-after", "inf", data=b"request")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"the answer", b"")
@@ -570,7 +573,7 @@ def test_half_open_over_tls_ends_at_once_after_the_peer(
     authority.issue_cert("127.0.0.1").configure_cert(context)
 
     def end_first(connection: socket.socket) -> None:
-        # Not by ssl.SSLSocket, whose unwrap() loses what the client has said by then.
+        # Not with ssl.SSLSocket: its unwrap() loses data that the client has sent by then.
         server = Server(context)
         while not server.shake():
             connection.sendall(server.outgoing.read())
@@ -589,14 +592,14 @@ def test_half_open_over_tls_ends_at_once_after_the_peer(
 
 
 @pytest.mark.parametrize("seconds", ["-1", "nan", "soon"])
-def test_a_silence_of_no_length(seconds: str) -> None:
+def test_a_bad_value_of_end_after(seconds: str) -> None:
     ran = run("127.0.0.1:9", "--end-after", seconds)
     assert ran.returncode == 2
     assert b"--end-after" in ran.stderr
 
 
-def test_a_cafile_makes_no_weaker_context(tmp_path: Path) -> None:
-    """A certificate with a common name alone is for nobody, whatever is trusted."""
+def test_a_cafile_does_not_weaken_the_context(tmp_path: Path) -> None:
+    """A certificate with only a common name is for no host, even if it is trusted."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(timezone.utc)
@@ -651,7 +654,7 @@ def test_starttls_fails(authority: trustme.CA, cafile: str, clear: bytes, messag
     assert ran.stderr.decode().startswith(f"anyio_connect: {message}")
 
 
-def test_an_unknown_certificate(authority: trustme.CA) -> None:
+def test_a_certificate_of_an_unknown_authority(authority: trustme.CA) -> None:
     with serving(over_tls(authority)) as address:
         refused = run(address, "--tls")
         taken = run(address, "--tls", "--insecure", *AT_ONCE, data=b"who is there?")
@@ -675,7 +678,7 @@ def hangs_up_on_the_first_byte(connection: socket.socket) -> None:
 
 
 @backends
-def test_a_silent_peer_has_the_time_of_the_timeout_to_agree_to_tls(backend: list[str]) -> None:
+def test_the_timeout_limits_how_long_a_peer_may_be_silent_before_tls(backend: list[str]) -> None:
     with serving(hangs_up_on_the_first_byte) as address:  # the client waits for a greeting
         ran = run(address, "--starttls", "smtp", "--timeout", "0.5", *backend)
     assert ran.returncode == 1
@@ -708,14 +711,14 @@ def test_tls_usage(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--tls"], ["--starttls", "smtp"], ["--timeout", "0"]])
-def test_the_demo_ignores_no_option(arguments: list[str]) -> None:
+def test_the_demo_refuses_other_options(arguments: list[str]) -> None:
     ran = run("demo", *arguments)
     assert (ran.returncode, ran.stdout) == (2, b"")
     assert b"the demo takes no option but --trio" in ran.stderr
 
 
 @pytest.mark.parametrize("name", ["nowhere.pem", ""])
-def test_a_cafile_that_is_not_there(name: str) -> None:
+def test_a_cafile_that_does_not_exist(name: str) -> None:
     ran = run("127.0.0.1:9", "--tls", "--cafile", name)
     assert ran.returncode == 1
     assert ran.stderr.startswith(f"anyio_connect: bad value for --cafile: {name!r}".encode())

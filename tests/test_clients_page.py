@@ -58,8 +58,8 @@ def test_each_test_of_a_recipe_is_in_its_row() -> None:
 
 
 @pytest.mark.parametrize("client", ROWS)
-def test_a_row_says_of_max_connections_what_its_tests_show(client: str) -> None:
-    """Those that count the client's connections, and those that find them not counted."""
+def test_a_row_says_about_max_connections_what_its_tests_show(client: str) -> None:
+    """Some tests find that the client's connections are counted, and others that they are not."""
     sources = {name: {**OF_RECIPES, **OF_ADAPTERS}[name] for name in named_for(client)}
     cell = ROWS[client][2]
     shown = [name for name, source in sources.items() if "is_counted(" in source]

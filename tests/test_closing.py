@@ -1,4 +1,4 @@
-"""close(): data that send() took arrives, and no peer can make close() wait for ever."""
+"""close(): data that send() accepted arrives, and no peer can make close() wait for ever."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ from support.tls_peers import TLS12, TLS13, over_tcp, server_context
 from support.turns import all_blocked
 
 linux_only = pytest.mark.skipif(
-    not hasattr(_linger, "fcntl"), reason="only Linux tells what the peer has acknowledged"
+    not hasattr(_linger, "fcntl"), reason="only Linux tells how much the peer has acknowledged"
 )
 
-#: Enough for the test to see it run out, in seconds.
+#: A close_timeout that runs out in the test, in seconds.
 SOON = 0.2
 
 
@@ -59,7 +59,7 @@ async def filled(socket: Socket, peer: Peer, size: int = 300_000) -> bytes:
 
 
 async def taken(peer: Peer) -> None:
-    """Wait until our kernel has all that the peer sent: what comes after a close is a reset."""
+    """Wait until our kernel has all that the peer sent: it resets for data after close()."""
     while outstanding(peer.sock):
         await checkpoint()
 
@@ -72,15 +72,15 @@ async def reset_arrived(sock: stdlib.socket) -> None:
         await checkpoint()
 
 
-async def small_window(socket: Socket) -> None:
-    """Let our kernel hold a lot."""
+async def large_send_buffer(socket: Socket) -> None:
+    """Make our kernel accept much more than the peer's receive buffer holds."""
     raw(socket).setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 1 << 20)
 
 
 @linux_only
-async def test_what_was_sent_arrives_though_the_peer_still_talks() -> None:
+async def test_sent_data_arrives_while_the_peer_still_sends() -> None:
     async with connected(receive_buffer=4096) as (socket, peer):
-        await small_window(socket)
+        await large_send_buffer(socket)
         data = await filled(socket, peer)
         got = b""
 
@@ -98,10 +98,10 @@ async def test_what_was_sent_arrives_though_the_peer_still_talks() -> None:
 
 
 @linux_only
-async def test_what_is_said_after_our_close_is_no_reset_before_the_end() -> None:
-    """As TLS's session tickets are, or the answer to a QUIT."""
+async def test_data_that_the_peer_sends_after_our_close_causes_no_reset() -> None:
+    """Such data is a session ticket of TLS, or the answer to a QUIT."""
     async with connected(receive_buffer=4096) as (socket, peer):
-        await small_window(socket)
+        await large_send_buffer(socket)
         data = await filled(socket, peer)
         async with anyio.create_task_group() as group:
             group.start_soon(socket.close)
@@ -112,11 +112,11 @@ async def test_what_is_said_after_our_close_is_no_reset_before_the_end() -> None
             assert await peer.receive_all() == data
 
 
-async def test_nothing_is_waited_for_where_nothing_is_left_to_arrive(
+async def test_close_does_not_wait_if_everything_was_acknowledged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def never(*_: object, **__: object) -> None:
-        raise AssertionError("it waits")
+        raise AssertionError("close() waits")
 
     monkeypatch.setattr("anyio_connect._tcp.wait_arrival", never)
     async with connected() as (socket, peer):
@@ -129,7 +129,7 @@ async def test_nothing_is_waited_for_where_nothing_is_left_to_arrive(
 
 
 @linux_only
-async def test_a_kernel_that_does_not_tell_what_was_acknowledged_is_not_waited_for(
+async def test_close_does_not_wait_if_the_kernel_cannot_tell_what_was_acknowledged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def ioctl(*_: object) -> bytes:
@@ -145,12 +145,14 @@ async def test_a_kernel_that_does_not_tell_what_was_acknowledged_is_not_waited_f
 
 @pytest.mark.slow
 @linux_only
-async def test_a_peer_that_takes_nothing_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+async def test_close_gives_up_on_a_peer_that_acknowledges_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with listening(receive_buffer=4096) as listener:
         socket = connect(listener.address, close_timeout=SOON)
         await socket.opened
         peer = await listener.accept()
-        await small_window(socket)
+        await large_send_buffer(socket)
         data = await filled(socket, peer)
         with caplog.at_level(logging.WARNING, logger="anyio_connect"):
             await socket.close()
@@ -158,12 +160,12 @@ async def test_a_peer_that_takes_nothing_is_given_up(caplog: pytest.LogCaptureFi
             await socket.closed
         assert "0.2 seconds (close_timeout)" in str(caught.value)
         assert f"127.0.0.1:{listener.address[1]}: close() gave up" in caplog.text
-        # The kernel still delivers it all, if the peer takes it after all.
+        # The kernel still delivers everything if the peer reads it later.
         assert await peer.receive_all() == data
 
 
 @linux_only
-async def test_a_peer_that_is_slow_is_waited_for() -> None:
+async def test_close_waits_for_a_slow_peer() -> None:
     """The time starts again with each byte that is acknowledged."""
     now = 0.0
     taken = 0
@@ -184,21 +186,21 @@ async def test_a_peer_that_is_slow_is_waited_for() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(anyio, "current_time", Clock())
-        patch.setattr(_linger, "_LOOKS", 1e9)  # each look comes at once
+        patch.setattr(_linger, "_LOOKS", 1e9)  # the next look follows at once
         patience = Patience(5.0, lambda: taken)
         tries = 0
         while await patience.wait(step):
             tries += 1
-    assert tries == steps + taken  # whatever it was, it may be all that was waited for
-    assert 20 <= steps <= 23  # one look for each time it moved, and then 5 seconds
+    assert tries == steps + taken  # either may be what the caller waits for
+    assert 20 <= steps <= 23  # one step for each progress, and then 5 seconds
 
 
-async def test_no_limit() -> None:
+async def test_patience_without_a_limit() -> None:
     patience = Patience(math.inf, lambda: None)
     assert await patience.wait(checkpoint)
 
 
-async def test_progress_that_never_stops_lets_others_run() -> None:
+async def test_endless_progress_lets_other_tasks_run() -> None:
     moves = 0
     ran = anyio.Event()
 
@@ -223,7 +225,7 @@ async def test_progress_that_never_stops_lets_others_run() -> None:
 
 
 @pytest.mark.slow
-async def test_a_blocked_send_is_given_up() -> None:
+async def test_close_gives_up_a_blocked_send() -> None:
     outcome: list[BaseException] = []
     async with listening(receive_buffer=4096) as listener:
         socket = connect(listener.address, close_timeout=SOON)
@@ -242,12 +244,12 @@ async def test_a_blocked_send_is_given_up() -> None:
         assert len(outcome) == 1
         with pytest.raises(BrokenError, match="gave up a send in flight"):
             await socket.closed
-        with pytest.raises(ConnectionResetError):  # a piece is not passed off as the whole
+        with pytest.raises(ConnectionResetError):  # a piece must not look like the whole
             await peer.receive_all()
 
 
 @pytest.mark.slow
-async def test_a_send_that_waits_for_the_connection_is_given_up() -> None:
+async def test_close_gives_up_a_send_that_waits_for_the_connection() -> None:
     async with listening() as listener:
         opener = Slow(dialled(listener))
         opener.stop.set()
@@ -266,8 +268,8 @@ async def test_a_send_that_waits_for_the_connection_is_given_up() -> None:
         assert socket.closed.result() is None
 
 
-async def test_two_that_send_more_than_fits_do_not_wait_for_each_other() -> None:
-    """A peer that cannot get rid of what it says may take nothing: what it says is thrown away."""
+async def test_close_does_not_deadlock_with_a_peer_that_sends_before_it_reads() -> None:
+    """Such a peer reads nothing until its data is received: close() discards that data."""
     async with connected(receive_buffer=4096) as (socket, peer):
 
         async def talk_then_read() -> None:
@@ -284,7 +286,7 @@ async def test_two_that_send_more_than_fits_do_not_wait_for_each_other() -> None
 
 
 class Endless(ByteStream):
-    """A stream of another make that is never done with closing."""
+    """A foreign stream whose aclose() never returns."""
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         await anyio.sleep_forever()
@@ -299,7 +301,7 @@ class Endless(ByteStream):
 
 
 @pytest.mark.slow
-async def test_a_stream_of_another_make_that_is_never_done_with_closing_is_given_up() -> None:
+async def test_close_gives_up_on_a_foreign_stream_that_never_closes() -> None:
     socket = opened_by(Made(ForeignTransport(Endless())), close_timeout=SOON)
     await socket.send(b"hello")
     await socket.close()
@@ -307,7 +309,7 @@ async def test_a_stream_of_another_make_that_is_never_done_with_closing_is_given
         await socket.closed
 
 
-async def test_a_stream_of_another_make_is_closed() -> None:
+async def test_a_foreign_stream_is_closed() -> None:
     class Quick(Endless):
         closed = 0
 
@@ -326,7 +328,7 @@ async def test_a_stream_of_another_make_is_closed() -> None:
 async def test_a_receive_that_close_overtakes_gets_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Not what comes behind that which close() has thrown away."""
+    """It must not get data that came after what close() has discarded."""
     async with connected() as (socket, peer):
         transport = socket._connection.transport
         assert isinstance(transport, TCPTransport)
@@ -338,14 +340,14 @@ async def test_a_receive_that_close_overtakes_gets_nothing(
         monkeypatch.setattr(type(transport._ready), "enter", others_run)
         await peer.send(b"behind what was thrown away")
         arrived(socket)
-        transport._drained = False  # so that it tries before it waits
+        transport._drained = False  # so that it asks the kernel before it waits
         use_up_the_turn()
         with pytest.raises(anyio.ClosedResourceError):
             await transport.receive(10)
 
 
 @pytest.mark.parametrize("into", [False, True])
-async def test_what_a_receive_took_is_kept_if_it_is_stopped_before_it_returns(into: bool) -> None:
+async def test_the_data_of_a_receive_that_is_stopped_before_it_returns_is_kept(into: bool) -> None:
     """It may be a part of a TLS record, which a send that goes on reading needs."""
     async with connected() as (socket, peer):
         ready = by_anyio(raw(socket))
@@ -356,7 +358,7 @@ async def test_what_a_receive_took_is_kept_if_it_is_stopped_before_it_returns(in
 
         await peer.send(b"in two parts")
         arrived(socket)
-        transport._drained = False  # so that it tries before it waits
+        transport._drained = False  # so that it asks the kernel before it waits
         ready.leave = others_run
         with pytest.raises(anyio.ClosedResourceError):
             await (
@@ -370,10 +372,10 @@ async def test_what_a_receive_took_is_kept_if_it_is_stopped_before_it_returns(in
 
 @pytest.mark.parametrize("into", [False, True])
 @pytest.mark.parametrize("more", [b"", b"more"])
-async def test_what_others_take_while_a_receive_lets_them_run_comes_in_order(
+async def test_data_stays_in_order_if_other_code_receives_during_a_receive(
     into: bool, more: bytes
 ) -> None:
-    """A send over TLS that fails reads on: it has to get the data that the receive has taken."""
+    """A failing send over TLS reads too: it has to get the data that the receive has taken."""
     async with connected() as (socket, peer):
         ready = by_anyio(raw(socket))
         transport = TCPTransport(raw(socket), ready)
@@ -395,14 +397,14 @@ async def test_what_others_take_while_a_receive_lets_them_run_comes_in_order(
 
 
 @pytest.mark.parametrize("into", [False, True])
-async def test_a_receive_of_several_reads_does_not_go_on_behind_a_close(into: bool) -> None:
-    """It would take the peer's end for that of what it has, though close() threw some away."""
+async def test_a_receive_does_not_report_the_end_after_a_close(into: bool) -> None:
+    """The data before the end is incomplete: close() has discarded some."""
     async with connected() as (socket, peer):
         transport = socket._connection.transport
         assert isinstance(transport, TCPTransport)
         peer.fin()
         arrived(socket)
-        transport._drained = False  # so that it tries before it waits
+        transport._drained = False  # so that it asks the kernel before it waits
         transport.stop_receiving()
         with pytest.raises(anyio.ClosedResourceError):
             await (
@@ -419,7 +421,7 @@ async def by_other_code(socket: Socket) -> None:
 
 
 async def by_another_process(socket: Socket) -> None:
-    """As a forked one does, which sends in the same way."""
+    """A forked process sends like this."""
     raw(socket).send(b"x")
 
 
@@ -456,10 +458,10 @@ async def test_the_kernel_is_asked_what_is_unacknowledged_only_if_something_was_
 
 @linux_only
 @pytest.mark.parametrize("forked", [False, True])
-async def test_an_end_that_is_waited_for_is_not_lost_for_want_of_room(
+async def test_tcp_user_timeout_is_lifted_if_our_end_has_to_wait_for_room(
     forked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though we sent nothing before: the peer talks, or another process has sent something."""
+    """This process has sent nothing, but the peer has sent data, or another process has."""
     monkeypatch.setattr("anyio_connect._tcp._has_forked", forked)
     async with connected() as (socket, peer):
         if not forked:
@@ -475,9 +477,9 @@ async def test_an_end_that_is_waited_for_is_not_lost_for_want_of_room(
 
 
 @linux_only
-async def test_a_reset_that_takes_what_was_sent_is_told() -> None:
+async def test_a_reset_that_loses_sent_data_is_reported() -> None:
     async with connected(receive_buffer=4096) as (socket, peer):
-        await small_window(socket)
+        await large_send_buffer(socket)
         await filled(socket, peer)
         async with anyio.create_task_group() as group:
             group.start_soon(socket.close)
@@ -491,10 +493,10 @@ async def test_a_reset_that_takes_what_was_sent_is_told() -> None:
 @linux_only
 @pytest.mark.parametrize("cancelled", [False, True])
 @pytest.mark.parametrize("over_tls", [False, True])
-async def test_a_reset_behind_the_peers_end_that_takes_what_was_sent_is_told(
+async def test_a_reset_after_the_peers_end_that_loses_sent_data_is_reported(
     over_tls: bool, cancelled: bool
 ) -> None:
-    """The kernel says EPIPE then, and receives go on to tell of the end."""
+    """The kernel then reports EPIPE, and receives still report the end."""
     async with AsyncExitStack() as stack:
         if over_tls:
             pair = await stack.enter_async_context(over_tcp(server_context(TLS13)))
@@ -518,7 +520,9 @@ async def test_a_reset_behind_the_peers_end_that_takes_what_was_sent_is_told(
 
 
 @linux_only
-async def test_a_socket_that_was_to_become_tls_is_closed_though_the_peer_has_reset_it() -> None:
+async def test_a_start_tls_socket_is_closed_before_its_handshake_though_the_peer_has_reset() -> (
+    None
+):
     async with listening() as listener:
         socket = connect(listener.address, secure_transport="starttls")
         await socket.opened
@@ -531,7 +535,7 @@ async def test_a_socket_that_was_to_become_tls_is_closed_though_the_peer_has_res
             await tls.opened
 
 
-async def test_each_byte_counts_that_a_reset_takes_away_before_our_end_goes_out(
+async def test_before_our_end_is_sent_a_reset_that_loses_one_byte_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Reset(stdlib.socket):
@@ -555,7 +559,7 @@ async def test_each_byte_counts_that_a_reset_takes_away_before_our_end_goes_out(
 @linux_only
 async def test_a_cancelled_close_leaves_the_rest_to_the_kernel() -> None:
     async with connected(receive_buffer=4096) as (socket, peer):
-        await small_window(socket)
+        await large_send_buffer(socket)
         data = await filled(socket, peer)
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
@@ -572,9 +576,9 @@ async def test_a_cancelled_close_leaves_the_rest_to_the_kernel() -> None:
 async def test_a_call_that_closes_and_is_cancelled_leaves_the_rest_to_the_kernel(
     last: str,
 ) -> None:
-    """The last of the two ends closes the socket, and does so like close()."""
+    """The call that ends the second direction closes the socket, like close()."""
     async with connected(receive_buffer=4096) as (socket, peer):
-        await small_window(socket)
+        await large_send_buffer(socket)
         data = await filled(socket, peer)
         if last == "readable.aclose":
             await socket.send_eof()
@@ -592,9 +596,9 @@ async def test_a_call_that_closes_and_is_cancelled_leaves_the_rest_to_the_kernel
 
 
 @linux_only
-async def test_each_of_several_closes_returns_when_it_is_closed() -> None:
+async def test_each_of_several_closes_returns_when_the_socket_is_closed() -> None:
     async with connected(receive_buffer=4096) as (socket, peer):
-        await small_window(socket)
+        await large_send_buffer(socket)
         data = await filled(socket, peer)
         async with anyio.create_task_group() as group:
             for _ in range(3):
@@ -607,12 +611,12 @@ async def test_each_of_several_closes_returns_when_it_is_closed() -> None:
 
 
 @linux_only
-async def test_one_close_cancelled_ends_the_others() -> None:
+async def test_cancelling_one_close_ends_the_others() -> None:
     async with listening(receive_buffer=4096) as listener:
         socket = connect(listener.address, close_timeout=400)
         await socket.opened
         peer = await listener.accept()
-        await small_window(socket)
+        await large_send_buffer(socket)
         await filled(socket, peer)
         returned = anyio.Event()
 
@@ -631,10 +635,10 @@ async def test_one_close_cancelled_ends_the_others() -> None:
 
 
 @linux_only
-async def test_without_reading_it_is_over_when_what_was_sent_has_arrived() -> None:
-    """Both directions have ended, but a reset could still take away what is on its way."""
+async def test_a_socket_that_stopped_reading_is_closed_when_its_data_has_arrived() -> None:
+    """Both directions have ended, but a reset could still destroy data on its way."""
     async with connected(half_open=True, receive_buffer=4096) as (socket, peer):
-        await small_window(socket)
+        await large_send_buffer(socket)
         data = await filled(socket, peer)
         await socket.readable.aclose()
         async with anyio.create_task_group() as group:
@@ -647,12 +651,14 @@ async def test_without_reading_it_is_over_when_what_was_sent_has_arrived() -> No
 
 
 @linux_only
-async def test_no_descriptor_to_watch_with(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_works_without_a_descriptor_to_watch_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def none_left() -> Any:
         raise OSError(24, "Too many open files")
 
     async with connected(receive_buffer=4096) as (socket, peer):
-        await small_window(socket)
+        await large_send_buffer(socket)
         data = await filled(socket, peer)
         monkeypatch.setattr(_watch, "_make_poller", none_left)
         async with anyio.create_task_group() as group:
@@ -671,7 +677,7 @@ async def test_a_reset_is_found_without_a_descriptor_to_watch_with(
 
     monkeypatch.setattr(_linger, "_LOOKS", 1000)
     async with connected(receive_buffer=4096) as (socket, peer):
-        await small_window(socket)
+        await large_send_buffer(socket)
         await filled(socket, peer)
         monkeypatch.setattr(_watch, "_make_poller", none_left)
         async with anyio.create_task_group() as group:
@@ -683,7 +689,7 @@ async def test_a_reset_is_found_without_a_descriptor_to_watch_with(
             await socket.closed
 
 
-async def test_on_other_systems_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_on_other_systems_close_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anyio_connect._tcp.outstanding", lambda _: 0)
     monkeypatch.setattr(_linger, "CAN_WATCH_ALL", False)
     async with connected() as (socket, peer):
@@ -696,10 +702,10 @@ async def test_on_other_systems_nothing_is_waited_for(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-async def test_on_other_systems_a_peer_that_takes_nothing_while_it_talks_is_heard_out(
+async def test_on_other_systems_close_receives_from_a_peer_that_sends_before_it_reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No event tells there that more has come; without a time limit, nothing else would."""
+    """There, no event reports new data: without a time limit, nothing else would wake close()."""
     monkeypatch.setattr("anyio_connect._tcp.outstanding", lambda _: 0)
     monkeypatch.setattr(_linger, "CAN_WATCH_ALL", False)
     data = bytes(BIG // 8)
@@ -720,10 +726,10 @@ async def test_on_other_systems_a_peer_that_takes_nothing_while_it_talks_is_hear
 
 @pytest.mark.parametrize("version", [TLS12, TLS13])
 @pytest.mark.parametrize("half_open", [False, True])
-async def test_a_peer_that_hangs_up_behind_its_close_notify_misses_nothing(
+async def test_a_peer_that_closes_after_its_close_notify_causes_no_error(
     version: ssl.TLSVersion, half_open: bool
 ) -> None:
-    """It answers ours with a reset, which takes away nothing but that."""
+    """It answers our close_notify with a reset, and nothing else is lost."""
     async with over_tcp(server_context(version)) as (transport, peer):
         socket = socket_over(transport, half_open=half_open)
         await peer.peer.send(peer.server.encrypt(b"bye") + peer.server.close_notify())

@@ -18,11 +18,11 @@ from anyio_connect._preludes import PRELUDES
 
 ROOT = Path(__file__).parents[1]
 
-#: Where the word for something new belongs, and what to write there.
+#: Where the name of something new belongs, and what to write there.
 DOCS = ("README.md", "docs/*.md")
 PLACES: dict[tuple[str, ...], str] = {
-    DOCS: "say in docs/ what it is for. `python docs/made.py` brings up to date what the pages "
-    "show of docstrings",
+    DOCS: "say in docs/ what it is for. `python docs/made.py` updates what the pages show "
+    "of docstrings",
     ("stubs/**/*.pyi",): "add it to stubs/, the public names on a page, with its type and a few "
     "words",
     ("tests/typing/accepted.py",): "use it in tests/typing/accepted.py as users will, so that its "
@@ -44,7 +44,8 @@ WANTED: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
     **{f"--starttls {name}": (name, PROTOCOL) for name in PRELUDES},
 }
 
-#: In a page: a block of code, a heading, or code in a sentence. A name may be a common word too.
+#: In a page: a block of code, a heading, or code in a sentence. Elsewhere, the name may be a
+#: common word.
 CODE = r"^ *```.*?^ *```|^#.*?$|`[^`]+`"
 
 
@@ -63,8 +64,10 @@ def words(places: tuple[str, ...]) -> frozenset[str]:
 
 
 @pytest.mark.parametrize("what", WANTED)
-def test_everything_is_told_of(what: str) -> None:
+def test_everything_is_documented_everywhere(what: str) -> None:
     word, everywhere = WANTED[what]
     advice = [PLACES[places] for places in everywhere if word not in words(places)]
     if advice:
-        pytest.fail("\n - ".join([f"{what} is not told of everywhere:", *advice]), pytrace=False)
+        pytest.fail(
+            "\n - ".join([f"{what} is not documented everywhere:", *advice]), pytrace=False
+        )

@@ -26,7 +26,7 @@ from support import guards
 ROOT = Path(__file__).parent.parent
 
 needs_fds = pytest.mark.skipif(
-    not guards.CAN_LIST_FDS, reason="only Linux lists a process's descriptors for the process"
+    not guards.CAN_LIST_FDS, reason="only Linux lists the descriptors of a process"
 )
 
 
@@ -135,7 +135,7 @@ async def test_example_waits_for_ever(nothing):
 
 @pytest.fixture(scope="module")
 def complaints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What pytest said about each test of BAD, and each of its event loops."""
+    """What pytest said about each test of BAD, on each event loop."""
     where = tmp_path_factory.mktemp("bad")
     result = run_pytest(where, BAD, "--junitxml=report.xml", "--tb=short")
     said: dict[str, str] = {}
@@ -201,7 +201,7 @@ guards.SHRINK_LIMIT = 0.5
 @given(st.lists(st.integers(0, 1000), min_size=8, max_size=8))
 def test_each_example_is_slow(numbers):
     if sum(numbers) > 1000:
-        time.sleep(0.1)  # so that what has to be tried to find the simplest takes a minute
+        time.sleep(0.1)  # so that the search for the simplest example takes a minute
         raise ValueError("too much")
 
 
@@ -250,7 +250,7 @@ def test_blocked_thread_ends_the_run(tmp_path: Path) -> None:
     assert "in test_blocks" in result.stderr
 
 
-# --- what must not be
+# --- what must not be reported
 
 
 @pytest.fixture

@@ -73,11 +73,11 @@ def test_each_value_is_checked(name: str) -> None:
         Connector(**values)
     except InvalidOptionError as exc:
         said = str(exc)
-    assert said, f"Connector({name}=object()) is taken: check it in _check() of _connector.py"
+    assert said, f"Connector({name}=object()) is accepted: check it in _check() of _connector.py"
     assert said.startswith(f"bad value for {name}")
 
 
-def test_it_is_a_value() -> None:
+def test_a_connector_is_a_value() -> None:
     connector = Connector(WORKERS, max_connections=6)
     assert "policy=WORKERS, max_connections=6" in repr(connector)
     with pytest.raises(FrozenInstanceError):
@@ -95,7 +95,7 @@ def test_none_means_not_given() -> None:
     assert (given.policy, given.happy_eyeballs_delay) == (WORKERS, math.inf)
 
 
-def test_a_dataclass_may_extend_it() -> None:
+def test_a_dataclass_may_extend_connector() -> None:
     @dataclass(frozen=True, eq=False)
     class Named(Connector):
         name: str = ""
@@ -111,7 +111,7 @@ def test_a_copy_has_the_same_slots() -> None:
     assert copy.deepcopy({"held": [connector]}) == {"held": [connector]}
 
 
-def test_bad_input_raises_and_what_is_forbidden_does_not() -> None:
+def test_connect_raises_for_bad_input_but_not_for_a_forbidden_address() -> None:
     connector = Connector(WORKERS)
     with pytest.raises(InvalidAddressError):
         connector.connect("127.1:80")
@@ -164,7 +164,7 @@ def test_a_time_limit_is_the_default_of_its_sockets(name: str) -> None:
         ("127.0.0.1:9", AddressPolicy(allow=[]), "in none of the networks of allow"),
     ],
 )
-async def test_what_is_known_to_be_forbidden_is_not_even_resolved(
+async def test_an_address_that_is_known_to_be_forbidden_is_not_resolved(
     address: str, policy: AddressPolicy, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forbidden(*_: object, **__: object) -> None:
@@ -182,7 +182,7 @@ async def test_what_is_known_to_be_forbidden_is_not_even_resolved(
         await socket.send(b"x")
 
 
-async def test_what_is_forbidden_needs_no_slot() -> None:
+async def test_a_forbidden_address_needs_no_slot() -> None:
     async with listening() as listener:
         connector = Connector(LOOPBACK, max_connections=1)
         async with connector.connect(listener.address):
@@ -190,7 +190,7 @@ async def test_what_is_forbidden_needs_no_slot() -> None:
                 await connector.connect("10.0.0.1:9").opened
 
 
-async def test_a_task_group_outlives_what_is_forbidden() -> None:
+async def test_a_forbidden_address_does_not_cancel_the_task_group() -> None:
     async with anyio.create_task_group() as group:
         socket = Connector(WORKERS).connect("127.0.0.1:9", task_group=group)
     assert isinstance(socket.opened.exception(), AddressNotAllowedError)
@@ -213,14 +213,14 @@ async def test_a_socket_connected_to_itself_is_a_loop(monkeypatch: pytest.Monkey
     with pytest.raises(LoopError, match="the socket was connected to itself") as caught:
         await socket.opened
     assert is_copy(socket.closed.exception(), caught.value)
-    async with connect(f"127.0.0.1:{port}") as itself:  # no policy, no objection
+    async with connect(f"127.0.0.1:{port}") as itself:  # without a policy, this is allowed
         assert (await itself.opened).remote_address == (await itself.opened).local_address
 
 
 # --- local_host
 
 
-async def test_it_connects_from_local_host() -> None:
+async def test_a_socket_connects_from_local_host() -> None:
     async with listening() as listener:
         socket = Connector(local_host="127.0.0.2").connect(listener.address)
         local = (await socket.opened).local_address
@@ -229,9 +229,11 @@ async def test_it_connects_from_local_host() -> None:
     assert local.startswith("127.0.0.2:")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can do without")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux can bind a socket without taking a port"
+)
 @pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
-async def test_a_local_host_takes_no_port_before_it_is_known_where_to(
+async def test_with_local_host_the_port_is_taken_only_on_connecting(
     host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bound: list[tuple[str, int]] = []

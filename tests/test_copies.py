@@ -1,4 +1,4 @@
-"""Errors that are raised often: each time a copy, which keeps no caller's frames alive."""
+"""Errors that are raised more than once: each time as a copy, which keeps no frame alive."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import ssl
 import subprocess
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 from weakref import ref
 
@@ -44,7 +44,7 @@ from support.turns import all_blocked
 
 
 class RefusalError(OSError):
-    """Made from anything but its arguments."""
+    """An error whose constructor does not take its ``args``."""
 
     def __init__(self, *, kind: str) -> None:
         super().__init__(errno.EPERM, "not permitted", "file")
@@ -91,7 +91,7 @@ def test_a_copy_says_the_same(error: BaseException) -> None:
         assert getattr(copy, name, None) == getattr(error, name, None)
 
 
-def test_notes_are_each_copys_own() -> None:
+def test_each_copy_has_its_own_notes() -> None:
     error = ClosedError("why")
     vars(error)["__notes__"] = ["a hint"]
     copy = fresh(error)
@@ -152,7 +152,7 @@ def test_an_endless_chain_is_cut() -> None:
 
 
 def foreign(value: str) -> None:
-    """What a policy or a resolver might do."""
+    """Raise as a policy or a resolver might."""
     try:
         {"a": 1}[value]
     except KeyError:
@@ -184,7 +184,7 @@ def test_a_foreign_traceback_is_kept() -> None:
 
 
 def test_a_foreign_traceback_keeps_no_frame() -> None:
-    """On Python 3.12, a frame leads to those it was called from, long after."""
+    """From Python 3.12 on, a frame still refers to its callers after they have returned."""
 
     class Big:
         pass
@@ -235,7 +235,7 @@ def test_the_kernels_traceback_is_dropped() -> None:
     wrapped.__cause__ = error
     copy = fresh(wrapped).__cause__
     assert is_copy(copy, error)
-    # This test is foreign code too, and it is the one that called.
+    # This test is foreign code too, and its own frame is the first.
     assert copy is not None
     names = [entry.name for entry in traceback.extract_tb(copy.__traceback__)]
     assert names[0] == "test_the_kernels_traceback_is_dropped"
@@ -274,7 +274,7 @@ async def refused() -> Socket:
     return socket
 
 
-async def test_each_question_and_each_call_has_an_error_of_its_own() -> None:
+async def test_each_call_and_each_use_of_a_future_gives_an_error_of_its_own() -> None:
     socket = await refused()
     errors: list[SocketError | None] = []
     for future in (socket.opened, socket.closed):
@@ -332,16 +332,7 @@ async def test_tasks_that_meet_one_failure_share_nothing() -> None:
 
 
 class Request:
-    """Something of the caller's."""
-
-
-@asynccontextmanager
-async def reset(*, unread: bytes = b"") -> AsyncIterator[Socket]:
-    async with connected(half_open=True) as (socket, peer):
-        await peer.send(unread)
-        peer.rst()
-        arrived(socket, select.POLLERR)
-        yield socket
+    """An object of the caller, which an error must not keep alive."""
 
 
 async def broken_receive(socket: Socket, _: Peer, __: bytearray) -> None:
@@ -377,7 +368,7 @@ async def closed(socket: Socket, _: Peer, buffer: bytearray) -> None:
 @pytest.mark.parametrize(
     "fail", [broken_receive, broken_send, broken_end, aborted, closed], ids=lambda f: f.__name__
 )
-async def test_a_handled_error_keeps_nothing_of_the_callers(
+async def test_a_handled_error_keeps_nothing_of_the_caller_alive(
     fail: Callable[[Socket, Peer, bytearray], Awaitable[None]],
 ) -> None:
     async with connected(half_open=True) as (socket, peer):
@@ -385,12 +376,6 @@ async def test_a_handled_error_keeps_nothing_of_the_callers(
             peer.rst()
             arrived(socket, select.POLLERR)
         buffer = bytearray(100)
-
-        async def call() -> ref[Request]:
-            request = Request()
-            with pytest.raises(SocketError):
-                await fail(socket, peer, buffer)
-            return ref(request)
 
         async def handle() -> ref[Request]:
             request = Request()
@@ -401,10 +386,10 @@ async def test_a_handled_error_keeps_nothing_of_the_callers(
         with nothing_to_collect():
             request = await handle()
             assert request() is None
-            buffer.clear()  # which a BufferError would refuse
+            buffer.clear()  # raises BufferError if anything still uses the buffer
 
 
-async def test_who_asks_in_an_except_clause_is_not_kept_either() -> None:
+async def test_an_error_that_is_handled_in_an_except_clause_keeps_nothing_alive() -> None:
     async with connected(half_open=True) as (socket, peer):
 
         async def call() -> ref[Request]:
@@ -459,7 +444,7 @@ async def test_a_failed_handshake_leaves_no_cycle() -> None:
 
         async with anyio.create_task_group() as group:
             group.start_soon(answer)
-            await handshake()  # builds the context
+            await handshake()  # the first one builds the default context
         with nothing_to_collect():
             async with anyio.create_task_group() as group:
                 group.start_soon(answer)
