@@ -288,6 +288,7 @@ class ForeignTransport(Transport):
         self._stream = stream
         self._stopped = False
         self._dropped = False
+        self._closed = False  # the stream was closed forcefully
         self._rest = b""  # what the stream returned in excess of max_bytes
         self._over: Exception | None = None  # what every receive raises from now on
         # Some streams do not wake their waiting tasks when they are closed.
@@ -397,6 +398,9 @@ class ForeignTransport(Transport):
             self._sending.cancel()
 
     async def _close_forcefully(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         # Shielded, because the caller has more to do after this, even if it is cancelled. A stream
         # that fails to close counts as closed.
         with anyio.CancelScope(shield=True), suppress(Exception):

@@ -714,6 +714,37 @@ async def test_whatever_it_raises_when_it_is_dropped_stays_there(
     assert "aclose" in stream.calls
 
 
+class Silent(Odd):
+    """A stream whose peer never sends anything."""
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        self.do("receive")
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
+
+
+@pytest.mark.parametrize("first", ["wrap", "start_tls"])
+@pytest.mark.parametrize("how", ["no TLS", "end", "error", "late", "cancelled"])
+async def test_a_failed_handshake_closes_the_stream_once(how: str, first: str) -> None:
+    received = {"no TLS": b"no TLS", "end": anyio.EndOfStream(), "error": OSError(5, "so")}
+    stream = Odd(receive=received[how]) if how in received else Silent()
+    options = on(connect_timeout=0.01 if how == "late" else 60)
+    if first == "wrap":
+        socket = Socket.wrap(stream, **options)
+    else:
+        plain = Socket.wrap(stream, **{**options, "secure_transport": "starttls"})
+        await plain.opened
+        socket = plain.start_tls()
+    async with anyio.create_task_group() as group:
+        group.start_soon(settle, socket.opened)
+        if how == "cancelled":
+            await all_blocked()
+            group.cancel_scope.cancel()
+    await socket.close()
+    assert isinstance(socket.closed.exception(), SocketError)
+    assert stream.calls.count("aclose") == 1
+
+
 async def test_an_end_while_sending_is_a_loss() -> None:
     socket = Socket.wrap(Odd(send=anyio.EndOfStream()))
     with pytest.raises(BrokenError, match="the peer has ended"):
