@@ -728,11 +728,11 @@ class Silent(Odd):
 async def test_a_failed_handshake_closes_the_stream_once(how: str, first: str) -> None:
     received = {"no TLS": b"no TLS", "end": anyio.EndOfStream(), "error": OSError(5, "so")}
     stream = Odd(receive=received[how]) if how in received else Silent()
-    options = on(connect_timeout=0.01 if how == "late" else 60)
+    limit = 0.01 if how == "late" else 60
     if first == "wrap":
-        socket = Socket.wrap(stream, **options)
+        socket = Socket.wrap(stream, **on(connect_timeout=limit))
     else:
-        plain = Socket.wrap(stream, **{**options, "secure_transport": "starttls"})
+        plain = Socket.wrap(stream, **on(connect_timeout=limit, secure_transport="starttls"))
         await plain.opened
         socket = plain.start_tls()
     async with anyio.create_task_group() as group:
