@@ -1,4 +1,4 @@
-"""``Socket.detach()``: the kernel's socket goes to other code, whole and unwatched."""
+"""``Socket.detach()`` gives the kernel's socket to other code: complete, and not watched."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ PATTERN = bytes(range(1, 251)) * 40
 
 
 async def receive_all(sock: stdlib.socket) -> bytes:
-    """Everything up to the end, by means that share nothing with the package."""
+    """Everything up to the end, received without the package."""
     return await Peer(sock).receive_all()
 
 
 def check_usable(sock: stdlib.socket, peer: Peer) -> None:
-    """It is connected to the peer, in both directions, and does not block."""
+    """Check that the socket does not block, and works with the peer in both directions."""
     assert sock.gettimeout() == 0
     assert sock.getpeername() == peer.sock.getsockname()
     with pytest.raises(BlockingIOError):
@@ -65,7 +65,7 @@ def check_usable(sock: stdlib.socket, peer: Peer) -> None:
     assert sock.recv(10) == b"pong"
 
 
-async def test_the_kernels_socket_comes_back_and_works() -> None:
+async def test_detach_returns_the_kernels_socket_which_works() -> None:
     async with connected() as (socket, peer):
         fd = raw(socket).fileno()
         with socket.detach() as sock:
@@ -76,7 +76,7 @@ async def test_the_kernels_socket_comes_back_and_works() -> None:
         assert await peer.receive_all() == b""
 
 
-async def test_the_socket_is_over() -> None:
+async def test_after_detach_the_socket_is_closed() -> None:
     async with connected(half_open=True) as (socket, peer):
         with socket.detach() as sock:
             assert socket.closed.done()
@@ -98,7 +98,7 @@ async def test_the_socket_is_over() -> None:
             check_usable(sock, peer)
 
 
-async def test_it_keeps_nothing_of_the_kernels_socket() -> None:
+async def test_after_detach_the_socket_has_no_descriptor() -> None:
     async with connected() as (socket, peer):
         before = socket.extra(SocketAttribute.raw_socket)
         with socket.detach():
@@ -108,7 +108,7 @@ async def test_it_keeps_nothing_of_the_kernels_socket() -> None:
             assert socket.extra(SocketAttribute.family) == stdlib.AF_INET
 
 
-async def test_whoever_drops_it_is_warned_by_the_standard_library() -> None:
+async def test_the_standard_library_warns_if_the_detached_socket_is_dropped() -> None:
     async with connected() as (socket, peer):
         sock = socket.detach()
         with pytest.warns(ResourceWarning, match="unclosed <socket"):
@@ -116,7 +116,7 @@ async def test_whoever_drops_it_is_warned_by_the_standard_library() -> None:
         assert await peer.receive_all() == b""
 
 
-async def test_dropping_the_socket_closes_nothing_and_warns_of_nothing() -> None:
+async def test_dropping_the_socket_after_detach_does_not_close_or_warn() -> None:
     async with listening() as listener:
         socket = connect(listener.address)
         await socket.opened
@@ -128,7 +128,7 @@ async def test_dropping_the_socket_closes_nothing_and_warns_of_nothing() -> None
             check_usable(sock, peer)
 
 
-async def test_a_task_that_awaits_closed_is_told() -> None:
+async def test_detach_wakes_a_task_that_awaits_closed() -> None:
     async with connected() as (socket, peer), anyio.create_task_group() as group:
         group.start_soon(settle, socket.closed)
         await all_blocked()
@@ -138,8 +138,8 @@ async def test_a_task_that_awaits_closed_is_told() -> None:
             check_usable(sock, peer)
 
 
-async def test_once_the_event_loop_has_ended() -> None:
-    """Made in an event loop of its own, and given to code that has none."""
+async def test_detach_after_the_event_loop_has_ended() -> None:
+    """The socket is made in another event loop, and detached by code that runs in none."""
     async with listening() as listener:
         opened: list[Socket] = []
 
@@ -224,7 +224,7 @@ async def test_refused(bring: State, error: type[SocketError], why: str) -> None
         group.cancel_scope.cancel()
 
 
-async def test_refused_in_the_midst_of_a_pipe() -> None:
+async def test_refused_during_a_pipe() -> None:
     async with connected() as (socket, _), anyio.create_task_group() as group:
         other, theirs = await socket_pair()
         async with other, theirs:
@@ -235,8 +235,8 @@ async def test_refused_in_the_midst_of_a_pipe() -> None:
             group.cancel_scope.cancel()
 
 
-async def test_a_pipe_into_it_ends() -> None:
-    """Nothing is sent at that moment, and nothing can be any more."""
+async def test_a_pipe_into_the_socket_ends() -> None:
+    """No send is in flight at that moment, and the pipe cannot send any more."""
     async with connected() as (socket, peer):
         source, theirs = await socket_pair()
         async with source, theirs, anyio.create_task_group() as group:
@@ -269,7 +269,7 @@ async def test_refused_before_the_connection_is_made() -> None:
                 check_usable(sock, peer)
 
 
-async def test_what_failed_to_connect_says_why() -> None:
+async def test_a_socket_that_failed_to_connect_raises_its_error() -> None:
     socket = connect("name.invalid:1")
     with pytest.raises(ConnectError):
         await socket.opened
@@ -305,7 +305,7 @@ async def test_refused_once_start_tls_was_called() -> None:
         await secure.close()
 
 
-async def test_before_start_tls_it_may_be_detached() -> None:
+async def test_before_start_tls_a_socket_may_be_detached() -> None:
     async with listening() as listener:
         plain = connect(listener.address, secure_transport="starttls")
         await plain.opened
@@ -313,7 +313,7 @@ async def test_before_start_tls_it_may_be_detached() -> None:
             check_usable(sock, await listener.accept())
 
 
-async def test_refused_over_a_stream_of_another_kind() -> None:
+async def test_refused_over_a_foreign_stream() -> None:
     async with listening() as listener:
         host, port = listener.address
         stream = await anyio.connect_tcp(host, port)
@@ -324,8 +324,8 @@ async def test_refused_over_a_stream_of_another_kind() -> None:
             assert await (await listener.accept()).receive() == b"still works"
 
 
-async def test_refused_over_a_socket_that_was_wrapped() -> None:
-    """Which has a socket of the kernel's, and is the one to ask for it."""
+async def test_refused_over_a_wrapped_socket() -> None:
+    """The wrapped socket has the kernel's socket: only that one can be detached."""
     async with connected() as (inner, peer), Socket.wrap(inner) as socket:
         with pytest.raises(DetachError, match="but a Socket"):
             socket.detach()
@@ -333,8 +333,8 @@ async def test_refused_over_a_socket_that_was_wrapped() -> None:
         assert await peer.receive() == b"still works"
 
 
-async def test_a_reset_that_the_kernel_has_told_of_is_not_forgotten() -> None:
-    """The code that gets the socket would take it for the end of the peer's data."""
+async def test_refused_after_the_kernel_has_reported_a_reset() -> None:
+    """The code that gets the socket would take the reset for the peer's end."""
     async with listening() as listener:
         sock = stdlib.create_connection(listener.address)
         sock.setblocking(False)
@@ -347,7 +347,7 @@ async def test_a_reset_that_the_kernel_has_told_of_is_not_forgotten() -> None:
 
 async def test_refused_with_bytes_read_ahead() -> None:
     if trio.lowlevel.in_trio_run():
-        return  # nothing is read in a callback there
+        return  # on trio, no callback reads ahead
     async with connected() as (socket, peer):
         transport = socket._connection.transport
         assert isinstance(transport, TCPTransport)
@@ -370,7 +370,7 @@ async def test_refused_with_bytes_read_ahead() -> None:
             assert await receive_all(sock) == b"ious"
 
 
-async def test_refused_with_what_was_read_behind_a_delimiter() -> None:
+async def test_refused_with_data_read_after_a_delimiter() -> None:
     async with connected() as (socket, peer):
         await peer.send(b"a line\nand more")
         arrived(socket)
@@ -382,10 +382,10 @@ async def test_refused_with_what_was_read_behind_a_delimiter() -> None:
             check_usable(sock, peer)
 
 
-# --- what goes along
+# --- what the detached socket has
 
 
-async def test_what_was_not_received_is_received_from_it() -> None:
+async def test_data_that_was_not_received_is_received_from_the_detached_socket() -> None:
     async with connected() as (socket, peer):
         await peer.send(b"HEAD and the rest")
         arrived(socket)
@@ -395,7 +395,7 @@ async def test_what_was_not_received_is_received_from_it() -> None:
             assert await receive_all(sock) == b" and the rest"
 
 
-async def test_halves_that_have_ended_stay_so() -> None:
+async def test_directions_that_have_ended_stay_ended() -> None:
     async with connected(half_open=True) as (socket, peer):
         await socket.send(b"all of it")
         await socket.send_eof()
@@ -414,14 +414,14 @@ async def test_halves_that_have_ended_stay_so() -> None:
         assert await peer.receive_all() == b"answer"
 
 
-async def test_after_reading_was_given_up() -> None:
+async def test_detach_after_readable_was_closed() -> None:
     async with connected() as (socket, peer):
         await socket.readable.aclose()
         with socket.detach() as sock:
             check_usable(sock, peer)
 
 
-async def test_what_a_listener_accepted() -> None:
+async def test_detach_of_a_socket_that_a_listener_accepted() -> None:
     async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
         given: list[stdlib.socket] = []
         done = anyio.Event()
@@ -439,11 +439,11 @@ async def test_what_a_listener_accepted() -> None:
         group.cancel_scope.cancel()
 
 
-# --- no event loop has it any more
+# --- no event loop watches the detached socket
 
 
-async def test_the_event_loop_does_not_watch_it() -> None:
-    """Neither for what a receive left registered, nor for the task that awaits ``closed``."""
+async def test_the_event_loop_does_not_watch_the_detached_socket() -> None:
+    """Neither an earlier receive nor a task that awaits ``closed`` leaves it registered."""
     async with connected() as (socket, peer), anyio.create_task_group() as group:
         await once_waited(socket, peer)
         group.start_soon(settle, socket.closed)
@@ -461,13 +461,13 @@ def is_watched(fd: int) -> bool:
     needle = f"tfd: {fd:>8} "
     found = False
     for info in Path("/proc/self/fdinfo").iterdir():
-        with suppress(OSError):  # that of the listing itself
+        with suppress(OSError):  # the descriptor of the listing itself
             found |= needle in info.read_text(encoding="ascii")
     return found
 
 
-async def test_another_event_loop_takes_it() -> None:
-    """In a thread, while this one goes on."""
+async def test_another_event_loop_can_use_the_detached_socket() -> None:
+    """It runs in a thread, while this event loop goes on."""
     async with connected() as (socket, peer):
         await once_waited(socket, peer)
         sock = socket.detach()
@@ -495,7 +495,7 @@ async def test_another_event_loop_takes_it() -> None:
         assert said == [b"answer"]
 
 
-async def test_the_streams_of_this_event_loop_take_it() -> None:
+async def test_streams_of_this_event_loop_can_use_the_detached_socket() -> None:
     async with connected() as (socket, peer):
         await peer.send(b"first")
         assert await socket.receive() == b"first"
@@ -521,7 +521,7 @@ async def test_the_streams_of_this_event_loop_take_it() -> None:
 # --- slots
 
 
-async def test_the_slot_goes_along() -> None:
+async def test_the_detached_socket_holds_the_slot() -> None:
     async with listening() as listener:
         connector = Connector(max_connections=1)
         socket = connector.connect(listener.address)
@@ -553,15 +553,15 @@ ACTS: st.SearchStrategy[Any] = st.one_of(
         st.just("cancelled"),
         st.sampled_from(get_args(Way)),
         st.integers(1, 200),  # how much the receive asks for
-        st.integers(0, 300),  # how much comes meanwhile
+        st.integers(0, 300),  # how much the peer sends meanwhile
         st.integers(0, 4),  # how many turns of the loop before the cancellation
-        st.booleans(),  # of the task itself, which asyncio knows
+        st.booleans(),  # whether asyncio's Task.cancel() is used
     ),
 )
 
 
 class Reading:
-    """A socket, its peer, and what went from one to the other."""
+    """A socket and its peer, what the peer has sent, and what the socket has received."""
 
     def __init__(self, socket: Socket, peer: Peer) -> None:
         self.socket = socket

@@ -48,7 +48,7 @@ PORTS = AddressPolicy(deny_ports=[25])
 
 
 class Stream(ByteStream):
-    """Leads nowhere, and remembers whether it was closed."""
+    """A stream that leads nowhere, and records whether it was closed."""
 
     def __init__(self) -> None:
         self.closed = anyio.Event()
@@ -66,7 +66,7 @@ class Stream(ByteStream):
 
 
 class Asked:
-    """A dialer that notes where it was asked to go, and then does as it is told."""
+    """A dialer that records each address, and then calls ``then``."""
 
     def __init__(self, then: Callable[[SocketAddress], Awaitable[ByteStream]]) -> None:
         self.then = then
@@ -93,11 +93,11 @@ async def for_ever(address: SocketAddress) -> ByteStream:
     raise AssertionError("unreachable")
 
 
-# --- what it is given
+# --- what a dialer is given
 
 
 @pytest.mark.parametrize("policy", [UNRESTRICTED, PORTS, UNRESTRICTED & PORTS])
-async def test_it_is_given_the_name_if_no_address_is_judged(policy: AddressPolicy) -> None:
+async def test_a_dialer_is_given_the_name_if_no_address_is_judged(policy: AddressPolicy) -> None:
     dialer = Asked(nowhere)
     async with Connector(policy, dialer=dialer).connect("DB.Example:5432") as socket:
         assert (await socket.opened).remote_address is None
@@ -106,7 +106,7 @@ async def test_it_is_given_the_name_if_no_address_is_judged(policy: AddressPolic
 
 
 class Own(AddressPolicy):
-    """Judges in its own way, which nobody knows."""
+    """A class of the user, which may judge addresses too."""
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ class Own(AddressPolicy):
     ],
     ids=str,
 )
-async def test_it_is_given_the_address_if_addresses_are_judged(
+async def test_a_dialer_is_given_the_address_if_addresses_are_judged(
     policy: AddressPolicy, names: Names
 ) -> None:
     names["db.example"] = ["192.0.2.7"]
@@ -130,7 +130,7 @@ async def test_it_is_given_the_address_if_addresses_are_judged(
     assert dialer.addresses == [SocketAddress("192.0.2.7", 5432)]
 
 
-async def test_what_is_forbidden_is_not_asked_for(names: Names) -> None:
+async def test_a_forbidden_address_is_not_dialled(names: Names) -> None:
     names["db.example"] = ["10.0.0.1"]
     names["both.example"] = ["10.0.0.1", "192.0.2.7", "::ffff:10.0.0.1", "2001:db8::1"]
     dialer = Asked(nowhere)
@@ -145,7 +145,7 @@ async def test_what_is_forbidden_is_not_asked_for(names: Names) -> None:
 
 
 async def test_the_addresses_are_raced(names: Names) -> None:
-    """The first is silent, the second is given up when the third is there."""
+    """The first and the second never answer. They are cancelled when the third is connected."""
     names["db.example"] = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
     cancelled: list[str] = []
 
@@ -177,7 +177,7 @@ async def test_the_next_address_is_tried_when_one_fails(names: Names) -> None:
         await socket.send(b"x")
 
 
-# --- what it raises
+# --- what a dialer raises
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ async def test_the_next_address_is_tried_when_one_fails(names: Names) -> None:
     ],
     ids=repr,
 )
-async def test_what_it_raises_is_told_as_the_systems_errors_are(
+async def test_errors_of_a_dialer_are_reported_like_those_of_the_system(
     error: Exception, kind: type[ConnectError], number: int | None, why: str
 ) -> None:
     socket = Connector(dialer=raising(error)).connect("db.example:5432")
@@ -222,7 +222,7 @@ async def test_what_it_raises_is_told_as_the_systems_errors_are(
     assert type(socket.closed.exception()) is kind
 
 
-async def test_a_secret_or_an_escape_in_what_it_raises_cannot_do_harm() -> None:
+async def test_a_long_message_with_escapes_is_quoted_short_and_printable() -> None:
     socket = Connector(dialer=raising(ValueError("\x1b[2J" * 500))).connect("db.example:1")
     with pytest.raises(ConnectError) as caught:
         await socket.opened
@@ -231,7 +231,7 @@ async def test_a_secret_or_an_escape_in_what_it_raises_cannot_do_harm() -> None:
 
 
 async def test_what_anyio_raises_for_a_refused_connection() -> None:
-    """The number is only in the cause."""
+    """Only its cause has an errno."""
     host, port = refusing_address()
 
     async def dial(address: SocketAddress) -> ByteStream:
@@ -244,7 +244,7 @@ async def test_what_anyio_raises_for_a_refused_connection() -> None:
 
 
 class HopError(RefusedError):
-    """What a user derives, with something to tell."""
+    """An error as a user may derive it, with an attribute of its own."""
 
     def __init__(self, message: str, hop: int) -> None:
         super().__init__(message)
@@ -257,7 +257,7 @@ class HopError(RefusedError):
     ids=repr,
 )
 @pytest.mark.parametrize("policy", [UNRESTRICTED, JUDGE], ids=["name", "address"])
-async def test_our_errors_are_told_as_they_are(
+async def test_a_socket_error_of_a_dialer_is_raised_unchanged(
     error: SocketError, policy: AddressPolicy, names: Names
 ) -> None:
     names["db.example"] = ["192.0.2.1"]
@@ -269,7 +269,7 @@ async def test_our_errors_are_told_as_they_are(
     assert getattr(caught.value, "hop", 3) == 3
 
 
-async def test_several_addresses_that_fail_are_told_together(names: Names) -> None:
+async def test_the_failures_of_several_addresses_are_reported_together(names: Names) -> None:
     names["db.example"] = ["192.0.2.1", "10.0.0.1", "192.0.2.2"]
     errors = {"192.0.2.1": BrokenError("lost"), "192.0.2.2": HopError("refused at hop 3", 3)}
 
@@ -285,7 +285,7 @@ async def test_several_addresses_that_fail_are_told_together(names: Names) -> No
     assert "10.0.0.1:1: the Connector's policy forbids it" in str(caught.value)
 
 
-async def test_what_is_no_exception_goes_through() -> None:
+async def test_a_base_exception_of_a_dialer_goes_through() -> None:
     class Stop(BaseException):
         pass
 
@@ -295,11 +295,11 @@ async def test_what_is_no_exception_goes_through() -> None:
     assert not socket.opened.done()
 
 
-# --- what it returns
+# --- what a dialer returns
 
 
 @pytest.mark.parametrize("answer", [None, b"stream", object()], ids=["None", "bytes", "object"])
-async def test_what_is_no_stream_is_an_error(answer: Any) -> None:
+async def test_a_result_that_is_not_a_stream_is_an_error(answer: Any) -> None:
     async def dial(address: SocketAddress) -> Any:
         return answer
 
@@ -309,7 +309,7 @@ async def test_what_is_no_stream_is_an_error(answer: Any) -> None:
 
 
 @pytest.mark.parametrize("answer", [None, Stream], ids=["None", "a stream"])
-async def test_what_cannot_be_awaited_is_an_error(answer: Any) -> None:
+async def test_a_dialer_that_is_not_async_is_an_error(answer: Any) -> None:
     def dial(address: SocketAddress) -> Any:
         return answer and answer()
 
@@ -318,7 +318,7 @@ async def test_what_cannot_be_awaited_is_an_error(answer: Any) -> None:
         await connector.connect("db.example:1").opened
 
 
-async def test_half_a_stream_is_closed() -> None:
+async def test_a_stream_of_one_direction_is_closed() -> None:
     class Half(ByteReceiveStream):
         closed = False
 
@@ -339,7 +339,7 @@ async def test_half_a_stream_is_closed() -> None:
     assert half.closed
 
 
-async def test_a_socket_is_connected_first() -> None:
+async def test_a_socket_that_a_dialer_returns_is_connected_first() -> None:
     async with listening() as listener:
 
         async def dial(address: SocketAddress) -> ByteStream:
@@ -356,8 +356,8 @@ async def test_a_socket_is_connected_first() -> None:
         assert await peer.receive() == b""
 
 
-async def test_a_socket_gives_its_connection_away() -> None:
-    """So the new one has all that TCP has: a reset, hang-ups that are noticed, half-close."""
+async def test_a_socket_that_a_dialer_returns_gives_its_connection_away() -> None:
+    """So the new socket has all of TCP: it can reset and half-close, and notices hang-ups."""
     async with listening() as listener:
         slots = Connector(max_connections=1)
         inner: list[Socket] = []
@@ -389,7 +389,9 @@ async def test_a_socket_gives_its_connection_away() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has TCP_USER_TIMEOUT")
 @pytest.mark.parametrize(("silence", "limit"), [(30, 90_000), (math.inf, 0)])
-async def test_a_socket_keeps_its_keepalive(silence: float, limit: int) -> None:
+async def test_a_socket_that_a_dialer_returns_keeps_its_keepalive(
+    silence: float, limit: int
+) -> None:
     async with listening() as listener:
 
         async def dial(address: SocketAddress) -> ByteStream:
@@ -404,8 +406,7 @@ async def test_a_socket_keeps_its_keepalive(silence: float, limit: int) -> None:
             assert not kept or idle == silence
 
 
-async def test_a_socket_with_tls_stays_what_it_is() -> None:
-    """TLS in TLS."""
+async def test_a_dialer_may_return_a_socket_over_tls() -> None:
     async with listening() as listener, anyio.create_task_group() as group:
 
         async def serve() -> None:
@@ -450,10 +451,10 @@ async def test_a_socket_that_is_connected_too_late_is_closed() -> None:
     assert inner[0].closed.done()
 
 
-# --- giving up
+# --- time limits and cancellation
 
 
-async def test_the_time_limit_reaches_it() -> None:
+async def test_the_time_limit_cancels_the_dialer() -> None:
     cancelled = anyio.Event()
 
     async def dial(address: SocketAddress) -> ByteStream:
@@ -478,7 +479,7 @@ async def test_a_timeout_names_the_addresses_that_are_silent(names: Names) -> No
 
 @pytest.mark.parametrize("how", ["close", "abort", "timeout", "cancel"])
 async def test_a_stream_that_comes_too_late_is_closed(how: str) -> None:
-    """A dialer that shields itself, and returns a stream that nobody wants any more."""
+    """The dialer shields itself, and returns its stream when the dial is over already."""
     began, go_on = anyio.Event(), anyio.Event()
     stream = Stream()
 
@@ -529,7 +530,7 @@ async def test_the_stream_is_closed_with_the_socket() -> None:
     assert stream.closed.is_set()
 
 
-async def test_it_holds_a_slot() -> None:
+async def test_a_dialled_stream_holds_a_slot() -> None:
     connector = Connector(max_connections=1, dialer=nowhere)
     first = connector.connect("db.example:1")
     await first.opened
@@ -545,7 +546,7 @@ async def test_it_holds_a_slot() -> None:
 
 @pytest.mark.parametrize("starttls", [False, True], ids=["on", "starttls"])
 async def test_tls_over_a_dialled_stream(starttls: bool) -> None:
-    """It verifies the name that was connected to, wherever the dialer has gone."""
+    """TLS verifies the name that connect() was given, wherever the dialer connects to."""
     async with listening() as listener, anyio.create_task_group() as group:
 
         async def serve() -> None:
@@ -606,7 +607,7 @@ async def test_a_certificate_for_another_name_is_refused() -> None:
         ),
     ],
 )
-def test_what_has_no_effect_is_an_error(values: dict[str, Any], why: str) -> None:
+def test_a_value_that_has_no_effect_is_an_error(values: dict[str, Any], why: str) -> None:
     with pytest.raises(InvalidOptionError) as caught:
         Connector(**values)
     assert why in str(caught.value)
@@ -619,7 +620,7 @@ REFUSED: dict[str, Any] = {
     "prepare": print,
     "proxy": "http://127.0.0.1:9",
 }
-#: Values that mean the same with a dialer, or of which the docstring says what they are then.
+#: Values that mean the same with a dialer, or whose docstring says what they mean then.
 TAKEN = {
     *("policy", "max_connections", "ssl_context", "close_timeout", "connect_timeout"),
     *("keep_alive", "resolver", "dialer"),
@@ -627,22 +628,22 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_a_dialer_makes_pointless_is_an_error(name: str) -> None:
+def test_each_value_that_a_dialer_makes_useless_is_an_error(name: str) -> None:
     values: dict[str, Any] = {name: REFUSED[name]}
     with pytest.raises(InvalidOptionError, match=name):
         Connector(dialer=nowhere, **values)
 
 
-def test_each_value_is_taken_or_refused_with_a_dialer() -> None:
+def test_each_value_is_accepted_or_refused_with_a_dialer() -> None:
     new = {field.name for field in fields(Connector)} - REFUSED.keys() - TAKEN
     assert not new, (
         f"do {new} mean anything with a dialer, through a proxy (_tunnel), and on a network in "
-        "memory (_KEPT in testing)? Refuse what does not, in _check_dialer() of _connector, and "
-        "add it to REFUSED; or test what it does, and add it to TAKEN"
+        "memory (_KEPT in testing)? Refuse a value that does not, in _check_dialer() of "
+        "_connector, and add it to REFUSED; or test its effect, and add it to TAKEN"
     )
 
 
-def test_it_is_a_value_like_others() -> None:
+def test_a_dialer_is_a_value_like_others() -> None:
     connector = Connector(WORKERS, dialer=nowhere, happy_eyeballs_delay=1)
     assert connector.dialer is nowhere
     assert replace(connector, dialer=None).dialer is None
@@ -653,7 +654,7 @@ def test_it_is_a_value_like_others() -> None:
 # --- any stream
 
 
-async def test_over_the_streams_of_a_unix_socket(tmp_path: Any) -> None:
+async def test_a_dialer_may_return_the_stream_of_a_unix_socket(tmp_path: Any) -> None:
     path = tmp_path / "socket"
     async with await anyio.create_unix_listener(path) as listener:
 
@@ -678,7 +679,7 @@ async def test_over_the_streams_of_a_unix_socket(tmp_path: Any) -> None:
 
 
 async def test_an_abort_resets_the_connection_of_a_socket_that_a_dialer_returned() -> None:
-    """Also of one that cannot be given away, here because something was read ahead."""
+    """Also if the socket cannot give its connection away, here because of data read ahead."""
     async with listening() as listener:
         peers = []
 
@@ -699,7 +700,7 @@ async def test_an_abort_resets_the_connection_of_a_socket_that_a_dialer_returned
             await peers[0].receive_all()
 
 
-async def test_an_address_with_a_zone_that_there_is_not_is_one_attempt_of_several() -> None:
+async def test_an_address_with_an_unknown_zone_is_one_failed_attempt_of_several() -> None:
     async def resolve(host: str, port: int) -> list[str]:
         return ["fe80::1%999", "127.0.0.1"]
 

@@ -17,7 +17,7 @@ PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(DOCS.glo
 
 
 def module(name: str) -> Any:
-    """A module of docs/, which is no package."""
+    """A module of docs/, which is not a package."""
     spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -31,14 +31,14 @@ links = module("links")
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_what_is_made_from_the_package_is_current(name: str) -> None:
-    assert made.current(PAGES[name]) == PAGES[name], "bring it up to date: python docs/made.py"
+def test_the_parts_made_from_the_package_are_current(name: str) -> None:
+    assert made.current(PAGES[name]) == PAGES[name], "update the page: python docs/made.py"
 
 
 @pytest.mark.parametrize("name", made.FACETS)
 def test_the_pictures_are_current(name: str) -> None:
     picture = (DOCS / "pictures" / f"{name}.svg").read_text(encoding="utf-8")
-    assert made.diagram(name) == picture, "bring it up to date: python docs/made.py"
+    assert made.diagram(name) == picture, "update the picture: python docs/made.py"
 
 
 def test_a_picture_shows_each_state_and_each_move() -> None:
@@ -54,17 +54,19 @@ def test_a_picture_shows_each_state_and_each_move() -> None:
 
 
 def test_each_event_has_words() -> None:
-    assert made.EVENTS.keys() == set(Event), "say in EVENTS of docs/made.py what it is to a user"
+    assert made.EVENTS.keys() == set(Event), (
+        "describe each event to users, in EVENTS of docs/made.py"
+    )
     assert made.CALLS.keys() <= {*made.EVENTS.values()}
 
 
-def test_all_that_is_made_is_shown() -> None:
+def test_every_part_that_is_made_is_on_a_page() -> None:
     shown = [name for page in PAGES.values() for name in re.findall("<!-- made: (.*) -->", page)]
     assert sorted(shown) == sorted(made.MADE)
     assert sum(page.count("<!-- /made -->") for page in PAGES.values()) == len(shown)
 
 
-def test_the_table_of_errors_misses_none() -> None:
+def test_the_table_of_errors_has_every_error() -> None:
     table = made.errors_table()
     for name in anyio_connect.__all__:
         if name.endswith("Error"):
@@ -78,7 +80,7 @@ def test_the_index_lists_every_page() -> None:
 
 
 def test_links_of_the_packed_readme_lead_to_the_repository() -> None:
-    # By patterns, as Python 3.10 cannot read TOML.
+    # With patterns, because Python 3.10 cannot read TOML.
     pyproject = (DOCS.parent / "pyproject.toml").read_text(encoding="utf-8")
     (repository,) = re.findall(r'^Repository = "(.*)"$', pyproject, re.MULTILINE)
     (pattern,) = re.findall(r"^pattern = '(.*)'$", pyproject, re.MULTILINE)

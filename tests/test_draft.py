@@ -1,4 +1,4 @@
-"""DRAFT.md, the draft clause by clause, and tests of clauses that no other test shows."""
+"""DRAFT.md lists the clauses of the draft: its form, and clauses that no other test covers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Clause(NamedTuple):
-    """A row of the ledger."""
+    """A row of DRAFT.md."""
 
     text: str
     verdict: str
@@ -46,7 +46,7 @@ def functions_of(path: str) -> set[str]:
 def test_a_clause_has_a_verdict_a_reason_and_tests_that_exist(clause: Clause) -> None:
     assert clause.text
     assert clause.verdict in ("same", "differs", "not applicable")
-    assert clause.why or clause.verdict == "same", "why is not said"
+    assert clause.why or clause.verdict == "same", "the reason is missing"
     if clause.verdict == "not applicable":
         assert not clause.tests
         return
@@ -62,7 +62,7 @@ def test_a_clause_has_a_verdict_a_reason_and_tests_that_exist(clause: Clause) ->
             assert parameter.removesuffix("]") in SCENARIOS, f"no such scenario: {parameter}"
 
 
-def test_the_page_has_the_numbers() -> None:
+def test_the_page_about_workers_counts_the_clauses_correctly() -> None:
     verdicts = [clause.verdict for clause in clauses()]
     same, differs = verdicts.count("same"), verdicts.count("differs")
     said = " ".join((ROOT / "docs" / "workers.md").read_text(encoding="utf-8").split())
@@ -72,7 +72,7 @@ def test_the_page_has_the_numbers() -> None:
     assert f" {wanted} not apply" in said
 
 
-# --- what no other test shows
+# --- clauses that no other test covers
 
 
 def test_a_socket_has_no_public_constructor() -> None:
@@ -93,7 +93,7 @@ def test_close_takes_no_reason() -> None:
     assert list(inspect.signature(Socket.close).parameters) == ["self"]
 
 
-def test_what_is_not_known_of_a_connection_is_none() -> None:
+def test_an_unknown_address_or_protocol_is_none() -> None:
     info = SocketInfo(None, None)
     assert (info.remote_address, info.local_address, info.alpn) == (None, None, None)
 

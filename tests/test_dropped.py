@@ -1,4 +1,4 @@
-"""Sockets that are dropped without closing them: freed at once, not by the garbage collector."""
+"""Sockets that are dropped without a close(): freed at once, not by the garbage collector."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from support.turns import all_blocked
 
 pytestmark = pytest.mark.usefixtures("no_collector")
 
-#: More than both kernels' buffers hold, where they are small.
+#: More than the buffers of both kernels hold, if they are small.
 BIG = 1024 * 1024
 
 
 @contextmanager
 def told_of(address: str) -> Iterator[None]:
-    """What runs in here drops a socket, and a warning says to where."""
+    """Expect one warning about an unclosed connection to ``address``."""
     with pytest.warns(ResourceWarning, match=f"^unclosed connection to {address}: ") as warned:
         yield
     assert len(warned) == 1
@@ -47,7 +47,7 @@ async def ended(peer: Peer) -> bool:
         return await peer.receive_all() == b""
 
 
-async def test_a_dropped_socket_is_closed_and_warned_of() -> None:
+async def test_a_dropped_socket_is_closed_with_a_warning() -> None:
     async with listening() as listener:
         socket, peer = await opened(listener)
         with told_of(named(listener)):
@@ -55,7 +55,7 @@ async def test_a_dropped_socket_is_closed_and_warned_of() -> None:
         assert await ended(peer)
 
 
-async def test_one_that_was_left_registered_with_the_event_loop() -> None:
+async def test_the_event_loop_forgets_a_dropped_socket() -> None:
     async with listening() as listener:
         socket, peer = await opened(listener)
         async with anyio.create_task_group() as group:
@@ -65,7 +65,7 @@ async def test_one_that_was_left_registered_with_the_event_loop() -> None:
         with told_of(named(listener)):
             del socket
         assert await ended(peer)
-        # The loop has forgotten it too: a newcomer gets the number.
+        # A new socket with the same descriptor works: the old one is not registered any more.
         async with connect(listener.address) as newcomer:
             assert raw(newcomer).fileno() == number
             peer = await listener.accept()
@@ -74,7 +74,7 @@ async def test_one_that_was_left_registered_with_the_event_loop() -> None:
                 assert await newcomer.receive() == b"y"
 
 
-async def test_one_that_was_dropped_as_soon_as_it_was_open() -> None:
+async def test_a_socket_that_is_dropped_as_soon_as_it_is_open() -> None:
     async with listening() as listener:
         with told_of(named(listener)):
             info = await connect(listener.address).opened
@@ -82,7 +82,7 @@ async def test_one_that_was_dropped_as_soon_as_it_was_open() -> None:
         assert await ended(await listener.accept())
 
 
-async def test_its_slot_comes_back() -> None:
+async def test_a_dropped_socket_frees_its_slot() -> None:
     async with listening() as listener:
         connector = Connector(max_connections=1)
         for _ in range(3):
@@ -90,8 +90,8 @@ async def test_its_slot_comes_back() -> None:
                 await connector.connect(listener.address).opened
 
 
-async def test_one_that_was_used_and_failed_in_part() -> None:
-    """Errors that were raised keep nothing alive."""
+async def test_a_closed_socket_that_raised_errors_is_dropped_without_a_warning() -> None:
+    """The errors keep nothing alive."""
     async with listening() as listener:
         socket, peer = await opened(listener, allow_half_open=True)
         peer.fin()
@@ -101,10 +101,10 @@ async def test_one_that_was_used_and_failed_in_part() -> None:
         await socket.closed
         with pytest.raises(SocketError):
             await socket.send(b"x")
-        del socket  # it was closed: nothing to warn of
+        del socket
 
 
-async def test_whoever_has_a_part_of_it_has_it_all() -> None:
+async def test_each_part_of_a_socket_keeps_it_alive() -> None:
     async with listening() as listener:
         for part in ("readable", "writable", "closed"):
             socket, peer = await opened(listener)
@@ -118,7 +118,7 @@ async def test_whoever_has_a_part_of_it_has_it_all() -> None:
             assert await ended(peer)
 
 
-async def test_a_future_that_has_settled_keeps_nothing() -> None:
+async def test_a_settled_future_does_not_keep_the_socket_alive() -> None:
     async with listening() as listener:
         socket, peer = await opened(listener)
         future = socket.opened
@@ -128,7 +128,7 @@ async def test_a_future_that_has_settled_keeps_nothing() -> None:
         assert await ended(peer)
 
 
-async def test_one_over_tls() -> None:
+async def test_a_dropped_socket_over_tls() -> None:
     async with listening() as listener, anyio.create_task_group() as group:
         peers = []
 
@@ -147,8 +147,8 @@ async def test_one_over_tls() -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_one_that_was_upgraded(when: str) -> None:
-    """Whichever of the two sockets is dropped last, with or without a handshake."""
+async def test_dropping_the_sockets_of_start_tls(when: str) -> None:
+    """Both sockets are dropped, before the handshake or after it."""
     async with listening() as listener:
         context = client_context()
         plain, peer = await opened(listener, secure_transport="starttls", ssl_context=context)
@@ -163,7 +163,7 @@ async def test_one_that_was_upgraded(when: str) -> None:
             del secure
 
 
-async def test_a_send_in_flight_does_not_hang_if_what_start_tls_returned_is_dropped() -> None:
+async def test_a_send_in_flight_does_not_hang_if_the_socket_of_start_tls_is_dropped() -> None:
     async with listening(receive_buffer=4096) as listener:
         plain, peer = await opened(listener, secure_transport="starttls")
         raw(plain).setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 4096)
@@ -178,7 +178,7 @@ async def test_a_send_in_flight_does_not_hang_if_what_start_tls_returned_is_drop
         assert await ended(peer)
 
 
-async def test_one_that_was_never_open_is_nothing_to_warn_of() -> None:
+async def test_a_socket_that_was_never_open_is_dropped_without_a_warning() -> None:
     async with listening() as listener:
         socket = connect(listener.address)
         del socket
@@ -187,7 +187,7 @@ async def test_one_that_was_never_open_is_nothing_to_warn_of() -> None:
         del plain, secure
 
 
-async def test_one_that_is_watched_lives_as_long_as_that() -> None:
+async def test_a_task_that_awaits_closed_keeps_the_socket_alive() -> None:
     async with listening() as listener:
         socket, peer = await opened(listener)
         scope = anyio.CancelScope()
@@ -208,7 +208,7 @@ async def test_one_that_is_watched_lives_as_long_as_that() -> None:
 
 
 @pytest.mark.parametrize("registered", [False, True])
-async def test_one_that_is_dropped_in_another_thread(registered: bool) -> None:
+async def test_a_socket_that_is_dropped_in_another_thread(registered: bool) -> None:
     async with listening() as listener:
         socket, peer = await opened(listener)
         if registered:
@@ -222,7 +222,7 @@ async def test_one_that_is_dropped_in_another_thread(registered: bool) -> None:
         assert await ended(peer)
 
 
-async def test_one_that_a_listener_gave() -> None:
+async def test_a_dropped_socket_that_a_listener_accepted() -> None:
     async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
 
         async def drop(socket: Socket) -> None:
@@ -235,7 +235,7 @@ async def test_one_that_a_listener_gave() -> None:
         group.cancel_scope.cancel()
 
 
-def test_one_that_outlives_its_event_loop(anyio_backend: Any) -> None:
+def test_a_socket_that_is_dropped_after_its_event_loop_has_ended(anyio_backend: Any) -> None:
     backend, options = anyio_backend
     held: list[Socket] = []
 
