@@ -37,7 +37,7 @@ from support.tls_peers import NAME, TLSPeer, client_context, server_context
 from support.turns import all_blocked, turns
 
 
-async def test_its_connect_timeout_ends_a_dial() -> None:
+async def test_the_connect_timeout_of_the_connector_ends_the_wait_for_a_slot() -> None:
     async with crowd(1) as (_, address):
         connector = Connector(connect_timeout=0.05, max_connections=1)
         async with connector.connect(address) as first:
@@ -46,7 +46,7 @@ async def test_its_connect_timeout_ends_a_dial() -> None:
                 group.start_soon(waits, without)
                 await turns()
                 with pytest.raises(ConnectTimeoutError, match=r"within 0\.05 seconds"):
-                    await connector.connect(address).opened  # which came later
+                    await connector.connect(address).opened  # behind the other in the queue
                 assert not without.opened.done()
                 await first.close()
             assert without.opened.exception() is None
@@ -66,7 +66,7 @@ async def crowd(limit: int) -> AsyncIterator[tuple[Connector, tuple[str, int]]]:
     assert not slots(connector).queue
 
 
-async def test_they_come_in_the_order_in_which_they_were_needed() -> None:
+async def test_connections_are_made_in_the_order_in_which_they_were_needed() -> None:
     opened: list[int] = []
 
     async def use(number: int, socket: Socket) -> None:
@@ -84,7 +84,7 @@ async def test_they_come_in_the_order_in_which_they_were_needed() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
-async def test_there_are_never_more(limit: int) -> None:
+async def test_there_are_never_more_than_max_connections(limit: int) -> None:
     now = most = 0
 
     async def use(socket: Socket) -> None:
@@ -158,7 +158,7 @@ async def test_a_slot_comes_back_when_a_dial_fails() -> None:
             await no_tls.opened
 
 
-async def test_who_is_cancelled_or_closed_leaves_the_queue() -> None:
+async def test_a_cancelled_task_and_a_closed_socket_leave_the_queue() -> None:
     async with crowd(1) as (connector, address):
         first, second, third, fourth = (connector.connect(address) for _ in range(4))
         await first.opened
@@ -185,11 +185,11 @@ async def test_who_is_cancelled_or_closed_leaves_the_queue() -> None:
             await first.close()
         assert fourth.opened.exception() is None
         await fourth.close()
-        async with second:  # its turn was lost, not the socket
+        async with second:  # it lost its place in the queue, but it can still be opened
             pass
 
 
-async def test_who_takes_over_begins_at_the_end_of_the_queue() -> None:
+async def test_a_task_that_takes_over_the_dial_queues_at_the_end() -> None:
     opened: list[str] = []
 
     async def use(name: str, socket: Socket) -> None:
@@ -218,7 +218,7 @@ async def test_who_takes_over_begins_at_the_end_of_the_queue() -> None:
     assert opened == ["two", "one"]
 
 
-async def test_a_slot_that_was_granted_to_who_is_cancelled_goes_to_the_next() -> None:
+async def test_the_slot_of_a_cancelled_task_goes_to_the_next_task() -> None:
     for switches in range(12):
         async with crowd(1) as (connector, address):
             first, second, third = (connector.connect(address) for _ in range(3))
@@ -237,7 +237,7 @@ async def test_a_slot_that_was_granted_to_who_is_cancelled_goes_to_the_next() ->
             await third.close()
 
 
-async def test_a_dial_that_is_given_up_keeps_its_slot_until_that_is_done(
+async def test_an_abandoned_dial_keeps_its_slot_until_it_has_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     connector = Connector(max_connections=1)
@@ -264,7 +264,7 @@ async def test_a_dial_that_is_given_up_keeps_its_slot_until_that_is_done(
     assert slots(connector).free == 1
 
 
-async def test_a_dial_that_succeeds_too_late_lets_go_of_its_slot() -> None:
+async def test_a_dial_that_succeeds_after_closed_has_settled_returns_its_slot() -> None:
     pool = Slots(1)
     slot = Slot(pool)
     await slot.acquire()
@@ -274,7 +274,7 @@ async def test_a_dial_that_succeeds_too_late_lets_go_of_its_slot() -> None:
     assert pool.free == 1
 
 
-async def test_the_wait_counts_as_connecting() -> None:
+async def test_the_wait_for_a_slot_counts_as_connecting() -> None:
     async with crowd(1) as (connector, address):
         async with connector.connect(address):
             late = connector.connect(address, connect_timeout=0.02)
@@ -304,7 +304,7 @@ async def test_start_tls_keeps_the_slot() -> None:
             await plain.start_tls().close()
             assert slots(connector).free == 1
 
-        # One that refuses changes nothing.
+        # A start_tls() that raises changes nothing.
         plain = connector.connect(listener.address, secure_transport="starttls")
         async with plain:
             await plain.send_eof()
@@ -314,7 +314,7 @@ async def test_start_tls_keeps_the_slot() -> None:
         assert slots(connector).free == 1
 
 
-async def test_a_socket_that_was_dropped_keeps_no_slot() -> None:
+async def test_a_socket_that_is_garbage_collected_returns_its_slot() -> None:
     async with crowd(1) as (connector, address):
         with pytest.warns(ResourceWarning, match="^unclosed connection to"):
             await connector.connect(address).opened
@@ -358,8 +358,8 @@ def test_several_event_loops_at_once(anyio_backend: Any) -> None:
     assert slots(connector).free == 2
 
 
-def test_who_waited_in_a_loop_that_is_no_more_is_passed_over(anyio_backend: Any) -> None:
-    """Only a loop that was stopped by force leaves somebody in the queue."""
+def test_a_waiting_slot_of_a_loop_that_has_ended_is_passed_over(anyio_backend: Any) -> None:
+    """In practice, only a loop that was stopped by force leaves a slot waiting in the queue."""
     name, options = anyio_backend
     pool = Slots(1)
     first, abandoned, next_one = Slot(pool), Slot(pool), Slot(pool)
@@ -388,8 +388,8 @@ def test_who_waited_in_a_loop_that_is_no_more_is_passed_over(anyio_backend: Any)
     assert pool.free == 1
 
 
-def test_a_loop_that_ended_while_one_waited_takes_no_slot(anyio_backend: Any) -> None:
-    """One loop after another, the first of which left somebody in the queue."""
+def test_a_cancelled_wait_leaves_nothing_for_the_next_event_loop(anyio_backend: Any) -> None:
+    """In two event loops, one after the other, a wait for a slot is cancelled."""
     name, options = anyio_backend
     connector = Connector(max_connections=1)
 
@@ -405,7 +405,7 @@ def test_a_loop_that_ended_while_one_waited_takes_no_slot(anyio_backend: Any) ->
     assert not slots(connector).queue
 
 
-# --- holders that nobody watches
+# --- holders whose ``closed`` no task awaits
 
 
 @asynccontextmanager
@@ -442,7 +442,7 @@ async def test_a_holder_whose_closed_was_awaited_for_a_while_is_looked_at() -> N
 
 
 @pytest.mark.parametrize("half_open", [False, True])
-async def test_a_holder_that_has_stopped_reading_is_not_taken_to_be_over(half_open: bool) -> None:
+async def test_a_holder_that_has_stopped_reading_keeps_its_slot(half_open: bool) -> None:
     async with held(1, allow_half_open=half_open) as (connector, [(socket, peer)], listener):
         await socket.readable.aclose()
         late = connector.connect(listener.address)
@@ -457,10 +457,10 @@ async def test_a_holder_that_has_stopped_reading_is_not_taken_to_be_over(half_op
         await late.close()
 
 
-async def test_a_holder_that_only_waits_for_the_peer_to_have_it_all_is_looked_at(
+async def test_a_lingering_holder_is_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """TLS ended both directions, and what was sent last had not arrived by then."""
+    """TLS has ended both directions, but the peer has not acknowledged everything yet."""
     async with held(1, secure_transport="starttls", ssl_context=client_context(), sni=NAME) as (
         connector,
         [(plain, peer)],
@@ -484,8 +484,8 @@ async def test_a_holder_that_only_waits_for_the_peer_to_have_it_all_is_looked_at
                 assert secure.closed.result() is None
 
 
-async def test_a_slot_that_is_returned_while_the_holders_are_listed_is_given_on() -> None:
-    """By the garbage collector or another thread, which find the lock taken."""
+async def test_a_slot_that_is_returned_while_the_holders_are_listed_is_granted() -> None:
+    """The garbage collector or another thread may return a slot while the lock is taken."""
 
     class Holders(dict[int, Any]):
         def values(self) -> Any:
@@ -503,7 +503,7 @@ async def test_a_slot_that_is_returned_while_the_holders_are_listed_is_given_on(
 
 
 @pytest.mark.parametrize("how", ["reset", "end", "reset behind data"])
-async def test_who_queues_has_dead_holders_noticed(how: str) -> None:
+async def test_a_task_that_queues_finds_holders_that_are_over(how: str) -> None:
     async with held(3) as (connector, pairs, listener):
         socket, peer = pairs[1]
         if how == "reset behind data":
@@ -526,8 +526,8 @@ async def test_who_queues_has_dead_holders_noticed(how: str) -> None:
         assert not pairs[2][0].closed.done()
 
 
-async def test_a_holder_with_something_left_to_it_keeps_its_slot() -> None:
-    """Unread data before the peer's end; an end that ends one direction alone."""
+async def test_a_holder_that_can_still_be_used_keeps_its_slot() -> None:
+    """One has unread data before the peer's end. In the other, only one direction has ended."""
     async with held(2, allow_half_open=True) as (connector, pairs, listener):
         (one, sends), (other, ends) = pairs
         await sends.send(b"unread")
@@ -544,7 +544,7 @@ async def test_a_holder_with_something_left_to_it_keeps_its_slot() -> None:
         assert await ends.receive() == b"still"
 
 
-async def test_a_holder_whose_descriptor_was_closed_by_hand_hinders_nobody() -> None:
+async def test_a_holder_whose_descriptor_was_closed_by_hand_does_not_stop_the_search() -> None:
     async with held(2) as (connector, pairs, listener):
         raw(pairs[0][0]).close()
         pairs[1][1].rst()
@@ -554,7 +554,7 @@ async def test_a_holder_whose_descriptor_was_closed_by_hand_hinders_nobody() -> 
                 pass
 
 
-async def test_start_tls_hands_on_who_is_looked_at() -> None:
+async def test_after_start_tls_the_new_socket_is_looked_at() -> None:
     async with held(1, secure_transport="starttls", ssl_context=client_context(), sni=NAME) as (
         connector,
         [(plain, peer)],
@@ -584,7 +584,7 @@ async def test_a_holder_that_waits_for_its_handshake_is_looked_at() -> None:
         await other.close()
 
 
-async def test_one_look_serves_all_who_queue_up_together(
+async def test_one_look_serves_all_tasks_that_queue_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks = 0
@@ -602,7 +602,7 @@ async def test_one_look_serves_all_who_queue_up_together(
         while looks < 5:
             await turns(1)
         await turns()
-        # The first may have begun before the last of them was in the queue.
+        # Each may have been looked at twice: the first look may begin before all tasks queue.
         assert looks <= 10
         pairs[0][1].rst()
         arrived(pairs[0][0], select.POLLERR)
@@ -616,7 +616,7 @@ async def test_one_look_serves_all_who_queue_up_together(
 def test_holders_in_another_event_loop_are_not_looked_at(
     anyio_backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That would be to work with a socket from a thread which it does not belong to."""
+    """A socket must not be used from a thread to which it does not belong."""
     name, options = anyio_backend
     connector = Connector(max_connections=2)
     held, over = threading.Event(), threading.Event()
@@ -652,7 +652,7 @@ def test_holders_in_another_event_loop_are_not_looked_at(
             thread.join(60)
 
 
-async def test_cancelled_while_it_looks_it_leaves_the_queue() -> None:
+async def test_a_task_that_is_cancelled_while_it_looks_leaves_the_queue() -> None:
     for switches in range(8):
         async with held(2) as (connector, pairs, listener):
             pairs[0][1].rst()
@@ -670,7 +670,7 @@ async def test_cancelled_while_it_looks_it_leaves_the_queue() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_child_has_nobody_in_its_queue_and_no_lock_taken() -> None:
+def test_a_forked_child_has_an_empty_queue_and_a_free_lock() -> None:
     pool = Slots(2)
     dropped, kept, waiting = Slot(pool), Slot(pool), Slot(pool)
 
@@ -681,7 +681,7 @@ def test_a_forked_child_has_nobody_in_its_queue_and_no_lock_taken() -> None:
 
     def run_child() -> None:
         try:
-            # In a new thread, for in this one a loop is running.
+            # In a new thread, because a loop is running in this one.
             thread = threading.Thread(target=anyio.run, args=(child,), daemon=True)
             thread.start()
             thread.join(30)
@@ -695,7 +695,7 @@ def test_a_forked_child_has_nobody_in_its_queue_and_no_lock_taken() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(waiting.acquire)
             await turns()
-            with pool.lock:  # as another thread may have it just then, in the midst of its work
+            with pool.lock:  # as if another thread held it at this moment
                 pid = os.fork()
                 if not pid:
                     run_child()
@@ -711,12 +711,12 @@ def test_a_forked_child_has_nobody_in_its_queue_and_no_lock_taken() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("act", ["acquire", "release"])
-def test_a_child_that_is_forked_in_the_midst_of_it_loses_no_slot(act: str) -> None:
-    """At each line, as another thread may fork at any moment."""
+def test_a_child_that_is_forked_during_a_call_loses_no_slot(act: str) -> None:
+    """The test forks at each line of the call: another thread may fork at any moment."""
 
     def take_slot(slot: Slot) -> None:
         with pytest.raises(StopIteration):
-            slot.acquire().send(None)  # there is one: no wait
+            slot.acquire().send(None)  # a slot is free, so it does not wait
 
     def child(pool: Slots, slot: Slot) -> None:
         sys.settrace(None)
@@ -727,7 +727,7 @@ def test_a_child_that_is_forked_in_the_midst_of_it_loses_no_slot(act: str) -> No
             os._exit(2)
 
     def fork_at(line: int) -> bool:
-        """Whether there is such a line; the first is the first."""
+        """Fork at a line of the call, counted from 1; return whether there is such a line."""
         pool = Slots(1)
         slot = Slot(pool)
         if act == "release":

@@ -1,4 +1,4 @@
-"""Thousands of sockets one after another, ended in every way: nothing is left of them."""
+"""Thousands of sockets, ended in every way, leave nothing behind."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from support.tls_peers import (
 
 @dataclass
 class Soak:
-    """What is used over and over."""
+    """What all sockets share."""
 
     chance: random.Random
     address: tuple[str, int]  # of a peer that does what the first byte says
-    listener: tuple[str, int]  # of one of ours, that answers
+    listener: tuple[str, int]  # of a listener of ours, which answers
     connector: Connector
 
     def connect(self, **options: Any) -> Socket:
@@ -159,7 +159,7 @@ async def answer(socket: Socket) -> None:
 
 
 async def use(chance: random.Random, count: int) -> None:
-    """That many sockets, opened and ended in every way, at random, ten at a time."""
+    """Open ``count`` sockets, and end each in a random way; ten at a time."""
     async with (
         listening() as peers,
         await listen("127.0.0.1:0") as listener,
@@ -197,13 +197,13 @@ def objects() -> int:
 
 
 def is_stale_deadline(thing: object) -> bool:
-    """Trio keeps up to a thousand time limits that are over, each a scope in a tuple."""
+    """Trio keeps up to a thousand expired deadlines, each as a cancel scope in a tuple."""
     scope = thing[-1] if type(thing) is tuple and len(thing) == 3 else thing
     return type(scope) is trio.CancelScope
 
 
 def resident() -> int:
-    """How much memory this process has, in bytes; 0 where that cannot be known."""
+    """The resident memory of this process, in bytes; 0 if the system does not tell."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:
@@ -212,11 +212,11 @@ def resident() -> int:
 
 
 async def soak() -> None:
-    """It ends with what it began with, and no more the longer it takes."""
+    """Use many sockets, and see that objects, memory and descriptors do not grow."""
     chance = random.Random(0)
-    await use(chance, 300)  # what is made once, and kept, is made here
+    await use(chance, 300)  # this makes what is made once and then kept
     descriptors = guards.open_fds() if guards.CAN_LIST_FDS else None
-    for _ in range(3):  # what leaks does so each time, what is met for the first time does not
+    for _ in range(3):  # a leak grows each time, but a cache is filled only once
         before, memory = objects(), resident()
         await use(chance, SOAK)
         grown, more = objects() - before, resident() - memory
@@ -224,7 +224,7 @@ async def soak() -> None:
             break
     assert grown < 50, f"{grown} objects are left of {SOAK} sockets"
     assert more < 4 << 20, f"{more} bytes of memory are left of {SOAK} sockets"
-    # What the garbage collector does not know shows here, once all kinds of it were met.
+    # This also finds memory that the garbage collector does not track. All caches are full now.
     tracemalloc.start()
     try:
         await use(chance, SOAK // 3)
@@ -243,7 +243,7 @@ async def soak() -> None:
 TLS: dict[str, Any] = {"secure_transport": "on", "sni": NAME, "ssl_context": client_context()}
 SERVER = server_context()
 
-#: How many sockets; `nox -s soak` makes it many more.
+#: How many sockets in each round; `nox -s soak` asks for many more.
 SOAK = int(os.environ.get("ANYIO_CONNECT_SOAK", "1000"))
 
 

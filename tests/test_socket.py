@@ -1,4 +1,4 @@
-"""The semantics of a plain TCP socket: each row of the design's table, on each event loop."""
+"""A plain TCP socket: opening, failing to open, cancelled calls, bad arguments, and pipes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_opened_tells_the_addresses() -> None:
         assert "open" in repr(socket)
 
 
-async def test_what_is_told_does_not_change() -> None:
+async def test_a_socket_info_cannot_be_changed() -> None:
     async with connected() as (socket, _):
         info: Any = await socket.opened
         with pytest.raises(AttributeError):
@@ -95,7 +95,7 @@ async def test_nodelay_is_set() -> None:
 
 
 @pytest.mark.parametrize("use", ["receive", "send", "send_eof", "opened", "closed", "aenter"])
-async def test_whoever_needs_the_connection_makes_it(use: str) -> None:
+async def test_a_call_that_needs_the_connection_makes_it(use: str) -> None:
     async with listening() as listener:
         socket = connect(listener.address)
         ways: dict[str, Callable[[], Awaitable[object]]] = {
@@ -143,7 +143,7 @@ async def test_all_waiters_share_one_dial() -> None:
 
 @pytest.mark.slow
 async def test_a_cancelled_driver_hands_over_to_the_next_waiter() -> None:
-    # A full backlog: Linux answers no more SYNs, so the dial stays under way.
+    # The backlog is full: Linux does not answer the SYN, so the dial does not finish.
     async with full() as listener:
         socket = connect(listener.address)
         driver = anyio.CancelScope()
@@ -168,7 +168,7 @@ async def test_a_cancelled_driver_hands_over_to_the_next_waiter() -> None:
             assert not socket.opened.done()
             with anyio.fail_after(30):
                 while len(outcome) < 2:
-                    # Each place that is taken out of the backlog lets a next SYN in.
+                    # Each accepted connection makes room in the backlog for another SYN.
                     with anyio.move_on_after(0.1):
                         await listener.accept()
         assert isinstance(outcome[1], SocketInfo)
@@ -238,7 +238,7 @@ async def test_refused() -> None:
 async def test_an_unobserved_failure_is_silent() -> None:
     async with anyio.create_task_group() as group:
         connect(refusing_address(), task_group=group)
-    gc.collect()  # a complaint from a finalizer would be an error here
+    gc.collect()  # pytest makes a warning from a finalizer an error
 
 
 async def test_an_error_does_not_collect_tracebacks() -> None:
@@ -342,7 +342,7 @@ async def test_a_cancelled_receive_loses_nothing() -> None:
         assert await socket.receive() == b"data"
 
 
-# --- two tasks, and what is not bytes
+# --- two tasks at once, and bad arguments
 
 
 async def test_busy() -> None:
@@ -399,7 +399,7 @@ async def test_bytes_like_can_be_sent() -> None:
         buffer = bytearray(b"b")
         await socket.send(b"a")
         await socket.send(buffer)
-        buffer.clear()  # nothing holds on to it
+        buffer.clear()  # this raises BufferError while the memory is in use
         await socket.send(memoryview(b"ccdd").cast("H"))
         await socket.send(b"")
         await socket.send_eof()
@@ -436,7 +436,7 @@ async def test_types_and_attributes() -> None:
                 assert stream.extra(SocketAttribute.raw_socket) is raw(socket)
 
 
-def test_options_go_by_name() -> None:
+def test_options_are_keyword_only() -> None:
     anything: Any = connect
     with pytest.raises(TypeError, match="positional"):
         anything("127.0.0.1:1", True)
@@ -630,12 +630,12 @@ async def test_pipe_to_leaves_alone_what_another_task_uses() -> None:
         assert await receiver.receive() == b"not aborted"
 
 
-# --- what goes on in between
+# --- descriptors and sizes
 
 
 @pytest.mark.parametrize("direction", ["receive", "send"])
-async def test_a_descriptor_is_free_only_when_nobody_waits_for_it(direction: str) -> None:
-    """If a task closes while another waits, a new socket of that number is not affected."""
+async def test_a_descriptor_is_closed_only_when_no_task_waits_for_it(direction: str) -> None:
+    """If a task closes while another waits, a new socket with that number is not affected."""
     async with connected() as (socket, _), anyio.create_task_group() as group:
         outcome: list[BaseException | None] = []
 
@@ -655,7 +655,7 @@ async def test_a_descriptor_is_free_only_when_nobody_waits_for_it(direction: str
 
         async def newcomer() -> None:
             await go.wait()
-            # Takes the lowest number that is free, then waits for it in the same turn.
+            # This takes the lowest free number, and waits for that socket in the same turn.
             with stdlib.socket(fileno=ours.detach()) as taken:
                 copy = taken.dup()
             copy.setblocking(False)

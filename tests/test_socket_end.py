@@ -31,7 +31,7 @@ from support.turns import all_blocked
 
 
 async def answered_and_reset(socket: Socket, peer: Peer) -> None:
-    """Have the peer answer and hang up, with something of ours unread; its answer is here."""
+    """Have the peer answer and then close with data unread, which resets; await both here."""
     await socket.send(b"unread, so closing resets")
     arrived_at = select.poll()
     arrived_at.register(peer.sock, select.POLLIN)
@@ -60,7 +60,7 @@ async def test_peer_ends_in_default_mode() -> None:
             await socket.send(b"x")
         with pytest.raises(ClosedError):
             await socket.send(b"")
-        with pytest.raises(anyio.EndOfStream):  # the end stays the end
+        with pytest.raises(anyio.EndOfStream):  # again: the end is final
             await socket.receive()
         await socket.send_eof()  # a second end does nothing
         await socket.writable.aclose()
@@ -68,7 +68,7 @@ async def test_peer_ends_in_default_mode() -> None:
 
 
 async def test_an_empty_send_sends_nothing_and_breaks_nothing() -> None:
-    """Over TLS as well, where nothing is no record: see test_tls_transport.py."""
+    """Over TLS, an empty send makes no record either: see test_tls_transport.py."""
     async with connected() as (socket, peer):
         await peer.send(b"last words")
         peer.rst()
@@ -102,7 +102,7 @@ async def test_peer_ends_while_a_send_is_in_flight() -> None:
             await all_blocked()
             peer.fin()
             with anyio.fail_after(5), pytest.raises(anyio.EndOfStream):
-                await socket.receive()  # at once: the send does not hold it up
+                await socket.receive()  # at once: it does not wait for the send
             assert not socket.closed.done()
             assert len(await peer.receive_all()) == BIG
         assert outcome == [None]
@@ -130,7 +130,7 @@ async def test_we_end_first(half_open: bool) -> None:
         assert await settle(socket.closed) is None
 
 
-async def test_unread_end_stays_unnoticed_by_the_data_path() -> None:
+async def test_a_send_does_not_notice_the_peers_end() -> None:
     async with connected() as (socket, peer):
         peer.fin()
         arrived(socket, select.POLLRDHUP)
@@ -139,7 +139,7 @@ async def test_unread_end_stays_unnoticed_by_the_data_path() -> None:
         assert await peer.receive() == b"sent all the same"
 
 
-# --- closed watches
+# --- what ``closed`` notices
 
 
 async def test_closed_notices_an_end_without_reading() -> None:
@@ -176,7 +176,7 @@ async def test_closed_waits_until_buffered_data_is_read() -> None:
                 assert not socket.closed.done()
             assert await socket.receive() == b"c"
             with anyio.fail_after(5):
-                await socket.closed  # without a receive that says so
+                await socket.closed  # although no receive has raised EndOfStream
         with pytest.raises(anyio.EndOfStream):
             await socket.receive()
 
@@ -233,7 +233,7 @@ async def test_a_reset_after_the_end_in_half_open_mode_is_noticed() -> None:
             peer.rst()
         with pytest.raises(BrokenError):
             await socket.send(b"x")
-        with pytest.raises(anyio.EndOfStream):  # what the peer said before, it said
+        with pytest.raises(anyio.EndOfStream):  # the peer's end came before the reset
             await socket.receive()
 
 
@@ -281,7 +281,7 @@ async def test_reset_while_receiving() -> None:
         await socket.writable.aclose()
         await socket.close()
         assert is_copy(socket.closed.exception(), error)
-        with pytest.raises(ClosedError):  # after close() it is closed first of all
+        with pytest.raises(ClosedError):  # after close(), this is always the error
             await socket.receive()
 
 
@@ -311,7 +311,7 @@ async def test_reset_while_watching() -> None:
         peer.rst()
 
 
-async def test_what_came_before_a_reset_can_be_read() -> None:
+async def test_data_before_a_reset_can_be_received() -> None:
     """A server that answers and hangs up while we still send: its answer is not lost."""
     async with connected() as (socket, peer):
         await answered_and_reset(socket, peer)
@@ -319,18 +319,18 @@ async def test_what_came_before_a_reset_can_be_read() -> None:
             await socket.send(b"more")
         assert isinstance(await settle(socket.closed), BrokenError)
         assert await socket.receive() == b"413 too large"
-        with pytest.raises(BrokenError):  # and a reset is no end
+        with pytest.raises(BrokenError):  # a reset is not an end
             await socket.receive()
 
 
-async def test_a_lost_send_lets_go_where_nothing_is_unread() -> None:
-    """The descriptor is free even if no task reads or closes."""
+async def test_a_failed_send_closes_the_descriptor_if_nothing_is_unread() -> None:
+    """No other task has to receive or close for that."""
     async with connected(half_open=True) as (socket, peer):
         peer.fin()
         arrived(socket, select.POLLRDHUP)
         peer.close()
 
-        async def send_on() -> None:  # until the reset that the first one provokes is here
+        async def send_on() -> None:  # until the reset that answers the first send arrives
             while True:
                 await socket.send(b"x")
 
@@ -340,7 +340,7 @@ async def test_a_lost_send_lets_go_where_nothing_is_unread() -> None:
         assert raw(socket).fileno() == -1
 
 
-async def test_it_is_the_first_error_that_is_told() -> None:
+async def test_later_calls_raise_the_first_error() -> None:
     async with connected() as (socket, peer):
         await answered_and_reset(socket, peer)
         with pytest.raises(BrokenError, match="sending") as sending:
@@ -353,7 +353,7 @@ async def test_it_is_the_first_error_that_is_told() -> None:
         assert is_copy(socket.closed.exception(), sending.value)
 
 
-async def test_closed_notices_an_end_that_nobody_wants_to_read() -> None:
+async def test_closed_notices_an_end_after_we_stopped_reading() -> None:
     async with connected() as (socket, peer), anyio.create_task_group() as group:
 
         async def watch() -> None:
@@ -366,7 +366,7 @@ async def test_closed_notices_an_end_that_nobody_wants_to_read() -> None:
         peer.fin()
 
 
-async def test_closed_notices_a_reset_where_nobody_wants_to_read() -> None:
+async def test_closed_notices_a_reset_after_we_stopped_reading() -> None:
     async with connected(half_open=True) as (socket, peer), anyio.create_task_group() as group:
 
         async def watch() -> None:
@@ -378,7 +378,7 @@ async def test_closed_notices_a_reset_where_nobody_wants_to_read() -> None:
         peer.rst()
 
 
-async def test_a_watched_reset_leaves_unread_data_too() -> None:
+async def test_closed_notices_a_reset_and_leaves_the_unread_data() -> None:
     async with connected() as (socket, peer):
         await peer.send(b"answer")
         arrived(socket)
@@ -425,7 +425,7 @@ async def test_close_wakes_a_receive_and_lets_a_send_finish() -> None:
             await all_blocked()
             group.start_soon(socket.close)
             await all_blocked()
-            assert len(outcome) == 1  # the receive, at once
+            assert len(outcome) == 1  # of the receive, which ends at once
             assert not socket.closed.done()
             with pytest.raises(ClosedError):
                 await socket.send(b"too late")
@@ -449,7 +449,7 @@ async def test_cancelled_close_is_forced() -> None:
             with pytest.raises(BrokenError, match="cancelled while a send was in flight"):
                 socket.closed.result()
         assert isinstance(outcome[0], ClosedError)
-        with pytest.raises(ConnectionResetError):  # a piece is not passed off as the whole
+        with pytest.raises(ConnectionResetError):  # the peer cannot take a piece for the whole
             await peer.receive_all()
 
 
@@ -515,7 +515,7 @@ async def test_close_during_the_dial_stops_it() -> None:
             assert socket.closed.result() is None
 
 
-async def test_close_during_the_dial_returns_when_nothing_is_left_of_it() -> None:
+async def test_close_during_the_dial_returns_when_the_dial_has_stopped() -> None:
     async with listening() as listener:
         opener = Slow(dial(listener.address))
         socket = opened_by(opener)
@@ -561,7 +561,7 @@ async def test_reset_while_close_flushes() -> None:
             group.start_soon(socket.close)
             await all_blocked()
             peer.rst()
-        assert isinstance(outcome[0], BrokenError)  # which was there before close()
+        assert isinstance(outcome[0], BrokenError)  # the send began before close()
         assert isinstance(await settle(socket.closed), BrokenError)
         for call in (socket.receive(), socket.send(b"x"), socket.send_eof()):
             with pytest.raises(ClosedError):

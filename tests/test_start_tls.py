@@ -1,4 +1,4 @@
-"""start_tls(): who may call it, when, and what becomes of the plain socket and its connection."""
+"""start_tls(): when it is allowed, and what becomes of the plain socket and its connection."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from support.turns import all_blocked
 
 def server_context(*names: str) -> ssl.SSLContext:
     context = tls_peers.server_context(cert=certificate(*(names or ("127.0.0.1",))))
-    context.num_tickets = 2  # which come unasked, as from most servers
+    context.num_tickets = 2  # sent without a request, as most servers do
     context.set_alpn_protocols(["smtp"])
     return context
 
@@ -94,14 +94,14 @@ async def test_upgrade() -> None:
             for call in (socket.receive(), socket.send(b"x"), socket.send_eof()):
                 with pytest.raises(ClosedError, match="use the socket that it returned"):
                     await call
-            await socket.close()  # does nothing: the connection is no longer its own
+            await socket.close()  # does nothing: the connection belongs to the new socket
             await secure.send(b"in secret")
             assert await stream.receive() == b"in secret"
             assert secure.extra(TLSAttribute.tls_version) == "TLSv1.3"
         await anyio.aclose_forcefully(stream)
 
 
-async def test_arguments_go_before_those_of_connect() -> None:
+async def test_arguments_override_those_of_connect() -> None:
     async with plain(ssl_context=ssl.create_default_context()) as (socket, peer, _):
         secure, stream = await upgraded(
             socket,
@@ -156,7 +156,7 @@ async def test_a_context_brings_its_own_protocols() -> None:
         {"alpn": "smtp"},
         {"ssl_context": object()},
         {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
-        {"alpn": ["smtp"]},  # and connect() was given an ssl_context
+        {"alpn": ["smtp"]},  # while connect() was given an ssl_context
     ],
 )
 async def test_bad_arguments_change_nothing(arguments: Any) -> None:
@@ -179,7 +179,7 @@ def lax_context(how: str) -> ssl.SSLContext:
 
 @pytest.mark.parametrize("how", ["no names", "no certificate"])
 @pytest.mark.parametrize("of", ["connect", "start_tls"])
-async def test_a_name_to_expect_is_refused_beside_a_context_that_checks_none(
+async def test_an_expected_name_is_refused_with_a_context_that_checks_no_names(
     how: str, of: str
 ) -> None:
     given: dict[str, Any] = {"ssl_context": lax_context(how)}
@@ -192,7 +192,7 @@ async def test_a_name_to_expect_is_refused_beside_a_context_that_checks_none(
         assert await peer.receive() == b"still plain"
 
 
-async def test_beside_a_context_that_checks_no_names_sni_is_what_is_asked_for() -> None:
+async def test_with_a_context_that_checks_no_names_sni_is_sent() -> None:
     asked: list[Any] = []
 
     def asking() -> ssl.SSLContext:
@@ -212,7 +212,7 @@ async def test_beside_a_context_that_checks_no_names_sni_is_what_is_asked_for() 
     assert asked == ["virtual.example"]
 
 
-async def test_a_name_to_expect_that_contradicts_sni_is_refused() -> None:
+async def test_an_expected_name_that_contradicts_sni_is_refused() -> None:
     async with plain(sni="one.example") as (socket, peer, _):
         with pytest.raises(InvalidOptionError, match=r"contradicts sni='one\.example'"):
             socket.start_tls(expected_server_hostname="two.example")
@@ -228,7 +228,7 @@ async def test_a_name_to_expect_that_contradicts_sni_is_refused() -> None:
 
 
 @pytest.mark.parametrize("mode", ["off", "on"])
-def test_needs_starttls(mode: Any) -> None:
+def test_refused_unless_secure_transport_is_starttls(mode: Any) -> None:
     socket = connect("127.0.0.1:9", secure_transport=mode)
     with pytest.raises(StartTLSError, match="secure_transport='starttls'"):
         socket.start_tls()
@@ -310,7 +310,7 @@ async def test_a_send_in_flight_goes_out_before_the_handshake() -> None:
 
 
 @pytest.mark.slow
-async def test_a_cancelled_close_of_the_plain_socket_cuts_no_send_that_tls_waits_for() -> None:
+async def test_a_cancelled_close_of_the_plain_socket_does_not_cut_its_send_short() -> None:
     async with plain() as (socket, peer, _), anyio.create_task_group() as group:
         group.start_soon(socket.send, b"p" * BIG)
         await all_blocked()
@@ -349,7 +349,7 @@ async def handshake_fails(secure: Socket) -> None:
         await secure.opened
 
 
-async def test_close_of_the_plain_socket_waits_for_no_dial() -> None:
+async def test_close_of_the_plain_socket_does_not_wait_for_the_dial() -> None:
     async with listening() as listener, anyio.create_task_group() as group:
         opener = Slow(dialled(listener))
         opener.stop.set()
@@ -359,7 +359,7 @@ async def test_close_of_the_plain_socket_waits_for_no_dial() -> None:
         secure = socket.start_tls()
         assert socket.closed.result() is None
         await socket.close()
-        assert not socket.opened.done()  # the connection is still being made, for the new one
+        assert not socket.opened.done()  # the dial goes on for the new socket
         await secure.close()
         assert opener.discarded
 
@@ -370,7 +370,7 @@ async def fails_to_open(socket: Socket) -> None:
 
 
 @pytest.mark.parametrize("when", ["with the go-ahead", "in the kernel", "later"])
-async def test_what_came_in_the_clear_is_never_read(when: str) -> None:
+async def test_data_in_the_clear_is_never_received(when: str) -> None:
     async with plain() as (socket, peer, _):
         injected = b"250 injected\r\n"
         await peer.send(b"S" + (injected if when == "with the go-ahead" else b""))
@@ -421,7 +421,7 @@ async def test_a_pending_socket_may_be_upgraded() -> None:
         await anyio.aclose_forcefully(streams[0])
 
 
-async def test_what_cannot_be_connected_cannot_be_upgraded() -> None:
+async def test_a_failure_to_connect_fails_the_upgrade() -> None:
     socket = connect(refusing_address(), secure_transport="starttls")
     secure = socket.start_tls()
     with pytest.raises(RefusedError) as caught:
@@ -431,7 +431,7 @@ async def test_what_cannot_be_connected_cannot_be_upgraded() -> None:
     assert socket.closed.result() is None
 
 
-async def test_the_handshake_has_the_time_that_connecting_had() -> None:
+async def test_connect_timeout_limits_the_handshake() -> None:
     async with plain(connect_timeout=0.1) as (socket, _, _):
         secure = socket.start_tls()
         with pytest.raises(ConnectTimeoutError) as caught:
@@ -446,7 +446,7 @@ async def test_the_handshake_has_the_time_that_connecting_had() -> None:
 
 @pytest.mark.slow
 async def test_a_flush_that_takes_too_long_fails_like_a_handshake() -> None:
-    """connect_timeout covers it too: a peer that reads nothing would hold it up for ever."""
+    """connect_timeout limits it too: a peer that reads nothing would block it for ever."""
     async with listening(receive_buffer=4096) as listener:
         connector = Connector(max_connections=1)
         socket = connector.connect(
@@ -498,7 +498,7 @@ async def test_a_handshake_cancelled_part_way_settles_both_futures() -> None:
             assert (await peer.receive_exactly(1)) == b"\x16"
             await all_blocked()
             group.cancel_scope.cancel()
-        # It cannot be made again: the connection is gone, and was the only one there is.
+        # The handshake cannot be tried again: its connection is gone.
         for future in (secure.opened, secure.closed):
             assert future.done()
             with pytest.raises(TLSError, match="cancelled part-way"):
@@ -523,12 +523,12 @@ async def test_closed_before_the_handshake(after: str) -> None:
             assert await peer.receive_all() == b"last words in the clear"
         else:
             with pytest.raises(ClosedError):
-                await socket.opened  # nobody could close what this would make
+                await socket.opened  # no socket is left that could close a new connection
             with pytest.raises(BlockingIOError):
                 listener.sock.accept()
 
 
-async def test_an_abort_before_the_handshake_is_one_for_the_peer() -> None:
+async def test_an_abort_before_the_handshake_resets_the_connection() -> None:
     async with plain() as (socket, peer, _):
         secure = socket.start_tls()
         await secure.writable.abort()
@@ -537,7 +537,7 @@ async def test_an_abort_before_the_handshake_is_one_for_the_peer() -> None:
             await peer.receive_all()
 
 
-async def test_what_came_in_the_clear_does_not_keep_the_connection_open() -> None:
+async def test_data_in_the_clear_does_not_keep_the_connection_open() -> None:
     async with plain() as (socket, peer, _):
         await peer.send(b"nobody reads this")
         arrived(socket)
@@ -548,7 +548,7 @@ async def test_what_came_in_the_clear_does_not_keep_the_connection_open() -> Non
         assert await peer.receive_all() == b""
 
 
-async def test_who_awaits_closed_is_told_of_the_upgrade_while_the_dial_goes_on() -> None:
+async def test_start_tls_settles_closed_while_the_dial_goes_on() -> None:
     async with listening() as listener, anyio.create_task_group() as group:
         opener = Slow(dialled(listener))
         opener.stop.set()
@@ -581,7 +581,7 @@ async def test_closed_during_the_handshake() -> None:
 
 
 async def test_closed_while_its_dial_is_cancelled() -> None:
-    """Both at once, while a plain send is still in flight: the connection is let go of."""
+    """Both happen at once, with a plain send in flight: the descriptor is closed all the same."""
     async with plain() as (socket, _, _), anyio.create_task_group() as group:
 
         async def send() -> None:
@@ -601,7 +601,7 @@ async def test_closed_while_its_dial_is_cancelled() -> None:
         assert raw(socket).fileno() == -1
 
 
-async def test_aborted_as_the_handshake_goes_on() -> None:
+async def test_aborted_in_the_turn_in_which_the_handshake_goes_on() -> None:
     async with plain() as (socket, peer, _), anyio.create_task_group() as group:
         secure = socket.start_tls()
         ours, theirs = stdlib.socketpair()
@@ -626,7 +626,7 @@ async def test_aborted_as_the_handshake_goes_on() -> None:
                 await secure.closed
 
 
-async def test_a_send_that_is_cut_short_leaves_nothing_to_upgrade() -> None:
+async def test_a_send_that_is_cut_short_fails_the_upgrade() -> None:
     async with plain() as (socket, _, _), anyio.create_task_group() as group:
         errors: list[BaseException] = []
 
@@ -646,7 +646,7 @@ async def test_a_send_that_is_cut_short_leaves_nothing_to_upgrade() -> None:
     assert len(errors) == 2
 
 
-async def test_a_send_that_breaks_says_so_to_both() -> None:
+async def test_a_send_that_breaks_fails_the_upgrade_with_the_same_cause() -> None:
     async with plain() as (socket, peer, _), anyio.create_task_group() as group:
         errors: list[BaseException] = []
 
@@ -667,7 +667,7 @@ async def test_a_send_that_breaks_says_so_to_both() -> None:
     assert all(isinstance(error.__cause__, ConnectionResetError) for error in errors)
 
 
-# --- words
+# --- messages
 
 
 @pytest.mark.parametrize(
