@@ -32,7 +32,7 @@ MORE_THAN_FITS = bytes(1 << 24)
     ids=["tcp", "tls-1.2", "tls-1.3"],
 )
 def connected(request: pytest.FixtureRequest) -> Any:
-    """Makes a pair of streams, and drops both."""
+    """A function that makes a pair of streams, and drops both at the end."""
     make: Callable[[], Awaitable[tuple[Socket, Socket]]] = request.param
 
     @asynccontextmanager
@@ -66,10 +66,9 @@ def raising(expected: type[BaseException], call: Callable[..., Any], *args: obje
 
 
 async def assert_checkpoint(call: Call) -> None:
-    """That it can be cancelled, and lets others run, also where it has nothing to wait for.
+    """Check that a call can be cancelled and lets other tasks run, even if it need not wait.
 
-    Not each time, because whether each is a full turn of the loop is the library's affair; but
-    within a bound.
+    It need not let them run each time, but within a hundred calls in a row.
     """
     with anyio.CancelScope() as scope:
         scope.cancel()
@@ -87,7 +86,7 @@ async def assert_checkpoint(call: Call) -> None:
             await call()
             if others:
                 break
-        assert others, "100 calls in a row let nobody else run"
+        assert others, "100 calls in a row let no other task run"
 
 
 # --- one way
@@ -100,7 +99,7 @@ async def test_bytes_arrive(connected: Pair, flipped: bool) -> None:
             async with anyio.create_task_group() as group:
                 group.start_soon(s.send, item)
                 assert await r.receive(1) == bytes(item)
-        await s.send(b"")  # means nothing
+        await s.send(b"")  # does nothing
         await s.send(b"many")
         assert await r.receive(1) == b"m"
         assert await r.receive(2) == b"an"
@@ -108,7 +107,7 @@ async def test_bytes_arrive(connected: Pair, flipped: bool) -> None:
 
 
 @both_ways
-async def test_what_cannot_be_asked_for(connected: Pair, flipped: bool) -> None:
+async def test_bad_arguments(connected: Pair, flipped: bool) -> None:
     async with connected(flipped=flipped) as (s, r):
         for wrong in (0, -1):
             with pytest.raises(ValueError, match="at least 1"):
@@ -128,7 +127,7 @@ async def test_every_call_is_a_checkpoint(connected: Pair, flipped: bool) -> Non
         await assert_checkpoint(partial(r.receive, 1))
         await assert_checkpoint(partial(s.send, b"x"))
         await assert_checkpoint(partial(s.send, b""))
-        await assert_checkpoint(s.send_eof)  # the first is cancelled, and yet it ends
+        await assert_checkpoint(s.send_eof)  # the first call is cancelled, but ends our side
         with suppress(anyio.EndOfStream):
             while True:
                 await r.receive()
@@ -140,7 +139,7 @@ async def test_every_call_is_a_checkpoint(connected: Pair, flipped: bool) -> Non
 
 
 @both_ways
-async def test_two_at_once(connected: Pair, flipped: bool) -> None:
+async def test_two_calls_at_once(connected: Pair, flipped: bool) -> None:
     async with connected(flipped=flipped) as (s, r), anyio.create_task_group() as group:
         group.start_soon(raising(anyio.ClosedResourceError, r.receive))
         await all_blocked()
@@ -158,7 +157,7 @@ async def test_two_at_once(connected: Pair, flipped: bool) -> None:
 
 @both_ways
 async def test_the_receiver_closes(connected: Pair, flipped: bool) -> None:
-    """So sending fails, in the end, and goes on failing."""
+    """Sending then fails sooner or later, and keeps failing."""
     for close in (aclose, anyio.aclose_forcefully):
         async with connected(flipped=flipped) as (s, r):
             await both(raising(anyio.BrokenResourceError, flood, s), partial(close, r))
@@ -214,7 +213,7 @@ async def test_a_cancelled_close_closes(connected: Pair, flipped: bool) -> None:
 
 
 @both_ways
-async def test_closing_wakes_who_waits(connected: Pair, flipped: bool) -> None:
+async def test_closing_wakes_waiting_tasks(connected: Pair, flipped: bool) -> None:
     async with connected(flipped=flipped) as (s, r), anyio.create_task_group() as group:
         group.start_soon(raising(anyio.ClosedResourceError, r.receive))
         await all_blocked()

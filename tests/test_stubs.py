@@ -1,4 +1,4 @@
-"""stubs/, the public API on a page, says what the package says.
+"""stubs/, the public API at a glance, agrees with the package.
 
 stubtest (``nox -s stubs``) finds names, parameters and defaults that differ. These tests compare
 what it ignores: annotations, base classes, the values of attributes, the keys of a TypedDict, and
@@ -56,12 +56,12 @@ class Page:
         return eval(ast.unparse(node), self.names)
 
     def public(self, node: ast.stmt) -> Any:
-        """What a definition on the page is about."""
+        """The object of the package that a definition on the page describes."""
         return getattr(self.module, name_of(node))
 
 
 def name_of(node: ast.stmt) -> str:
-    """What a definition defines; nothing if it is none."""
+    """The name that a statement defines; an empty string if it defines none."""
     if isinstance(node, ast.AnnAssign):
         return ast.unparse(node.target)
     return str(getattr(node, "name", ""))
@@ -96,7 +96,7 @@ FUNCTIONS = _each(ast.FunctionDef, ast.AsyncFunctionDef)
 def meant(function: Any) -> dict[str, Any]:
     """The annotations of a function of the package.
 
-    Not get_type_hints(): that adds None to some of them before Python 3.11.
+    get_type_hints() is not used, because before Python 3.11 it adds None to some of them.
     """
     return {
         name: eval(hint, function.__globals__) if isinstance(hint, str) else hint
@@ -105,9 +105,9 @@ def meant(function: Any) -> dict[str, Any]:
 
 
 def shown(page: Page, node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[str, Any]]:
-    """What the page says about parameters and the result.
+    """The page's annotations of the parameters and of the result.
 
-    ``Never`` there means: not for users, whatever it is.
+    ``Never`` on the page means that a parameter is not for users: it is left out here.
     """
     args = node.args
     for arg in (*args.posonlyargs, *args.args, args.vararg, *args.kwonlyargs, args.kwarg):
@@ -122,8 +122,8 @@ def shown(page: Page, node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[
 def differs(page: Page, name: str) -> str:
     path = page.path.relative_to(STUBS.parent)
     return (
-        f"{path} does not say of {name} what the package says: write there what is new, in the "
-        "same order; tests/typing has to say so too, and CHANGELOG.md if users notice"
+        f"{path} and the package disagree about {name}: make the change there too, in the same "
+        "order; and in tests/typing; and in CHANGELOG.md, if users notice it"
     )
 
 
@@ -134,7 +134,7 @@ def test_a_page_defines_every_public_name_and_no_other(page: Page) -> None:
     path = page.path.relative_to(STUBS.parent)
     missing, gone = sorted(public - defined), sorted(defined - public)
     assert not missing, f"add to {path}, with their types and a few words: {', '.join(missing)}"
-    assert not gone, f"take out of {path} what is not public: {', '.join(gone)}"
+    assert not gone, f"remove from {path}, because they are not public: {', '.join(gone)}"
 
 
 @pytest.mark.parametrize(("page", "node"), VALUES)

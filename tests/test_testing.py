@@ -1,4 +1,4 @@
-"""``anyio_connect.testing``: a network in memory, as its users meet it."""
+"""``anyio_connect.testing``: a network in memory, as users see it."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ async def test_what_is_sent_arrives_whole_and_in_order(
         await socket.closed
 
 
-async def test_what_a_cancelled_send_leaves_is_a_reset() -> None:
+async def test_a_cancelled_send_leads_to_a_reset() -> None:
     ours, theirs = await pair(Network(buffer_size=1000))
     with anyio.move_on_after(0.01):
         await ours.send(bytes(5000))
@@ -234,7 +234,7 @@ async def test_what_a_cancelled_send_leaves_is_a_reset() -> None:
     await theirs.close()
 
 
-async def test_close_waits_until_the_peer_has_it_all() -> None:
+async def test_close_waits_until_the_peer_has_received_everything() -> None:
     ours, theirs = await pair(Network(buffer_size=1000))
     await ours.send(bytes(2000))  # half of it is in the buffer of the peer
     async with anyio.create_task_group() as group:
@@ -259,7 +259,7 @@ async def test_close_gives_up_on_a_peer_that_takes_nothing(
     await theirs.close()
 
 
-async def test_a_socket_that_is_dropped_ends_the_connection() -> None:
+async def test_a_socket_that_is_garbage_collected_ends_the_connection() -> None:
     ours, theirs = await pair(Network(), half_open=False)
     with pytest.warns(ResourceWarning, match=r"unclosed connection to db\.example:5432"):
         del ours
@@ -268,7 +268,7 @@ async def test_a_socket_that_is_dropped_ends_the_connection() -> None:
     await theirs.closed
 
 
-def test_a_socket_that_is_dropped_after_its_event_loop(anyio_backend: Any) -> None:
+def test_a_socket_that_is_garbage_collected_after_its_event_loop(anyio_backend: Any) -> None:
     sockets: list[Socket] = []
 
     async def main() -> None:
@@ -341,7 +341,7 @@ async def test_a_port_where_nothing_listens() -> None:
             await network.connector().connect(address).opened
 
 
-async def test_a_failure_that_is_wanted() -> None:
+async def test_fail_makes_dials_fail() -> None:
     network = Network()
     async with network.listen(DB):
         failure = OSError(errno.EHOSTUNREACH, "no route")
@@ -350,7 +350,7 @@ async def test_a_failure_that_is_wanted() -> None:
             with pytest.raises(ConnectError, match="host unreachable") as caught:
                 await network.connector().connect(DB).opened
             assert caught.value.errno == errno.EHOSTUNREACH
-        # Neither it nor what is kept has the frames of those who were told.
+        # Neither the given error nor the kept copy holds the frames of the tasks that got it.
         kept = [*network._failing.values()]
         assert [error.__traceback__ for error in (failure, *kept)] == [None, None]
         network.fail(DB, None)
@@ -392,7 +392,7 @@ async def test_a_dial_in_silence_gets_its_answer_after_it() -> None:
 
 
 async def test_silence_on_a_connection() -> None:
-    """Nothing arrives, no end and no reset; afterwards all does, in order."""
+    """In silence nothing arrives, not even an end. Afterwards everything does, in order."""
     network = Network()
     ours, theirs = await pair(network)
     with network.silence(DB), network.silence(DB):
@@ -418,7 +418,7 @@ async def test_close_in_silence_gives_up() -> None:
         await ours.send(b"lost?")
         await ours.close()
         assert isinstance(ours.closed.exception(), BrokenError)
-    assert await theirs.receive() == b"lost?"  # the system went on sending it
+    assert await theirs.receive() == b"lost?"  # the kernel in memory went on sending it
     await theirs.close()
 
 
@@ -426,12 +426,12 @@ async def test_close_in_silence_gives_up() -> None:
 
 
 def in_no_time(main: Callable[[], Awaitable[None]]) -> None:
-    """Run it on trio, with a clock that jumps to what is next."""
+    """Run ``main`` on trio, with a clock that jumps to the next deadline."""
     clock = trio.testing.MockClock(autojump_threshold=0)
     anyio.run(main, backend="trio", backend_options={"clock": clock})
 
 
-def test_latency_is_of_the_clock_of_the_loop() -> None:
+def test_latency_follows_the_clock_of_the_event_loop() -> None:
     async def main() -> None:
         network = Network(latency=100)
         async with network.listen(DB) as listener, anyio.create_task_group() as group:
@@ -490,7 +490,7 @@ async def test_the_first_to_answer_wins_the_race() -> None:
 # --- names and policies
 
 
-async def test_a_name_that_was_given_no_address_is_public() -> None:
+async def test_a_name_without_a_given_address_gets_a_public_one() -> None:
     network = Network()
     async with network.listen("api.example:443"):
         async with network.connector(policy=WORKERS).connect("api.example:443"):
@@ -523,7 +523,7 @@ async def test_what_a_policy_forbids() -> None:
     assert await network.connector().resolve("inside.example", 443) == ["10.0.0.5", "fe80::1"]
 
 
-async def test_a_name_with_several_addresses_is_tried_at_each() -> None:
+async def test_each_address_of_a_name_is_tried() -> None:
     network = Network()
     network.add_host("db.example", "10.0.0.1", "10.0.0.2")
     async with (
@@ -578,7 +578,7 @@ async def test_the_network_is_a_dialer_and_a_resolver() -> None:
         assert await network.resolve("::0001", 1) == ["::1"]
 
 
-def test_the_rules_of_another_connector() -> None:
+def test_a_connector_takes_the_rules_of_another() -> None:
     context = client_context()
     like = Connector(
         WORKERS,
@@ -616,7 +616,7 @@ async def test_max_connections_counts() -> None:
 # --- listeners
 
 
-async def test_a_port_that_is_free() -> None:
+async def test_port_0_means_a_free_port() -> None:
     network = Network()
     async with network.listen("h.example:0") as one, network.listen("h.example:0") as two:
         ports = [listener.extra(SocketAttribute.local_port) for listener in (one, two)]
@@ -637,7 +637,7 @@ async def test_an_address_that_is_taken() -> None:
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:80", "[::]:80"])
-def test_no_address_stands_for_all(address: str) -> None:
+def test_a_wildcard_address_is_refused(address: str) -> None:
     with pytest.raises(ListenError, match="write the host that clients connect to"):
         Network().listen(address)
 
@@ -672,7 +672,7 @@ async def test_closing_wakes_the_task_that_accepts() -> None:
 
 
 def test_a_connection_that_comes_after_closing_is_reset() -> None:
-    """The client has it already when its last packet arrives."""
+    """The client's side is open before its last packet reaches the listener."""
 
     async def main() -> None:
         network = Network(latency=1)
@@ -686,7 +686,7 @@ def test_a_connection_that_comes_after_closing_is_reset() -> None:
     in_no_time(main)
 
 
-async def test_a_connection_that_is_reset_before_anybody_looked_was_made() -> None:
+async def test_a_connection_that_is_reset_before_a_task_runs_has_been_made() -> None:
     network = Network()
     listener = network.listen(DB)
     async with anyio.create_task_group() as group:
@@ -711,7 +711,7 @@ async def test_a_due_cancellation_comes_before_data() -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(receive)
         await all_blocked()
-        await theirs.send(b"x")  # in the turn in which it has arrived
+        await theirs.send(b"x")  # arrives in the turn of the cancellation
         scope.cancel()
     assert not received
     assert scope.cancelled_caught
@@ -734,7 +734,7 @@ async def test_a_due_cancellation_comes_before_a_connection() -> None:
             socket = network.connector().connect(DB, task_group=group)
             group.start_soon(accept)
             await all_blocked()
-        scope.cancel()  # in the turn in which it has come in
+        scope.cancel()  # in the turn in which the connection arrives
         await all_blocked()
         assert not accepted
         assert scope.cancelled_caught
@@ -742,7 +742,7 @@ async def test_a_due_cancellation_comes_before_a_connection() -> None:
         await socket.close()
 
 
-async def test_one_network_after_another_event_loop() -> None:
+async def test_a_network_works_in_one_event_loop_after_another() -> None:
     network = Network(latency=0.001)
 
     def elsewhere() -> None:
@@ -765,7 +765,9 @@ async def test_a_client_that_resets_before_it_is_accepted() -> None:
             await accepted.receive()
 
 
-async def test_one_client_ends_its_own_handler_only(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_resets_ends_only_its_own_handler(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     network = Network()
     async with network.listen(DB) as listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, send_back)
@@ -782,7 +784,7 @@ async def test_one_client_ends_its_own_handler_only(caplog: pytest.LogCaptureFix
         group.cancel_scope.cancel()
 
 
-async def test_serving_in_a_group_that_is_given() -> None:
+async def test_serve_in_a_given_task_group() -> None:
     network = Network()
     listener = network.listen(DB)
     async with anyio.create_task_group() as group:
@@ -856,7 +858,7 @@ def test_bad_addresses_are_errors() -> None:
         network.listen(DB, close_timeout=-1)
 
 
-def test_importing_it_imports_little_else() -> None:
+def test_importing_the_module_imports_little_else() -> None:
     program = """if True:
         import sys
         import anyio, anyio.abc, anyio.lowlevel, typing_extensions

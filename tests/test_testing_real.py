@@ -28,13 +28,13 @@ from support.sockets import Made, opened_by, raw
 from support.turns import all_blocked
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="it is Linux's TCP that is in memory"),
+    pytest.mark.skipif(sys.platform != "linux", reason="the network in memory behaves like Linux"),
     pytest.mark.slow,
 ]
 
 #: How long the kernel may take to deliver what was sent on loopback, in seconds.
 PATIENCE = 5.0
-#: What poll() tells: IN, OUT, ERR, HUP, RDHUP.
+#: What poll() reports: IN, OUT, ERR, HUP, RDHUP.
 FLAGS = 0x201D
 
 
@@ -81,7 +81,7 @@ class Call:
     async def run(self, socket: Socket) -> None:
         try:
             self.came = repr(await ACTIONS[self.act.what](socket, self.act.size))
-        except Exception as exc:  # noqa: BLE001  # that is what is compared
+        except Exception as exc:  # noqa: BLE001  # the errors are compared
             self.came = f"{type(exc).__name__}: {exc}"
         self.done.set()
 
@@ -123,7 +123,7 @@ Seen: TypeAlias = tuple[int, bool]
 
 
 def seen_in_memory(socket: Socket) -> Seen | None:
-    """What poll() would tell, and whether all was acknowledged; None: it is closed."""
+    """What poll() would report, and whether everything is acknowledged; None if closed."""
     transport = socket._connection.transport
     assert isinstance(transport, MemoryTransport)
     if transport._closed:
@@ -135,7 +135,7 @@ def seen_on_loopback(socket: Socket) -> Seen | None:
     sock = raw(socket)
     if sock.fileno() < 0:
         return None
-    # Or it would keep acknowledgements back for a while.
+    # Otherwise the kernel would delay its acknowledgements.
     sock.setsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_QUICKACK, 1)
     poll = select.poll()
     poll.register(sock, FLAGS)
@@ -144,7 +144,7 @@ def seen_on_loopback(socket: Socket) -> Seen | None:
 
 
 class Comparison:
-    """Does the same on both pairs, one act after the other."""
+    """Performs the same acts on both pairs, one after the other."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class Comparison:
         await self.settle()
 
     async def settle(self) -> None:
-        """Let everything that is under way come to its end, and compare what shows."""
+        """Let everything under way finish, and compare all that can be observed."""
         await all_blocked()
         for ours, theirs in self.calls:
             if ours.done.is_set():
@@ -177,7 +177,8 @@ class Comparison:
             expected = seen_in_memory(self.memory[side])
             while seen_on_loopback(self.real[side]) != expected:
                 assert time.monotonic() < give_up, (
-                    f"side {side}: {expected} in memory, {seen_on_loopback(self.real[side])} there"
+                    f"side {side}: {expected} in memory, "
+                    f"{seen_on_loopback(self.real[side])} on loopback"
                 )
                 await checkpoint()
         await all_blocked()
@@ -203,7 +204,7 @@ acts = st.lists(
 
 
 @given(acts, st.tuples(st.booleans(), st.booleans()))
-async def test_the_same_comes_of_the_same_acts(
+async def test_the_same_acts_have_the_same_results(
     acts: list[Act], half_open: tuple[bool, bool]
 ) -> None:
     async with (

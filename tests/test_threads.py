@@ -1,4 +1,4 @@
-"""Our own threads: nothing waits behind the user's threads, and nothing waits for ours."""
+"""Our own threads: they do not depend on the user's threads, and no exit waits for them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_a_call_runs_in_a_daemon_thread_of_ours() -> None:
     assert thread.name == "anyio_connect test"
 
 
-async def test_what_it_raises_is_raised_without_a_cycle() -> None:
+async def test_the_traceback_of_an_error_has_no_frame_of_our_thread() -> None:
     threads = Threads("test", 1)
 
     def fail() -> None:
@@ -80,7 +80,7 @@ async def test_what_it_raises_is_raised_without_a_cycle() -> None:
 
     with pytest.raises(ZeroDivisionError) as caught:
         await threads.run(fail)
-    # The frame of the call is the last of its traceback, and none of our thread's own is in it.
+    # The traceback ends with the frame of the call, and has none of our thread's own frames.
     names = [entry.name for entry in caught.traceback]
     assert names[-1] == "fail"
     assert "run" in names[-3:]
@@ -117,7 +117,7 @@ async def test_more_calls_than_threads_take_turns_in_order() -> None:
     assert order == [*range(20)]
 
 
-async def test_who_gives_up_its_place_is_never_run() -> None:
+async def test_a_call_that_is_cancelled_in_the_queue_never_runs() -> None:
     threads = Threads("test", 1)
     ran: list[int] = []
     with blocked() as first:
@@ -141,7 +141,7 @@ async def test_a_cancelled_call_is_abandoned_at_once() -> None:
         assert await threads.run(lambda: 7) == 7
 
 
-async def test_a_call_is_cancelled_at_any_moment() -> None:
+async def test_a_call_can_be_cancelled_at_any_moment() -> None:
     for switches in range(20):
         threads = Threads("test", 1)
         with anyio.CancelScope() as scope:
@@ -154,7 +154,7 @@ async def test_a_call_is_cancelled_at_any_moment() -> None:
 
                 group.start_soon(cancel, scope, switches)
                 assert await threads.run(lambda: 7) == 7
-        assert await threads.run(lambda: 8) == 8  # its only thread came back
+        assert await threads.run(lambda: 8) == 8  # its only thread is free again
 
 
 async def test_when_all_threads_hang_a_call_fails_at_once(
@@ -169,7 +169,7 @@ async def test_when_all_threads_hang_a_call_fails_at_once(
                 await threads.run(call)
         with anyio.fail_after(10), pytest.raises(NoThreadError, match=r"all 3 .* test hang"):
             await threads.run(lambda: 7)
-    while True:  # they come back
+    while True:  # until a thread has returned from its call
         try:
             assert await threads.run(lambda: 7) == 7
         except NoThreadError:
@@ -178,7 +178,7 @@ async def test_when_all_threads_hang_a_call_fails_at_once(
             break
 
 
-async def test_a_call_that_waits_fails_when_all_threads_come_to_hang(
+async def test_a_waiting_call_fails_once_all_threads_hang(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_threads, "_HANGS", 0.05)
@@ -192,7 +192,7 @@ async def test_a_call_that_waits_fails_when_all_threads_come_to_hang(
             call.go_on()
 
 
-async def test_a_long_burst_is_no_hang() -> None:
+async def test_many_short_calls_are_no_hang() -> None:
     threads = Threads("test", 4)
     async with anyio.create_task_group() as group:
         for _ in range(200):
@@ -211,8 +211,10 @@ async def test_a_system_that_starts_no_more_threads(monkeypatch: pytest.MonkeyPa
     assert await threads.run(lambda: 7) == 7
 
 
-def test_nobody_waits_for_a_call_that_hangs(anyio_backend: tuple[str, dict[str, Any]]) -> None:
-    """Neither the end of the loop; nor is a result for a loop that has ended an error."""
+def test_the_end_of_a_loop_does_not_wait_for_a_call_that_hangs(
+    anyio_backend: tuple[str, dict[str, Any]],
+) -> None:
+    """The result that comes after the end of the loop is not an error."""
     name, options = anyio_backend
     threads = Threads("test", 2)
 
@@ -230,7 +232,7 @@ def test_nobody_waits_for_a_call_that_hangs(anyio_backend: tuple[str, dict[str, 
                 await begun(call, 2)
                 raise SystemExit
 
-        with pytest.raises(BaseException):  # noqa: B017  # a group of one, on trio
+        with pytest.raises(BaseException):  # noqa: B017  # on trio, in an exception group
             anyio.run(left_behind, backend=name, backend_options=options)
 
     async def again() -> None:
@@ -278,7 +280,7 @@ def test_a_forked_child_has_all_its_threads() -> None:
     with blocked() as call:
         anyio.run(main, call)
         call.wait_begun(1)
-        with threads._lock:  # as another thread may have it just then
+        with threads._lock:  # as if another thread held it at this moment
             child = os.fork()
             if child == 0:
                 try:
@@ -291,7 +293,7 @@ def test_a_forked_child_has_all_its_threads() -> None:
 
 
 @pytest.mark.slow
-def test_the_end_of_the_process_waits_for_no_lookup() -> None:
+def test_the_end_of_the_process_does_not_wait_for_a_lookup() -> None:
     program = """if True:
         import socket, threading, anyio
         from anyio_connect import SocketError, connect

@@ -1,4 +1,4 @@
-"""Contexts: the default ones, and other implementations, which may do anything."""
+"""SSL contexts: the default ones, and those of other implementations, which may do anything."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from support.tls_peers import (
 
 
 class UnexpectedError(Exception):
-    """What nobody catches by name."""
+    """An error that no code catches by name."""
 
 
 class OfAnotherMake(ssl.SSLContext):
@@ -84,14 +84,14 @@ async def secured(context: Any) -> AsyncIterator[tuple[Socket, Served]]:
 
 
 async def fails(socket: Socket) -> SocketError:
-    """Both futures fail with the same error."""
+    """See that both futures fail with the same error, and return it."""
     errors = [await settle(socket.opened), await settle(socket.closed)]
     assert errors[0] is not None
     assert str(errors[1]) == str(errors[0])
     return errors[0]
 
 
-# --- a context of another make: the handshake
+# --- a context of another implementation: the handshake
 
 
 @pytest.mark.parametrize("method", ["wrap_bio", "do_handshake"])
@@ -130,7 +130,7 @@ async def test_whatever_a_context_raises_in_the_handshake_is_a_tls_error(
     assert (str(raised.args[-1]) if raised.args else type(raised).__name__) in str(error)
 
 
-async def test_what_is_no_exception_passes_through() -> None:
+async def test_a_base_exception_of_a_context_passes_unchanged() -> None:
     class Stop(BaseException):
         pass
 
@@ -144,14 +144,14 @@ async def test_what_is_no_exception_passes_through() -> None:
 
 
 class Slow:
-    """A call that lasts until the test says so."""
+    """A call that blocks until the test lets it go on."""
 
     def __init__(self) -> None:
         self.begun, self.go_on = threading.Event(), threading.Event()
         self.threads: set[int] = set()
 
     async def has_begun(self) -> None:
-        """Wait for it; the event loop runs, or this would be the end of the test."""
+        """Wait until the call has begun. This fails if the call blocks the event loop."""
         assert await anyio.to_thread.run_sync(self.begun.wait, 30)
 
     def __call__(self) -> None:
@@ -182,7 +182,7 @@ each_slow = pytest.mark.parametrize("method", ["wrap_bio", "do_handshake"])
 
 
 @each_slow
-async def test_a_context_that_is_slow_does_not_stop_the_event_loop(method: str) -> None:
+async def test_a_slow_context_does_not_block_the_event_loop(method: str) -> None:
     slow = Slow()
     async with secured(slow_context(slow, method)) as (socket, peer):
         async with anyio.create_task_group() as tasks:
@@ -198,7 +198,7 @@ async def test_a_context_that_is_slow_does_not_stop_the_event_loop(method: str) 
 
 
 @each_slow
-async def test_a_connection_whose_context_is_slow_can_be_given_up(method: str) -> None:
+async def test_a_connection_with_a_slow_context_can_be_closed(method: str) -> None:
     slow = Slow()
     async with secured(slow_context(slow, method)) as (socket, _):
         async with anyio.create_task_group() as tasks:
@@ -241,7 +241,7 @@ async def test_the_standard_librarys_own_context_needs_no_thread(
         await socket.opened
 
 
-async def test_where_no_thread_is_to_be_had_the_handshake_fails(
+async def test_the_handshake_fails_if_no_thread_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_tls, "_threads", Threads("work on TLS contexts", 0))
@@ -264,18 +264,18 @@ async def test_a_failed_handshake_keeps_no_context_alive(method: str) -> None:
             await fails(socket)
         del context, socket, _
         with anyio.move_on_after(5):
-            while watched() is not None:  # the thread may still be at its last line
+            while watched() is not None:  # the thread may not have returned yet
                 await checkpoint()
         assert watched() is None
     finally:
         gc.enable()
 
 
-# --- a context of another make: the session
+# --- a context of another implementation: the session
 
 
 class Proxy:
-    """An engine, one method of which fails from some moment on, or is missing."""
+    """An engine. If the test says so, one of its methods fails or is missing."""
 
     def __init__(self, engine: ssl.SSLObject) -> None:
         self.engine = engine
@@ -332,7 +332,7 @@ async def test_whatever_an_engine_raises_breaks_the_connection(
 
 
 @pytest.mark.parametrize("error", [UnexpectedError("so"), AttributeError("missing")], ids=repr)
-async def test_a_connection_whose_engine_cannot_end_it_is_closed_all_the_same(
+async def test_close_works_even_if_the_engine_cannot_end_the_session(
     error: Exception,
 ) -> None:
     async with proxied() as (socket, _, proxy):
@@ -342,7 +342,7 @@ async def test_a_connection_whose_engine_cannot_end_it_is_closed_all_the_same(
 
 
 @pytest.mark.parametrize("returned", [None, 0, -1, 2, "1"])
-async def test_an_engine_that_cannot_count_breaks_the_connection(returned: object) -> None:
+async def test_an_engine_that_returns_a_bad_count_breaks_the_connection(returned: object) -> None:
     async with proxied() as (socket, _, proxy):
         proxy.engine.write = lambda _: returned  # type: ignore[method-assign, assignment, return-value] # pyright: ignore[reportAttributeAccessIssue]
         with pytest.raises(
@@ -352,7 +352,7 @@ async def test_an_engine_that_cannot_count_breaks_the_connection(returned: objec
         assert isinstance(await settle(socket.closed), BrokenError)
 
 
-async def test_what_else_an_engine_cannot_do_is_not_needed() -> None:
+async def test_other_methods_of_an_engine_may_fail() -> None:
     async with proxied() as (socket, peer, proxy):
         for proxy.broken in ("pending", "selected_alpn_protocol", "shared_ciphers"):
             await peer.send(b"x")
@@ -361,7 +361,7 @@ async def test_what_else_an_engine_cannot_do_is_not_needed() -> None:
             assert socket.extra(TLSAttribute.tls_version) == "TLSv1.3"
 
 
-async def test_the_protocol_that_an_engine_cannot_tell_is_none() -> None:
+async def test_alpn_is_none_if_the_engine_cannot_tell_it() -> None:
     class Engine(ssl.SSLObject):
         def selected_alpn_protocol(self) -> Any:
             raise UnexpectedError
@@ -386,7 +386,7 @@ def injected() -> Iterator[None]:
 
 @pytest.fixture
 def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The tests' authority is what this machine trusts."""
+    """Make the system trust the authority of the tests; return the file of its certificate."""
     file = str(tmp_path / "authorities.pem")
     authority().cert_pem.write_to_path(file)
     monkeypatch.setenv("SSL_CERT_FILE", file)
@@ -408,7 +408,7 @@ async def test_truststore_injected_late(
         await socket.close()
 
 
-async def test_a_context_from_before_the_injection_is_still_one(injected: None) -> None:
+async def test_a_context_from_before_the_injection_is_still_accepted(injected: None) -> None:
     truststore.extract_from_ssl()
     context = client_context()
     truststore.inject_into_ssl()
@@ -453,7 +453,7 @@ def test_truststore_injected_before_anything_else(backend: str, trusted: str) ->
     assert ran.stdout.split() == [b"None", b"tls-test"]
 
 
-# --- the contexts of callers who pass none
+# --- the default contexts
 
 
 async def test_few_default_contexts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,7 +469,7 @@ async def test_few_default_contexts_are_kept(monkeypatch: pytest.MonkeyPatch) ->
 async def test_default_contexts_are_built_in_threads_of_our_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Those of AnyIO may all be taken."""
+    """AnyIO's threads may all be busy."""
     limiter = anyio.to_thread.current_default_thread_limiter()
     monkeypatch.setattr(limiter, "total_tokens", 1)
     release = threading.Event()
@@ -484,7 +484,7 @@ async def test_default_contexts_are_built_in_threads_of_our_own(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+@pytest.mark.skipif(sys.platform == "win32", reason="this system has no fork()")
 def test_a_fork_while_a_default_context_is_built_leaves_no_lock() -> None:
     program = """if True:
         import os, ssl, sys, threading, anyio

@@ -44,14 +44,14 @@ from support.turns import all_blocked
 
 
 @each_version
-async def test_close_notify_is_the_end_and_stays_it(version: ssl.TLSVersion) -> None:
+async def test_close_notify_is_the_end_and_stays_the_end(version: ssl.TLSVersion) -> None:
     tls, wire, server = shaken(version)
     wire.arrive(server.encrypt(b"last") + server.close_notify())
     assert await tls.receive() == b"last"
     for _ in range(3):
         with pytest.raises(anyio.EndOfStream):
             await tls.receive()
-    # RFC 8446 6.1: our side is open still.
+    # RFC 8446 6.1: our side is still open.
     await tls.send(b"more")
     assert server.decrypt(wire.take()) == b"more"
     assert not server.ended
@@ -64,7 +64,7 @@ async def test_an_end_without_close_notify_is_an_error_and_stays_one(
     version: ssl.TLSVersion, ignores: bool, cut: str
 ) -> None:
     context = client_context()
-    # From Python 3.10 on OpenSSL 3, this is what users' contexts have by default.
+    # Since Python 3.10 with OpenSSL 3, the contexts of users have this option by default.
     ignore = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0x80)
     context.options = context.options | ignore if ignores else context.options & ~ignore
     tls, wire, server = shaken(version, client=context)
@@ -89,7 +89,7 @@ async def test_an_end_without_close_notify_is_an_error_and_stays_one(
 
 
 async def _all_before_the_end(tls: TLSTransport) -> tuple[bytes, str]:
-    """What can be received, and what comes then, which has to stay so."""
+    """Receive everything; return the data, and how it ended, which has to stay so."""
     data, how = b"", ""
     while not how:
         try:
@@ -123,7 +123,7 @@ CUT = (
 async def test_an_end_between_records_is_an_end_and_any_other_is_an_error(
     version: ssl.TLSVersion, size: int
 ) -> None:
-    """At each byte of two records."""
+    """The connection ends after each byte of two records in turn."""
     _, _, server = shaken(version)
     borders = {0: b""}
     stream = b""
@@ -139,7 +139,7 @@ async def test_an_end_between_records_is_an_end_and_any_other_is_an_error(
         assert data == borders[max(border for border in borders if border <= cut)]
         if cut in borders:
             assert how == "end"
-            await tls.send(b"more")  # our side is open still
+            await tls.send(b"more")  # our side is still open
             assert server.decrypt(wire.take()) == b"more"
         else:
             assert how == CUT
@@ -157,7 +157,7 @@ async def test_an_end_between_records_is_an_end_and_any_other_is_an_error(
     notify=st.booleans(),
     cuts=st.lists(st.floats(0, 1), max_size=30),
 )
-async def test_an_end_is_one_exactly_where_a_record_ends(
+async def test_an_end_is_regular_exactly_where_a_record_ends(
     version: ssl.TLSVersion,
     messages: list[bytes],
     long: bool,
@@ -165,7 +165,7 @@ async def test_an_end_is_one_exactly_where_a_record_ends(
     notify: bool,
     cuts: list[float],
 ) -> None:
-    """However the ciphertext is cut into pieces; with close_notify it is one anyway."""
+    """This holds for all pieces of ciphertext. With close_notify, the end is always regular."""
     tls, wire, server = shaken(version, require_close_notify=False)
     messages += [random.Random(1).randbytes(40_000)] * long
     records = [server.encrypt(message) for message in messages]
@@ -189,7 +189,7 @@ async def test_an_end_is_one_exactly_where_a_record_ends(
 @pytest.mark.parametrize("waits", ["receive", "closed"])
 @pytest.mark.parametrize("how", ["on", "starttls"])
 @pytest.mark.parametrize("required", [None, True, False])
-async def test_a_socket_takes_a_bare_end_for_what_it_was_told(
+async def test_require_close_notify_decides_what_a_bare_end_means(
     required: bool | None, how: Any, waits: str
 ) -> None:
     async with listening() as listener:
@@ -215,7 +215,7 @@ async def test_a_socket_takes_a_bare_end_for_what_it_was_told(
                 with pytest.raises(anyio.EndOfStream):
                     await socket.receive()
             assert await settle(socket.closed) is None
-            assert await peer.receive_all() == b""  # we said close_notify
+            assert await peer.receive_all() == b""  # we sent close_notify
         else:
             if waits == "receive":
                 with pytest.raises(BrokenError, match="without TLS close_notify"):
@@ -238,7 +238,7 @@ async def test_a_reset_is_passed_on(version: ssl.TLSVersion) -> None:
 
 
 @each_version
-async def test_what_is_no_record_breaks_the_session_and_the_peer_is_told(
+async def test_a_bad_record_breaks_the_session_and_the_peer_gets_an_alert(
     version: ssl.TLSVersion,
 ) -> None:
     tls, wire, server = shaken(version)
@@ -260,7 +260,7 @@ async def test_what_is_no_record_breaks_the_session_and_the_peer_is_told(
 
 
 @each_version
-async def test_data_before_what_is_no_record_is_had_first(version: ssl.TLSVersion) -> None:
+async def test_data_before_a_bad_record_is_received_first(version: ssl.TLSVersion) -> None:
     tls, wire, server = shaken(version)
     wire.arrive(server.encrypt(b"good") + b"\x17\x03\x03\x00\x20" + bytes(32))
     assert await tls.receive() == b"good"
@@ -282,7 +282,7 @@ async def test_the_peers_fatal_alert() -> None:
 
 @asynccontextmanager
 async def refused_by_alert(*, data: bytes = b"") -> AsyncIterator[Socket]:
-    """A socket whose peer has said some data and then by an alert why it hangs up."""
+    """A socket whose peer has sent data, then an alert that says why, and then a reset."""
     server = server_context(TLS13)
     server.verify_mode = ssl.CERT_REQUIRED
     context = client_context(TLS13)
@@ -296,7 +296,7 @@ async def refused_by_alert(*, data: bytes = b"") -> AsyncIterator[Socket]:
             size = len(data)
             said = b"".join(forger.encrypt(data[n : n + 16384]) for n in range(0, size, 16384))
             await peer.peer.send(said + forger.alert(2, 116))
-            while outstanding(peer.peer.sock):  # our kernel does not have it all
+            while outstanding(peer.peer.sock):  # until our kernel has everything
                 await checkpoint()
             peer.peer.rst()
             poll = select.poll()
@@ -310,8 +310,8 @@ WANTED = "the peer wants a client certificate"
 
 @pytest.mark.parametrize("first", ["send", "send_eof", "receive", "closed"])
 @pytest.mark.parametrize("size", [0, 60_000])
-async def test_an_alert_is_read_before_a_reset_is_told(first: str, size: int) -> None:
-    """Also where data lies before it, which is received first."""
+async def test_an_alert_is_read_before_a_reset_is_reported(first: str, size: int) -> None:
+    """Data that came before the alert can still be received."""
     data = random.Random(13).randbytes(size)
     async with refused_by_alert(data=data) as socket:
         calls: dict[str, Callable[[], Awaitable[object]]] = {
@@ -335,13 +335,13 @@ async def test_an_alert_is_read_before_a_reset_is_told(first: str, size: int) ->
             await socket.receive()
 
 
-async def test_a_bare_end_is_read_before_a_reset_is_told() -> None:
+async def test_a_bare_end_is_read_before_a_reset_is_reported() -> None:
     """The peer ends without close_notify, and then resets."""
     async with over_tcp(server_context(TLS13)) as (tls, peer):
         socket = socket_over(tls, half_open=True)
         await socket.opened
         peer.peer.sock.close()
-        await socket.send(b"x")  # which is answered by a reset
+        await socket.send(b"x")  # the peer's kernel answers with a reset
         poll = select.poll()
         poll.register(tls.extra(SocketAttribute.raw_socket), 0)
         assert poll.poll(5000)
@@ -352,8 +352,8 @@ async def test_a_bare_end_is_read_before_a_reset_is_told() -> None:
 
 
 @pytest.mark.slow
-async def test_last_words_without_end_let_others_run() -> None:
-    """What the kernel still holds may be megabytes of what is no data."""
+async def test_long_last_words_let_other_tasks_run() -> None:
+    """The kernel may still hold megabytes of records that carry no data."""
     tls, wire, _, forger = forged()
     wire.arrive(*(forger.key_update(answer=False) * 1 for _ in range(24_000)))
     wire.arrive(forger.alert(2, 116), ends=anyio.EndOfStream())
@@ -370,7 +370,7 @@ async def test_last_words_without_end_let_others_run() -> None:
         await checkpoint()
         await tls._read_last_words()
         tasks.cancel_scope.cancel()
-    assert turns >= 4  # about eight; trio's order takes or gives one
+    assert turns >= 4  # about eight; trio's random order changes it by one
     with pytest.raises(anyio.BrokenResourceError, match=WANTED):
         await tls.receive()
 
@@ -406,7 +406,7 @@ async def test_send_eof_is_close_notify_and_reading_goes_on(version: ssl.TLSVers
 @each_version
 @pytest.mark.parametrize("size", [10, 40_000])
 async def test_send_eof_with_data_pending_loses_none(version: ssl.TLSVersion, size: int) -> None:
-    """Undecrypted data at SSLObject.unwrap() is otherwise lost, and the session with it."""
+    """SSLObject.unwrap() alone would lose undecrypted data, and the session with it."""
     tls, wire, server = shaken(version)
     data = random.Random(5).randbytes(size)
     stream = server.encrypt(data[: size // 2]) + server.encrypt(data[size // 2 :])
@@ -424,10 +424,10 @@ async def test_send_eof_with_data_pending_loses_none(version: ssl.TLSVersion, si
 
 
 @each_version
-async def test_send_eof_after_the_peers(version: ssl.TLSVersion) -> None:
+async def test_send_eof_after_the_peers_end(version: ssl.TLSVersion) -> None:
     tls, wire, server = shaken(version)
     wire.arrive(server.encrypt(b"last") + server.close_notify())
-    assert await tls.receive(1) == b"l"  # the end is here too, and not seen yet
+    assert await tls.receive(1) == b"l"  # the end has arrived too, but is not noticed yet
     await tls.send_eof()
     server.decrypt(wire.take())
     assert server.ended
@@ -445,8 +445,8 @@ async def test_truncation_after_our_end(version: ssl.TLSVersion) -> None:
 
 
 async def test_key_updates_after_our_end_are_followed_and_not_answered() -> None:
-    # An answer after close_notify lies unread in the peer's buffer when it closes: that makes
-    # its kernel send a reset, which can take the peer's last words with it.
+    # An answer after close_notify would be unread when the peer closes. The peer's kernel would
+    # then send a reset, which can destroy the peer's last words.
     tls, wire, server, forger = forged()
     await tls.send_eof()
     assert server.decrypt(wire.take()) == b""
@@ -461,7 +461,7 @@ async def test_key_updates_after_our_end_are_followed_and_not_answered() -> None
     assert wire.take() == b""
 
 
-async def test_a_key_update_that_is_half_here_at_our_end() -> None:
+async def test_a_key_update_that_has_half_arrived_at_our_end() -> None:
     tls, wire, _, forger = forged()
     update = forger.key_update(answer=True)
     wire.arrive(update[:9])
@@ -473,7 +473,7 @@ async def test_a_key_update_that_is_half_here_at_our_end() -> None:
 
 @each_version
 @pytest.mark.parametrize("room", [0, 10])
-async def test_a_cancelled_send_eof_is_a_cut(version: ssl.TLSVersion, room: int) -> None:
+async def test_a_cancelled_send_eof_cuts_a_message(version: ssl.TLSVersion, room: int) -> None:
     tls, wire, server = shaken(version)
     wire.make_room(room)
     await cancelled(tls.send_eof)
@@ -488,25 +488,25 @@ async def test_a_cancelled_send_eof_is_a_cut(version: ssl.TLSVersion, room: int)
     assert wire.calls == ["abort"]
 
 
-async def test_send_eof_in_a_session_that_is_lost() -> None:
+async def test_send_eof_in_a_broken_session() -> None:
     tls, wire, server = shaken(TLS13)
     bad = bytearray(server.encrypt(b"forged"))
     bad[-1] ^= 1
     record = server.encrypt(b"good")
     wire.arrive(record)
-    tls._incoming.write(b"\x17\x03\x03\x00\x20" + bytes(32))  # here, and not looked at yet
+    tls._incoming.write(b"\x17\x03\x03\x00\x20" + bytes(32))  # arrived, but not decrypted yet
     with pytest.raises(anyio.BrokenResourceError):
         await tls.send_eof()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere close() does not throw away")
-async def test_our_end_finds_room_behind_a_peer_that_has_none_itself() -> None:
-    """What it says is thrown away, or each would wait for the other to take something."""
+@pytest.mark.skipif(sys.platform != "linux", reason="on other systems, close() discards nothing")
+async def test_our_end_goes_out_although_both_windows_are_full() -> None:
+    """What the peer sends is discarded. Otherwise each side would wait for the other to read."""
     async with over_tcp(server_context(TLS13), buffers=4096) as (tls, peer):
         full = 0
         while full < 3:
             full = 0 if tls._transport.send_nowait(bytes(65536)) else full + 1
-            await anyio.sleep(0.02)  # loopback moves it on in its own time
+            await anyio.sleep(0.02)  # loopback delivers with a delay
 
         async def talk_then_read() -> None:
             await peer.peer.send(bytes(2_000_000))
@@ -583,7 +583,7 @@ async def test_finish_never_waits(version: ssl.TLSVersion, room: int) -> None:
     tls, wire, server = shaken(version)
     wire.make_room(room)
     coroutine = tls.finish()
-    with pytest.raises(StopIteration) as stop:  # it ran through without once giving up control
+    with pytest.raises(StopIteration) as stop:  # it ended without giving up control
         coroutine.send(None)
     assert stop.value.value is (room == 10_000)
     sent = wire.take()
@@ -612,7 +612,7 @@ async def test_finish_with_a_full_window(version: ssl.TLSVersion) -> None:
 
 @each_version
 async def test_close_while_a_send_is_stuck(version: ssl.TLSVersion) -> None:
-    """A close then cuts a message: no clean end may follow it."""
+    """The close cuts a message short, so no clean end may follow."""
 
     async def finish(tls: TLSTransport) -> None:
         with pytest.raises(anyio.BrokenResourceError, match="cut short"):
@@ -648,12 +648,12 @@ async def test_closing_after_the_peer_is_gone(version: ssl.TLSVersion) -> None:
             await tls.receive()
 
 
-# --- no room for our end, where the peer has ended
+# --- no room for our end after the peer's end
 
 
 @asynccontextmanager
 async def lingering(version: ssl.TLSVersion) -> AsyncIterator[tuple[Socket, Wire, Server]]:
-    """A socket that the peer's end is to close, whose own end finds no room."""
+    """A socket whose peer has ended, and whose own end finds no room."""
     tls, wire, server = shaken(version)
     socket = socket_over(tls)
     await socket.send(b"all of it")
@@ -671,10 +671,12 @@ async def lingering(version: ssl.TLSVersion) -> AsyncIterator[tuple[Socket, Wire
 
 
 @each_version
-async def test_who_awaits_closed_ends_our_side_when_there_is_room(version: ssl.TLSVersion) -> None:
+async def test_a_task_that_awaits_closed_ends_our_side_when_there_is_room(
+    version: ssl.TLSVersion,
+) -> None:
     async with lingering(version) as (socket, wire, server):
         for room in (0, 5, 1000):  # at first, there is not enough
-            with anyio.CancelScope() as scope:  # which changes nothing
+            with anyio.CancelScope() as scope:  # a cancelled wait changes nothing
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(settle, socket.closed)
                     await all_blocked()
@@ -688,8 +690,10 @@ async def test_who_awaits_closed_ends_our_side_when_there_is_room(version: ssl.T
 
 
 @each_version
-async def test_who_has_awaited_closed_before_ends_our_side_too(version: ssl.TLSVersion) -> None:
-    """Begun while the connection was open, it turns to waiting for room."""
+async def test_a_task_that_awaited_closed_before_ends_our_side_too(
+    version: ssl.TLSVersion,
+) -> None:
+    """The task began to wait while the connection was open, and now waits for room."""
     tls, wire, server = shaken(version)
     socket = socket_over(tls)
     await socket.send(b"all of it")
@@ -723,7 +727,7 @@ async def test_close_ends_our_side_when_there_is_room(version: ssl.TLSVersion) -
 
 
 @each_version
-async def test_a_cancelled_close_waits_for_no_room(version: ssl.TLSVersion) -> None:
+async def test_a_cancelled_close_does_not_wait_for_room(version: ssl.TLSVersion) -> None:
     async with lingering(version) as (socket, wire, _):
         assert await cancelled_at_once(socket.close)
         assert {*wire.calls} == {"abort"}
