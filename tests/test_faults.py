@@ -1,6 +1,6 @@
 """Faults of networks and machines, injected.
 
-Nothing hangs, nothing leaks, and each failure has its name and its cause.
+Nothing hangs, nothing leaks, and each failure is raised as the right error, with its cause.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ from support.tls_peers import (
 
 Fault: TypeAlias = Literal["reset", "end", "close", "stall"]
 
-#: What both sides send at once, in the middle of a conversation.
+#: What both sides send at the same time, in the middle of a conversation.
 MUCH = bytes(range(256)) * 512
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Of socket."""
+    """A kind of socket: which TLS it uses, and whether it may be half-open."""
 
     version: ssl.TLSVersion | None = None
     starttls: bool = False
@@ -89,9 +89,10 @@ KINDS = {
 
 
 class Conversation:
-    """One between our socket and a server, with something between that does a fault.
+    """Our socket talks to a server through a relay, which causes a fault.
 
-    After ``at`` segments, of which none is longer than ``largest``, counted both ways.
+    The fault comes at segment number ``at``, counted in both directions. No segment is longer
+    than ``largest``.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Conversation:
         self.largest = largest
         self.much = much
         self.segments = 0
-        self.chunks: list[int] = []  # of what is much, as our side received it
+        self.chunks: list[int] = []  # the sizes in which our side received ``much``
         self.stalled = anyio.Event()
         self.errors: list[Exception] = []
         self.received = 0
@@ -141,7 +142,7 @@ class Conversation:
 
                 async def give_up() -> None:
                     await self.stalled.wait()
-                    # Everything else goes on as far as it gets.
+                    # Before that, everything else goes on as far as it can.
                     for _ in range(20):
                         await checkpoint()
                     scope.cancel()
@@ -219,7 +220,7 @@ class Conversation:
                 return
             hello += chunk
         await send(b"welcome\n")
-        if not await receive():  # the first of what is much, so that "welcome" comes alone
+        if not await receive():  # so that "welcome" arrives before ``much``
             return
         lost: list[Exception] = []
 
@@ -252,7 +253,7 @@ class Conversation:
                             if self.fault == "reset":
                                 near.rst()
                             elif self.fault == "close":
-                                near.close()  # a reset where something is unread
+                                near.close()  # causes a reset if data is unread
                             elif self.fault == "end":
                                 near.fin()
                             else:
@@ -260,7 +261,7 @@ class Conversation:
                             group.cancel_scope.cancel()
                             return
                         await sink.send(data)
-                        if self.largest == 1:  # so that few get two of them
+                        if self.largest == 1:  # so that few receives get more than one byte
                             for _ in range(3):
                                 await checkpoint()
                     sink.fin()
@@ -269,14 +270,14 @@ class Conversation:
             group.start_soon(one_way, far, near)
         if self.faulty and self.fault == "end":
             with suppress(OSError, anyio.ClosedResourceError):
-                while await near.receive():  # it hears all, and has nothing more to say
+                while await near.receive():  # it still receives, but sends nothing more
                     pass
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["reset", "end", "close", "stall"])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_at_every_moment(kind: str, fault: Fault) -> None:
+async def test_a_fault_at_every_moment_of_a_conversation(kind: str, fault: Fault) -> None:
     version = KINDS[kind].version
     at = 0
     while True:
@@ -287,26 +288,26 @@ async def test_at_every_moment(kind: str, fault: Fault) -> None:
         if conversation.done:
             break
         if fault == "stall":
-            continue  # there is no error, only nothing more
+            continue  # a stall causes no error
         assert conversation.errors, f"at segment {at}"
         for error in conversation.errors:
             if isinstance(error, anyio.EndOfStream):
-                # Over TLS an end like that is never a clean one.
+                # Over TLS, an end without close_notify is never a regular end.
                 assert fault in ("end", "close")
                 assert version is None or (KINDS[kind].starttls and at < 3)
             elif isinstance(error, TLSError):
                 assert version is not None
             elif isinstance(error, ClosedError):
-                # The data that arrived first: the other direction has reported the end.
+                # The other direction has reported the peer's end, which ended our side too.
                 assert fault in ("end", "close")
                 assert conversation.errors[0] is not error
             else:
                 assert isinstance(error, BrokenError)
-                # Without a reset, nothing breaks but what TLS says is truncated.
+                # Without a reset, the connection breaks only if TLS finds it truncated.
                 assert fault != "end" or version is not None
             if isinstance(error, SocketError):
                 assert str(error)
-    assert at > 4, "hardly a conversation"
+    assert at > 4, "the conversation is too short"
 
 
 @pytest.mark.slow
@@ -317,8 +318,8 @@ async def test_one_byte_at_a_time(kind: str) -> None:
         await conversation.run()
     assert conversation.done
     assert conversation.segments > 1000
-    if KINDS[kind].version is None:  # otherwise our side gets a record when that is whole
-        # Nearly all as a rule; but loopback may deliver several at once.
+    if KINDS[kind].version is None:  # over TLS, our side gets only whole records
+        # Nearly all chunks have one byte as a rule, but loopback may deliver several at once.
         assert conversation.chunks.count(1) > 100
 
 
@@ -331,7 +332,7 @@ Then: TypeAlias = Literal["read", "cancelled", "closed", "close cancelled", "abo
 async def meeting(
     kind: Kind, buffer: int
 ) -> AsyncIterator[tuple[Socket, Peer, Callable[[], Awaitable[bytes]]]]:
-    """An open socket with small buffers, its peer, and how that receives."""
+    """An open socket with small buffers, its peer, and a function that receives at the peer."""
     async with listening(receive_buffer=buffer) as listener:
         socket = connect(listener.address, **kind.options())
         try:
@@ -392,7 +393,6 @@ async def test_a_window_of_zero(kind: str, then: Then) -> None:
         group.start_soon(send)
         with anyio.fail_after(5):
             await stuck(socket)
-            # Reading is another matter: it goes on.
             if then == "read":
                 group.start_soon(read)
                 while not outcome:
@@ -409,7 +409,7 @@ async def test_a_window_of_zero(kind: str, then: Then) -> None:
                 group.start_soon(close)
                 for _ in range(20):
                     await checkpoint()
-                assert not outcome  # it is waited for
+                assert not outcome  # close() waits for the send
                 assert not socket.closed.done()
                 group.start_soon(read)
                 await socket.closed
@@ -442,11 +442,11 @@ async def test_a_window_of_zero(kind: str, then: Then) -> None:
     assert got == MUCH if ended else MUCH.startswith(got) and len(got) < len(MUCH)
 
 
-# --- what the kernel may answer
+# --- errors of the kernel
 
 
 class Faulty:
-    """A socket of which one method fails."""
+    """A socket with a method that fails."""
 
     def __init__(self, sock: stdlib.socket, method: str, error: OSError) -> None:
         self._sock = sock
@@ -475,7 +475,7 @@ FROM_THE_KERNEL = [
 
 @pytest.mark.parametrize("number", FROM_THE_KERNEL, ids=errno.errorcode.__getitem__)
 @pytest.mark.parametrize("method", ["recv", "send", "shutdown"])
-async def test_a_call_that_fails(
+async def test_a_system_call_that_fails(
     method: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with connected() as (socket, peer):
@@ -502,9 +502,9 @@ def causes(exc: BaseException | None) -> Iterator[BaseException]:
 
 @contextmanager
 def signals() -> Iterator[Callable[[], int]]:
-    """One each millisecond; tells how many there were."""
+    """Cause a signal every millisecond; yield a function that returns how many there were."""
     if not hasattr(signal, "setitimer"):
-        pytest.skip("there are no such signals here")
+        pytest.skip("this system has no interval timers")
     count = 0
 
     def handler(*_: object) -> None:
@@ -520,8 +520,8 @@ def signals() -> Iterator[Callable[[], int]]:
         signal.signal(signal.SIGALRM, before)
 
 
-async def test_signals_while_it_waits() -> None:
-    """EINTR is no error and costs no byte (PEP 475)."""
+async def test_signals_while_the_event_loop_waits() -> None:
+    """EINTR is not an error, and no byte is lost (PEP 475)."""
     async with (
         meeting(KINDS["tcp"], 4096) as (socket, peer, receive),
         anyio.create_task_group() as group,
@@ -535,8 +535,8 @@ async def test_signals_while_it_waits() -> None:
         group.start_soon(socket.send, MUCH)
         await stuck(socket)
         with signals() as count:
-            # Nothing is left to do, so that the loop sits in the call that waits.
-            while count() < 10:  # noqa: ASYNC110  # no event comes of a signal
+            # No task is ready, so the event loop is in its system call.
+            while count() < 10:  # noqa: ASYNC110  # a signal sets no event
                 await anyio.sleep(0.02)
             assert not received
             await peer.send(b"data")
@@ -562,11 +562,11 @@ async def test_signals_during_a_conversation() -> None:
 
 @contextmanager
 def no_descriptors() -> Iterator[None]:
-    """Nothing can be opened in here."""
+    """Inside this context, no descriptor can be opened."""
     resource = pytest.importorskip("resource", reason="descriptors cannot be limited here")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with Path(os.devnull).open("rb") as lowest:
-        limit = lowest.fileno()  # so that numbers below it are all taken
+        limit = lowest.fileno()  # all lower numbers are taken
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     try:
         yield
@@ -586,7 +586,7 @@ async def test_no_descriptor_for_the_dial() -> None:
 
 
 async def test_no_descriptor_to_watch_with() -> None:
-    """Then `closed` learns of the end as soon as there is one again."""
+    """``closed`` settles as soon as a descriptor is free again."""
     async with connected() as (socket, peer), anyio.create_task_group() as group:
 
         async def watch() -> None:
@@ -608,7 +608,7 @@ async def test_no_descriptor_to_watch_with() -> None:
 async def test_no_descriptor_for_the_authorities(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """OpenSSL does not mind: without this, nobody would ever be trusted from then on."""
+    """OpenSSL ignores that: without our check, no certificate would be trusted from then on."""
     file = tmp_path / "authorities"
     authority().cert_pem.write_to_path(str(file))
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
@@ -634,7 +634,7 @@ async def test_no_descriptor_for_the_authorities(
 
 
 class Refusing(stdlib.socket):
-    """A socket that cannot be connected, at once or a little later."""
+    """A socket that fails to connect, at once or a little later."""
 
     number: int
     at_once: bool
@@ -656,7 +656,7 @@ async def test_a_dial_that_fails(
     number: int, at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if number == errno.ECONNRESET and not at_once:
-        return  # that one was made: see test_dial_at_once
+        return  # that connection was made: see test_dial_at_once.py
     async with listening() as listener:
         with monkeypatch.context() as patch:
             patch.setattr(Refusing, "number", number, raising=False)
@@ -694,7 +694,7 @@ async def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(_dial, "getaddrinfo", never)
     with pytest.raises(ConnectTimeoutError, match=r"name\.example"):
         await connect("name.example:80", connect_timeout=0.01).opened
-    # Cancelled, the socket is pending as before, and the next may ask again.
+    # After a cancellation, the socket is still pending, and the next task asks again.
     socket = connect("name.example:80")
     for _ in range(2):
         with anyio.CancelScope() as scope:
@@ -720,7 +720,7 @@ async def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) 
 def test_the_loop_ends_with_sockets_open(
     anyio_backend: tuple[str, dict[str, Any]], kind: str
 ) -> None:
-    """It ends, as it would with any other socket: with a warning, and no descriptor is left."""
+    """The socket is freed like any other socket: with a warning, and no descriptor is left."""
     backend, options = anyio_backend
     kept: list[Any] = []
     before = guards.open_fds() if guards.CAN_LIST_FDS else None
@@ -740,7 +740,7 @@ def test_the_loop_ends_with_sockets_open(
 
     def drop() -> None:
         kept.clear()
-        gc.collect()  # asyncio's loops keep it in a cycle of their own
+        gc.collect()  # asyncio's event loops hold the socket in a cycle of their own
 
     anyio.run(main, backend=backend, backend_options=options)
     with pytest.warns(ResourceWarning, match="unclosed"):
@@ -764,8 +764,8 @@ async def meeting_without_closing(kind: Kind) -> AsyncIterator[Socket]:
         yield socket
 
 
-class Mishap(Exception):  # noqa: N818  # it is no error of anything here
-    """What ends the program."""
+class Mishap(Exception):  # noqa: N818  # not an error of the package
+    """The exception that ends the program."""
 
 
 Moment: TypeAlias = Literal["dial", "handshake", "send", "watch"]
@@ -774,10 +774,10 @@ Moment: TypeAlias = Literal["dial", "handshake", "send", "watch"]
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["an exception", "cancelled", "left behind"])
 @pytest.mark.parametrize("moment", ["dial", "handshake", "send", "watch"])
-def test_the_loop_ends_in_the_midst(
+def test_the_loop_ends_during_an_operation(
     anyio_backend: tuple[str, dict[str, Any]], moment: Moment, ending: str
 ) -> None:
-    """Nothing hangs, and where `async with` is used nothing is left, nor warned of."""
+    """Nothing hangs. After ``async with``, no descriptor is left, and there is no warning."""
     backend, options = anyio_backend
     if ending == "left behind" and backend == "trio":
         pytest.skip("trio leaves no task behind")
@@ -793,7 +793,7 @@ def test_the_loop_ends_in_the_midst(
             await socket.closed
 
     async def until(listener: Listener) -> None:
-        """It is where it is wanted."""
+        """Wait until the socket is in ``moment``."""
         if moment == "dial":
             while not kept or kept[0]._connection._dialling is None:
                 await checkpoint()
@@ -818,11 +818,11 @@ def test_the_loop_ends_in_the_midst(
                 raise Mishap
             group.cancel_scope.cancel()
 
-    listener = Listener(receive_buffer=4096)  # which outlives the loop
+    listener = Listener(receive_buffer=4096)  # outlives the event loop
     tasks: list[object] = []
     with ExitStack() as fillers, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        if moment == "dial":  # is left unanswered where the backlog is full
+        if moment == "dial":  # with a full backlog, the dial gets no answer
             fillers.enter_context(full_backlog(listener.sock))
         with (
             pytest.RaisesGroup(Mishap, flatten_subgroups=True)
@@ -837,7 +837,7 @@ def test_the_loop_ends_in_the_midst(
         sock.close()
     (socket,) = kept
     assert socket.closed.done()
-    # A send that was cut short is lost; where nothing was in flight, nothing is.
+    # A send that was cut short breaks the connection. Otherwise, nothing was lost.
     assert isinstance(socket.closed.exception(), BrokenError if moment == "send" else NoneType)
     if before is not None:
         assert not guards.leaked_fds(before)

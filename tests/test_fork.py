@@ -13,10 +13,10 @@ import pytest
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()"),
 ]
 linux_only = pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux resets what a forked child has too"
+    sys.platform != "linux", reason="only Linux resets a connection that a forked child has too"
 )
 
 BEGINNING = """
@@ -128,8 +128,8 @@ def test_abort_resets_the_connection_though_a_child_has_it_too(loop: str, tmp_pa
     run(loop, program, tmp_path)
 
 
-def test_what_a_child_drops_goes_on_in_its_parent(loop: str, tmp_path: Path) -> None:
-    """Whatever the child's end closes and forgets, the parent's event loop is not told of it."""
+def test_a_socket_that_a_child_drops_goes_on_in_its_parent(loop: str, tmp_path: Path) -> None:
+    """The child closes its copy, and does not unregister it from the parent's event loop."""
     program = """
     async def main():
         held = [connect(server.getsockname())]
@@ -152,8 +152,8 @@ def test_what_a_child_drops_goes_on_in_its_parent(loop: str, tmp_path: Path) -> 
     run(loop, program, tmp_path)
 
 
-def test_a_child_does_not_use_the_watcher(loop: str, tmp_path: Path) -> None:
-    """It lets go of it, and watches with another; the parent's goes on."""
+def test_a_child_does_not_use_the_watcher_of_its_parent(loop: str, tmp_path: Path) -> None:
+    """The child forgets that watcher, and makes another one. The parent's goes on."""
     program = """
     async def watch(s, seen):
         try:
@@ -174,7 +174,7 @@ def test_a_child_does_not_use_the_watcher(loop: str, tmp_path: Path) -> None:
     def run_in_child():
         from anyio_connect import _watch
         assert all(w._poller is None for w in _watch._watchers)
-        # In a thread, because an event loop runs in this one, and does not know that it is a copy.
+        # In another thread, because the copy of the parent's event loop counts as running here.
         thread = threading.Thread(target=anyio.run, args=(in_child,))
         thread.start()
         thread.join(20)
@@ -201,7 +201,7 @@ def test_a_child_does_not_use_the_watcher(loop: str, tmp_path: Path) -> None:
 
 
 def test_no_lock_stays_taken_in_a_child(loop: str, tmp_path: Path) -> None:
-    """Of those that another thread had at the moment of the fork."""
+    """Another thread of the parent has the locks at the moment of the fork."""
     program = """
     from anyio_connect import _loops, _tls
 
@@ -243,8 +243,10 @@ def test_no_lock_stays_taken_in_a_child(loop: str, tmp_path: Path) -> None:
     run(loop, program, tmp_path)
 
 
-def test_what_a_child_closes_is_over_and_its_parent_is_told(loop: str, tmp_path: Path) -> None:
-    """The child says so; the parent's event loop goes on to watch the socket."""
+def test_a_close_in_a_child_ends_our_side_and_the_parent_still_receives(
+    loop: str, tmp_path: Path
+) -> None:
+    """The peer sees the end. The parent's event loop goes on to watch the socket."""
     program = """
     async def main():
         s = connect(server.getsockname(), allow_half_open=True)

@@ -1,4 +1,4 @@
-"""SocketFuture by itself: settled by hand, driven by a function of the test."""
+"""SocketFuture by itself: the tests settle it, or drive it with a function of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.turns import all_blocked, turns
 
 
 class Driver:
-    """Settles its future once it is told how; counts its runs."""
+    """Drives a future: settles it with ``result`` after ``go`` is set, and counts its runs."""
 
     def __init__(self) -> None:
         self.outcome: Outcome[str] = Outcome()
@@ -24,7 +24,7 @@ class Driver:
         self.go = anyio.Event()
         self.started = 0
         self.cancelled = 0
-        self.task: int | None = None  # the one that drives, or did last
+        self.task: int | None = None  # the task that drives the future, or did so last
         self.result: str | SocketError = "result"
 
     async def __call__(self) -> None:
@@ -67,7 +67,7 @@ async def keep(outcomes: list[object], what: Awaitable[object]) -> None:
         outcomes.append(exc)
 
 
-# --- asked, not awaited
+# --- not awaited
 
 
 def test_pending() -> None:
@@ -103,11 +103,11 @@ def test_repr() -> None:
     assert repr(rejected(ClosedError("why"))) == "<SocketFuture failed: ClosedError('why')>"
 
 
-def test_it_is_generic_at_run_time() -> None:
+def test_a_future_is_generic_at_run_time() -> None:
     assert get_origin(SocketFuture[int]) is SocketFuture
 
 
-def test_it_has_no_public_way_to_settle_it() -> None:
+def test_a_future_has_no_public_method_that_settles_it() -> None:
     public = {name for name in dir(SocketFuture) if not name.startswith("_")}
     assert public == {"done", "exception", "result"}
 
@@ -115,13 +115,13 @@ def test_it_has_no_public_way_to_settle_it() -> None:
 # --- awaited
 
 
-async def test_nothing_runs_until_it_is_awaited() -> None:
+async def test_nothing_runs_until_the_future_is_awaited() -> None:
     driver = Driver()
     await turns()
     assert driver.started == 0
 
 
-async def test_awaiting_it_drives_it() -> None:
+async def test_awaiting_a_future_drives_it() -> None:
     driver = Driver()
     driver.go.set()
     assert await driver.future == "result"
@@ -129,7 +129,7 @@ async def test_awaiting_it_drives_it() -> None:
     assert driver.future.done()
 
 
-async def test_it_may_be_awaited_again() -> None:
+async def test_a_future_may_be_awaited_again() -> None:
     driver = Driver()
     driver.go.set()
     assert [await driver.future, await driver.future] == ["result", "result"]
@@ -154,15 +154,15 @@ async def test_one_task_drives_and_all_get_the_result() -> None:
         for _ in range(5):
             group.start_soon(keep, outcomes, driver.future)
         with anyio.fail_after(5):
-            await all_blocked()  # so nobody waits by asking over and over
+            await all_blocked()  # so no task polls
         assert (driver.started, outcomes) == (1, [])
         driver.go.set()
     assert outcomes == ["result"] * 5
     assert driver.started == 1
 
 
-async def test_all_get_the_same_failure() -> None:
-    """Equal, that is: each has an object of its own, with its own traceback and notes."""
+async def test_all_waiting_tasks_get_equal_failures() -> None:
+    """Each task gets an object of its own, with its own traceback and notes."""
     driver = Driver()
     driver.result = error = ClosedError("why")
     outcomes: list[object] = []
@@ -177,8 +177,8 @@ async def test_all_get_the_same_failure() -> None:
         assert is_copy(outcome, error)
 
 
-async def test_waiters_go_on_as_soon_as_anybody_settles_it() -> None:
-    # As when close() settles `closed` while a task watches: the watching may take a while.
+async def test_waiting_tasks_go_on_as_soon_as_the_future_is_settled() -> None:
+    # They do not wait for the driver: close() settles `closed` while a task still watches it.
     driver = Driver()
     outcomes: list[object] = []
     async with anyio.create_task_group() as group:
@@ -192,7 +192,7 @@ async def test_waiters_go_on_as_soon_as_anybody_settles_it() -> None:
         driver.go.set()
 
 
-async def test_a_driver_that_returns_too_early_is_asked_again() -> None:
+async def test_a_driver_that_returns_too_early_is_run_again() -> None:
     runs = 0
 
     async def drive() -> None:
@@ -209,7 +209,7 @@ async def test_a_driver_that_returns_too_early_is_asked_again() -> None:
 
 
 async def test_another_exception_of_the_driver_settles_nothing() -> None:
-    # A KeyboardInterrupt, or a bug: it is its own task's, and the next one may try.
+    # A KeyboardInterrupt or a bug is raised in the driving task, and the next task may try.
     runs = 0
 
     async def drive() -> None:
@@ -234,7 +234,7 @@ async def test_another_exception_of_the_driver_settles_nothing() -> None:
 @pytest.mark.parametrize(
     "future", [resolved("value"), rejected(ClosedError("why"))], ids=["resolved", "rejected"]
 )
-async def test_awaiting_a_settled_one_is_a_checkpoint(future: SocketFuture[Any]) -> None:
+async def test_awaiting_a_settled_future_is_a_checkpoint(future: SocketFuture[Any]) -> None:
     with anyio.CancelScope() as scope:
         scope.cancel()
         await future
@@ -253,7 +253,7 @@ async def test_awaiting_a_settled_one_is_a_checkpoint(future: SocketFuture[Any])
         assert others == [True]
 
 
-async def test_a_cancelled_driver_hands_over() -> None:
+async def test_after_a_cancelled_driver_the_next_task_drives() -> None:
     driver = Driver()
     outcomes: list[object] = []
     async with anyio.create_task_group() as group:
@@ -335,7 +335,7 @@ async def test_a_cancellation_that_is_due_comes_before_any_result(
         for scope in scopes:
             group.start_soon(wait, scope)
             await turns()
-        driver.settle()  # which wakes the second task, in the turn in which it is cancelled
+        driver.settle()  # wakes the second task, in the turn in which it is cancelled
         for scope in scopes:
             scope.cancel()
     assert all(scope.cancelled_caught for scope in scopes)
@@ -353,7 +353,7 @@ async def test_a_waiter_with_a_time_limit() -> None:
     assert await driver.future == "result"
 
 
-async def test_a_failure_does_not_grow_with_its_waiters() -> None:
+async def test_the_traceback_of_a_failure_does_not_grow() -> None:
     future = rejected(ClosedError("why"))
     depths = set()
     for _ in range(3):

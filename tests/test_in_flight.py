@@ -19,7 +19,7 @@ from support.turns import all_blocked
 
 
 class Calls:
-    """Calls in tasks of their own, and how each ended."""
+    """Makes calls in tasks of their own, and records how each ended."""
 
     def __init__(self, group: TaskGroup) -> None:
         self.group = group
@@ -27,7 +27,7 @@ class Calls:
         self.scopes: dict[str, anyio.CancelScope] = {}
 
     async def begin(self, **calls: Any) -> None:
-        """Make these, in this order, up to where they wait."""
+        """Make these calls, in this order, and wait until each of them waits."""
         for name, call in calls.items():
             self.group.start_soon(self._make, name, call)
         await all_blocked()
@@ -43,7 +43,7 @@ class Calls:
 
 @asynccontextmanager
 async def calling() -> AsyncIterator[Calls]:
-    """All calls have ended when this does."""
+    """At the end, wait until all calls have ended."""
     async with anyio.create_task_group() as group:
         yield Calls(group)
 
@@ -52,7 +52,7 @@ async def calling() -> AsyncIterator[Calls]:
 async def unmade() -> AsyncIterator[tuple[Socket, Peer, Slow, Calls]]:
     """A socket whose connection is made when the test says so, its peer, and calls.
 
-    A third task is already making it, so that every call of the test waits for that one.
+    Another task is already making it, so that every call of the test waits for that task.
     """
     async with listening() as listener:
         opener = Slow(dialled(listener))
@@ -75,11 +75,11 @@ async def settled(socket: Socket) -> None:
         await socket.opened
 
 
-async def test_an_end_goes_out_behind_the_send_that_it_found_waiting() -> None:
+async def test_an_end_is_sent_after_the_send_that_was_in_flight() -> None:
     async with unmade() as (socket, peer, opener, calls):
         await calls.begin(send=lambda: socket.send(b"HELLO"))
         await calls.begin(end=socket.writable.aclose)
-        # Its turn is the next: nothing gets in between.
+        # The end has the next turn: no other call gets in between.
         with pytest.raises(ClosedError, match="our side of this socket has ended"):
             await socket.send(b"too late")
         with pytest.raises(anyio.BusyResourceError):
@@ -89,7 +89,7 @@ async def test_an_end_goes_out_behind_the_send_that_it_found_waiting() -> None:
     assert calls.outcomes == {"send": None, "end": None}
 
 
-async def test_two_tasks_end_behind_a_send() -> None:
+async def test_two_tasks_end_our_side_after_a_send() -> None:
     async with unmade() as (socket, peer, opener, calls):
         await calls.begin(send=lambda: socket.send(b"HELLO"))
         await calls.begin(end=socket.writable.aclose, again=socket.writable.aclose)
@@ -122,7 +122,7 @@ async def test_a_second_end_finds_the_first_in_flight() -> None:
     assert calls.outcomes == {"end": None, "again": None}
 
 
-async def test_a_call_that_is_given_up_gives_up_its_turn() -> None:
+async def test_a_cancelled_call_gives_up_its_turn() -> None:
     async with unmade() as (socket, peer, opener, calls):
         given_up: dict[str, Any] = {
             "send": lambda: socket.send(b"never sent"),
@@ -187,7 +187,9 @@ async def test_close_finishes_a_send_that_waits_for_the_connection() -> None:
 
 
 @pytest.mark.parametrize("cancelled", ["send", "close"])
-async def test_close_makes_no_connection_for_a_send_that_is_given_up(cancelled: str) -> None:
+async def test_close_makes_no_connection_if_the_send_or_the_close_is_cancelled(
+    cancelled: str,
+) -> None:
     async with unmade() as (socket, _, opener, calls):
         await calls.begin(send=lambda: socket.send(b"HELLO"))
         await calls.begin(close=socket.close)
@@ -202,7 +204,7 @@ async def test_close_makes_no_connection_for_a_send_that_is_given_up(cancelled: 
     assert calls.outcomes == rest
 
 
-async def test_a_dial_that_fails_as_close_waits_for_a_send() -> None:
+async def test_a_dial_that_fails_while_close_waits_for_a_send() -> None:
     async with unmade() as (socket, _, opener, calls):
         await calls.begin(send=lambda: socket.send(b"HELLO"))
         await calls.begin(close=socket.close)
@@ -242,7 +244,7 @@ async def test_what_closed_says_is_what_the_peer_sees(order: tuple[str, ...]) ->
 
 
 @pytest.mark.parametrize("ending", ["send_eof", "aclose", "send"])
-async def test_who_meets_a_reset_says_so_even_as_the_socket_is_closed(ending: str) -> None:
+async def test_a_call_that_finds_a_reset_raises_it_even_during_a_close(ending: str) -> None:
     async with connected() as (socket, peer):
         ways: dict[str, Any] = {
             "send_eof": socket.send_eof,
@@ -253,20 +255,20 @@ async def test_who_meets_a_reset_says_so_even_as_the_socket_is_closed(ending: st
         arrived(socket, select.POLLERR)
         async with calling() as calls:
             await calls.begin(**{ending: ways[ending], "close": socket.close})
-        if socket.closed.exception() is None:  # close() was first, and met nobody to tell
+        if socket.closed.exception() is None:  # close() was first, and had lost nothing
             assert calls.outcomes[ending] in (ClosedError, None)
         else:
             assert calls.outcomes[ending] is BrokenError
         assert calls.outcomes["close"] is None
 
 
-async def test_the_end_that_could_not_be_made_is_no_success() -> None:
+async def test_an_end_that_a_reset_prevents_is_an_error() -> None:
     async with connected(receive_buffer=4096) as (socket, peer):
         async with calling() as calls:
             await calls.begin(send=lambda: socket.send(bytes(BIG)))
             await calls.begin(aclose=socket.writable.aclose)
             peer.rst()
         assert calls.outcomes == {"send": BrokenError, "aclose": BrokenError}
-        await socket.writable.aclose()  # it has failed already, and was told
+        await socket.writable.aclose()  # no error again: the failure was raised already
         with pytest.raises(BrokenError):
             await socket.send_eof()

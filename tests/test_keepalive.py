@@ -1,4 +1,4 @@
-"""keep_alive: the options set on the kernel's socket, and that a vanished peer is noticed."""
+"""keep_alive: the options of the kernel's socket, and that a vanished peer is noticed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TCP_OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT
 
 
 def told(sock: Any) -> tuple[int, ...]:
-    """What the kernel was told of keepalive: whether, and the values of TCP_OPTIONS."""
+    """The keepalive options of a socket: SO_KEEPALIVE, and those in TCP_OPTIONS."""
     on = sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_KEEPALIVE)
     found = (sock.getsockopt(stdlib.IPPROTO_TCP, getattr(stdlib, name)) for name in TCP_OPTIONS)
     return on, *found
@@ -53,7 +53,7 @@ def off() -> tuple[int, ...]:
 DEFAULT = (1, 60, 15, 4, 120_000)
 
 
-# --- what the kernel is told
+# --- the options of the kernel's socket
 
 
 @linux
@@ -71,7 +71,7 @@ DEFAULT = (1, 60, 15, 4, 120_000)
         (math.inf, 7, (1, 7, 15, 4, 67_000)),
     ],
 )
-async def test_the_kernel_is_told_before_it_connects(
+async def test_the_options_are_set_before_the_socket_connects(
     of_connector: float | None,
     of_call: float | None,
     expected: tuple[int, ...] | None,
@@ -94,7 +94,7 @@ async def test_the_kernel_is_told_before_it_connects(
 
 @linux
 @pytest.mark.parametrize(("seconds", "expected"), [(None, DEFAULT), (5, None), (math.inf, None)])
-async def test_it_is_told_of_what_was_accepted(
+async def test_the_options_are_set_on_accepted_sockets(
     seconds: float | None, expected: tuple[int, ...] | None
 ) -> None:
     seen: list[tuple[int, ...]] = []
@@ -120,8 +120,8 @@ async def test_it_is_told_of_what_was_accepted(
 
 @pytest.mark.usefixtures("from_afar")
 @linux
-async def test_it_is_told_of_a_stream_of_anyios(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no event loop can wait for a socket."""
+async def test_the_options_are_set_on_a_stream_of_anyio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AnyIO connects on an event loop that cannot wait for sockets."""
 
     async def wait(_: object) -> None:
         raise NotImplementedError
@@ -140,7 +140,7 @@ def _address(listener: Listener) -> Any:
 
 
 @pytest.mark.parametrize("refused", ["SO_KEEPALIVE", "TCP_KEEPIDLE", "TCP_USER_TIMEOUT"])
-async def test_a_system_that_refuses_does_without(
+async def test_an_option_that_the_system_refuses_is_left_out(
     refused: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = getattr(stdlib, refused, None)
@@ -160,13 +160,13 @@ async def test_a_system_that_refuses_does_without(
 
 # --- a peer that vanished
 
-#: Classic BPF: BPF_RET | BPF_K with a length of 0, which is to drop the packet.
+#: Classic BPF: BPF_RET | BPF_K with a length of 0, which drops the packet.
 _DROP = struct.pack("=HBBI", 0x06, 0, 0, 0)
 _SO_ATTACH_FILTER = 26
 
 
 def vanish(peer: Peer) -> None:
-    """From now on, the peer's kernel throws away all that comes in, and says nothing."""
+    """From now on, the peer's kernel drops all packets, and does not answer."""
     program = ctypes.create_string_buffer(_DROP)
     filters = struct.pack("HP", 1, ctypes.addressof(program))
     try:
@@ -177,7 +177,7 @@ def vanish(peer: Peer) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that asks every second, and gives up what it waits for after half a one."""
+    """Let the kernel probe every second, and wait for an acknowledgement for half a second."""
     monkeypatch.setattr(_keepalive, "_INTERVAL", 1)
     monkeypatch.setattr(_keepalive, "_limit", lambda _: LIMIT)
 
@@ -222,7 +222,7 @@ async def test_a_peer_that_vanished_is_noticed() -> None:
 @pytest.mark.slow
 @linux
 @pytest.mark.usefixtures("impatient")
-async def test_it_is_noticed_over_tls() -> None:
+async def test_a_peer_that_vanished_is_noticed_over_tls() -> None:
     async with listening() as listener:
         socket = connect(
             listener.address,
@@ -243,14 +243,14 @@ async def test_it_is_noticed_over_tls() -> None:
         check_vanished(caught.value)
 
 
-# --- a peer that is there, and only does not read
+# --- a peer that does not read, but has not vanished
 
 
 @pytest.mark.slow
 @linux
 @pytest.mark.usefixtures("impatient")
-async def test_a_peer_may_leave_unread_what_it_has_no_room_for() -> None:
-    """For longer than the limit, whatever we do meanwhile. Only time can show that."""
+async def test_a_peer_without_room_may_stop_reading_for_longer_than_the_limit() -> None:
+    """This holds whatever our side does meanwhile. Only time can show that."""
     acts: list[Callable[[Socket], Coroutine[Any, Any, Any]]] = [
         Socket.receive,
         lambda socket: socket.closed._wait(),
@@ -314,7 +314,7 @@ async def test_the_limit_is_in_force_while_the_peer_has_room(
         assert await while_receiving() == 0
         await peer.receive_exactly(5 + count)
         assert await while_receiving() == 120_000
-        # What somebody else sets is left alone.
+        # A value that other code sets is left alone.
         raw(socket).setsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_USER_TIMEOUT, 7000)
         count = _fill(socket)
         assert await while_receiving() == limit_of(raw(socket)) == 7000
@@ -323,8 +323,8 @@ async def test_the_limit_is_in_force_while_the_peer_has_room(
 
 
 @linux
-async def test_the_room_of_a_peer_is_what_the_peer_takes() -> None:
-    """Without reading: what the kernel has for us besides is not counted."""
+async def test_the_room_of_a_peer_is_what_its_kernel_accepts() -> None:
+    """The room in our own kernel's buffer does not count."""
     async with listening(receive_buffer=65536) as listener, connect(listener.address) as socket:
         peer = await listener.accept()
         room = room_of(raw(socket))
@@ -338,7 +338,7 @@ async def test_the_room_of_a_peer_is_what_the_peer_takes() -> None:
 
 
 @linux
-async def test_the_peer_is_asked_for_its_room_once_in_so_many_bytes(
+async def test_the_kernel_is_asked_for_the_room_only_when_the_last_answer_is_used_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks: list[int] = []
@@ -357,7 +357,7 @@ async def test_the_peer_is_asked_for_its_room_once_in_so_many_bytes(
 
 @linux
 @pytest.mark.parametrize("end", [Socket.send_eof, Socket.close])
-async def test_an_end_takes_room_as_well(
+async def test_an_end_needs_room_too(
     end: Callable[[Socket], Coroutine[Any, Any, None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[int] = []
@@ -376,7 +376,7 @@ async def test_an_end_takes_room_as_well(
 
 
 @linux
-async def test_a_limit_that_is_set_while_ours_is_not_in_force_stays() -> None:
+async def test_a_limit_that_other_code_sets_while_ours_is_lifted_stays() -> None:
     async with listening(receive_buffer=4096) as listener, connect(listener.address) as socket:
         peer = await listener.accept()
         count = _fill(socket)
@@ -390,7 +390,7 @@ async def test_a_limit_that_is_set_while_ours_is_not_in_force_stays() -> None:
 
 
 @linux
-async def test_a_socket_that_is_given_away_has_no_limit_that_nobody_looks_after() -> None:
+async def test_a_socket_that_is_given_away_does_not_keep_our_limit() -> None:
     async with listening() as listener:
         socket = connect(listener.address)
         await socket.opened
@@ -404,8 +404,8 @@ async def test_a_socket_that_is_given_away_has_no_limit_that_nobody_looks_after(
 
 
 @linux
-async def test_what_was_prepared_stays_with_a_socket_that_a_dialer_returned() -> None:
-    """It was promised that keepalive can be changed."""
+async def test_prepared_options_stay_on_a_socket_that_a_dialer_returned() -> None:
+    """``prepare`` may change the keepalive options."""
     chosen = {"TCP_KEEPIDLE": 7, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 9, "TCP_USER_TIMEOUT": 7777}
 
     def prepare(sock: stdlib.socket) -> None:

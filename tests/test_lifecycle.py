@@ -45,7 +45,7 @@ from support.states import (
 
 
 def really_happens(state: State, event: Event) -> bool:
-    """Who carries out what is decided reports nothing else."""
+    """Whether _connection can report the event in this state."""
     match event:
         case Event.DIALLED | Event.DIAL_CANCELLED:
             return state.dial in (Dial.RUNNING, Dial.FAILED)
@@ -104,12 +104,13 @@ REAL = [
 LISTING = Path(__file__).with_name("LIFECYCLE.txt")
 
 HEAD = """\
-# What every event means in every state of a socket: written by tests/test_lifecycle.py, which
-# fails where it is not so any more.
+# What every event means in every state of a socket. tests/test_lifecycle.py writes this list, and
+# fails if the tables do not agree with it.
 #
-# A state is its dial, link, inbound and outbound; below it are the events that mean something
-# there: "-> " the next state, with a dot for what stays, "? " the verdict, "! " the effects.
-# A condition in brackets: only with that setting of allow_half_open or secure_transport.
+# A state is given by its dial, link, inbound and outbound. Below it are the events that mean
+# something there: "-> " the next state, with a dot for each part that stays, "? " the verdict,
+# "! " the effects. A condition in brackets: only with that setting of allow_half_open or
+# secure_transport.
 """
 
 #: allow_half_open, and whether secure_transport is "starttls".
@@ -117,13 +118,13 @@ Setting = tuple[bool, bool]
 
 
 def condition(where: set[Setting], there: set[Setting]) -> str:
-    """Which of the settings that are ``there`` are meant."""
+    """The words for the settings ``where``, out of those that are ``there``."""
     for half_open, starttls in product((None, False, True), repeat=2):
         if where == {s for s in there if half_open in (None, s[0]) and starttls in (None, s[1])}:
             said = [(half_open, "half-open"), (starttls, "starttls")]
             words = [word if want else f"not {word}" for want, word in said if want is not None]
             return f"[{', '.join(words)}]" if words else ""
-    raise AssertionError("two conditions, which have no name yet")
+    raise AssertionError("no single condition describes these settings")
 
 
 def answer(state: State, event: Event) -> str:
@@ -174,9 +175,9 @@ If that is what you want, write the list again from the root of the repository:
 
     PYTHONPATH=.:tests python tests/test_lifecycle.py
 
-Then read `git diff tests/LIFECYCLE.txt`, state by state. Is each line that changed meant to? Has
-a state come up that should not be possible, or gone? Does _connection carry out each new verdict,
-and does each effect happen once? Add a test below for the rule that you changed.
+Then read `git diff tests/LIFECYCLE.txt`, state by state. Is each change intended? Is there a
+new state that should not be possible, or is one missing? Does _connection carry out each new
+verdict, and does each effect happen once? Add a test below for the rule that you changed.
 """
 
 
@@ -196,7 +197,7 @@ def test_the_state_space_is_explored() -> None:
     assert 300 < len(STATES) < 2000
     for facet in (Dial, Link, Inbound, Outbound):
         used = {getattr(state, facet.__name__.lower()) for state in STATES}
-        assert used == set(facet), f"{facet.__name__} has members that nothing leads to"
+        assert used == set(facet), f"{facet.__name__} has members that no event leads to"
 
 
 @pytest.mark.slow
@@ -207,10 +208,10 @@ def test_a_step_is_pure() -> None:
 
 
 def test_states_are_interned() -> None:
-    assert "steps" not in repr(STARTS[0])  # which lead to all the others
+    assert "steps" not in repr(STARTS[0])  # the steps, which lead to all other states
     keys = {(s.dial, s.link, s.inbound, s.outbound, s.half_open, s.starttls) for s in STATES}
     assert len(keys) == len(STATES)
-    # So that identity is equality, and looking one up costs what looking up an int does.
+    # So equality is identity, and a lookup in a dict costs as little as that of an int.
     kinds: list[Any] = [State, Dial, Event, Verdict]
     for looked_up in kinds:
         assert looked_up.__hash__ is object.__hash__
@@ -268,7 +269,7 @@ def test_all_steps_of_an_open_connection_are_plain(half_open: bool) -> None:
     assert idle.receiving.received is idle
 
 
-def test_every_question_is_answered_and_nothing_else_is() -> None:
+def test_exactly_the_asking_events_get_a_verdict() -> None:
     for state, event in PAIRS:
         assert (step(state, event).verdict is not None) == (event in ASKING), (state, event)
 
@@ -299,10 +300,10 @@ def test_the_connection_expects_each_answer(event: Event) -> None:
     given = {step(state, event).verdict for state in STATES}
     new, gone = given - ANSWERS[event], ANSWERS[event] - given
     assert not new, (
-        f"{event} is now answered with {new}: see to it that _connection carries that out where "
-        "it asks, give it words in docs/made.py if it is a new verdict, and add it to ANSWERS"
+        f"{event} is now answered with {new}: make _connection carry that out where it asks, "
+        "describe it in docs/made.py if it is a new verdict, and add it to ANSWERS"
     )
-    assert not gone, f"{event} is answered with {gone} no more: take it out of ANSWERS"
+    assert not gone, f"{event} is no longer answered with {gone}: remove that from ANSWERS"
 
 
 def test_the_connection_reports_each_event_and_carries_out_each_effect() -> None:
@@ -323,7 +324,9 @@ def test_a_refusal_changes_nothing() -> None:
         after, verdict, effects = step(state, event)
         if verdict in {Verdict.PROCEED, Verdict.OPEN_FIRST}:
             continue
-        if verdict is Verdict.WAIT:  # no refusal: it takes the turn behind what is in flight
+        if (
+            verdict is Verdict.WAIT
+        ):  # not a refusal: the end gets the turn after the call in flight
             assert after.outbound in {state.outbound, Outbound.LAST}
             assert after.outbound in IN_FLIGHT
             after = replace(after, outbound=state.outbound)
@@ -367,7 +370,7 @@ def test_the_end_is_final() -> None:
 
 
 def test_a_call_is_in_flight_before_the_connection_is_made() -> None:
-    """What comes after it, finds it in flight: it is the same as once the connection is made."""
+    """Later calls find it in flight, as they do when the connection is made."""
     for state in STATES:
         if state.dial not in (Dial.IDLE, Dial.RUNNING) or state.link is not Link.OPEN:
             continue
@@ -385,13 +388,13 @@ def test_no_leave_without_a_connection() -> None:
         for event in CALLS:
             if step(state, event).verdict is Verdict.PROCEED:
                 assert state.dial is Dial.DONE
-                # A broken connection may have unread data left, but takes nothing more.
+                # A broken connection may have unread data left, but permits nothing else.
                 assert state.link is Link.OPEN or (
                     event is Event.RECEIVE and state.link is Link.RESET
                 )
 
 
-def test_only_one_task_a_direction() -> None:
+def test_only_one_call_is_in_flight_in_each_direction() -> None:
     for state in STATES:
         if state.dial is Dial.FAILED:
             continue
@@ -404,8 +407,8 @@ def test_only_one_task_a_direction() -> None:
             assert step(state, Event.END_LAST).verdict is Verdict.WAIT, state
 
 
-def test_behind_the_end_that_was_asked_for_nothing_is_sent() -> None:
-    """writable.aclose() was called: what is in flight is finished, and then comes our end."""
+def test_nothing_is_sent_after_the_end_that_waits_for_a_send() -> None:
+    """writable.aclose() was called: the send in flight is finished, and then our end is sent."""
     for state in STATES:
         if state.outbound in (Outbound.LAST, Outbound.DUE) and state.dial is not Dial.FAILED:
             assert step(state, Event.SEND).verdict is Verdict.CLOSED
@@ -413,7 +416,7 @@ def test_behind_the_end_that_was_asked_for_nothing_is_sent() -> None:
             assert step(state, Event.END_LAST).verdict is Verdict.PROCEED
 
 
-def test_nobody_dials_for_a_socket_that_is_over() -> None:
+def test_a_closed_socket_is_not_dialled() -> None:
     for state, event in REAL:
         after, _, effects = step(state, event)
         if after.link is Link.CLOSED:
@@ -422,7 +425,7 @@ def test_nobody_dials_for_a_socket_that_is_over() -> None:
             assert (event is Event.DIAL_FAILED) or Effect.CANCEL_DIAL in effects, (state, event)
 
 
-def test_a_receive_in_flight_never_stays_behind() -> None:
+def test_a_receive_in_flight_is_woken_by_an_event_that_ends_it() -> None:
     """An event that ends a receive in flight wakes it, unless the receive reported that event."""
     own = {Event.RECEIVE_DONE, Event.PEER_EOF}
     for state, event in PAIRS:
@@ -435,19 +438,19 @@ def test_a_receive_in_flight_never_stays_behind() -> None:
             assert Effect.INTERRUPT_RECEIVE in effects, (state, event)
 
 
-def test_the_transport_is_closed_once_and_no_sooner() -> None:
+def test_the_transport_is_closed_once_and_not_too_early() -> None:
     closing = {Effect.ACLOSE, Effect.FINISH, Effect.LET_GO}
     for state, event in REAL:
         after, _, effects = step(state, event)
         if event in {Event.DISOWN, Event.ABANDON}:
-            continue  # another socket's transport by then
+            continue  # the transport belongs to another socket by then
         asked = closing & {*effects}
         begins = after.link is Link.CLOSING and state.link is not Link.CLOSING
         if state.link is not Link.CLOSING and after.link is not Link.CLOSED:
             assert bool(asked) == begins, (state, event)
         if asked - {
             Effect.LET_GO
-        }:  # nothing is in flight, nothing was cut, and nothing may follow
+        }:  # no send is in flight, none was cut short, and none may follow
             assert after.outbound in (Outbound.ENDED, Outbound.CLOSED), (state, event)
             assert state.outbound not in (Outbound.TORN, Outbound.BROKEN), (state, event)
         if after.link is Link.CLOSED and state.link is not Link.CLOSED and state.dial is Dial.DONE:
@@ -455,7 +458,7 @@ def test_the_transport_is_closed_once_and_no_sooner() -> None:
             assert event is Event.SHUT or over & {*effects}, (state, event)
 
 
-def test_after_a_piece_there_is_no_clean_end() -> None:
+def test_after_a_torn_send_there_is_no_regular_end() -> None:
     for state, event in REAL:
         if state.outbound is Outbound.TORN:
             after, _, effects = step(state, event)
@@ -464,7 +467,7 @@ def test_after_a_piece_there_is_no_clean_end() -> None:
                 assert Effect.DROP in effects or event is Event.RESET_UNREAD, (state, event)
 
 
-def test_for_want_of_room_it_waits_with_both_sides_ended() -> None:
+def test_without_room_a_socket_lingers_with_both_sides_ended() -> None:
     for state, event in REAL:
         after, _, effects = step(state, event)
         if event is Event.CROWDED:
@@ -479,8 +482,8 @@ def test_for_want_of_room_it_waits_with_both_sides_ended() -> None:
                 assert (after.link, effects) == (Link.CLOSING, (wanted,)), (state, event)
 
 
-def test_half_open_is_about_the_end_of_the_peer() -> None:
-    """Where that has not come, or comes, the setting is asked; nowhere else."""
+def test_half_open_matters_only_after_the_peers_end() -> None:
+    """A step after which the peer has not ended does not depend on the setting."""
     ended = (Inbound.EOF, Inbound.DISCARDED)
     there = {(facets(state), state.half_open, state.starttls): state for state in STATES}
     for state, event in PAIRS:
@@ -489,7 +492,7 @@ def test_half_open_is_about_the_end_of_the_peer() -> None:
             assert answer(state, event) == answer(twin, event), (state, event)
 
 
-def test_starttls_is_about_upgrading() -> None:
+def test_starttls_matters_only_to_an_upgrade() -> None:
     there = {(facets(state), state.half_open, state.starttls): state for state in STATES}
     for state, event in PAIRS:
         twin = there.get((facets(state), state.half_open, not state.starttls))
@@ -530,7 +533,7 @@ def _with_joint(rules: tuple[_lifecycle.Rule, ...], state: State, event: Event) 
 
 OPEN = [Event.DIAL, Event.DIALLED]
 
-# events -> link, inbound, outbound, effects of the last event
+# half_open, events -> link, inbound, outbound, effects of the last event
 SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effect]]] = {
     "peer ends, nothing in flight": (
         False,
@@ -572,7 +575,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Outbound.SENDING,
         set(),
     ),
-    "and that send ends": (
+    "peer ends while a send is in flight, which succeeds": (
         False,
         [*OPEN, Event.SEND, Event.RECEIVE, Event.PEER_EOF, Event.SEND_DONE],
         Link.CLOSING,
@@ -580,7 +583,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Outbound.ENDED,
         {Effect.FINISH},
     ),
-    "and that send is cut short": (
+    "peer ends while a send is in flight, which is cut short": (
         False,
         [*OPEN, Event.SEND, Event.RECEIVE, Event.PEER_EOF, Event.SEND_TORN],
         Link.RESET,
@@ -596,7 +599,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Outbound.ENDED,
         set(),
     ),
-    "and then there is": (
+    "both have ended, and room comes free": (
         False,
         [*OPEN, Event.RECEIVE, Event.PEER_EOF, Event.CROWDED, Event.ROOM],
         Link.CLOSING,
@@ -604,7 +607,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Outbound.ENDED,
         {Effect.FINISH},
     ),
-    "and it was enough": (
+    "both have ended, and the room that comes free is enough": (
         False,
         [*OPEN, Event.RECEIVE, Event.PEER_EOF, Event.CROWDED, Event.ROOM, Event.SHUT],
         Link.CLOSED,
@@ -612,7 +615,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Outbound.ENDED,
         {Effect.RESOLVE_CLOSED},
     ),
-    "close where there is no room": (
+    "close while there is no room": (
         False,
         [*OPEN, Event.RECEIVE, Event.PEER_EOF, Event.CROWDED, Event.CLOSE],
         Link.CLOSING,
@@ -620,7 +623,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Outbound.CLOSED,
         {Effect.ACLOSE},
     ),
-    "and that is cancelled": (
+    "close while there is no room, cancelled": (
         False,
         [
             *OPEN,
@@ -648,7 +651,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Outbound.FLUSHING,
         {Effect.INTERRUPT_RECEIVE},
     ),
-    "close, cancelled while that send is flushed": (
+    "close while a send is in flight, cancelled": (
         False,
         [*OPEN, Event.SEND, Event.CLOSE, Event.FORCE],
         Link.CLOSED,
@@ -656,7 +659,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Outbound.CLOSED,
         {Effect.LET_GO, Effect.REJECT_CLOSED, Effect.DROP},
     ),
-    "close, and that send gets no further": (
+    "close while a send is in flight, which makes no progress": (
         False,
         [*OPEN, Event.SEND, Event.CLOSE, Event.LATE],
         Link.CLOSED,
@@ -680,7 +683,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Outbound.CLOSED,
         {Effect.LET_GO},
     ),
-    "close, and the connection is lost with what was sent": (
+    "close, and a reset destroys sent data": (
         False,
         [*OPEN, Event.CLOSE, Event.FLUSHED, Event.RESET],
         Link.CLOSED,
@@ -720,7 +723,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Outbound.FLUSHING,
         set(),
     ),
-    "and that send is cancelled": (
+    "close while a send waits for the connection, the send is cancelled": (
         False,
         [Event.SEND, Event.DIAL, Event.CLOSE, Event.SEND_DONE],
         Link.CLOSED,
@@ -728,7 +731,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Outbound.CLOSED,
         {Effect.CANCEL_DIAL, Effect.REJECT_OPENED, Effect.RESOLVE_CLOSED},
     ),
-    "or the close is": (
+    "close while a send waits for the connection, the close is cancelled": (
         False,
         [Event.SEND, Event.DIAL, Event.CLOSE, Event.FORCE],
         Link.CLOSED,
@@ -739,7 +742,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
             *(Effect.REJECT_OPENED, Effect.RESOLVE_CLOSED),
         },
     ),
-    "or the connection cannot be made": (
+    "close while a send waits for the connection, the dial fails": (
         False,
         [Event.SEND, Event.DIAL, Event.CLOSE, Event.DIAL_FAILED],
         Link.CLOSED,
@@ -755,7 +758,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Outbound.DUE,
         set(),
     ),
-    "and the peer ends first": (
+    "our end waits for a send, and the peer ends first": (
         False,
         [*OPEN, Event.SEND, Event.END_LAST, Event.RECEIVE, Event.PEER_EOF, Event.SEND_DONE],
         Link.CLOSING,
@@ -771,7 +774,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Outbound.FLUSHING,
         {Effect.RESOLVE_CLOSED},
     ),
-    "closed in the moment the dial succeeds": (
+    "closed just before the dial succeeds": (
         False,
         [Event.DIAL, Event.CLOSE, Event.DIALLED],
         Link.CLOSED,
@@ -779,7 +782,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Outbound.CLOSED,
         {Effect.DISCARD},
     ),
-    "dial cancelled, then made by the next": (
+    "dial cancelled, then made by the next task": (
         False,
         [Event.DIAL, Event.DIAL_CANCELLED, Event.DIAL, Event.DIALLED],
         Link.OPEN,
@@ -811,7 +814,7 @@ SCENARIOS: dict[str, tuple[bool, list[Event], Link, Inbound, Outbound, set[Effec
         Outbound.BROKEN,
         {Effect.REJECT_CLOSED},
     ),
-    "and that data read to its end": (
+    "reset with unread data, which is read to its end": (
         False,
         [*OPEN, Event.SEND, Event.RESET_UNREAD, Event.RECEIVE, Event.RESET],
         Link.RESET,
@@ -858,7 +861,11 @@ for name, before in {
     "detach once we have ended": [*OPEN, Event.END, Event.END_DONE],
     "detach once the peer has ended": [*OPEN, Event.RECEIVE, Event.PEER_EOF],
     "detach once we have stopped reading": [*OPEN, Event.CANCEL],
-    "detach once that is so and the peer has ended": [*OPEN, Event.CANCEL, Event.PEER_EOF],
+    "detach once we have stopped reading and the peer has ended": [
+        *OPEN,
+        Event.CANCEL,
+        Event.PEER_EOF,
+    ],
 }.items():
     SCENARIOS[name] = (
         True,
@@ -935,7 +942,7 @@ def test_detach_refused(verdict: Verdict, events: list[Event]) -> None:
     assert step(state, Event.DETACH).verdict is verdict
 
 
-def test_what_was_detached_does_nothing_any_more() -> None:
+def test_a_detached_socket_does_nothing_any_more() -> None:
     for state, event in REAL:
         if state.link is Link.DETACHED:
             after, verdict, effects = step(state, event)

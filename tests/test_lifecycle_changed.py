@@ -1,4 +1,4 @@
-"""The tables of the lifecycle, changed in every small way: some test has to notice."""
+"""The tables of the lifecycle, changed in every small way: LIFECYCLE.txt has to differ."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ from support.states import (
 
 
 class Change(NamedTuple):
-    """Of one word in a table."""
+    """A change of one word in a table."""
 
     name: str
     make: Callable[[pytest.MonkeyPatch], None]
-    #: Where it may show: in this event, in this value of this facet; or where a rule is asked.
+    #: Where the change may show: in this event, at this value of this facet; or where this rule is
+    #: asked.
     event: Event | None = None
     facet: str | None = None
     value: Enum | None = None
@@ -50,7 +51,7 @@ class Change(NamedTuple):
         ]
 
     def rule_shows(self, number: int, state: State, fitting: list[int]) -> bool:
-        """Whether the first rule that fits does something else now."""
+        """Whether the first rule that fits does something else after the change."""
         if fitting and fitting[0] < number:
             return False
         rules = [rule for rule in self.instead if _lifecycle._fits(state, rule.when)]
@@ -61,7 +62,7 @@ class Change(NamedTuple):
 
 @cache
 def pairs_by_event() -> dict[tuple[object, ...], list[tuple[State, Event]]]:
-    """The pairs for each event, also for each value of each facet."""
+    """The pairs of each event, and of each event with each value of each facet."""
     found: dict[tuple[object, ...], list[tuple[State, Event]]] = {}
     for state, event in PAIRS:
         keys = [(event, None, None), *((event, facet, getattr(state, facet)) for facet in TABLES)]
@@ -72,7 +73,7 @@ def pairs_by_event() -> dict[tuple[object, ...], list[tuple[State, Event]]]:
 
 @cache
 def asked_of_rules() -> list[tuple[State, list[int], list[tuple[State, Event]]]]:
-    """Each state for which a rule is looked for, those that fit, and the pairs that lead to it."""
+    """Each state for which a rule is looked up, its fitting rules, and the pairs that lead there."""
     found: dict[object, tuple[State, list[int], list[tuple[State, Event]]]] = {}
     with pytest.MonkeyPatch.context() as patch:
         for pair in PAIRS:
@@ -179,7 +180,7 @@ def changed_refusals() -> Iterator[Change]:
 
 
 def shows(change: Change) -> bool:
-    """Whether some reachable state answers differently: then the listing would too."""
+    """Whether some reachable state answers differently, so that the listing would show it."""
     left = 0
 
     def replace_unless_for_ever(state: State, **moved: Any) -> State:
@@ -203,26 +204,26 @@ def shows(change: Change) -> bool:
     return False
 
 
-#: What makes no difference, and why it is there all the same.
+#: Changes that make no difference, each with the reason.
 HARMLESS = {
-    "rule 1: then outbound Outbound.BROKEN": "the rule for what a reset breaks makes that CLOSED",
+    "rule 1: then outbound Outbound.BROKEN": "rule 9 turns BROKEN into CLOSED",
     "rule 2: then outbound Outbound.BROKEN": "the same",
-    "rule 8: then outbound Outbound.BROKEN": "the rule after it makes that CLOSED too",
-    "outbound Outbound.FLUSHING Event.ABORT: -> Outbound.CLOSED": "which it makes of BROKEN",
+    "rule 8: then outbound Outbound.BROKEN": "rule 9 turns BROKEN into CLOSED",
+    "outbound Outbound.FLUSHING Event.ABORT: -> Outbound.CLOSED": "rule 9 makes CLOSED of BROKEN",
 }
 
 
 @pytest.mark.slow
 def test_no_change_of_the_tables_goes_unseen() -> None:
-    """Cosmic Ray does not know how to change tables."""
+    """``nox -s mutants`` cannot change tables."""
     for state, event in PAIRS:
-        step(state, event)  # as it is, before anything is changed
+        step(state, event)  # keeps the result, before anything is changed
     changes = [*changed_entries(), *changed_rules(), *changed_refusals()]
     assert len(changes) > 1000
     harmless = {change.name for change in changes if not shows(change)}
-    # A rule for states that there are not does no harm either.
+    # A rule that also fits states that do not exist makes no difference either.
     harmless = {name for name in harmless if "when with " not in name}
     assert harmless == {*HARMLESS}, (
-        "of what only the first of them has, nothing depends on that word of the tables: leave it "
-        "out there, or add the change to HARMLESS, and say why"
+        "a change that only the first set has makes no difference: leave that word out of the "
+        "tables, or add the change to HARMLESS, with the reason"
     )

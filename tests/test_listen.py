@@ -50,7 +50,9 @@ if sys.version_info < (3, 11):
 
 
 @pytest.mark.parametrize("seconds", [None, 0.5])
-async def test_its_sockets_have_its_close_timeout(seconds: float | None) -> None:
+async def test_accepted_sockets_have_the_close_timeout_of_the_listener(
+    seconds: float | None,
+) -> None:
     seen: list[Any] = []
     done = anyio.Event()
 
@@ -71,7 +73,7 @@ async def test_its_sockets_have_its_close_timeout(seconds: float | None) -> None
 
 
 @pytest.mark.parametrize("half_open", [False, True])
-async def test_what_comes_in_is_an_open_socket(half_open: bool) -> None:
+async def test_an_accepted_connection_is_an_open_socket(half_open: bool) -> None:
     seen: list[Socket] = []
 
     async def handler(socket: Socket) -> None:
@@ -123,7 +125,7 @@ async def test_tasks_run_in_the_group_that_is_given() -> None:
             assert await socket.receive() == b"2"
 
 
-async def test_a_group_that_is_no_more_leaves_nothing_open() -> None:
+async def test_a_task_group_that_has_ended_leaves_no_connection_open() -> None:
     async with anyio.create_task_group() as over:
         pass
 
@@ -188,7 +190,7 @@ async def test_closing_ends_serving_but_no_handler() -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ECONNABORTED, errno.EPERM, errno.EMFILE, errno.ENOMEM])
-async def test_accepting_goes_on_after(
+async def test_accepting_goes_on_after_an_error(
     code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("anyio_connect._listen._PAUSE", 0)
@@ -218,7 +220,7 @@ async def test_accepting_goes_on_after(
 async def test_accepting_goes_on_when_descriptors_are_free_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However long that takes, it is logged once, and closing does not wait for the next try."""
+    """However long that takes, the error is logged once."""
     fails = partial(next, iter([True] * 5), False)
     listener = await listen_with(monkeypatch, OSError(errno.EMFILE, "no more"), fails)
     async with listener, anyio.create_task_group() as group:
@@ -241,10 +243,10 @@ async def test_closing_does_not_wait_for_the_next_try(monkeypatch: pytest.Monkey
             await listener.aclose()
 
 
-async def test_an_error_that_does_not_pass_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_permanent_error_is_a_listen_error(monkeypatch: pytest.MonkeyPatch) -> None:
     listener = await listen_with(monkeypatch, OSError(errno.EINVAL, "for good"), lambda: True)
     async with listener:
-        with pytest.raises(ListenError) as caught:  # and no exception group
+        with pytest.raises(ListenError) as caught:  # not in an exception group
             await listener.serve(send_back)
         where = listener.addresses[0]
         assert str(caught.value) == f"cannot accept connections at {where} any more: for good"
@@ -253,7 +255,7 @@ async def test_an_error_that_does_not_pass_is_named(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own group", "given group"])
-async def test_an_error_that_does_not_pass_ends_the_handlers_of_its_own_group(
+async def test_a_permanent_error_ends_only_handlers_in_the_group_of_serve(
     own: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = False
@@ -288,7 +290,7 @@ async def test_an_error_that_does_not_pass_ends_the_handlers_of_its_own_group(
 async def listen_with(
     monkeypatch: pytest.MonkeyPatch, error: OSError, fails: Callable[[], bool]
 ) -> Listener:
-    """A listener whose accept() raises ``error`` as long as ``fails``."""
+    """A listener whose accept() raises ``error`` as long as ``fails()`` is true."""
     real = stdlib.socket
 
     class Failing(real):  # type: ignore[misc, valid-type]
@@ -307,7 +309,7 @@ async def serve_until_closed(listener: Listener, handler: Callable[[Socket], Any
         await listener.serve(handler)
 
 
-async def test_what_came_before_a_reset_that_came_before_us_is_handed_over() -> None:
+async def test_data_before_a_reset_is_received_though_both_came_before_serving() -> None:
     outcome: list[object] = []
     done = anyio.Event()
 
@@ -334,10 +336,10 @@ async def test_what_came_before_a_reset_that_came_before_us_is_handed_over() -> 
     assert isinstance(outcome[2], BrokenError)
 
 
-async def test_a_connection_of_which_the_system_knows_nothing_any_more(
+async def test_a_connection_that_is_gone_before_it_is_accepted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Neither who it was, on some systems: accept() gives no address, getpeername() fails."""
+    """On some systems, accept() then gives no address, and getpeername() fails."""
     gone = [True]
 
     def make(sock: stdlib.socket, **known: Any) -> Any:
@@ -434,7 +436,7 @@ async def test_one_client_ends_its_own_handler_and_no_more(
 
 
 def group_of(*errors: BaseException) -> BaseException:
-    """As a task group raises them."""
+    """An exception group like that of a task group."""
     return BaseExceptionGroup("unhandled errors in a TaskGroup", errors)
 
 
@@ -459,7 +461,7 @@ def leaves(error: BaseException) -> list[BaseException]:
     ],
     ids=repr,
 )
-async def test_what_a_client_can_cause_ends_its_handler(
+async def test_an_error_that_a_client_can_cause_ends_only_its_handler(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = [True]
@@ -513,7 +515,7 @@ async def test_any_other_exception_ends_the_server(
 
 
 async def test_a_client_that_fails_while_the_server_is_cancelled() -> None:
-    """The exception group of its handler has the cancellation in it, on trio."""
+    """On trio, the exception group of the handler contains the cancellation."""
     waiting = anyio.Event()
 
     async def fail_when_cancelled() -> None:
@@ -535,7 +537,7 @@ async def test_a_client_that_fails_while_the_server_is_cancelled() -> None:
             group.cancel_scope.cancel()
 
 
-async def test_what_is_cancelled_stays_cancelled_though_its_client_failed() -> None:
+async def test_a_cancelled_handler_stays_cancelled_though_its_client_failed() -> None:
     async def fail_when_cancelled() -> None:
         try:
             await anyio.sleep_forever()
@@ -552,15 +554,15 @@ async def test_what_is_cancelled_stays_cancelled_though_its_client_failed() -> N
     async with connected() as (socket, _):
         with anyio.CancelScope() as scope:
             await handle(handler, socket, "test:1")
-        # On asyncio, the cancellation of a task group is no part of what it raises.
+        # On asyncio, a task group does not raise its cancellation together with other errors.
         assert scope.cancelled_caught == trio.lowlevel.in_trio_run()
 
 
 # --- closing
 
 
-async def test_when_it_is_closed_the_port_is_free() -> None:
-    """Also where a task waits for the next connection, and no turn of the loop has passed."""
+async def test_the_port_of_a_closed_listener_is_free_at_once() -> None:
+    """Even while a task waits for a connection, and before the next turn of the event loop."""
     async with anyio.create_task_group() as group:
         listener = await listen("127.0.0.1:0")
         group.start_soon(serve_until_closed, listener, send_back)
@@ -582,7 +584,7 @@ async def wait_readable(sock: stdlib.socket) -> None:
         await anyio.wait_readable(sock)
 
 
-async def test_a_newcomer_may_have_the_number_of_a_closed_listener() -> None:
+async def test_a_new_socket_may_have_the_descriptor_of_a_closed_listener() -> None:
     ours, theirs = stdlib.socketpair()
     with theirs:
         async with anyio.create_task_group() as group:
@@ -593,7 +595,7 @@ async def test_a_newcomer_may_have_the_number_of_a_closed_listener() -> None:
             number = sock.fileno()
             with anyio.CancelScope() as scope:
                 scope.cancel()
-                await listener.aclose()  # is done all the same
+                await listener.aclose()  # closes though it is cancelled
             newcomer = ours.dup()
             ours.close()
             newcomer.setblocking(False)
@@ -606,7 +608,7 @@ async def test_a_newcomer_may_have_the_number_of_a_closed_listener() -> None:
                 assert newcomer.recv(1) == b"x"
 
 
-async def test_anyios_tls_goes_on_top() -> None:
+async def test_a_listener_under_the_tls_listener_of_anyio() -> None:
     async def handler(stream: TLSStream) -> None:
         async with stream:
             await stream.send(await stream.receive())
@@ -625,7 +627,7 @@ async def test_anyios_tls_goes_on_top() -> None:
 
 
 def refuse_ipv6(where: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a kernel does that has no IPv6, or has no address of it."""
+    """Refuse as a kernel does that has no IPv6, or no IPv6 address."""
     real = stdlib.socket
 
     class Refusing(real):  # type: ignore[misc, valid-type]
@@ -650,7 +652,7 @@ def refuse_ipv6(where: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("where", "code"), [("socket", errno.EAFNOSUPPORT), ("bind", errno.EADDRNOTAVAIL)]
 )
-async def test_a_name_is_listened_to_where_the_machine_has_its_address(
+async def test_addresses_of_a_name_that_this_machine_does_not_have_are_skipped(
     where: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = ["::1", "127.0.0.1"]
@@ -679,7 +681,7 @@ async def test_a_name_is_listened_to_where_the_machine_has_its_address(
     assert caught.value.errno == code
 
 
-async def test_a_name_whose_port_is_taken_at_one_address_is_not_listened_to(
+async def test_a_name_fails_if_the_port_is_taken_at_one_of_its_addresses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def getaddrinfo(_: str, number: int, **__: object) -> list[Any]:
@@ -695,7 +697,7 @@ async def test_a_name_whose_port_is_taken_at_one_address_is_not_listened_to(
 
 
 @needs_ipv6
-async def test_a_name_is_listened_to_at_all_its_addresses(
+async def test_a_name_stands_for_all_its_addresses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def getaddrinfo(host: str, number: int, **_: object) -> list[Any]:
@@ -726,7 +728,7 @@ async def test_extras() -> None:
         assert listener.extra(SocketAttribute.raw_socket).getsockname() == (host, number)
 
 
-async def test_what_is_taken_or_not_ours_is_a_named_error() -> None:
+async def test_a_port_that_is_taken_and_an_address_of_another_machine_are_errors() -> None:
     async with await listen("127.0.0.1:0") as listener:
         with pytest.raises(ListenError, match="something else listens there") as caught:
             await listen(listener.addresses[0])

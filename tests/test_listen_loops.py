@@ -1,4 +1,4 @@
-"""A connection that leads back to the listener it came from: a loop."""
+"""Loops: connections that lead back to a listener of the same process."""
 
 from __future__ import annotations
 
@@ -102,12 +102,12 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param("[::]:0", "ff01::1", marks=needs_ipv6),
     ],
 )
-async def test_a_wildcard_is_not_the_whole_world(
+async def test_only_own_addresses_lead_back_to_a_wildcard_listener(
     at: str, elsewhere: str, bindable: bool, nobody: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only this machine's own addresses lead back to a listener at all of them.
+    """Such a listener listens at all addresses of this machine.
 
-    That a socket can be bound to an address says nothing where the system has ip_nonlocal_bind.
+    With ip_nonlocal_bind, a socket can be bound to any address: that shows nothing then.
     """
     async with await listen(at) as listener:
         if bindable:
@@ -123,7 +123,7 @@ async def test_a_wildcard_is_not_the_whole_world(
 
 
 def own_addresses() -> list[str]:
-    """What this machine has besides loopback, as far as it can be found out."""
+    """The addresses of this machine besides loopback, as far as they can be found out."""
     found = []
     for family, elsewhere in (
         (stdlib.AF_INET, "198.51.100.1"),
@@ -135,7 +135,9 @@ def own_addresses() -> list[str]:
     with suppress(OSError):
         for line in Path("/proc/net/if_inet6").read_text(encoding="ascii").splitlines():
             number, _, _, scope, flags, name = line.split()
-            if scope == "20" and not int(flags, 16) & 0x48:  # link-local; not tentative, failed
+            if (
+                scope == "20" and not int(flags, 16) & 0x48
+            ):  # link-local, and not tentative or failed
                 found.append(f"{ip_address(bytes.fromhex(number))}%{name}")
     return [ip for ip in found if not ip_address(ip.partition("%")[0]).is_loopback]
 
@@ -149,15 +151,17 @@ async def test_every_address_of_this_machine_leads_back() -> None:
             for policy in (WORKERS, AddressPolicy(refuse_loops=True)):
                 with pytest.raises(LoopError, match="this process itself listens there"):
                     await Connector(policy).connect((ip, port(listener))).opened
-            # As a transport tells whom it is connected with: the zone by name.
+            # A transport names its peer in this form, with the zone by name.
             assert leads_back((ip, port(listener)))
-            async with connect((ip, port(listener))) as socket:  # it would have been one
+            async with connect(
+                (ip, port(listener))
+            ) as socket:  # without a policy, the loop is made
                 assert (await socket.opened).remote_address == format_address(ip, port(listener))
 
 
 @pytest.fixture
 def exhausted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Once called, there is no more socket to be had for looking where an address leads."""
+    """After a call of this, no socket can be made to find out where an address leads."""
 
     def no_more(*_: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -177,7 +181,7 @@ async def test_a_loop_that_cannot_be_ruled_out_is_refused(
         assert "Too many open files" in str(caught.value)
         assert isinstance(caught.value.__cause__, OSError)
         assert is_copy(socket.closed.exception(), caught.value)
-        # What is forbidden anyway is so for the better reason.
+        # The error of an address that is forbidden anyway names that rule.
         with pytest.raises(AddressNotAllowedError, match="Documentation"):
             await Connector(WORKERS).connect(("192.0.2.1", port(listener))).opened
 
@@ -185,7 +189,7 @@ async def test_a_loop_that_cannot_be_ruled_out_is_refused(
 @pytest.mark.parametrize(
     "code", [errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EPERM], ids=errno.errorcode.get
 )
-async def test_nor_is_one_where_the_system_does_not_tell(
+async def test_an_address_is_refused_if_the_system_does_not_tell_where_it_leads(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -205,7 +209,7 @@ async def test_nor_is_one_where_the_system_does_not_tell(
 def listening_from_connect_on(
     target: peers.Listener, and_then: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """``target`` becomes a listener of this process between the check and the connection."""
+    """Make ``target`` a listener of this process between the check and the connection."""
     connect = stdlib.socket.connect
 
     def announcing(sock: stdlib.socket, address: Any) -> None:
@@ -220,7 +224,7 @@ def listening_from_connect_on(
     withdraw(target.sock)
 
 
-async def test_a_loop_that_came_about_meanwhile_is_one() -> None:
+async def test_a_loop_that_comes_about_after_the_check_is_found() -> None:
     async with peers.listening() as target:
         socket = Connector(AddressPolicy(refuse_loops=True)).connect(target.address)
         with listening_from_connect_on(target):
@@ -228,11 +232,11 @@ async def test_a_loop_that_came_about_meanwhile_is_one() -> None:
                 await socket.opened
             assert is_copy(socket.closed.exception(), caught.value)
             assert isinstance(caught.value.attempts[0], LoopError)
-            with pytest.raises(ConnectionResetError):  # and not a byte was sent
+            with pytest.raises(ConnectionResetError):  # no byte was sent
                 await (await target.accept()).receive()
 
 
-async def test_what_can_only_be_ruled_out_before_the_connection_is_dropped(
+async def test_a_connection_is_dropped_if_a_loop_cannot_be_ruled_out_afterwards(
     exhausted: Callable[[], None],
 ) -> None:
     async with peers.listening("0.0.0.0") as target:
@@ -257,7 +261,7 @@ async def test_a_name_that_leads_back_is_a_loop(monkeypatch: pytest.MonkeyPatch)
             await Connector(WORKERS).connect(f"host.test:{port(listener)}").opened
 
 
-async def test_loops_are_nobodys_business_by_default() -> None:
+async def test_loops_are_allowed_without_refuse_loops() -> None:
     async with await listen("127.0.0.1:0") as listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, send_back)
         async with Connector(replace(LOOPBACK, refuse_loops=False)).connect(
@@ -274,10 +278,10 @@ def test_a_forked_child_can_tell_loops() -> None:
     with stdlib.create_server(("127.0.0.1", 0)) as listener:
         announce(listener)
         try:
-            with _loops._lock:  # as another thread may have it just then
+            with _loops._lock:  # another thread may have it during the fork
                 pid = os.fork()
                 if not pid:
-                    signal.alarm(30)  # which ends the child if it hangs
+                    signal.alarm(30)  # ends the child if it hangs
                     os._exit(not leads_back(listener.getsockname()))
             _, status = os.waitpid(pid, 0)
             assert os.waitstatus_to_exitcode(status) == 0

@@ -1,4 +1,4 @@
-"""The log: what debug lines say, that they cost nothing while off, and what they never show."""
+"""The log: what its lines say and never show, and that debug lines cost nothing while off."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LOGGER = logging.getLogger("anyio_connect")
 
 
 class Lines(logging.Handler):
-    """Keeps what is logged, and looks at each line."""
+    """Keeps the records of printable lines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Lines(logging.Handler):
         self.records.append(record)
 
     def take(self) -> list[str]:
-        """The lines since this was last called."""
+        """The lines since the last call."""
         lines = [record.getMessage() for record in self.records]
         self.records.clear()
         return lines
@@ -74,7 +74,7 @@ def naming(*addresses: str) -> Any:
     return resolver
 
 
-# --- what is told
+# --- what is logged
 
 
 async def test_a_connection_from_its_name_to_its_end(lines: Lines) -> None:
@@ -157,7 +157,7 @@ async def _open_and_close(address: tuple[str, int]) -> None:
         pass
 
 
-async def test_a_socket_that_was_given_away(lines: Lines) -> None:
+async def test_a_detached_socket(lines: Lines) -> None:
     async with listening() as listener:
         socket = connect(listener.address)
         await socket.opened
@@ -205,7 +205,7 @@ async def test_a_handshake_that_fails(lines: Lines) -> None:
     assert closed.endswith(f": closed: {socket.opened.exception()}")
 
 
-async def test_what_was_accepted(lines: Lines) -> None:
+async def test_an_accepted_socket(lines: Lines) -> None:
     async def handler(socket: Socket) -> None:
         async with socket:
             pass
@@ -220,16 +220,16 @@ async def test_what_was_accepted(lines: Lines) -> None:
     assert f"{local}: open, from {listener.addresses[0]} to {local}" in lines.take()
 
 
-async def test_a_line_names_where_it_comes_from(lines: Lines) -> None:
+async def test_a_record_names_the_module_that_logged_it(lines: Lines) -> None:
     async with listening() as listener, connect(listener.address):
         pass
     assert {record.module for record in lines.records} == {"_dial", "_connection"}
 
 
-# --- what is not
+# --- what is not logged
 
 
-async def test_nothing_is_made_unless_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_line_is_made_while_debug_lines_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
 
     def debug(*about: object, **_: object) -> None:
@@ -254,7 +254,7 @@ async def test_nothing_is_made_unless_it_is_wanted(monkeypatch: pytest.MonkeyPat
     assert made == []
 
 
-def test_it_is_known_at_once_whether_it_is_wanted(lines: Lines) -> None:
+def test_a_change_of_the_level_takes_effect_at_once(lines: Lines) -> None:
     assert log.debugs
     LOGGER.setLevel(logging.INFO)
     assert not log.debugs
@@ -271,7 +271,7 @@ def test_it_is_known_at_once_whether_it_is_wanted(lines: Lines) -> None:
 @pytest.mark.parametrize(
     "module", [None, ModuleType("logging")], ids=["not imported", "half imported"]
 )
-def test_what_is_not_imported_is_not_asked(
+def test_debug_lines_are_off_until_logging_is_imported(
     module: ModuleType | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = Log()
@@ -289,14 +289,14 @@ def test_what_is_not_imported_is_not_asked(
         LOGGER.setLevel(logging.NOTSET)
 
 
-def test_nothing_imports_it(tmp_path: Path) -> None:
+def test_the_package_does_not_import_logging(tmp_path: Path) -> None:
     program = "import anyio_connect, sys; sys.exit('logging' in sys.modules)"
     assert not subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, check=False
     ).returncode
 
 
-async def test_a_line_cannot_be_made_into_another_and_is_bounded(lines: Lines) -> None:
+async def test_a_line_is_escaped_and_bounded(lines: Lines) -> None:
     async def resolver(host: str, port: int) -> list[str]:
         raise ValueError("\x1b[2J\nINFO: all is well" + "x" * 10_000)
 
@@ -309,14 +309,14 @@ async def test_a_line_cannot_be_made_into_another_and_is_bounded(lines: Lines) -
         assert len(line) < 700
 
 
-async def test_of_many_addresses_a_few_are_told(lines: Lines) -> None:
+async def test_only_a_few_of_many_addresses_are_logged(lines: Lines) -> None:
     many = [f"10.0.0.{number}" for number in range(1, 200)]
     with pytest.raises(ConnectError):
         await Connector(WORKERS, resolver=naming(*many)).connect("host.test:9").opened
     assert lines.take()[1].endswith("10.0.0.8:9, 56 more")
 
 
-async def test_no_password_of_a_proxy_is_told(lines: Lines) -> None:
+async def test_the_password_of_a_proxy_is_not_logged(lines: Lines) -> None:
     host, port = refusing_address()
     connector = Connector(proxy=f"http://name:passw0rd@{host}:{port}")
     with pytest.raises(ConnectError):
@@ -327,7 +327,7 @@ async def test_no_password_of_a_proxy_is_told(lines: Lines) -> None:
 
 
 @pytest.mark.parametrize("what", ["handler", "filter", "logger"])
-async def test_one_that_fails_breaks_no_connection(
+async def test_logging_that_fails_breaks_no_connection(
     what: str, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> Any:
