@@ -73,7 +73,7 @@ def pairs_by_event() -> dict[tuple[object, ...], list[tuple[State, Event]]]:
 
 @cache
 def asked_of_rules() -> list[tuple[State, list[int], list[tuple[State, Event]]]]:
-    """Each state for which a rule is looked up, its fitting rules, and the pairs that lead there."""
+    """Each state for which a rule is looked up, with its fitting rules and the pairs before it."""
     found: dict[object, tuple[State, list[int], list[tuple[State, Event]]]] = {}
     with pytest.MonkeyPatch.context() as patch:
         for pair in PAIRS:
