@@ -60,7 +60,7 @@ def serving(context: ssl.SSLContext) -> Callable[[Peer], Awaitable[None]]:
 
 
 def saying(data: bytes) -> Callable[[Peer], Awaitable[None]]:
-    """A peer that waits for the ClientHello, says that, and reads on to the end."""
+    """A peer that waits for the ClientHello, sends ``data``, and then reads to the end."""
 
     async def talk(peer: Peer) -> None:
         await peer.receive()
@@ -83,7 +83,7 @@ def watching_names(context: ssl.SSLContext) -> list[Any]:
     return names
 
 
-# --- done
+# --- handshakes that succeed
 
 
 @each_version
@@ -131,9 +131,11 @@ async def test_the_attributes_are_anyios_and_those_of_the_transport() -> None:
         ("PEER.example", "PEER.example"),
         ("127.0.0.1", None),  # RFC 6066 section 3: no addresses
         pytest.param(
-            "::1", None, marks=pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
+            "::1",
+            None,
+            marks=pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6"),
         ),
-        ("::1%lo", None),  # a zone is no part of who the peer is
+        ("::1%lo", None),  # a zone is not part of the peer's name
     ],
 )
 async def test_the_name_that_is_asked_for_and_verified(host: str, asked_for: str | None) -> None:
@@ -167,7 +169,7 @@ async def test_truststore() -> None:
 # --- contexts
 
 
-async def test_cancelled_while_a_default_context_is_built_it_does_not_wait(
+async def test_a_task_that_is_cancelled_while_a_default_context_is_built_does_not_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     begun, go_on, returned = threading.Event(), threading.Event(), threading.Event()
@@ -187,12 +189,12 @@ async def test_cancelled_while_a_default_context_is_built_it_does_not_wait(
     assert not returned.is_set()
     go_on.set()
     assert returned.wait(10)
-    # What it built is not lost: this one would be another.
+    # The context that the thread has built is kept, so this function is not called.
     monkeypatch.setattr(_tls, "build_context", lambda _: None)
     assert isinstance(await _tls._contexts.get(()), ssl.SSLContext)
 
 
-async def test_a_default_context_is_built_once_for_all_who_want_it_at_the_same_time(
+async def test_tasks_that_want_a_default_context_at_the_same_time_share_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     callers = 20
@@ -260,7 +262,7 @@ async def test_a_users_context_is_not_changed() -> None:
     assert settings() == before
 
 
-# --- failed
+# --- handshakes that fail
 
 
 def long_ago(*names: str) -> trustme.LeafCert:
@@ -285,7 +287,7 @@ def self_signed(tmp_path: Path) -> ssl.SSLContext:
 
 
 def without_alternative_names(common_name: str) -> trustme.LeafCert:
-    """A certificate as they were before RFC 2818; trustme makes none without that extension."""
+    """A certificate without subjectAltName, as before RFC 2818. trustme cannot make one."""
     named = certificate(NAME, common_name=common_name)
     old = x509.load_pem_x509_certificate(named.cert_chain_pems[0].bytes())
     builder = x509.CertificateBuilder(
@@ -308,7 +310,7 @@ def without_alternative_names(common_name: str) -> trustme.LeafCert:
 @pytest.mark.parametrize(
     ("common_name", "host"), [("127.0.0.1", "127.0.0.1"), ("else.example", NAME)]
 )
-async def test_a_certificate_that_names_nobody(common_name: str, host: str) -> None:
+async def test_a_certificate_without_names(common_name: str, host: str) -> None:
     server = server_context(None, without_alternative_names(common_name))
     error = await failing(serving(server), server_hostname=host)
     assert str(error) == (
@@ -317,8 +319,8 @@ async def test_a_certificate_that_names_nobody(common_name: str, host: str) -> N
     )
 
 
-async def test_the_default_context_takes_no_common_name_for_a_host() -> None:
-    """OpenSSL would, where a certificate has no other name."""
+async def test_the_default_context_ignores_common_names() -> None:
+    """OpenSSL would accept one, if the certificate has no other name."""
     alpn = ("no-common-name",)  # so that the context is this test's own
     authority().configure_trust(await _tls._contexts.get(alpn))
     server = server_context(None, without_alternative_names(NAME))
@@ -336,7 +338,7 @@ async def test_the_default_context_takes_no_common_name_for_a_host() -> None:
         (certificate, "192.0.2.2", 64, f"not for '192.0.2.2' but for '{NAME}', '192.0.2.1'"),
     ],
 )
-async def test_a_certificate_that_is_turned_away(
+async def test_a_certificate_that_is_rejected(
     version: ssl.TLSVersion,
     cert: Callable[..., trustme.LeafCert],
     host: str,
@@ -355,7 +357,7 @@ async def test_a_certificate_that_is_turned_away(
 
 
 class Issued:
-    """A certificate, its key, and those of its issuers that a server sends along."""
+    """A certificate and its key, signed by an issuer or by itself."""
 
     def __init__(
         self,
@@ -416,7 +418,7 @@ class Issued:
     ],
     ids=["expired", "not yet"],
 )
-async def test_an_issuer_whose_time_it_is_not(
+async def test_an_issuer_that_has_expired_or_is_not_valid_yet(
     dates: tuple[int, int], code: int, message: str
 ) -> None:
     root = Issued("Root")
@@ -492,7 +494,7 @@ async def test_a_key_that_is_too_weak() -> None:
     ],
 )
 async def test_a_legacy_server(reason: str, message: str) -> None:
-    """No server in Python can be made as old as that."""
+    """Python cannot run such an old server, so the context raises the errors of OpenSSL."""
 
     class Old(ssl.SSLContext):
         def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
@@ -533,7 +535,7 @@ async def test_another_failed_handshake_is_no_rejected_certificate() -> None:
 
 
 async def test_a_certificate_of_an_unknown_authority() -> None:
-    # Nobody's context: the shared one does not trust the tests' authority.
+    # The default context does not trust the tests' authority.
     error = await failing(serving(server_context()), context=None)
     assert "signed by an authority that is not trusted here" in str(error)
     assert "pass an ssl_context" in str(error)
@@ -548,7 +550,7 @@ async def test_a_self_signed_certificate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [None, 10, 20, 9999])
 async def test_a_verdict_that_is_not_openssls(code: int | None) -> None:
-    """truststore asks the system where it can, and makes the exception itself."""
+    """truststore lets the system verify, where it can, and makes the exception itself."""
 
     class Elsewhere(ssl.SSLContext):
         def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
@@ -567,7 +569,7 @@ async def test_a_verdict_that_is_not_openssls(code: int | None) -> None:
     assert error.reason is None
 
 
-async def test_the_peer_is_told_why_before_the_connection_ends() -> None:
+async def test_the_peer_gets_an_alert_before_the_connection_ends() -> None:
     heard: list[object] = []
 
     async def shake(peer: Peer) -> None:
@@ -652,8 +654,8 @@ async def test_the_peers_alert(description: int, message: str) -> None:
     assert isinstance(error.__cause__, ssl.SSLError)
 
 
-#: The alerts of RFC 8446 section 6 other than close_notify, and those of earlier versions that
-#: its table still has, but for what was only ever sent with ciphers for export (60).
+#: The alerts in the table of RFC 8446 section 6, which has those of earlier versions too. Two are
+#: left out: close_notify, and export_restriction (60), which came only with export ciphers.
 ALERTS = [
     *(10, 20, 21, 22, 30, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 70, 71, 80, 86),
     *(90, 100, 109, 110, 111, 112, 113, 114, 115, 116, 120),
@@ -700,7 +702,8 @@ async def test_a_client_certificate_is_wanted_in_tls_12() -> None:
 
 
 async def test_a_client_certificate_is_wanted_in_tls_13() -> None:
-    # There the client is done before the server has seen that it has none (RFC 8446 4.4.2.4).
+    # In TLS 1.3, the client is done before the server sees that there is no certificate
+    # (RFC 8446 4.4.2.4).
     server = server_context(TLS13)
     server.verify_mode = ssl.CERT_REQUIRED
     authority().configure_trust(server)
@@ -752,7 +755,7 @@ async def test_the_peer_ends_the_connection_in_the_handshake() -> None:
 
 @pytest.mark.parametrize("text", [b"?", b"no\r\n", b"-ERR"])
 async def test_the_peer_says_something_short_that_is_no_tls_and_ends(text: bytes) -> None:
-    """Shorter than a record's head, so that OpenSSL waits for the rest."""
+    """The text is shorter than the head of a record, so OpenSSL waits for the rest."""
 
     async def refuse(peer: Peer) -> None:
         await peer.receive()
@@ -793,9 +796,7 @@ async def test_the_peer_ends_tls_in_the_handshake() -> None:
     ("said", "message"),
     [(alert(112), "does not serve the name that was asked for"), (b"no\r\n", NOT_TLS)],
 )
-async def test_what_the_peer_said_before_it_reset_the_connection_is_read_first(
-    said: bytes, message: str
-) -> None:
+async def test_the_peers_last_words_are_read_before_its_reset(said: bytes, message: str) -> None:
     async with listening() as listener:
         transport = dial(listener.address)
         peer = await listener.accept()
@@ -803,7 +804,7 @@ async def test_what_the_peer_said_before_it_reset_the_connection_is_read_first(
         peer.rst()
         poll = select.poll()
         poll.register(transport.extra(SocketAttribute.raw_socket), 0)
-        assert poll.poll(5000)  # a hang-up: the reset is here
+        assert poll.poll(5000)  # a hang-up: the reset has arrived
         with pytest.raises(TLSError, match=message):
             await start_tls(transport, where="x", server_hostname=NAME, context=client_context())
 
@@ -837,7 +838,7 @@ async def test_a_cancelled_handshake_drops_the_connection(waits_for: str) -> Non
         async def shake() -> TLSTransport:
             return await start_tls(wire, where="x", server_hostname=NAME)
 
-        await _tls._contexts.get(())  # or a thread would build it meanwhile
+        await _tls._contexts.get(())  # otherwise, a thread would build it meanwhile
         tasks.start_soon(shake)
         await all_blocked()
         assert wire.sent
@@ -856,7 +857,7 @@ async def test_a_handshake_in_a_cancelled_scope_drops_the_connection() -> None:
     assert not wire.sent
 
 
-async def test_the_handshake_takes_any_pieces() -> None:
+async def test_a_handshake_that_arrives_byte_by_byte() -> None:
     async def drip(peer: Peer) -> None:
         secure = TLSPeer(peer, server_context())
         whole = peer.send
@@ -882,8 +883,8 @@ async def test_the_handshake_takes_any_pieces() -> None:
 
 
 @pytest.mark.parametrize("missing", [0, 1])
-async def test_what_comes_with_the_end_of_the_handshake_is_followed(missing: int) -> None:
-    """With require_close_notify=False, an end in the middle of that record is an error."""
+async def test_a_record_that_arrives_with_the_end_of_the_handshake_is_read(missing: int) -> None:
+    """With require_close_notify=False, an end in the middle of this record is an error."""
     wire, server = Wire(), Server(server_context(ssl.TLSVersion.TLSv1_2))
     shaken: list[TLSTransport] = []
 

@@ -38,7 +38,7 @@ def nested() -> tuple[TLSTransport, Wire, Callable[[], bytes], Server, Server]:
     return tls, wire, arrived, front, back
 
 
-async def test_data_goes_through_both() -> None:
+async def test_data_goes_through_both_layers() -> None:
     tls, wire, arrived, front, back = nested()
     await tls.send(b"there")
     assert arrived() == b"there"
@@ -50,7 +50,7 @@ async def test_data_goes_through_both() -> None:
 
 
 @pytest.mark.parametrize("room", [0, 10, 60, 1000])
-async def test_both_are_ended_as_soon_as_there_is_room(room: int) -> None:
+async def test_both_layers_are_ended_as_soon_as_there_is_room(room: int) -> None:
     tls, wire, arrived, front, back = nested()
     wire.make_room(room)
     finished = await tls.finish()
@@ -65,7 +65,7 @@ async def test_both_are_ended_as_soon_as_there_is_room(room: int) -> None:
     assert (front.ended, back.ended) == (True, True)
 
 
-async def test_a_half_close_ends_the_inner_one_alone() -> None:
+async def test_a_half_close_ends_only_the_inner_layer() -> None:
     tls, wire, arrived, front, back = nested()
     await tls.send_eof()
     assert arrived() == b""
@@ -77,7 +77,7 @@ async def test_a_half_close_ends_the_inner_one_alone() -> None:
         await tls.receive()
 
 
-async def test_a_half_close_for_which_there_is_room_is_done_even_if_cancelled() -> None:
+async def test_a_cancelled_half_close_goes_out_if_there_is_room() -> None:
     tls, _, arrived, _, back = nested()
     with anyio.CancelScope() as scope:
         scope.cancel()
@@ -87,8 +87,8 @@ async def test_a_half_close_for_which_there_is_room_is_done_even_if_cancelled() 
     assert back.ended
 
 
-async def test_nothing_follows_a_send_that_was_cut_short_in_the_outer_one() -> None:
-    """Not even with the receiving of something else."""
+async def test_nothing_follows_a_send_that_was_cut_short_in_the_outer_layer() -> None:
+    """Nothing goes out with a later receive either."""
     tls, wire, _, front, back = nested()
     wire.make_room(10)
     await cancelled(tls.send, b"a piece of it")
@@ -98,7 +98,7 @@ async def test_nothing_follows_a_send_that_was_cut_short_in_the_outer_one() -> N
     assert len(wire.take()) == 10
 
 
-async def test_a_half_close_waits_for_room_in_the_outer_one() -> None:
+async def test_a_half_close_waits_for_room_in_the_outer_layer() -> None:
     tls, wire, arrived, _, back = nested()
     ended = False
 
@@ -120,7 +120,7 @@ async def test_a_half_close_waits_for_room_in_the_outer_one() -> None:
     assert back.ended
 
 
-async def test_a_send_waits_until_the_outer_one_has_sent_it() -> None:
+async def test_a_send_waits_until_the_outer_layer_has_sent_it() -> None:
     tls, wire, arrived, _, _ = nested()
     wire.make_room(10)
     await cancelled(tls.send, b"a piece of it")
@@ -132,16 +132,16 @@ async def test_a_send_waits_until_the_outer_one_has_sent_it() -> None:
 
 
 @pytest.mark.parametrize("room", [10, float("inf")])
-async def test_let_go_ends_both_or_drops_the_connection(room: float) -> None:
+async def test_let_go_ends_both_layers_or_drops_the_connection(room: float) -> None:
     tls, wire, arrived, front, back = nested()
     wire.make_room(room)
     await tls.let_go()
-    assert wire.calls == ["abort"]  # which is how this wire lets go
+    assert wire.calls == ["abort"]  # the wire lets go by an abort
     assert arrived() == b""
     assert (front.ended, back.ended) == (room > 10, room > 10)
 
 
-async def test_an_alert_goes_out_through_the_outer_one() -> None:
+async def test_an_alert_goes_out_through_the_outer_layer() -> None:
     outer, wire, front = shaken(TLS13)
     back = Server(server_context())
     async with anyio.create_task_group() as tasks:
@@ -166,7 +166,9 @@ async def test_an_alert_goes_out_through_the_outer_one() -> None:
 
 
 @each_version
-async def test_a_send_that_had_not_begun_may_be_cancelled(version: ssl.TLSVersion) -> None:
+async def test_a_send_that_is_cancelled_before_it_begins_changes_nothing(
+    version: ssl.TLSVersion,
+) -> None:
     tls, wire, server = shaken(version)
     assert await cancelled_at_once(tls.send, b"never")
     assert not tls.torn
@@ -176,7 +178,7 @@ async def test_a_send_that_had_not_begun_may_be_cancelled(version: ssl.TLSVersio
 
 @each_version
 @pytest.mark.parametrize("room", [0, 1, 20, 16384, 70_000, 200_000])
-async def test_a_cancelled_send_lets_no_other_follow(version: ssl.TLSVersion, room: int) -> None:
+async def test_nothing_may_follow_a_cancelled_send(version: ssl.TLSVersion, room: int) -> None:
     tls, wire, server = shaken(version)
     wire.make_room(room)
     await cancelled(tls.send, bytes(300_000))
@@ -198,8 +200,8 @@ async def test_a_cancelled_send_lets_no_other_follow(version: ssl.TLSVersion, ro
     assert wire.calls == ["abort"]
 
 
-async def test_a_cancelled_short_send_lets_no_other_follow() -> None:
-    # All of it is in the record layer, but none of it may ever go out.
+async def test_nothing_may_follow_a_cancelled_short_send() -> None:
+    # OpenSSL has encrypted all of it, but none of it may ever go out.
     tls, wire, _ = shaken(TLS13)
     wire.make_room(0)
     await cancelled(tls.send, b"short")
@@ -224,12 +226,12 @@ async def test_an_end_that_is_cancelled_half_way_cuts_a_message() -> None:
     assert "cut short" in str(socket.closed.exception())
 
 
-async def test_a_socket_tells_that_closing_it_dropped_a_message_that_was_cut() -> None:
+async def test_closed_reports_that_closing_dropped_a_message_that_was_cut_short() -> None:
     tls, wire, _ = shaken(TLS13)
     socket = opened_by(Made(tls))
     await socket.opened
     wire.make_room(0)
-    await cancelled(tls.send, b"short")  # of which the socket's own state says nothing
+    await cancelled(tls.send, b"short")  # the socket's own state does not show this
     await socket.close()
     assert "cut short" in str(socket.closed.exception())
     assert set(wire.calls) == {"abort"}

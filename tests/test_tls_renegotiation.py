@@ -51,7 +51,7 @@ async def renegotiable(**options: Any) -> AsyncIterator[tuple[RenegotiatingPeer,
 
 
 async def test_a_renegotiation() -> None:
-    """Of TLS 1.2, and only where the user's context allows it."""
+    """Only TLS 1.2 has it, and only if the user's context allows it."""
     ours, theirs = random.Random(11).randbytes(400_000), random.Random(12).randbytes(400_000)
     async with renegotiable() as (peer, tls):
         before = tls._engine.get_channel_binding()
@@ -88,13 +88,13 @@ async def test_a_renegotiation() -> None:
 
 @asynccontextmanager
 async def renegotiating(**options: Any) -> AsyncIterator[tuple[RenegotiatingPeer, TLSTransport]]:
-    """A server that has asked for it, and a client that has begun it."""
+    """A server that has asked for a new handshake, and a client that has begun it."""
     async with renegotiable(**options) as (peer, tls):
         await peer.ask()
         transport = tls._transport
         await anyio.wait_readable(transport.extra(SocketAttribute.raw_socket))
-        # The server's HelloRequest, which is answered. Not by receive(), which might be in time
-        # for what the server says next as well.
+        # Answer the server's HelloRequest. This does not use receive(), which might also take
+        # what the server says next.
         hello = transport.receive_nowait(100)
         assert hello is not None
         tls._incoming.write(hello)
@@ -103,7 +103,7 @@ async def renegotiating(**options: Any) -> AsyncIterator[tuple[RenegotiatingPeer
 
 
 async def receives(peer: RenegotiatingPeer, data: bytes, answer: bytes = b"") -> None:
-    """The peer gets all of that, and answers."""
+    """Check that the peer receives ``data``, and have it send ``answer``."""
     received = b""
     while len(received) < len(data):
         received += await peer.receive()
@@ -128,7 +128,7 @@ async def test_a_task_that_sends_and_then_receives_renegotiates_by_itself() -> N
 
 @pytest.mark.parametrize("first", ["send", "receive"])
 async def test_a_renegotiation_with_a_task_for_each_direction(first: str) -> None:
-    """Whichever reads for the engine, each gets what is its own."""
+    """Each task gets its own data, whichever of them reads for the engine."""
     received: list[bytes] = []
     async with renegotiating() as (peer, tls):
 
@@ -208,7 +208,7 @@ async def test_a_receive_that_waits_for_a_send_that_reads_can_be_stopped() -> No
 async def test_a_send_that_reads_keeps_no_more_than_it_must(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is more waits in the kernel until somebody receives."""
+    """The rest stays in the kernel until a task receives."""
     monkeypatch.setattr(_tls, "_MAX_KEPT", 0)
     async with renegotiating() as (peer, tls), anyio.create_task_group() as tasks:
         tasks.start_soon(tls.send, b"two")
@@ -219,7 +219,7 @@ async def test_a_send_that_reads_keeps_no_more_than_it_must(
         await all_blocked()
         assert len(tls._decrypted) == 1000
         tasks.start_soon(receives, peer, b"two")
-        assert await tls.receive() == bytes(1000)  # and the send reads the rest
+        assert await tls.receive() == bytes(1000)  # now the send reads the rest
     assert tls._decrypted == bytes(500)
 
 
@@ -233,7 +233,7 @@ async def test_the_peer_ends_in_mid_renegotiation() -> None:
                 await call()
 
 
-async def test_a_bare_end_in_mid_renegotiation_is_the_peers() -> None:
+async def test_a_bare_end_in_mid_renegotiation_is_an_error() -> None:
     async with renegotiating(require_close_notify=False) as (peer, tls):
         peer.peer.fin()
         for call in (partial(tls.send, b"two"), tls.send_eof):
@@ -243,7 +243,7 @@ async def test_a_bare_end_in_mid_renegotiation_is_the_peers() -> None:
             await tls.receive()
 
 
-async def test_a_send_in_mid_renegotiation_may_be_what_finds_that_it_fails() -> None:
+async def test_a_send_in_mid_renegotiation_reports_that_it_fails() -> None:
     async with renegotiating() as (_, tls):
         tls._incoming.write(b"this is no record of TLS")
         for _ in range(2):
@@ -253,7 +253,7 @@ async def test_a_send_in_mid_renegotiation_may_be_what_finds_that_it_fails() -> 
 
 
 @pytest.mark.parametrize("end", [TLSTransport.send_eof, TLSTransport.aclose])
-async def test_an_end_in_mid_renegotiation_gets_on_with_it_first(
+async def test_an_end_in_mid_renegotiation_completes_it_first(
     end: Callable[[TLSTransport], Coroutine[Any, Any, None]],
 ) -> None:
     async with renegotiating() as (peer, tls), anyio.create_task_group() as tasks:
@@ -261,7 +261,7 @@ async def test_an_end_in_mid_renegotiation_gets_on_with_it_first(
         assert await peer.receive() == b""  # close_notify: a bare end would have raised
 
 
-async def test_an_end_in_mid_renegotiation_leaves_what_is_received_to_a_receive() -> None:
+async def test_an_end_in_mid_renegotiation_leaves_the_data_to_a_receive() -> None:
     async with renegotiating() as (peer, tls), anyio.create_task_group() as tasks:
         await peer.send(b"the end\n")
         tasks.start_soon(tls.send_eof)
@@ -269,7 +269,7 @@ async def test_an_end_in_mid_renegotiation_leaves_what_is_received_to_a_receive(
         assert await tls.receive() == b"the end\n"
 
 
-async def test_to_finish_in_mid_renegotiation_takes_several_steps() -> None:
+async def test_finish_in_mid_renegotiation_takes_several_steps() -> None:
     async with renegotiating() as (peer, tls), anyio.create_task_group() as tasks:
         ended = anyio.Event()
 
@@ -285,7 +285,7 @@ async def test_to_finish_in_mid_renegotiation_takes_several_steps() -> None:
         await ended.wait()
 
 
-async def test_close_in_mid_renegotiation_gets_on_with_it_first() -> None:
+async def test_close_in_mid_renegotiation_completes_it_first() -> None:
     async with renegotiating() as (peer, tls):
         socket = socket_over(tls)
         await socket.opened
@@ -316,7 +316,7 @@ async def test_close_in_mid_renegotiation_with_a_receive_and_a_send_in_flight() 
 
 
 @pytest.mark.slow
-async def test_close_gives_up_a_peer_that_does_not_get_on_with_a_renegotiation() -> None:
+async def test_close_gives_up_on_a_peer_that_does_not_complete_a_renegotiation() -> None:
     async with renegotiating() as (_, tls):
         socket = opened_by(Made(tls), close_timeout=0.2)
         await socket.opened
@@ -326,7 +326,7 @@ async def test_close_gives_up_a_peer_that_does_not_get_on_with_a_renegotiation()
 
 
 async def test_letting_go_in_mid_renegotiation_is_no_clean_end() -> None:
-    """OpenSSL can write no close_notify there, and what can be had without it is a reset."""
+    """OpenSSL cannot write close_notify there, so the connection is reset."""
     async with renegotiating() as (peer, tls):
         assert not await tls.let_go()
         with pytest.raises(ConnectionResetError):

@@ -42,15 +42,16 @@ from support.tls_peers import (
 )
 from support.turns import all_blocked
 
-#: The most that one message may add to what waits to be sent, in bytes: what is sent at a time,
-#: and a record more.
+#: How many bytes one message may add, at most, to those that wait to be sent: what is sent at a
+#: time, and one record more.
 BOUND = 2 * 65536
 
 
 # --- receiving
 
 
-# All is drawn before the test begins: what Hypothesis stops an example with would stop the loop.
+# Everything is drawn before the test begins: the exception with which Hypothesis stops an example
+# would stop the event loop.
 @settings(max_examples=settings().max_examples * 6 // 10)
 @given(
     version=st.sampled_from([TLS12, TLS13]),
@@ -65,16 +66,16 @@ BOUND = 2 * 65536
         min_size=1,
     ),
 )
-async def test_any_pieces_say_the_same(
+async def test_any_pieces_of_ciphertext_give_the_same_data(
     version: ssl.TLSVersion,
     messages: list[bytes],
     long: bool,
     cuts: list[float],
     steps: list[tuple[str, int]],
 ) -> None:
-    """However the ciphertext is cut, and however much is asked for at a time.
+    """The data depends neither on the pieces nor on how much each receive asks for.
 
-    Now and then a receive is cancelled, or does not wait; neither may lose anything.
+    Some receives are cancelled, and some do not wait. Neither may lose data.
     """
     tls, wire, server = shaken(version)
     messages += [random.Random(1).randbytes(40_000)] * long
@@ -137,7 +138,7 @@ async def test_receive_nowait(version: ssl.TLSVersion) -> None:
 
 @each_version
 async def test_full_records_are_received_together(version: ssl.TLSVersion) -> None:
-    """As many as were asked for, and are here; one that is not full ends what is said."""
+    """A receive returns those that have arrived, up to one that is not full, or to its limit."""
     tls, wire, server = shaken(version)
     data = random.Random(3).randbytes(5 * 16384 + 100)
     wire.arrive(server.encrypt(data), server.encrypt(b"more"))
@@ -145,7 +146,7 @@ async def test_full_records_are_received_together(version: ssl.TLSVersion) -> No
     assert await tls.receive(1 << 18) == b"more"
     wire.arrive(server.encrypt(data[:40_000]))
     assert await tls.receive(20_000) == data[:20_000]
-    assert await tls.receive(20_000) == data[20_000 : 2 * 16384]  # what is left of a record
+    assert await tls.receive(20_000) == data[20_000 : 2 * 16384]  # the rest of a record
     assert await tls.receive() == data[2 * 16384 : 40_000]
     wire.arrive(server.encrypt(data[: 4 * 16384 - 1]))
     assert await tls.receive(40_000) == data[:40_000]
@@ -158,7 +159,7 @@ async def test_full_records_are_received_together(version: ssl.TLSVersion) -> No
 
 
 @each_version
-async def test_what_was_decrypted_before_is_received_without_more(
+async def test_data_that_is_decrypted_already_is_received_without_waiting(
     version: ssl.TLSVersion,
 ) -> None:
     tls, wire, server = shaken(version)
@@ -169,14 +170,14 @@ async def test_what_was_decrypted_before_is_received_without_more(
 
 
 @pytest.mark.parametrize("max_bytes", [2**31 - 1, 2**31, 2**40])
-async def test_more_may_be_asked_for_than_there_can_be(max_bytes: int) -> None:
+async def test_a_receive_may_ask_for_any_amount(max_bytes: int) -> None:
     tls, wire, server = shaken(TLS13)
     wire.arrive(server.encrypt(b"x"))
     assert await tls.receive(max_bytes) == b"x"
-    assert wire.asked <= 1 << 20  # a kernel asked for more would first be given the memory
+    assert wire.asked <= 1 << 20  # asking the kernel for more would first allocate that memory
 
 
-async def test_nothing_is_received_after_it_was_stopped() -> None:
+async def test_nothing_is_received_after_stop_receiving() -> None:
     async with over_tcp(server_context(TLS13)) as (tls, peer):
         await peer.send(b"decrypted already")
         assert await tls.receive(1) == b"d"
@@ -185,7 +186,7 @@ async def test_nothing_is_received_after_it_was_stopped() -> None:
             await tls.receive()
 
 
-async def test_it_gives_way_as_what_is_below_does() -> None:
+async def test_leave_is_that_of_the_transport_below() -> None:
     async with over_tcp(server_context(TLS13)) as (tls, _):
         assert tls.leave is tls._transport.leave
 
@@ -204,7 +205,7 @@ async def test_a_socket_whose_end_was_cancelled_is_torn() -> None:
     assert wire.calls == ["abort"]
 
 
-async def test_ciphertext_is_taken_only_where_it_is_wanted() -> None:
+async def test_no_more_ciphertext_is_taken_than_is_needed() -> None:
     tls, wire, server = shaken(TLS13)
     wire.arrive(*(server.encrypt(bytes(10_000)) for _ in range(100)))
     for _ in range(10):
@@ -284,7 +285,7 @@ async def test_items_of_larger_elements() -> None:
 
 @each_version
 async def test_a_long_send_lets_others_run(version: ssl.TLSVersion) -> None:
-    """Also where there is always room."""
+    """It does so although there is always room."""
     tls, wire, _ = shaken(version)
     seen = [0]
 
@@ -310,7 +311,7 @@ async def test_an_empty_send_is_no_record_and_a_checkpoint(version: ssl.TLSVersi
     assert not tls.torn
 
 
-async def test_what_finds_no_room_at_once_is_kept_and_goes_out_first() -> None:
+async def test_ciphertext_that_finds_no_room_is_kept_and_goes_out_first() -> None:
     tls, wire, server = shaken(TLS13)
     assert tls.send_nowait(b"") == 0
     assert wire.take() == b""
@@ -326,7 +327,7 @@ async def test_what_finds_no_room_at_once_is_kept_and_goes_out_first() -> None:
     assert server.decrypt(ciphertext + wire.take()) == b"two, three, four"
 
 
-async def test_nothing_is_sent_at_once_into_the_midst_of_a_send() -> None:
+async def test_send_nowait_sends_nothing_in_the_middle_of_a_send() -> None:
     tls, wire, server = shaken(TLS13)
     wire.room = 10
     async with anyio.create_task_group() as tasks:
@@ -342,7 +343,7 @@ async def test_nothing_is_sent_at_once_into_the_midst_of_a_send() -> None:
     assert len(wire.take()) == 10
 
 
-async def test_nothing_is_sent_at_once_when_our_side_has_ended() -> None:
+async def test_send_nowait_fails_after_our_end() -> None:
     tls, _, _ = shaken(TLS13)
     await tls.send_eof()
     with pytest.raises(anyio.ClosedResourceError):
@@ -355,7 +356,7 @@ async def test_nothing_is_sent_at_once_when_our_side_has_ended() -> None:
 @pytest.mark.slow
 @each_version
 async def test_full_duplex_with_small_windows(version: ssl.TLSVersion) -> None:
-    """The peer first sends all, then reads all: only true full duplex gets through."""
+    """The peer first sends everything and then reads everything, which needs full duplex."""
     ours, theirs = random.Random(3).randbytes(1_500_000), random.Random(4).randbytes(1_500_000)
     async with over_tcp(server_context(version), buffers=4096) as (tls, peer):
 
@@ -375,7 +376,7 @@ async def test_full_duplex_with_small_windows(version: ssl.TLSVersion) -> None:
             assert await receive_all(tls) == theirs
 
 
-async def test_the_answer_to_a_key_update_waits_behind_what_is_being_sent() -> None:
+async def test_the_answer_to_a_key_update_waits_behind_a_send_in_flight() -> None:
     tls, wire, server, forger = forged()
     wire.make_room(100)
     data = bytes(range(256)) * 2000
@@ -394,7 +395,7 @@ async def test_the_answer_to_a_key_update_waits_behind_what_is_being_sent() -> N
 
 async def test_the_answer_to_a_key_update_goes_out_by_itself() -> None:
     tls, wire, server, forger = forged()
-    # OpenSSL makes the answer to one as the next comes in, or before it writes.
+    # OpenSSL makes the answer to a KeyUpdate when the next one comes in, or before it writes.
     wire.arrive(forger.key_update(answer=True) + forger.key_update(answer=True))
     assert tls.receive_nowait(1) is None
     assert len(answer := wire.take()) == 27
@@ -436,15 +437,15 @@ async def test_a_send_cancelled_behind_an_answer_has_not_begun(room: int) -> Non
     assert len(tls._unsent) == 27
     wire.make_room(room)
     await cancelled(tls.send, b"never")
-    # Also where ten bytes of the answer are out: the rest of it goes out first.
+    # This holds even after ten bytes of the answer: the rest of the answer goes out first.
     assert not tls.torn
     wire.make_room()
     await tls.send(b"next")
     assert server.decrypt(wire.take()) == b"next"
 
 
-async def test_a_send_cancelled_while_an_answer_is_cut_tears_it() -> None:
-    """What the transport below had sent of it, only that knows."""
+async def test_a_send_cancelled_while_an_answer_goes_out_tears_the_connection() -> None:
+    """Only the transport below knows how much of the answer it has sent."""
     tls, wire, _, forger = forged()
     wire.make_room(0)
     wire.arrive(forger.key_update(answer=True) + forger.key_update(answer=True))
@@ -472,13 +473,13 @@ async def test_a_peer_that_wants_answers_and_reads_none_is_given_up() -> None:
         with suppress(anyio.BrokenResourceError):
             assert await tls.receive() == b"x"
         most = max(most, tls._outgoing.pending + len(tls._unsent))
-    assert most <= BOUND + 100 * 27  # one arrival's answers more
+    assert most <= BOUND + 100 * 27  # and the answers to one arrival
     with pytest.raises(anyio.BrokenResourceError, match="KeyUpdate"):
         await tls.receive()
 
 
 @pytest.mark.slow
-async def test_nothing_piles_up_behind_a_cut_send() -> None:
+async def test_nothing_piles_up_behind_a_send_that_was_cut_short() -> None:
     tls, wire, _, forger = forged()
     wire.make_room(0)
     await cancelled(tls.send, b"x")
@@ -490,7 +491,7 @@ async def test_nothing_piles_up_behind_a_cut_send() -> None:
 
 
 class Counting:
-    """The ciphertext that an engine is given, and how much of it in one turn of the event loop."""
+    """Counts the ciphertext that an engine is given in one turn of the event loop."""
 
     def __init__(self, bio: ssl.MemoryBIO) -> None:
         self.bio = bio
@@ -509,10 +510,10 @@ class Counting:
 @pytest.mark.slow
 @pytest.mark.parametrize("max_bytes", [1, 65536, 1 << 20])
 @pytest.mark.parametrize("between", [b"", b"x"], ids=["", "with data between"])
-async def test_key_updates_keep_the_event_loop_no_longer_than_others_do(
+async def test_key_updates_do_not_keep_the_event_loop_busy_for_long(
     max_bytes: int, between: bytes
 ) -> None:
-    """AnyIO's stream works through 65536 bytes at a time."""
+    """AnyIO's stream decrypts 65536 bytes in a turn. Here, it may be twice as much."""
     tls, wire, _, forger = forged()
     updates = [
         b"".join(forger.key_update(answer=False) for _ in range(500)) + forger.encrypt(between)
@@ -542,12 +543,12 @@ async def test_key_updates_keep_the_event_loop_no_longer_than_others_do(
 
 @pytest.mark.slow
 async def test_a_flood_without_data_lets_others_run() -> None:
-    """A peer that sends, as fast as we read, what is no data."""
+    """The peer sends records without data, as fast as we read."""
     tls, wire, _, forger = forged()
     ran = False
 
     class Flood(deque[bytes]):
-        """Never empty, until others have run."""
+        """Never empty until another task has run."""
 
         taken = 0
 
@@ -578,7 +579,7 @@ async def test_a_flood_without_data_lets_others_run() -> None:
 # --- watching
 
 
-async def test_a_hang_up_is_the_transports() -> None:
+async def test_a_hang_up_is_that_of_the_transport_below() -> None:
     tls, wire, _ = shaken(TLS13)
     wire.hangup.set()
     assert isinstance(await tls.wait_hangup(after_eof=True), ConnectionResetError)
@@ -617,29 +618,31 @@ async def test_nothing_is_unread_before_a_truncation(version: ssl.TLSVersion) ->
             tls.unread()
 
 
-async def test_something_may_yet_come() -> None:
+async def test_unread_is_true_while_data_may_still_come() -> None:
     tls, _, _ = shaken(TLS13)
     assert tls.unread()
 
 
 @each_version
-async def test_unread_keeps_the_order_of_much_that_was_decrypted(version: ssl.TLSVersion) -> None:
+async def test_unread_keeps_the_order_of_much_decrypted_data(version: ssl.TLSVersion) -> None:
     tls, wire, server = shaken(version)
     data = random.Random(7).randbytes(150_000)
     stream = server.encrypt(data)
     wire.arrive(stream[:16_000], stream[16_000:80_000], stream[80_000:], server.close_notify())
     assert tls.receive_nowait(1) == data[:1]
-    # Decrypted by our end and not asked for yet, with more behind it.
+    # send_eof() decrypts data that no receive has asked for, with more behind it.
     await tls.send_eof()
     assert len(tls._decrypted) > 60_000
     assert tls.unread()
-    assert (data[:1] + await receive_all(tls) == data) is True  # no difference is to be shown
+    assert (
+        data[:1] + await receive_all(tls) == data
+    ) is True  # pytest need not show the difference
 
 
 @each_version
 @pytest.mark.parametrize("clean", [True, False], ids=["clean", "truncated"])
 async def test_unread_while_a_receive_waits(version: ssl.TLSVersion, clean: bool) -> None:
-    """What it takes from under the receive is the receive's, and so is the end behind it."""
+    """The receive still gets the data that unread() decrypts, and the end behind the data."""
     async with over_tcp(server_context(version)) as (tls, peer):
         received = b""
         error: BaseException | None = None
@@ -673,7 +676,7 @@ async def test_unread_while_a_receive_waits(version: ssl.TLSVersion, clean: bool
 
 @each_version
 async def test_over_a_foreign_stream(version: ssl.TLSVersion) -> None:
-    """Any byte stream will do, though it can do nothing without waiting."""
+    """Any byte stream will do, although it can do nothing without waiting."""
     async with listening() as listener:
         stream = await anyio.connect_tcp(*listener.address)
         peer = TLSPeer(await listener.accept(), server_context(version))
@@ -719,7 +722,7 @@ async def test_close_over_a_foreign_stream(version: ssl.TLSVersion) -> None:
 
 
 class Failing(ByteStream):
-    """A stream that fails in a way of its own."""
+    """A stream of which every call raises the given error."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -809,7 +812,7 @@ async def test_half_close_with_the_standard_library(version: ssl.TLSVersion, fir
 
 @pytest.mark.slow
 async def test_key_updates_while_both_sides_send_all_they_can() -> None:
-    """With little room in the kernel, so that all parts wait for each other all the time."""
+    """The kernel has little room, so all tasks wait for each other all the time."""
     ours, theirs = random.Random(9).randbytes(2_000_000), random.Random(10).randbytes(2_000_000)
     received = bytearray()
     context = client_context(TLS13)
@@ -844,8 +847,10 @@ async def test_key_updates_while_both_sides_send_all_they_can() -> None:
 
 @pytest.mark.parametrize("secure", [False, True], ids=["TCP", "TLS"])
 @pytest.mark.parametrize("size", [0, 10])
-async def test_an_empty_send_asks_nobody_and_breaks_nothing(secure: bool, size: int) -> None:
-    """The peer has reset the connection: what it had said can still be had, data or none."""
+async def test_an_empty_send_does_not_notice_a_reset_and_breaks_nothing(
+    secure: bool, size: int
+) -> None:
+    """The peer has reset the connection. The data before the reset can still be received."""
     async with over_tcp(server_context(TLS13)) as (tls, peer):
         socket = socket_over(tls if secure else tls._transport)
         await socket.opened
@@ -881,7 +886,7 @@ async def test_an_empty_send_is_a_checkpoint_and_sends_nothing(secure: bool) -> 
             assert await peer.peer.receive() == b""
 
 
-async def test_what_need_not_wait_is_sent_in_a_plain_call() -> None:
+async def test_start_send_sends_in_a_plain_call_if_there_is_room() -> None:
     tls, wire, _, _ = forged()
     wire.gives_way = False
     assert tls.start_send(b"x") is None

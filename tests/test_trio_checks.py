@@ -34,7 +34,7 @@ def streams(pair: Maker) -> TrioMaker:
 
 
 def clogged_streams(pair: Maker) -> TrioMaker:
-    """Pairs of which neither can send any more until the other receives."""
+    """Pairs in which neither side can send more until the other receives."""
 
     async def make() -> tuple[Stream, Stream]:
         ours, theirs = await streams(pair)()
@@ -46,8 +46,8 @@ def clogged_streams(pair: Maker) -> TrioMaker:
 
 
 async def clog(sock: socket.socket) -> None:
-    # Clogged is what stays so: loopback moves data on to the other buffer in its own time, and
-    # where a large send no longer fits, a small one still may.
+    # A full buffer may have room again soon, because loopback moves data to the other buffer with
+    # a delay. And a small send may fit where a large one does not.
     filled = True
     while filled:
         filled = False
@@ -66,7 +66,7 @@ async def clog(sock: socket.socket) -> None:
     [
         pytest.param(socket_pair, False, id="tcp"),
         pytest.param(socket_pair, True, id="tcp-clogged"),
-        # Not clogged: what fills the kernel from outside would be no TLS.
+        # Not clogged: the bytes that fill the kernel's buffers would not be TLS records.
         pytest.param(partial(tls_socket_pair, TLS12), False, id="tls-1.2"),
         pytest.param(partial(tls_socket_pair, TLS13), False, id="tls-1.3"),
     ],

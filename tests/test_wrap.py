@@ -40,10 +40,10 @@ from support.sockets import arrived, settle, socket_pair, wait_for
 from support.tls_peers import NAME, TLSPeer, client_context, server_context
 from support.turns import all_blocked
 
-#: More than fits in between.
+#: More than the buffers between two streams hold.
 BIG = bytes(range(256)) * 40_000
 
-#: How many a memory stream holds.
+#: How many items a memory stream holds.
 ITEMS = 8
 
 Pair: TypeAlias = AbstractAsyncContextManager[tuple[ByteStream, ByteStream]]
@@ -75,7 +75,7 @@ async def unix(path: Path) -> AsyncIterator[tuple[ByteStream, ByteStream]]:
 
 @asynccontextmanager
 async def accepting(listener: Any) -> AsyncIterator[Callable[[], Awaitable[ByteStream]]]:
-    """What is called to get the connection that comes in."""
+    """A function that waits for a connection to ``listener``, and returns it."""
     came: list[ByteStream] = []
     here, done = anyio.Event(), anyio.Event()
 
@@ -114,7 +114,7 @@ async def memory(_: Path) -> AsyncIterator[tuple[ByteStream, ByteStream]]:
 
 @asynccontextmanager
 async def tls(path: Path) -> AsyncIterator[tuple[ByteStream, ByteStream]]:
-    """AnyIO's."""
+    """Two ends of AnyIO's TLS."""
     async with unix(path) as (ours, theirs), anyio.create_task_group() as group:
         client, server = client_context(), server_context()
         for context in (client, server):
@@ -136,7 +136,7 @@ async def tls(path: Path) -> AsyncIterator[tuple[ByteStream, ByteStream]]:
 
 
 async def first_of(streams: list[ByteStream]) -> ByteStream:
-    """The first one, once it is there."""
+    """The first stream, once there is one."""
     while not streams:
         await checkpoint()
     return streams[0]
@@ -160,7 +160,7 @@ async def receive_all(stream: ByteStream) -> bytes:
     return b"".join([chunk async for chunk in stream])
 
 
-# --- as any other socket
+# --- what works as with any other socket
 
 
 @pytest.mark.slow
@@ -235,7 +235,7 @@ async def test_our_end_goes_out_alone_or_not_at_all(kind: Kind, tmp_path: Path) 
         assert socket.closed.result() is None
 
 
-async def test_a_pipe_into_what_cannot_end_says_so(tmp_path: Path) -> None:
+async def test_a_pipe_into_a_stream_that_cannot_half_close_is_an_error(tmp_path: Path) -> None:
     ours, theirs = await socket_pair()
     async with ours, theirs, tls(tmp_path) as (stream, far):
         socket = Socket.wrap(stream, allow_half_open=True)
@@ -310,7 +310,7 @@ async def test_a_cancelled_close_closes(kind: Kind, tmp_path: Path, opened: bool
                 assert await theirs.receive() == b"x"
 
 
-# --- what is known of it
+# --- SocketInfo and attributes
 
 
 async def test_info_of_tcp(tmp_path: Path) -> None:
@@ -339,12 +339,12 @@ async def test_info_of_tls(tmp_path: Path) -> None:
         assert socket.extra(TLSAttribute.alpn_protocol) == "one/1"
 
 
-# --- TLS over it
+# --- TLS over a wrapped stream
 
 
 @asynccontextmanager
 async def serving_tls(theirs: ByteStream) -> AsyncIterator[list[ByteStream]]:
-    """The other end makes the handshake as a server."""
+    """Have the other end make the handshake as a server."""
     made: list[ByteStream] = []
 
     async def shake() -> None:
@@ -365,7 +365,7 @@ def on(**options: Any) -> dict[str, Any]:
 @pytest.mark.slow
 @each_kind
 async def test_tls_over_a_stream_of_any_kind(kind: Kind, tmp_path: Path) -> None:
-    """Over TLS of AnyIO it is TLS in TLS. Its half-close works over what has none."""
+    """Over AnyIO's TLS it is TLS in TLS. Half-close works, even over a stream that has none."""
     async with kind(tmp_path) as (stream, theirs), serving_tls(theirs) as far:
         async with Socket.wrap(stream, **on(allow_half_open=True)) as socket:
             server = await first_of(far)
@@ -408,7 +408,7 @@ async def test_tls_in_tls_between_our_sockets() -> None:
 
 
 class Inner(ByteStream):
-    """What a scripted TLS peer says and hears, as a stream for the TLS within."""
+    """The data of a scripted TLS peer, as a stream for the inner TLS."""
 
     def __init__(self, peer: TLSPeer) -> None:
         self.peer = peer
@@ -438,7 +438,7 @@ async def test_a_certificate_for_another_name_is_refused(tmp_path: Path) -> None
         await socket.close()
 
 
-async def test_a_context_that_checks_no_names_needs_none(tmp_path: Path) -> None:
+async def test_a_context_that_checks_no_names_needs_no_name(tmp_path: Path) -> None:
     context = client_context()
     context.check_hostname = False
     async with unix(tmp_path) as (stream, theirs), serving_tls(theirs):
@@ -468,7 +468,7 @@ async def test_start_tls_over_a_stream(tmp_path: Path) -> None:
         assert plain.upgraded
 
 
-async def test_a_handshake_with_nobody_ends_in_time(tmp_path: Path) -> None:
+async def test_a_handshake_that_gets_no_answer_times_out(tmp_path: Path) -> None:
     async with memory(tmp_path) as (stream, _):
         socket = Socket.wrap(stream, **on(connect_timeout=0.01))
         with pytest.raises(ConnectTimeoutError, match=r"did not finish within 0\.01 s"):
@@ -521,7 +521,7 @@ async def test_closing_the_outer_socket_closes_the_inner_one() -> None:
         assert await receive_all(theirs) == b"all of it"
 
 
-async def test_closing_before_it_is_open_dials_nothing() -> None:
+async def test_closing_before_opening_dials_nothing() -> None:
     inner = connect(refusing_address())
     outer = Socket.wrap(inner)
     await outer.close()
@@ -542,7 +542,7 @@ async def test_a_pending_socket_that_cannot_be_opened() -> None:
 
 async def test_a_pending_socket_that_is_not_opened_in_time() -> None:
     async with listening() as listener:
-        inner = connect(listener.address, **on())  # whose handshake nobody answers
+        inner = connect(listener.address, **on())  # its handshake gets no answer
         outer = Socket.wrap(inner, connect_timeout=0.01)
         with pytest.raises(ConnectTimeoutError, match=r"not open within 0\.01 s"):
             await outer.opened
@@ -590,7 +590,7 @@ async def test_a_send_cancelled_before_anything_went_out_is_not_torn() -> None:
 
 @pytest.mark.slow
 async def test_a_send_that_was_refused_is_not_torn() -> None:
-    """As somebody uses the inner socket in spite of all."""
+    """It is refused because another task uses the inner socket."""
     ours, theirs = await socket_pair()
     big = bytes(1 << 26)
     async with theirs, Socket.wrap(ours, allow_half_open=True) as outer:
@@ -611,7 +611,7 @@ async def test_a_send_that_was_cut_short_is_torn(kind: Kind, tmp_path: Path) -> 
         socket = Socket.wrap(stream, allow_half_open=True)
         await socket.opened
         async with anyio.create_task_group() as group:
-            for _ in range(ITEMS if kind is memory else 0):  # each of any size
+            for _ in range(ITEMS if kind is memory else 0):  # an item may have any size
                 await socket.send(b"first")
             group.start_soon(socket.send, bytes(1 << 26))
             await all_blocked()
@@ -627,11 +627,11 @@ async def test_a_send_that_was_cut_short_is_torn(kind: Kind, tmp_path: Path) -> 
         assert b"behind it" not in got
 
 
-# --- what misbehaves
+# --- streams that misbehave
 
 
 class Odd(ByteStream):
-    """Does in each method what the test says."""
+    """A stream of which each method returns or raises what the test says."""
 
     def __init__(self, **does: Any) -> None:
         self.does = does
@@ -671,7 +671,7 @@ each_error = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(err
 
 @each_error
 @pytest.mark.parametrize("call", ["receive", "receive_exactly", "send", "send_eof"])
-async def test_whatever_it_raises_is_ours(call: str, error: Exception) -> None:
+async def test_an_error_of_the_stream_becomes_a_broken_error(call: str, error: Exception) -> None:
     socket = Socket.wrap(Odd(receive=error, send=error, send_eof=error, aclose=error))
     calls: dict[str, Callable[[], Awaitable[object]]] = {
         "receive": socket.receive,
@@ -687,7 +687,7 @@ async def test_whatever_it_raises_is_ours(call: str, error: Exception) -> None:
 
 
 @each_error
-async def test_whatever_closing_raises_is_why_closed_fails(error: Exception) -> None:
+async def test_an_error_while_closing_rejects_closed(error: Exception) -> None:
     socket = Socket.wrap(Odd(aclose=error))
     await socket.opened
     await socket.close()
@@ -698,7 +698,7 @@ async def test_whatever_closing_raises_is_why_closed_fails(error: Exception) -> 
 
 @each_error
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
-async def test_whatever_it_raises_when_it_is_dropped_stays_there(
+async def test_an_error_while_the_stream_is_dropped_is_not_raised(
     error: Exception, secure: bool
 ) -> None:
     stream = Odd(receive=error, send=error, aclose=error, extra_attributes=error)
@@ -745,7 +745,7 @@ async def test_a_failed_handshake_closes_the_stream_once(how: str, first: str) -
     assert stream.calls.count("aclose") == 1
 
 
-async def test_an_end_while_sending_is_a_loss() -> None:
+async def test_an_end_of_stream_while_sending_breaks_the_connection() -> None:
     socket = Socket.wrap(Odd(send=anyio.EndOfStream()))
     with pytest.raises(BrokenError, match="the peer has ended"):
         await socket.send(b"x")
@@ -754,7 +754,9 @@ async def test_an_end_while_sending_is_a_loss() -> None:
 
 @pytest.mark.parametrize(("nothing", "why"), [(b"", "received nothing"), ("text", "bytes-like")])
 @pytest.mark.parametrize("call", ["receive", "receive_exactly", "receive_until"])
-async def test_nothing_is_neither_data_nor_an_end(nothing: Any, why: str, call: str) -> None:
+async def test_a_stream_that_returns_nothing_or_text_breaks_the_connection(
+    nothing: Any, why: str, call: str
+) -> None:
     socket = Socket.wrap(Odd(receive=[b"data", nothing]))
     assert await socket.receive_exactly(4) == b"data"
     calls: dict[str, Callable[[], Awaitable[object]]] = {
@@ -780,11 +782,11 @@ async def test_more_than_was_asked_for_is_kept() -> None:
     for _ in range(2):
         with pytest.raises(anyio.EndOfStream):
             await socket.receive()
-    assert stream.calls.count("receive") == 3  # an end is one for good
+    assert stream.calls.count("receive") == 3  # after the end, the stream is not asked again
     await socket.close()
 
 
-async def test_an_end_stays_one_whatever_comes_after_it() -> None:
+async def test_an_end_is_final_whatever_comes_after_it() -> None:
     socket = Socket.wrap(Odd(receive=[b"data", anyio.EndOfStream(), b"late"]))
     with pytest.raises(IncompleteReadError):
         await socket.receive_exactly(9)
@@ -819,8 +821,8 @@ async def test_a_stream_that_never_waits_lets_others_run_and_can_be_cancelled() 
 
 
 @pytest.mark.parametrize("how", ["exactly", "until"])
-async def test_no_rest_is_taken_for_the_whole(how: str) -> None:
-    """aclose() threw away the first data; nothing can keep the stream from receiving."""
+async def test_a_read_does_not_return_the_rest_after_aclose(how: str) -> None:
+    """aclose() has discarded the first data, but the stream receives the rest all the same."""
     go_on = anyio.Event()
 
     class Stubborn(Odd):
@@ -849,7 +851,7 @@ async def test_no_rest_is_taken_for_the_whole(how: str) -> None:
     await socket.close()
 
 
-async def test_a_stream_that_closes_for_ever_is_given_up() -> None:
+async def test_close_gives_up_on_a_stream_that_never_closes() -> None:
     class Endless(Odd):
         async def aclose(self) -> None:
             await anyio.sleep_forever()
@@ -860,7 +862,7 @@ async def test_a_stream_that_closes_for_ever_is_given_up() -> None:
     assert isinstance(socket.closed.exception(), BrokenError)
 
 
-# --- what cannot be
+# --- bad arguments
 
 
 @pytest.mark.parametrize(
@@ -884,7 +886,7 @@ def test_bad_options_leave_the_stream_alone(options: dict[str, Any], why: str) -
 
 
 @pytest.mark.parametrize("stream", [None, "127.0.0.1:80", 5, stdlib.socket], ids=repr)
-def test_what_is_no_stream(stream: Any) -> None:
+def test_an_object_that_is_no_stream_is_refused(stream: Any) -> None:
     with pytest.raises(InvalidOptionError, match=r"must be an anyio\.abc\.ByteStream"):
         Socket.wrap(stream)
 
@@ -894,7 +896,7 @@ def test_none_means_not_given() -> None:
     assert socket.secure_transport == "off"
 
 
-async def test_one_half_of_a_socket_is_no_stream(tmp_path: Path) -> None:
+async def test_one_half_of_a_socket_is_refused(tmp_path: Path) -> None:
     async with unix(tmp_path) as (stream, _):
         half: Any = Socket.wrap(stream).readable
         with pytest.raises(InvalidOptionError, match="of two halves"):
