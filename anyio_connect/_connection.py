@@ -957,9 +957,9 @@ class Connection:
         _, verdict, effects = step(self._state, Event.UPGRADE)
         if verdict is Verdict.PROCEED and self._kept:
             raise StartTLSError(
-                f"start_tls() was called while {len(self._kept)} bytes that came in the clear are "
-                "kept and not received yet: receive them first, or hang up if the peer was to "
-                "send nothing more before TLS"
+                f"start_tls() was called while {len(self._kept)} bytes that came without TLS are "
+                "kept and not received yet: receive them first, or close the socket if the peer "
+                "should have sent nothing more before TLS"
             )
         self._ask(Event.UPGRADE)
         if verdict is Verdict.FAILED or verdict is Verdict.BROKEN:
@@ -1076,7 +1076,7 @@ _HOW_OVER = {Link.UPGRADED: "goes on over TLS", Link.DETACHED: "detached"}
 _WHY_NO_DETACH = {
     Verdict.PENDING: "detach() was called before the connection was made: await socket.opened",
     Verdict.UPGRADED_ALREADY: "detach() was called after start_tls(), which has taken the "
-    "connection over: it is TLS by now, or will be",
+    "connection over: it uses TLS now, or will",
     Verdict.DETACHED_ALREADY: "detach() has been called on this socket already: "
     "use the socket that it returned",
     Verdict.CLOSED: "detach() was called on a closed socket",

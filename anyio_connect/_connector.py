@@ -117,7 +117,8 @@ class Connector:
     judges addresses, the dialer gets the allowed addresses of a name, and they are raced as usual.
     Otherwise it gets the name, and only :meth:`resolve` calls the ``resolver``. TLS,
     ``start_tls()``, ``connect_timeout`` and ``max_connections`` work as usual. Options of the
-    kernel's sockets, such as ``keep_alive``, are up to the dialer.
+    kernel's sockets are left to the dialer: ``keep_alive`` has no effect, and ``local_host``,
+    ``prepare`` and ``proxy`` are errors.
 
     ``proxy``: the URL of a proxy to connect through: ``"http://user:password@host:3128"`` (HTTP
     CONNECT), ``"https://..."`` (the same over TLS), ``"socks5://..."`` or ``"socks5h://..."``. It
@@ -185,7 +186,8 @@ class Connector:
     addresses, the dialer gets the allowed addresses of a name, and they are raced as usual.
     Otherwise it gets the name, and only :meth:`resolve` calls the ``resolver``. TLS,
     ``start_tls()``, ``connect_timeout`` and ``max_connections`` work as usual. Options of the
-    kernel's sockets, such as ``keep_alive``, are up to the dialer."""
+    kernel's sockets are left to the dialer: ``keep_alive`` has no effect, and ``local_host``,
+    ``prepare`` and ``proxy`` are errors."""
     proxy: str | None = None
     """The URL of a proxy to connect through: ``"http://user:password@host:3128"`` (HTTP CONNECT),
     ``"https://..."`` (the same over TLS), ``"socks5://..."`` or ``"socks5h://..."``. It needs the
@@ -282,9 +284,9 @@ class Connector:
         """Return the IP addresses of ``host`` that the policy allows for ``port``.
 
         This is for clients that dial by themselves, such as psycopg with ``hostaddr``, or aiohttp
-        with a resolver. The list has at least one address, in the order in which :meth:`connect`
-        would try them. At most 64 addresses of the name are judged. With ``local_host``, addresses
-        of the other family are left out.
+        with a resolver. The list has at least one address. Its order is that in which
+        :meth:`connect` would try them. At most 64 addresses of the name are judged. With
+        ``local_host``, addresses of the other family are left out.
 
         The addresses are plain strings, for libpq, ``getaddrinfo()`` or the ``resolver`` of
         another Connector. IPv6 addresses have no brackets, and keep their zone.
@@ -321,7 +323,7 @@ class Connector:
         policy, the race of addresses, and the wait for a slot of ``max_connections`` are the same
         too. The socket is connected and non-blocking, and has TCP_NODELAY set. The caller owns it
         and has to close it. It has keepalive, but no limit on the time that sent data may stay
-        unacknowledged (TCP_USER_TIMEOUT). The library may put TLS on it.
+        unacknowledged (TCP_USER_TIMEOUT). The library may use TLS on it.
 
         With ``max_connections``, the socket is an instance of a subclass of ``socket.socket``,
         which gives the slot back when it is closed. :meth:`Socket.detach` says what gives it back
@@ -370,8 +372,8 @@ class Connector:
         target = self._target(address, options)
         if event_loop_runs():
             raise EventLoopRunningError(
-                "connect_socket_blocking() was called in a thread whose event loop runs, which it "
-                "would stop: await connect_socket(), or call this in a worker thread"
+                "connect_socket_blocking() was called in a thread whose event loop is running, "
+                "and would block it: await connect_socket(), or call this in a worker thread"
             )
         try:
             opener = self._dialled(target, self._slot())
@@ -391,8 +393,8 @@ class Connector:
         target = Target(parse_address(address), parse_options(options, vars(self)["_defaults"]))
         if self.proxy is not None and "%" in target.address.hostname:
             raise InvalidAddressError(
-                f"bad address {quote(address)}: a zone is a network interface of this machine, of "
-                "which a proxy knows nothing: leave out the '%' and what follows"
+                f"bad address {quote(address)}: a zone names a network interface of this machine, "
+                "which a proxy does not know: leave out the '%' and what follows"
             )
         return target
 
@@ -418,8 +420,8 @@ def connect(
 ) -> Socket:
     """Return a socket to ``address``, without waiting. The first use makes the connection.
 
-    This needs no running event loop. It is the ``connect()`` of ``Connector()``: all addresses are
-    allowed, and any number of connections. Source: the WinterTC Sockets API draft, ``connect()``.
+    This needs no running event loop. It is the ``connect()`` of ``Connector()``: all addresses and
+    any number of connections are allowed. Source: the WinterTC Sockets API draft, ``connect()``.
 
     ``address``: ``"host:port"``, ``"[IPv6]:port"``, or a pair of host name and port.
 
@@ -506,9 +508,9 @@ def _check_dialer(connector: Connector) -> None:
         why = "must be an async function that takes a SocketAddress and returns a ByteStream"
         raise bad_option("dialer", dialer, why)
     if connector.local_host is not None:
-        raise _no_effect("local_host", connector.local_host, "which connects from where it likes")
+        raise _no_effect("local_host", connector.local_host, "which chooses the local address")
     if connector.proxy is not None:
-        raise InvalidOptionError("proxy and dialer are two ways to one place: leave one out")
+        raise InvalidOptionError("proxy and dialer cannot be combined: leave one out")
     if connector.prepare is not None:
         raise _no_effect("prepare", connector.prepare, "which makes its sockets itself")
     delay = connector.happy_eyeballs_delay
@@ -549,7 +551,7 @@ async def _opened(dialling: Awaitable[ByteStream]) -> ByteStream:
     try:
         sock = stream.detach()
     except (DetachError, BrokenError):
-        return transport_of(stream)  # it is wrapped like by Socket.wrap()
+        return transport_of(stream)  # it is wrapped as by Socket.wrap()
     return TCPTransport(sock, remote=remote, limit=keep_alive_as_before(sock))
 
 

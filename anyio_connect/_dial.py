@@ -410,7 +410,7 @@ async def _have_resolved(resolver: Resolver, address: SocketAddress) -> tuple[li
             _, _, why = str(exc).partition(": ")
             raise bad_answer(host, port, ip, f"cannot be used: {why}") from exc.__cause__
         except ValueError as exc:  # the zone has invalid characters
-            raise bad_answer(host, port, ip, "is no IP address") from exc
+            raise bad_answer(host, port, ip, "is not an IP address") from exc
     return list(dict.fromkeys(endpoints)), more
 
 
@@ -461,7 +461,7 @@ async def _recheck(
         return None
     remote = transport.extra(SocketAttribute.remote_address, None)
     if not isinstance(remote, tuple):
-        return forbidden(str(endpoint), "it cannot be told where the connection leads")
+        return forbidden(str(endpoint), "the system does not say where the connection leads")
     if policy.loops_refused and remote == transport.extra(SocketAttribute.local_address, None):
         # The kernel chose the dialled port as our own port: a TCP simultaneous open.
         return loop(str(endpoint), "the socket was connected to itself")
@@ -625,7 +625,7 @@ async def _connect(endpoint: Endpoint, route: Route, begun: Begun | None) -> Tra
         # The event loop cannot wait for sockets (asyncio's proactor loop): use AnyIO's stream.
         sock.close()
         if route.prepare is not None:
-            why = "cannot be had: this event loop does not let a socket be prepared"
+            why = "is not possible: this event loop creates its sockets itself"
             raise badly_prepared(str(endpoint), why) from None
         host, port = host_and_port(endpoint.sockaddr)
         try:

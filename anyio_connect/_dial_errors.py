@@ -93,7 +93,7 @@ def forbidden(what: str, why: str) -> AddressNotAllowedError:
 def not_judged(what: str, exc: Exception) -> AddressNotAllowedError:
     """The error for an address for which the policy raised ``exc``."""
     error = AddressNotAllowedError(
-        f"{what}: the Connector's policy raised {type(exc).__name__} in place of judging it: "
+        f"{what}: the Connector's policy raised {type(exc).__name__} instead of judging it: "
         f"{text_of(exc)}"
     )
     error.errno = errno.EACCES
@@ -108,7 +108,7 @@ def loop(what: str, why: str) -> LoopError:
 
 def perhaps_loop(what: str, exc: OSError) -> AddressNotAllowedError:
     """The error for an address that may lead back to this process: the system did not tell."""
-    why = f"it cannot be told whether this process itself listens there: {text_of(exc)}"
+    why = f"the system does not say whether this process itself listens there: {text_of(exc)}"
     error = forbidden(what, why)
     error.__cause__ = fresh(exc)
     return error
@@ -163,8 +163,8 @@ def not_a_stream(where: str, returned: object, instead: str) -> ConnectError:
     """The error for a dialer that did not return a stream. ``instead``: what to do instead."""
     kind = type(returned).__name__
     return ConnectError(
-        f"cannot connect to {where}: the Connector's dialer returned {kind}, which is no "
-        f"stream: {instead}"
+        f"cannot connect to {where}: the Connector's dialer returned {kind}, which is not "
+        f"a stream: {instead}"
     )
 
 
@@ -228,7 +228,7 @@ def no_family(where: str, local_host: str, refused: Sequence[ConnectError]) -> C
     family = "IPv6" if ":" in local_host else "IPv4"
     return ConnectError(
         f"cannot connect to {where}: local_host {local_host} can only reach {family} addresses, "
-        f"and none of the host's that may be dialled is one{_not_tried(refused)}"
+        f"but no allowed address of the host is one{_not_tried(refused)}"
     )
 
 
@@ -261,7 +261,7 @@ def dial_failed(
 def reset_at_once(where: str, exc: Exception) -> ConnectError:
     """The error for a connection that the peer reset before its socket could be returned."""
     cause = exc.__cause__ if isinstance(exc.__cause__, Exception) else exc
-    why = f"cannot connect to {where}: it was made, and broke at once: {text_of(cause)}"
+    why = f"cannot connect to {where}: it was made, but broke at once: {text_of(cause)}"
     return _caused(ConnectError(why), cause)
 
 

@@ -27,8 +27,8 @@ class Dialer(Protocol):
 
     The new socket owns the returned stream and closes it. It may be a stream of AnyIO, or any
     other ``ByteStream``. If it is a ``Socket``, that is connected first, and then its connection
-    is taken over, like by ``detach()``. If that is not possible, for example because it uses TLS,
-    it is used like by :meth:`Socket.wrap`, and needs ``allow_half_open`` if the new socket has it.
+    is taken over, as by ``detach()``. If that is not possible, for example because it uses TLS, it
+    is used as by :meth:`Socket.wrap`, and needs ``allow_half_open`` if the new socket has it.
 
     If the dialer raises a :class:`SocketError`, the futures of the socket fail with it. If there
     are several addresses, it is an item in ``attempts`` of the :class:`ConnectError`, like the

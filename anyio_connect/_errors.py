@@ -1,7 +1,7 @@
 """All errors that a user can meet, and the functions that convert foreign errors to them.
 
-Each class is a :class:`SocketError`. It is also a subclass of the built-in or AnyIO class that
-code would catch which does not know this package. Two errors are not here, because AnyIO's own
+Each class is a :class:`SocketError`. It is also a subclass of a built-in or AnyIO class, so that
+code that does not know this package can catch it. Two errors are not here, because AnyIO's own
 classes fit: ``anyio.EndOfStream`` (the peer has ended) and ``anyio.BusyResourceError`` (two tasks
 use the same direction at once).
 """
@@ -318,9 +318,9 @@ def bad_option(name: str, value: object, why: str) -> InvalidOptionError:
 def cannot_listen(where: str, exc: OSError) -> ListenError:
     """The error for an address at which it is not possible to listen."""
     why = {
-        errno.EADDRINUSE: "something else listens there: stop it, or take another port",
+        errno.EADDRINUSE: "another socket listens there: close it, or use another port",
         errno.EADDRNOTAVAIL: "this machine has no such address",
-        errno.EACCES: "this user may not: take a port from 1024",
+        errno.EACCES: "this user has no permission: use a port of at least 1024",
     }.get(exc.errno or 0, text_of(exc))
     error = ListenError(f"cannot listen at {where}: {why}")
     error.errno = exc.errno
@@ -347,7 +347,7 @@ def broken(doing: str, exc: BaseException) -> BrokenError:
         if str(exc) != str(cause):  # TLS says more than its cause
             why = str(exc)
     if isinstance(cause, OSError) and cause.errno == errno.ETIMEDOUT:
-        why = why or f"the peer has stopped answering, as the kernel found: {text_of(cause)}"
+        why = why or f"the kernel found that the peer has stopped answering: {text_of(cause)}"
     error = BrokenError(f"the connection broke while {doing}: {why or text_of(cause)}")
     error.__cause__ = fresh(cause)
     return error

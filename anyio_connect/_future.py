@@ -71,7 +71,7 @@ class SocketFuture(Generic[T_co]):
 
     def _check_settled(self) -> None:
         if not self._outcome.settled:
-            raise PendingError("the future has not settled yet: await it, or ask done() first")
+            raise PendingError("the future has not settled yet: await it, or check done() first")
 
     def __repr__(self) -> str:
         return f"<SocketFuture {self._outcome}>"
@@ -106,7 +106,7 @@ class Outcome(Generic[T]):
         self._future: ref[SocketFuture[T]] | None = None
 
     def future(self, drive: Drive) -> SocketFuture[T]:
-        """The future for users. It is the same object for as long as someone refers to it."""
+        """The future for users. It is the same object as long as a reference to it exists."""
         future = self._future() if self._future is not None else None
         if future is None:
             future = SocketFuture(self, _nothing if self.settled else drive)

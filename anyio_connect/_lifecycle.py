@@ -505,7 +505,7 @@ JOINT: tuple[Rule, ...] = (
         {"link": _L.CLOSING},
         (_F.FINISH,),
     ),
-    # We have ended both directions. The peer may still send, like after close().
+    # We have ended both directions. The peer may still send, as after close().
     Rule(
         {
             "link": (_L.OPEN,),

@@ -30,7 +30,7 @@ from ._tcp import TCPTransport, host_and_port
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup  # installed with AnyIO on these versions
 
-#: Errors of accept() that may pass: the process or the system has run out of a resource.
+#: Temporary errors of accept(): the process or the system has run out of a resource.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 #: Errors of accept() that concern a single connection, which is lost. EPERM comes from a firewall.
 #: The others were pending errors of that connection (accept(2)). Some systems lack some of them.
@@ -65,12 +65,12 @@ async def listen(
 ) -> Listener:
     """Listen at ``address``. Each accepted connection becomes a :class:`Socket`.
 
-    ``address``: like for ``connect()``, but port 0 stands for any free port. If it is a name, this
+    ``address``: as for ``connect()``, but port 0 stands for any free port. If it is a name, this
     listens at all addresses of the name that this machine has. To listen at all addresses of the
     machine, write ``"0.0.0.0:80"`` for IPv4 or ``"[::]:80"`` for IPv6.
 
-    ``allow_half_open``, ``close_timeout``, ``keep_alive``: like for ``connect()``, for each
-    accepted socket.
+    ``allow_half_open``, ``close_timeout``, ``keep_alive``: as for ``connect()``, for each accepted
+    socket.
 
     ``backlog``: the maximum number of connections that the kernel keeps until they are accepted;
     65536 by default. The system may have a lower limit.
@@ -80,13 +80,13 @@ async def listen(
     This is for plain TCP. For TLS, use ``anyio.streams.tls.TLSListener(listener, ssl_context)``,
     whose handlers get AnyIO's ``TLSStream``.
 
-    While it listens, a ``Connector`` in this process does not connect to it if its policy refuses
-    loops. A cancelled call leaves nothing behind.
+    While it listens, a ``Connector`` in this process whose policy refuses loops does not connect
+    to it. A cancelled call leaves nothing behind.
 
     :raises InvalidAddressError: ``address`` is not the address of a TCP endpoint
     :raises InvalidOptionError: an option has a bad value
     :raises ResolveError: the name has no address
-    :raises ListenError: the system does not allow to listen there
+    :raises ListenError: the system does not allow listening there
     """
     where = parse_address(address, lowest_port=0)
     options = parse_options(
@@ -187,14 +187,14 @@ class Listener(abc.Listener[Socket]):
         peer's address, by ``logging.getLogger("anyio_connect")``. Any other exception of a handler
         ends its task group: ``task_group``, or else one that this call creates and waits for.
 
-        If this process runs out of descriptors or memory, that is logged, and accepting goes on a
-        little later.
+        If this process runs out of descriptors or memory, this is logged, and accepting is tried
+        again a little later.
 
         :raises anyio.ClosedResourceError: the listener was closed, and the tasks in the group of
             this call have ended
         :raises anyio.BusyResourceError: another task is serving already
-        :raises ListenError: accepting failed with an error that will not pass; the tasks in the
-            group of this call were cancelled
+        :raises ListenError: accepting failed with a permanent error; the tasks in the group of
+            this call were cancelled
         """
         failed: list[ListenError] = []  # raised at the end, outside of the exception groups
         with self._serving:

@@ -35,8 +35,8 @@ else:
 
 Address = tuple[str, int]
 
-#: The errors for a connection that was made and then reset, before we asked. It counts as made,
-#: like on a real network (see _dial).
+#: The errors for a connection that was made and then reset, before we asked. It counts as made, as
+#: on a real network (see _dial).
 _RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
 
 

@@ -49,10 +49,10 @@ class SocketOptions(TypedDict, total=False):
     there: whole seconds from 1 to 32767; 60 by default. It sends 4 probes, 15 seconds apart. If no
     answer comes, the connection is lost: calls raise :class:`BrokenError`, and ``closed`` fails
     with it. The cause is usually the kernel's ETIMEDOUT. On Linux the same happens if sent data is
-    not acknowledged in all that time, which is 120 seconds by default (TCP_USER_TIMEOUT). Without
-    that limit it would take about 15 minutes. A connection to a peer that answers is not lost,
-    even if the peer has had no room for our data for a long time. With ``math.inf`` the kernel
-    sends no probes, and the loss of a peer may never be noticed (RFC 9293 3.8.4).
+    not acknowledged within the same time in total, 120 seconds by default (TCP_USER_TIMEOUT).
+    Without that limit it would take about 15 minutes. A connection to a peer that answers is not
+    lost, even if the peer has had no room for our data for a long time. With ``math.inf`` the
+    kernel sends no probes, and the loss of a peer may never be noticed (RFC 9293 3.8.4).
 
     ``require_close_notify``: what it means if a TLS connection ends without close_notify. True
     (the default): it is a :class:`BrokenError`, because an attacker may have cut off the end of
@@ -90,10 +90,10 @@ class SocketOptions(TypedDict, total=False):
     seconds from 1 to 32767; 60 by default. It sends 4 probes, 15 seconds apart. If no answer
     comes, the connection is lost: calls raise :class:`BrokenError`, and ``closed`` fails with it.
     The cause is usually the kernel's ETIMEDOUT. On Linux the same happens if sent data is not
-    acknowledged in all that time, which is 120 seconds by default (TCP_USER_TIMEOUT). Without that
-    limit it would take about 15 minutes. A connection to a peer that answers is not lost, even if
-    the peer has had no room for our data for a long time. With ``math.inf`` the kernel sends no
-    probes, and the loss of a peer may never be noticed (RFC 9293 3.8.4)."""
+    acknowledged within the same time in total, 120 seconds by default (TCP_USER_TIMEOUT). Without
+    that limit it would take about 15 minutes. A connection to a peer that answers is not lost,
+    even if the peer has had no room for our data for a long time. With ``math.inf`` the kernel
+    sends no probes, and the loss of a peer may never be noticed (RFC 9293 3.8.4)."""
     require_close_notify: bool | None
     """What it means if a TLS connection ends without close_notify. True (the default): it is a
     :class:`BrokenError`, because an attacker may have cut off the end of the peer's data (RFC 8446
@@ -239,7 +239,7 @@ def check_server_name(name: str, value: object) -> str:
     if not isinstance(value, str) or not value or value.startswith("["):
         raise bad_option(name, value, why)
     if "%" in value and ":" in value:
-        raise bad_option(name, value, f"{why}, without a zone: no certificate is for one")
+        raise bad_option(name, value, f"{why}, without a zone: no certificate is valid for one")
     try:
         return normal_host(value)
     except HostError as broken:
@@ -273,7 +273,7 @@ def check_ssl_context(name: str, value: object) -> ssl.SSLContext:
     context: Any = value
     if _of(context, "protocol") == ssl.PROTOCOL_TLS_SERVER:
         why = (
-            "is for servers: ssl.create_default_context() without a purpose makes one for clients"
+            "is for servers: ssl.create_default_context() without arguments makes one for clients"
         )
         raise bad_option(name, value, why)
     checked: ssl.SSLContext = context
@@ -321,7 +321,7 @@ def _no_dot(name: str) -> str:
 def check_count(name: str, value: object) -> None:
     """Check an int of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise bad_option(name, value, "must be a number from 1")
+        raise bad_option(name, value, "must be a whole number, at least 1")
 
 
 def check_timeout(name: str, value: object) -> float:

@@ -32,23 +32,23 @@ class AddressPolicy:
     It judges IP addresses, never names. The name of a socket is resolved first, each of its
     addresses is judged, and only those that are allowed are dialled.
 
-    An address is allowed if ``deny`` does not hold it, and
+    An address is allowed if ``deny`` does not contain it, and
 
-    * with ``public_only``: it is a public unicast address, or ``allow`` holds it. The metadata
-      addresses of clouds stay denied, whatever ``allow`` says;
-    * without ``public_only``: ``allow`` holds it, or is None.
+    * with ``public_only``: it is a public unicast address, or ``allow`` contains it. The metadata
+      addresses of clouds stay denied, even if ``allow`` contains them;
+    * without ``public_only``: ``allow`` contains it, or is None.
 
-    A port is allowed if ``deny_ports`` does not have it, and ``allow_ports`` has it or is None. An
-    empty ``allow_ports`` allows no port. An empty ``allow`` allows no address; with
+    A port is allowed if ``deny_ports`` does not contain it, and ``allow_ports`` contains it or is
+    None. An empty ``allow_ports`` allows no port. An empty ``allow`` allows no address; with
     ``public_only`` it makes no difference.
 
     An IPv6 address that only carries an IPv4 address (mapped, compatible, NAT64, 6to4, Teredo) is
-    judged as that IPv4 address. An address that may lead to another one as well (ISATAP,
+    judged as that IPv4 address. An address that may also lead to another address (ISATAP,
     IPv4-translated, ``0.0.0.0``, ``::``) is judged as both. So ``::/0`` in ``allow`` does not
-    allow the IPv4 addresses that IPv6 carries. To allow those, name a network all of whose
-    addresses have that form, such as ``2002::/16``. No rule can tell what is behind
-    64:ff9b:1::/48. It is denied by ``public_only``, by any IPv4 network in ``deny``, and by an
-    ``allow`` that has no network within it. Zones make no difference.
+    allow the IPv4 addresses that IPv6 carries. To allow those, name a network whose addresses all
+    have that form, such as ``2002::/16``. No rule can tell what is behind 64:ff9b:1::/48. An
+    address there is denied by ``public_only``, by any IPv4 network in ``deny``, and by an
+    ``allow`` that names no network within 64:ff9b:1::/48. Zones make no difference.
 
     ``allow``: networks and addresses: ``"10.0.0.0/8"``, ``"2001:db8::1"``, or objects of
     ``ipaddress``.
@@ -60,20 +60,24 @@ class AddressPolicy:
 
     ``deny_ports``: like ``allow_ports``. It wins over ``allow_ports``.
 
-    ``public_only``: allow public unicast addresses, and otherwise only what ``allow`` holds.
+    ``public_only``: allow public unicast addresses, and no others but those that ``allow``
+    contains.
 
     ``refuse_loops``: refuse connections to what this process listens on by ``listen()``, and a
     connection of a socket to itself (:class:`LoopError`).
 
-    ``also``: further policies, all of which must allow it as well. ``&`` puts them here.
+    ``also``: further policies, which must all allow the address and the port too. ``&`` adds to
+    them.
 
-    ``a & b`` allows what both allow. To allow more, ``dataclasses.replace(policy, allow=...)``.
+    ``a & b`` allows what both allow. To allow more, call ``dataclasses.replace(policy,
+    allow=...)``.
 
     A subclass may judge in its own way: it overrides :meth:`refusal` and :meth:`port_refusal`,
     which ``&`` calls as well. They are called once or twice for each address, in the event loop,
-    so they should neither block nor take long. Whatever they raise forbids the address.
+    so they should neither block nor take long. If one of them raises an exception, the address is
+    forbidden.
 
-    :raises InvalidOptionError: what is given for a network, or for a port, is not one
+    :raises InvalidOptionError: a value is bad, for example not a network or not a port
     """
 
     allow: Iterable[Network] | None = None
@@ -85,12 +89,12 @@ class AddressPolicy:
     deny_ports: Iterable[Port] = ()
     """Like ``allow_ports``. It wins over ``allow_ports``."""
     public_only: bool = False
-    """Allow public unicast addresses, and otherwise only what ``allow`` holds."""
+    """Allow public unicast addresses, and no others but those that ``allow`` contains."""
     refuse_loops: bool = False
     """Refuse connections to what this process listens on by ``listen()``, and a connection of a
     socket to itself (:class:`LoopError`)."""
     also: "tuple[AddressPolicy, ...]" = ()
-    """Further policies, all of which must allow it as well. ``&`` puts them here."""
+    """Further policies, which must all allow the address and the port too. ``&`` adds to them."""
 
     def __post_init__(self) -> None:
         checked: dict[str, object] = {

@@ -26,7 +26,7 @@ _EXAMPLE = "'http://user:password@host:3128'"
 
 
 class Credentials(NamedTuple):
-    """Who we are to a proxy."""
+    """The user and the password for a proxy."""
 
     user: bytes
     password: bytes
@@ -101,7 +101,7 @@ def parse_proxy(name: str, value: object) -> Proxy:
         proxy.protocol()
     except ImportError as exc:
         needed = _SCHEMES[proxy.scheme][1]
-        why = f"it takes the package {needed}, which is not installed (or too old)"
+        why = f"it needs the package {needed}, which is not installed (or too old)"
         raise _bad(name, value, f"{why}: pip install anyio_connect[proxy]") from fresh(exc)
     return proxy
 
@@ -159,7 +159,7 @@ def _address(scheme: str, text: str) -> SocketAddress:
     if found is None or not 1 <= int(found[2]) <= 65535:
         # There is no default that clients agree on: some take 80, others 1080, 3128 or 8080.
         raise HostError(
-            f"it has no port, or one that is no number from 1 to 65535: end it with ':' and the "
+            f"its port is missing, or is not a number from 1 to 65535: end it with ':' and the "
             f"port, as in '{scheme}://host:3128'"
         )
     host = found[1]
@@ -178,10 +178,10 @@ def _credentials(scheme: str, userinfo: str) -> Credentials:
     if any(re.search(rb"[\x00-\x1f\x7f]", part) for part in found):  # RFC 7617 section 2
         raise HostError("the user or the password has a control character: remove it")
     if not userinfo:
-        raise HostError("it has an '@' and no user before it: leave out the '@'")
+        raise HostError("it has no user before the '@': leave out the '@'")
     if _SCHEMES[scheme][1] == "h11":
         if b":" in found.user:
-            raise HostError("the user has a ':', which ends it (RFC 7617): there can be no such")
+            raise HostError("the user has a ':', which RFC 7617 does not allow there")
     elif not all(1 <= len(part) <= 255 for part in found):
         raise HostError("SOCKS5 takes a user and a password of 1 to 255 bytes each (RFC 1929)")
     return found

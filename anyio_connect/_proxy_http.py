@@ -102,7 +102,9 @@ def _wants(answer: h11.Response, proxy: Proxy) -> str:
     """The message for a proxy that wants other credentials (RFC 9110 section 11.7.1)."""
     wanted = b", ".join(value for name, value in answer.headers if name == b"proxy-authenticate")
     if wanted and b"basic" not in wanted.lower():
-        return "it wants another kind of authentication than Basic, which is all there is here"
+        return (
+            "it wants another kind of authentication than Basic, which is the only one supported"
+        )
     if proxy.credentials is None:
         return "it wants a user and a password: write them into the URL, http://user:password@..."
     return "it does not accept this user with this password"

@@ -28,7 +28,7 @@ _MEANINGS = {
     3: "it has no route to that network",
     4: "it cannot reach that host",
     5: "connection refused: nothing is listening there",
-    6: "it could not get that far (TTL expired)",
+    6: "its packets did not reach that host (TTL expired)",
     7: "it does not know how to connect",
     8: "it does not know this kind of address",
 }
@@ -79,8 +79,8 @@ async def _authenticate(transport: Transport, connection: SOCKS5Connection, prox
                 f"{proxy.scheme}://user:password@..."
             )
         raise ProxyAnswerError(
-            "it wants another kind of authentication than a user and a password, which is all "
-            "there is here"
+            "it wants another kind of authentication than a user and a password, which is the "
+            "only one supported"
         )
     if method not in methods:
         raise _not_socks()
@@ -112,7 +112,7 @@ async def _read(transport: Transport, count: int, *, our_turn: bool = False) -> 
     while len(data) < count:
         data += await transport.receive(count - len(data) + our_turn)
     if len(data) > count:
-        raise ProxyAnswerError("it said more than it was asked: is it a SOCKS5 proxy?")
+        raise ProxyAnswerError("it sent more than was expected: is it a SOCKS5 proxy?")
     return data
 
 

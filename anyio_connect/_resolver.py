@@ -43,7 +43,7 @@ async def ask(resolver: Resolver, address: SocketAddress) -> tuple[list[str], in
     addresses: list[str] = []
     for text in listed:
         if not isinstance(text, str) or not is_ip(text):
-            raise bad_answer(host, port, text, "is no IP address")
+            raise bad_answer(host, port, text, "is not an IP address")
         addresses.append(text)
     if not addresses:
         raise resolve_failed(host, port, None)

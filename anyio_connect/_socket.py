@@ -164,7 +164,7 @@ class Socket(ByteStream):
         ssl_context: ssl.SSLContext | None = None,
         alpn: Sequence[str] | None = None,
     ) -> Socket:
-        """Return a pending socket that uses TLS on this connection. This socket is over.
+        """Return a pending socket that uses TLS on this connection. It replaces this socket.
 
         For protocols that switch to TLS on an open connection, after the peer has agreed. This
         socket's ``upgraded`` becomes True, its ``closed`` resolves, and its streams raise
@@ -190,8 +190,8 @@ class Socket(ByteStream):
         fail with :class:`TLSError`. Source: the WinterTC draft, ``startTls()``.
 
         :raises StartTLSError: the socket was not made with ``secure_transport="starttls"``; it is
-            closed or upgraded already; one of its directions has ended; a receive is in flight;
-            or data is kept that was read ahead, or that a receive left when it ended early.
+            closed or upgraded already; one of its directions has ended; a receive is in flight; or
+            data was read ahead, or kept by a receive that ended early, and not received yet.
             Nothing has changed.
         :raises InvalidOptionError: an argument has a bad value; or ``expected_server_hostname``
             differs from ``sni``, or would not be checked, because ``check_hostname`` of the
@@ -208,7 +208,7 @@ class Socket(ByteStream):
         return Socket(TakenOver(self._connection, target), target, slot)
 
     def detach(self) -> stdlib.socket:
-        """Return the kernel's socket, for a library that needs one. This object is over.
+        """Return the kernel's socket, for a library that needs one. It replaces this object.
 
         The returned socket is connected and non-blocking. The caller owns it and has to close it.
         No event loop watches it any more. Unread data from the peer can be received from it. This
@@ -238,13 +238,13 @@ class Socket(ByteStream):
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         """Receive at least one and at most ``max_bytes`` bytes, as soon as there are any.
 
-        This is :meth:`ReadableStream.receive`. Makes the connection first, if no task has yet.
-        Cancelling it loses no data.
+        This is :meth:`ReadableStream.receive`. Makes the connection first if necessary. Cancelling
+        it loses no data.
 
         :raises TypeError: ``max_bytes`` is not an int
         :raises ValueError: ``max_bytes`` is less than 1
-        :raises anyio.EndOfStream: the peer has ended, and all it sent was received; so does
-            every later call
+        :raises anyio.EndOfStream: the peer has ended, and everything it sent was received; every
+            later call raises this too
         :raises anyio.BusyResourceError: another task is receiving
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was reset or lost
@@ -260,8 +260,8 @@ class Socket(ByteStream):
 
         :raises TypeError: ``buffer`` is not a buffer, is read-only, or is not contiguous
         :raises ValueError: ``buffer`` is empty
-        :raises anyio.EndOfStream: the peer has ended, and all it sent was received; so does
-            every later call
+        :raises anyio.EndOfStream: the peer has ended, and everything it sent was received; every
+            later call raises this too
         :raises anyio.BusyResourceError: another task is receiving
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was reset or lost
@@ -309,16 +309,16 @@ class Socket(ByteStream):
     def is_readable(self) -> bool:
         """Whether :meth:`receive` would return or raise without waiting for the peer.
 
-        This is :meth:`ReadableStream.is_readable`. It does not wait, and takes no data.
+        This is :meth:`ReadableStream.is_readable`. It neither waits nor takes data.
         """
         return self._connection.is_readable()
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         """Send all of ``item``; return when the kernel has accepted it.
 
-        This is :meth:`WritableStream.send`. Makes the connection first, if no task has yet.
-        A call that is cancelled before it has sent anything changes nothing. If it is cancelled
-        later, our side is broken: later sends raise :class:`BrokenError`, but receiving works.
+        This is :meth:`WritableStream.send`. Makes the connection first if necessary. A call that
+        is cancelled before it has sent anything changes nothing. If it is cancelled later, our
+        side is broken: later sends raise :class:`BrokenError`, but receiving works.
 
         :raises TypeError: ``item`` is not bytes-like; nothing was sent
         :raises anyio.BusyResourceError: another task is sending
@@ -365,9 +365,9 @@ class Socket(ByteStream):
         deliver what it holds. ``closed`` fails with :class:`BrokenError`, which says how many
         bytes were not acknowledged, and a warning is logged (logger ``anyio_connect``).
 
-        If this call is cancelled, it closes the socket without waiting. A send in flight is cut
-        short, and ``closed`` fails. Without one, the kernel delivers what it holds, and ``closed``
-        resolves. This raises no error but that of the cancellation.
+        If this call is cancelled, it closes the socket without waiting. If a send is in flight, it
+        is cut short, and ``closed`` fails. Otherwise the kernel delivers what it holds, and
+        ``closed`` resolves. This call raises the cancellation and no other error.
         """
         await self._connection.close()
 

@@ -40,12 +40,12 @@ class ReadableStream(ByteReceiveStream):
     async def receive(self, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         """Receive at least one and at most ``max_bytes`` bytes, as soon as there are any.
 
-        Makes the connection first, if no task has yet. Cancelling it loses no data.
+        Makes the connection first if necessary. Cancelling it loses no data.
 
         :raises TypeError: ``max_bytes`` is not an int
         :raises ValueError: ``max_bytes`` is less than 1
-        :raises anyio.EndOfStream: the peer has ended, and all it sent was received; so does
-            every later call
+        :raises anyio.EndOfStream: the peer has ended, and everything it sent was received; every
+            later call raises this too
         :raises anyio.BusyResourceError: another task is receiving
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was reset or lost
@@ -62,8 +62,8 @@ class ReadableStream(ByteReceiveStream):
 
         :raises TypeError: ``buffer`` is not a buffer, is read-only, or is not contiguous
         :raises ValueError: ``buffer`` is empty
-        :raises anyio.EndOfStream: the peer has ended, and all it sent was received; so does
-            every later call
+        :raises anyio.EndOfStream: the peer has ended, and everything it sent was received; every
+            later call raises this too
         :raises anyio.BusyResourceError: another task is receiving
         :raises ConnectError: the connection could not be made
         :raises BrokenError: the connection was reset or lost
@@ -154,7 +154,7 @@ class ReadableStream(ByteReceiveStream):
 
         The next chunk is received after the last one was sent, so a slow destination slows the
         peer down. If the destination is a socket, its writable half is used. Ends and errors are
-        handled like in WHATWG Streams, ``pipeTo()``:
+        handled as in WHATWG Streams, ``pipeTo()``:
 
         - This stream ends, or is closed by its :meth:`aclose`: the destination is ended, unless
           ``prevent_close``. A two-way AnyIO stream gets ``send_eof()``, so that its other
@@ -270,12 +270,11 @@ class WritableStream(ByteSendStream):
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         """Send all of ``item``; return when the kernel has accepted it.
 
-        Makes the connection first, if no task has yet. Sending an empty ``item`` is only a
-        checkpoint. A call that is cancelled before it has sent anything changes nothing. If it is
-        cancelled after a part was sent, this half is broken: later sends raise
-        :class:`BrokenError`, because they would follow an incomplete message, but receiving
-        works. Over TLS, encryption is the point of no return: cancelled after it, the call leaves
-        this half broken even if nothing was sent.
+        Makes the connection first if necessary. Sending an empty ``item`` is only a checkpoint. A
+        call that is cancelled before it has sent anything changes nothing. If it is cancelled
+        after a part was sent, this half is broken: later sends raise :class:`BrokenError`, because
+        they would follow an incomplete message, but receiving works. Over TLS, a call that is
+        cancelled after the data was encrypted leaves this half broken, even if nothing was sent.
 
         :raises TypeError: ``item`` is not bytes-like; nothing was sent
         :raises anyio.BusyResourceError: another task is sending
@@ -306,7 +305,7 @@ class WritableStream(ByteSendStream):
 
         Like :meth:`send_eof`, but it does nothing if our side has ended or failed already. After
         this call no further send can start, so our end follows the send in flight directly. If a
-        send was cut short, our side cannot end gracefully: the connection is dropped, like by
+        send was cut short, our side cannot end gracefully: the connection is dropped, as by
         :meth:`abort`. The same happens if this call is cancelled while it waits.
 
         :raises ConnectError: the connection could not be made

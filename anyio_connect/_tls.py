@@ -753,7 +753,7 @@ class TLSTransport(Transport):
             if self._has_more_to_send():
                 await self._flush()
         except BaseException:
-            self.torn = True  # like after a send that was cut short
+            self.torn = True  # as after a send that was cut short
             raise
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:

@@ -159,7 +159,7 @@ class Tunnel:
         except BaseException as exc:
             await transport.abort()
             if isinstance(exc, anyio.EndOfStream):
-                raise ProxyAnswerError("it hung up in place of an answer") from None
+                raise ProxyAnswerError("it closed the connection before it had answered") from None
             if isinstance(exc, anyio.BrokenResourceError):
                 cause = fresh(exc.__cause__ or exc)  # a copy, to avoid a reference cycle
                 why = f"the connection to it broke before it had answered: {text_of(cause)}"
@@ -191,8 +191,8 @@ class Tunnel:
         if secure.alpn not in (None, *_ALPN):
             await secure.abort()
             raise ProxyAnswerError(
-                f"TLS with it agreed on {quote(secure.alpn)} (ALPN), and it is asked by HTTP/1.1: "
-                "have the ssl_context of the Connector offer that, or nothing"
+                f"TLS with it agreed on {quote(secure.alpn)} (ALPN), but only HTTP/1.1 works "
+                "here: let the ssl_context of the Connector offer 'http/1.1', or no ALPN protocol"
             )
         return secure
 

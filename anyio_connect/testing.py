@@ -6,8 +6,8 @@
         async with network.connector().connect("db.example:5432") as socket:
             ...
 
-Nothing leaves the process, no descriptor is opened, and no task is started. Sockets behave like
-over TCP on Linux: half-close, resets, full buffers, and a ``close()`` that waits for the peer.
+Nothing leaves the process, no descriptor is opened, and no task is started. Sockets behave as over
+TCP on Linux: half-close, resets, full buffers, and a ``close()`` that waits for the peer.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _LAST_PORT = 65535
 
 
 class Network:
-    """A network in memory. Its connections follow the rules of TCP, in the event loop's time.
+    """A network in memory. Its connections follow the rules of TCP, by the event loop's clock.
 
     One event loop at a time may use it.
 
@@ -113,7 +113,7 @@ class Network:
         """Listen at ``address``. Unlike the package's ``listen()``, this is not awaited.
 
         ``address``, ``allow_half_open`` and ``close_timeout`` are those of that function. A new
-        name is added, like by :meth:`add_host`. This listens at all addresses of the name.
+        name is added, as by :meth:`add_host`. This listens at all addresses of the name.
 
         :raises InvalidAddressError: ``address`` is not the address of a TCP endpoint
         :raises InvalidOptionError: an option has a bad value
@@ -146,7 +146,7 @@ class Network:
         """Make each dial of ``address`` fail with ``failure``, without delay. None undoes this.
 
         For example, ``OSError(errno.EHOSTUNREACH, "")`` stands for the answer of a router. A new
-        name is added, like by :meth:`add_host`.
+        name is added, as by :meth:`add_host`.
 
         :raises InvalidAddressError: ``address`` is not the address of a TCP endpoint
         :raises InvalidOptionError: ``failure`` is neither an OSError nor None
@@ -167,7 +167,7 @@ class Network:
 
         This simulates an unplugged cable: dials get no answer, and connections neither end nor are
         reset. Data that was in flight before still arrives. After the block, everything that was
-        sent meanwhile arrives in order, because TCP would retransmit it. A new name is added, like
+        sent meanwhile arrives in order, because TCP would retransmit it. A new name is added, as
         by :meth:`add_host`.
 
         :raises InvalidAddressError: ``address`` is not the address of a TCP endpoint

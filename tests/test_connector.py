@@ -41,9 +41,9 @@ LOOPBACK = replace(WORKERS, allow=["127.0.0.0/8", "::1"])
     ("values", "why"),
     [
         ({"policy": "WORKERS"}, "must be an AddressPolicy"),
-        ({"max_connections": 0}, "must be a number from 1"),
-        ({"max_connections": True}, "must be a number from 1"),
-        ({"max_connections": 1.5}, "must be a number from 1"),
+        ({"max_connections": 0}, "must be a whole number, at least 1"),
+        ({"max_connections": True}, "must be a whole number, at least 1"),
+        ({"max_connections": 1.5}, "must be a whole number, at least 1"),
         ({"ssl_context": True}, r"must be an ssl\.SSLContext"),
         ({"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)}, "is for servers"),
         ({"happy_eyeballs_delay": -1}, "0 or more"),

@@ -304,7 +304,9 @@ async def test_a_result_that_is_not_a_stream_is_an_error(answer: Any) -> None:
         return answer
 
     kind = type(answer).__name__
-    with pytest.raises(ConnectError, match=f"dialer returned {kind}, which is no stream: return"):
+    with pytest.raises(
+        ConnectError, match=f"dialer returned {kind}, which is not a stream: return"
+    ):
         await Connector(dialer=dial).connect("db.example:1").opened
 
 
@@ -314,7 +316,7 @@ async def test_a_dialer_that_is_not_async_is_an_error(answer: Any) -> None:
         return answer and answer()
 
     connector = Connector(dialer=dial)
-    with pytest.raises(ConnectError, match="which is no stream: write it with 'async def'"):
+    with pytest.raises(ConnectError, match="which is not a stream: write it with 'async def'"):
         await connector.connect("db.example:1").opened
 
 
@@ -334,7 +336,7 @@ async def test_a_stream_of_one_direction_is_closed() -> None:
     async def dial(address: SocketAddress) -> Any:
         return half
 
-    with pytest.raises(ConnectError, match="dialer returned Half, which is no stream"):
+    with pytest.raises(ConnectError, match="dialer returned Half, which is not a stream"):
         await Connector(dialer=dial).connect("db.example:1").opened
     assert half.closed
 

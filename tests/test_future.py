@@ -73,7 +73,7 @@ async def keep(outcomes: list[object], what: Awaitable[object]) -> None:
 def test_pending() -> None:
     future = Driver().future
     assert not future.done()
-    with pytest.raises(PendingError, match=r"not settled yet: await it, or ask done\(\) first"):
+    with pytest.raises(PendingError, match=r"not settled yet: await it, or check done\(\) first"):
         future.result()
     with pytest.raises(PendingError):
         future.exception()

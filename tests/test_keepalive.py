@@ -188,7 +188,7 @@ LIMIT = 500
 def check_vanished(error: Exception | None) -> None:
     assert isinstance(error, BrokenError)
     assert str(error).endswith(
-        ": the peer has stopped answering, as the kernel found: Connection timed out"
+        ": the kernel found that the peer has stopped answering: Connection timed out"
     )
     assert isinstance(error.__cause__, TimeoutError)
     assert error.__cause__.errno == errno.ETIMEDOUT

@@ -692,7 +692,7 @@ async def test_a_name_fails_if_the_port_is_taken_at_one_of_its_addresses(
 
     monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
     async with await listen("127.0.0.1:0") as taken:
-        with pytest.raises(ListenError, match="something else listens there"):
+        with pytest.raises(ListenError, match="another socket listens there"):
             await listen(f"host.test:{port(taken)}")
 
 
@@ -730,7 +730,7 @@ async def test_extras() -> None:
 
 async def test_a_port_that_is_taken_and_an_address_of_another_machine_are_errors() -> None:
     async with await listen("127.0.0.1:0") as listener:
-        with pytest.raises(ListenError, match="something else listens there") as caught:
+        with pytest.raises(ListenError, match="another socket listens there") as caught:
             await listen(listener.addresses[0])
         assert caught.value.errno == errno.EADDRINUSE
         assert isinstance(caught.value.__cause__, OSError)

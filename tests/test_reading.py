@@ -378,7 +378,7 @@ async def test_start_tls_refuses_while_anything_is_kept() -> None:
             await peer.send(b"220 ready\r\n250 injected\r\n")
             arrived(socket)
             assert await socket.receive_until(b"\r\n", 512) == b"220 ready"
-            with pytest.raises(StartTLSError, match="14 bytes that came in the clear"):
+            with pytest.raises(StartTLSError, match="14 bytes that came without TLS"):
                 socket.start_tls()
             assert not socket.upgraded
             assert await socket.receive_until(b"\r\n", 512) == b"250 injected"

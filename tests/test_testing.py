@@ -629,7 +629,7 @@ async def test_port_0_means_a_free_port() -> None:
 async def test_an_address_that_is_taken() -> None:
     network = Network()
     async with network.listen(DB):
-        with pytest.raises(ListenError, match="something else listens there") as caught:
+        with pytest.raises(ListenError, match="another socket listens there") as caught:
             network.listen(DB)
         assert caught.value.errno == errno.EADDRINUSE
     async with network.listen(DB):

@@ -68,7 +68,7 @@ def _judge(policy: AddressPolicy, host: str, port: int) -> None:
     try:
         why = policy.refusal(host, port)
     except Exception as exc:  # noqa: BLE001  # a policy of the user's; a failed one allows nothing
-        why, cause = f"it raised {type(exc).__name__} in place of judging it", exc
+        why, cause = f"it raised {type(exc).__name__} instead of judging it", exc
     if why is None:
         return
     error = AddressNotAllowedError(f"{where}: the policy forbids it: {why}")

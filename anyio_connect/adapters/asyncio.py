@@ -36,12 +36,12 @@ async def open_connection(
     ``max_connections``; the slot comes back when the writer's transport has closed the socket.
     After that, asyncio does everything, including TLS, and raises its own errors.
 
-    ``connector``: None allows all addresses, and any number of connections.
+    ``connector``: None allows all addresses and any number of connections.
 
-    ``address``, ``connect_timeout``, ``keep_alive``: like for ``connect()``. The time limit does
-    not include the TLS handshake.
+    ``address``, ``connect_timeout``, ``keep_alive``: as for ``connect()``. The time limit does not
+    include the TLS handshake.
 
-    ``ssl``, ``server_hostname``, ``limit``: like for ``asyncio.open_connection()``. ``ssl=True``
+    ``ssl``, ``server_hostname``, ``limit``: as for ``asyncio.open_connection()``. ``ssl=True``
     uses the connector's context, if it has one. ``server_hostname`` is the host of ``address`` by
     default.
 
@@ -92,7 +92,7 @@ def _host(address: str | SocketAddress | tuple[str, int]) -> str:
 
 
 def _name(host: str) -> str:
-    """The name that the certificate must be valid for, by IDNA 2008 like in ``connect()``.
+    """The name that the certificate must be valid for, by IDNA 2008 as in ``connect()``.
 
     Python's ssl supports only IDNA 2003, in which "fass" and "faß" are the same name.
     """

@@ -46,7 +46,7 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
     """
 
     def __init__(self, connector: Connector | None = None) -> None:
-        """``connector``: None allows all addresses, and any number of connections."""
+        """``connector``: None allows all addresses and any number of connections."""
         self._connector = Connector() if connector is None else connector
 
     async def connect_tcp(
@@ -59,7 +59,7 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect to ``host`` at ``port`` within ``timeout`` seconds; None is no limit.
 
-        ``socket_options`` are set after connecting, like by httpcore's own backend.
+        ``socket_options`` are set after connecting, as by httpcore's own backend.
 
         :raises httpcore.ConnectTimeout: the time ran out
         :raises httpcore.ConnectError: the connection could not be made, or the policy forbids it

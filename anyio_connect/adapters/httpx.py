@@ -57,11 +57,11 @@ class Transport(httpx.AsyncBaseTransport):
     ) -> None:
         """Create the transport. This needs no running event loop.
 
-        ``connector``: None allows all addresses, and any number of connections.
+        ``connector``: None allows all addresses and any number of connections.
 
-        ``ssl_context``: httpx's context by default. httpcore sets its ALPN protocols, so pass one
-        that nothing else uses. The connector's own context is never changed, so it is not used
-        here.
+        ``ssl_context``: httpx's context by default. httpcore changes its ALPN protocols, so pass a
+        context that no other code uses. The connector's own context is never changed, so it is not
+        used here.
 
         ``http1``, ``http2``: the versions to offer. ``http2`` needs ``httpx[http2]``.
 
@@ -92,7 +92,7 @@ class Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send ``request``, and return the response when its head has arrived.
 
-        :raises httpx.TransportError: like the transports of httpx
+        :raises httpx.TransportError: in the same cases as httpx's own transport
         """
         url = request.url
         with _errors_as_httpx(request):

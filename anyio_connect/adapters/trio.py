@@ -36,9 +36,9 @@ async def open_tcp_stream(
 ) -> Stream:
     """Connect, like ``trio.open_tcp_stream()``, with TLS if the options say so.
 
-    ``host``, ``port``: the address to connect to. ``connector``: None allows all addresses, and
-    any number of connections. The options are those of ``connect()``, but ``allow_half_open`` is
-    True by default: for trio's streams, the peer's end is the end of one direction only.
+    ``host``, ``port``: the address to connect to. ``connector``: None allows all addresses and any
+    number of connections. The options are those of ``connect()``, but ``allow_half_open`` is True
+    by default: for trio's streams, the peer's end is the end of one direction only.
 
     :raises InvalidAddressError: ``host`` and ``port`` are not the address of a TCP endpoint
     :raises InvalidOptionError: an option is unknown, has a bad value, or contradicts another
