@@ -641,7 +641,7 @@ class TLSTransport(Transport):
     ) -> bytes | memoryview | None:
         """Take data from the engine; return None if it needs more ciphertext."""
         if self._error is not None:
-            self._check_session()
+            raise self._lost(self._error) from self._error
         if self._peer_ended:
             raise anyio.EndOfStream
         data: bytes | memoryview | None = None
@@ -701,7 +701,6 @@ class TLSTransport(Transport):
         raise self._lost(self._error) from self._error
 
     def _check_session(self) -> None:
-        # Each receive and send looks at `_error` before, which saves the call.
         if self._error is not None:
             raise self._lost(self._error) from self._error
 
@@ -855,7 +854,7 @@ class TLSTransport(Transport):
 
     def _check_sending(self) -> None:
         if self._error is not None:
-            self._check_session()
+            raise self._lost(self._error) from self._error
         if self.torn:
             raise anyio.BrokenResourceError("an earlier send was cut short")
         if self._ended:
@@ -867,7 +866,7 @@ class TLSTransport(Transport):
         It is not possible while a renegotiation waits for the peer.
         """
         if self._error is not None:
-            self._check_session()
+            raise self._lost(self._error) from self._error
         try:
             written = self._engine.write(view)
             if written != len(view):
