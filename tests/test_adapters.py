@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.util import find_spec
+from ipaddress import IPv6Address
 from typing import Any
 
 import aiohttp
@@ -14,6 +15,8 @@ import anyio
 import httpcore
 import httpx
 import pytest
+from hypothesis import given, reject
+from hypothesis import strategies as st
 
 from anyio_connect import (
     WORKERS,
@@ -21,10 +24,12 @@ from anyio_connect import (
     AddressPolicy,
     Connector,
     ConnectTimeoutError,
+    InvalidAddressError,
     InvalidOptionError,
     RefusedError,
     TLSError,
 )
+from anyio_connect._address import parse_address
 from anyio_connect.adapters.aiohttp import socket_factory
 from anyio_connect.adapters.asyncio import _name as name_to_verify
 from anyio_connect.adapters.asyncio import open_connection
@@ -506,6 +511,29 @@ async def test_streams_of_asyncio_refuse_bad_input_before_they_connect(
 )
 def test_the_name_that_is_verified_is_the_one_that_is_connected_to(host: str, name: str) -> None:
     assert name_to_verify(host) == name
+
+
+#: Parts of hosts, with characters that IDNA maps to others, to several, or to none.
+LABELS = st.text("aB1-_\xdf\u017f\uff21\uff11\u0130\u65e5\u212a\xad", min_size=1, max_size=6)
+NAMES = st.builds(
+    lambda labels, dot, end: dot.join(labels) + end,
+    st.lists(LABELS, min_size=1, max_size=3),
+    st.sampled_from([".", "\u3002"]),
+    st.sampled_from(["", "."]),
+)
+
+
+@given(NAMES | st.ip_addresses().map(str) | st.ip_addresses(v=6).map("[{}%eth0]".format))
+def test_the_name_that_is_verified_is_the_normal_form_of_every_host(host: str) -> None:
+    try:
+        normal = parse_address((host, 1)).hostname
+    except InvalidAddressError:
+        reject()
+    expected, found = normal.removesuffix(".").partition("%")[0], name_to_verify(host)
+    if ":" in expected:
+        assert IPv6Address(found) == IPv6Address(expected)
+    else:
+        assert found.lower() == expected  # certificates are compared without regard to case
 
 
 @asyncios_loops

@@ -94,7 +94,8 @@ def _host(address: str | SocketAddress | tuple[str, int]) -> str:
 def _name(host: str) -> str:
     """The name that the certificate must be valid for, by IDNA 2008 as in ``connect()``.
 
-    Python's ssl supports only IDNA 2003, in which "fass" and "faß" are the same name.
+    Python's ssl supports only IDNA 2003, in which "fass" and "faß" are the same name. An adapter
+    uses public names only, and none of them returns the normal form of a host.
     """
     if not host.isascii():
         labels = idna.uts46_remap(host, std3_rules=False).split(".")
