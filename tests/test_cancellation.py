@@ -107,7 +107,7 @@ class Far:
         if self.ends:
             if tls is not None:
                 await peer.send(tls.server.close_notify())
-            with suppress(OSError):  # already reset, which receive() will raise
+            with suppress(OSError):  # already reset: receive() will raise that
                 peer.fin()
 
     async def finish(self) -> None:
@@ -156,7 +156,7 @@ class Scene:
     target: Socket  # another socket, for pipe_to()
     sink: Sink = field(default_factory=Sink)
     received: bytes = b""
-    cancelled: bool = False  # the operation was cancelled, and raised that
+    cancelled: bool = False  # the operation raised the cancellation
     followed: bool = False  # NEXT was sent
 
 
@@ -441,7 +441,7 @@ async def at_the_end(scene: Scene) -> None:
 
 
 async def over_in_the_end(scene: Scene) -> None:
-    """If it was cancelled, ``closed`` can be awaited again."""
+    """After a cancellation, ``closed`` can be awaited again."""
     if scene.socket._connection.state.outbound is Outbound.OPEN:
         assert scene.cancelled
         if scene.socket.opened.done():
@@ -464,7 +464,7 @@ async def the_stream_too(scene: Scene) -> None:
 
 
 async def the_other_way_is_left(scene: Scene) -> None:
-    """If the pipe was cancelled while ending the stream, that has all data and is not closed."""
+    """A pipe cancelled while it ends the stream has sent all data, and leaves the stream open."""
     if not scene.cancelled:
         assert (scene.sink.got, scene.sink.ended) == (SAID, "in this direction")
     elif scene.sink.ended != "by force":
@@ -647,7 +647,7 @@ async def check_what_the_peer_got(operation: Operation, scene: Scene) -> None:
 async def test_start_tls_cancelled_at_every_checkpoint(
     version: ssl.TLSVersion, moment: Moment, behind_a_send: bool
 ) -> None:
-    """Cancelled before the handshake, it can still be made; cancelled later, it has failed."""
+    """A handshake that has not begun can be made later. One that was cancelled has failed."""
     number, failed, waited = -1, 0, 0
     while True:
         number += 1

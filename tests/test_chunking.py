@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from support.remotes import Over, over
 
-#: Each example makes a connection, and each test runs on every event loop: fewer examples do.
+#: Each example makes a connection, and each test runs on every event loop: fewer are enough.
 fewer = settings(max_examples=settings().max_examples * 3 // 10)
 
 

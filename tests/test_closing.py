@@ -59,7 +59,7 @@ async def filled(socket: Socket, peer: Peer, size: int = 300_000) -> bytes:
 
 
 async def taken(peer: Peer) -> None:
-    """Wait until our kernel has all that the peer sent: it resets for data after close()."""
+    """Wait until our kernel has all that the peer sent: data after close() causes a reset."""
     while outstanding(peer.sock):
         await checkpoint()
 

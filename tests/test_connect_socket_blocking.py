@@ -396,7 +396,7 @@ def test_a_result_made_after_the_interrupt_is_dropped() -> None:
 
 def test_a_call_that_is_cancelled_before_it_begins_does_nothing() -> None:
     async def function() -> None:
-        raise AssertionError("it was given up")
+        raise AssertionError("this call was cancelled")
 
     call: _blocking._Call[None] = _blocking._Call(function, print)
     assert not call.cancel()

@@ -615,7 +615,7 @@ def test_a_value_that_has_no_effect_is_an_error(values: dict[str, Any], why: str
     assert why in str(caught.value)
 
 
-#: Values that have no effect with a dialer, as it makes the connection itself.
+#: Values that have no effect with a dialer, because the dialer makes the connection.
 REFUSED: dict[str, Any] = {
     "local_host": "127.0.0.1",
     "happy_eyeballs_delay": 1,

@@ -780,7 +780,7 @@ def test_the_loop_ends_during_an_operation(
     """Nothing hangs. After ``async with``, no descriptor is left, and there is no warning."""
     backend, options = anyio_backend
     if ending == "left behind" and backend == "trio":
-        pytest.skip("trio leaves no task behind")
+        pytest.skip("trio leaves no tasks behind")
     kept: list[Socket] = []
     before = guards.open_fds() if guards.CAN_LIST_FDS else None
 
@@ -793,7 +793,7 @@ def test_the_loop_ends_during_an_operation(
             await socket.closed
 
     async def until(listener: Listener) -> None:
-        """Wait until the socket is in ``moment``."""
+        """Wait until the socket has come to ``moment``."""
         if moment == "dial":
             while not kept or kept[0]._connection._dialling is None:
                 await checkpoint()

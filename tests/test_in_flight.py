@@ -27,7 +27,7 @@ class Calls:
         self.scopes: dict[str, anyio.CancelScope] = {}
 
     async def begin(self, **calls: Any) -> None:
-        """Make these calls, in this order, and wait until each of them waits."""
+        """Make these calls, in this order, and return when each of them waits."""
         for name, call in calls.items():
             self.group.start_soon(self._make, name, call)
         await all_blocked()
@@ -255,7 +255,7 @@ async def test_a_call_that_finds_a_reset_raises_it_even_during_a_close(ending: s
         arrived(socket, select.POLLERR)
         async with calling() as calls:
             await calls.begin(**{ending: ways[ending], "close": socket.close})
-        if socket.closed.exception() is None:  # close() was first, and had lost nothing
+        if socket.closed.exception() is None:  # close() was first, and nothing was lost
             assert calls.outcomes[ending] in (ClosedError, None)
         else:
             assert calls.outcomes[ending] is BrokenError

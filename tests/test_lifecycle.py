@@ -87,7 +87,9 @@ def really_happens(state: State, event: Event) -> bool:
         case Event.DIAL | Event.CANCEL | Event.CLOSE:
             return True
         case _:
-            assert event in ASKING, f"say in really_happens() in which states {event} is reported"
+            assert event in ASKING, (
+                f"add to really_happens() the states in which {event} is reported"
+            )
             return True
 
 
@@ -313,7 +315,7 @@ def test_the_connection_reports_each_event_and_carries_out_each_effect() -> None
         assert not unused, f"_connection does nothing with {kind.__name__} {unused}"
 
 
-def test_asking_for_leave_has_no_effects() -> None:
+def test_asking_for_permission_has_no_effects() -> None:
     for state, event in PAIRS:
         if event in CALLS:
             assert step(state, event).effects == (), (state, event)
@@ -383,7 +385,7 @@ def test_a_call_is_in_flight_before_the_connection_is_made() -> None:
             assert early.verdict is (Verdict.OPEN_FIRST if leave else late.verdict)
 
 
-def test_no_leave_without_a_connection() -> None:
+def test_no_permission_without_a_connection() -> None:
     for state in STATES:
         for event in CALLS:
             if step(state, event).verdict is Verdict.PROCEED:

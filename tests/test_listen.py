@@ -719,7 +719,7 @@ async def test_a_name_stands_for_all_its_addresses(
         group.cancel_scope.cancel()
 
 
-async def test_extras() -> None:
+async def test_typed_attributes() -> None:
     async with await listen(("127.0.0.1", 0)) as listener:
         at: Any = listener.extra(SocketAttribute.local_address)
         host, number = at

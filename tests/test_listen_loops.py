@@ -276,7 +276,7 @@ async def test_loops_are_allowed_without_refuse_loops() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_child_can_tell_loops() -> None:
+def test_a_forked_child_finds_loops() -> None:
     with stdlib.create_server(("127.0.0.1", 0)) as listener:
         announce(listener)
         try:
