@@ -319,7 +319,7 @@ async def test_the_end_of_a_chain_is_noticed_link_by_link() -> None:
             await last.close()
             assert isinstance(await pipes[1].wait(), ClosedError)
             await other.close()
-            await sender.send(b"x")  # only a send to a closed peer is answered with a reset
+            await sender.send(b"x")  # TCP reports that the peer has closed only after a send
             await settle(one.closed)
             await sender.send(b"x")
             assert isinstance(await pipes[0].wait(), (ClosedError, BrokenError))

@@ -37,7 +37,7 @@ from anyio_connect._ranges import BLOCKS, METADATA, OPAQUE, block_of, hidden, wr
 from support import registry
 
 PAGE = (Path(__file__).parent.parent / "docs" / "policies.md").read_text(encoding="utf-8")
-#: The forms in which IPv6 carries an IPv4 address that decides whether the whole is public.
+#: The forms in which IPv6 addresses carry IPv4 addresses, which decide whether they are public.
 FORMS = {
     *("IPv4-mapped, RFC 4291", "IPv4-compatible, RFC 4291", "NAT64, RFC 6052", "6to4, RFC 3056"),
     *("Teredo server, RFC 4380", "Teredo client, RFC 4380", "ISATAP, RFC 5214"),

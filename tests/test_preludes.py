@@ -454,7 +454,7 @@ PIECES = sorted(
     pieces=st.lists(st.sampled_from(PIECES) | st.binary(max_size=8)),
 )
 def test_any_answer_is_taken_or_refused(name: str, pieces: list[bytes]) -> None:
-    """Whatever the peer says, only a ConnectError is raised."""
+    """Whatever the peer says, the prelude succeeds or raises a ConnectError."""
     prelude = PRELUDES[name](cast("Socket", Canned(b"".join(pieces))))
     with suppress(StopIteration, ConnectError):
         prelude.__await__().send(None)

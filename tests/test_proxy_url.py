@@ -139,7 +139,7 @@ def test_a_bad_url_is_shown_without_what_may_be_secret(url: str, shown: str) -> 
 
 
 @pytest.mark.parametrize("value", [3128, True, b"http://h:1", ("h", 1), f"{SECRET}".encode()])
-def test_what_is_no_url_is_an_error_at_once(value: Any) -> None:
+def test_a_proxy_that_is_no_str_is_an_error_at_once(value: Any) -> None:
     with pytest.raises(InvalidOptionError, match="must be a str, a URL such as") as caught:
         Connector(proxy=value)
     assert SECRET not in str(caught.value)

@@ -759,7 +759,7 @@ async def test_is_readable_before_opening_and_after_closing() -> None:
 
 
 async def test_a_receive_does_not_wait_for_what_is_readable(anyio_backend_name: str) -> None:
-    """After a receive that took everything, the next waits first, unless data is readable."""
+    """If a receive took everything, the next one waits first, but not after is_readable()."""
     async with connected(half_open=True) as (socket, peer):
         for _ in range(3):
             await peer.send(b"x")

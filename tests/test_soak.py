@@ -214,7 +214,7 @@ def resident() -> int:
 async def soak() -> None:
     """Use many sockets, and see that objects, memory and descriptors do not grow."""
     chance = random.Random(0)
-    await use(chance, 300)  # this makes what is made once and then kept
+    await use(chance, 300)  # this fills the caches
     descriptors = guards.open_fds() if guards.CAN_LIST_FDS else None
     for _ in range(3):  # a leak grows each time, but a cache is filled only once
         before, memory = objects(), resident()

@@ -123,7 +123,7 @@ async def test_a_call_that_needs_the_connection_makes_it(use: str) -> None:
         await socket.close()
 
 
-async def test_all_waiters_share_one_dial() -> None:
+async def test_all_waiting_tasks_share_one_dial() -> None:
     async with listening() as listener:
         socket = connect(listener.address)
         infos = []

@@ -89,7 +89,7 @@ async def assert_checkpoint(call: Call) -> None:
         assert others, "100 calls in a row let no other task run"
 
 
-# --- one way
+# --- one direction
 
 
 @both_ways
@@ -239,7 +239,7 @@ async def test_a_cancelled_call_leaves_a_stream_that_works(connected: Pair, flip
         await both(s.aclose, r.aclose)
 
 
-# --- two ways
+# --- both directions
 
 
 async def test_duplex(connected: Pair) -> None:

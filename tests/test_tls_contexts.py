@@ -210,7 +210,7 @@ async def test_a_connection_with_a_slow_context_can_be_closed(method: str) -> No
     slow.go_on.set()
 
 
-async def test_a_handshake_cancelled_over_the_peers_last_words_drops_the_connection() -> None:
+async def test_a_handshake_cancelled_while_it_reads_last_words_drops_the_connection() -> None:
     class Reset(Wire):
         async def receive(self, max_bytes: int = 65536) -> bytes:
             self.arrive(b"last words")

@@ -282,7 +282,7 @@ async def test_the_peers_fatal_alert() -> None:
 
 @asynccontextmanager
 async def refused_by_alert(*, data: bytes = b"") -> AsyncIterator[Socket]:
-    """A socket whose peer has sent data, then an alert that says why, and then a reset."""
+    """A socket whose peer has sent data, then an alert with its reason, and then a reset."""
     server = server_context(TLS13)
     server.verify_mode = ssl.CERT_REQUIRED
     context = client_context(TLS13)

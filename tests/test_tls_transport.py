@@ -42,8 +42,7 @@ from support.tls_peers import (
 )
 from support.turns import all_blocked
 
-#: How many bytes one message may add, at most, to those that wait to be sent: what is sent at a
-#: time, and one record more.
+#: The most ciphertext, in bytes, that may wait to be sent because of one message.
 BOUND = 2 * 65536
 
 
@@ -138,7 +137,7 @@ async def test_receive_nowait(version: ssl.TLSVersion) -> None:
 
 @each_version
 async def test_full_records_are_received_together(version: ssl.TLSVersion) -> None:
-    """A receive returns those that have arrived, up to one that is not full, or to its limit."""
+    """A receive returns the records that are here, up to one that is not full, or its limit."""
     tls, wire, server = shaken(version)
     data = random.Random(3).randbytes(5 * 16384 + 100)
     wire.arrive(server.encrypt(data), server.encrypt(b"more"))
@@ -223,7 +222,7 @@ async def test_a_receive_in_a_cancelled_scope_takes_nothing(version: ssl.TLSVers
 
 
 @each_version
-async def test_a_receive_lets_others_run(version: ssl.TLSVersion) -> None:
+async def test_a_receive_lets_other_tasks_run(version: ssl.TLSVersion) -> None:
     tls, wire, server = shaken(version)
     wire.arrive(server.encrypt(bytes(100)))
     ran = []
@@ -284,7 +283,7 @@ async def test_items_of_larger_elements() -> None:
 
 
 @each_version
-async def test_a_long_send_lets_others_run(version: ssl.TLSVersion) -> None:
+async def test_a_long_send_lets_other_tasks_run(version: ssl.TLSVersion) -> None:
     """It does so although there is always room."""
     tls, wire, _ = shaken(version)
     seen = [0]
@@ -542,7 +541,7 @@ async def test_key_updates_do_not_keep_the_event_loop_busy_for_long(
 
 
 @pytest.mark.slow
-async def test_a_flood_without_data_lets_others_run() -> None:
+async def test_a_flood_without_data_lets_other_tasks_run() -> None:
     """The peer sends records without data, as fast as we read."""
     tls, wire, _, forger = forged()
     ran = False

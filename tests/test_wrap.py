@@ -324,7 +324,7 @@ async def test_info_of_tcp(tmp_path: Path) -> None:
         await theirs.aclose()
 
 
-async def test_info_of_others(tmp_path: Path) -> None:
+async def test_info_of_other_streams(tmp_path: Path) -> None:
     async with unix(tmp_path) as (stream, _), Socket.wrap(stream) as socket:
         assert socket.opened.result() == SocketInfo(None, None, None)
         assert repr(socket) == f"<Socket {tmp_path}/s open secure_transport='off'>"
@@ -796,7 +796,7 @@ async def test_an_end_is_final_whatever_comes_after_it() -> None:
     await socket.close()
 
 
-async def test_a_stream_that_never_waits_lets_others_run_and_can_be_cancelled() -> None:
+async def test_a_stream_that_never_waits_lets_other_tasks_run_and_can_be_cancelled() -> None:
     socket = Socket.wrap(Odd(receive=b"x"))
     others = 0
 
