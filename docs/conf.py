@@ -43,7 +43,7 @@ nitpick_ignore_regex = [
     # What annotations say: names of the standard library, of AnyIO, and of private modules.
     (r"py:(class|obj)", r"[A-Za-z_]*(Buffer|ByteStream|Callable|Awaitable|Mapping|Sequence).*"),
     (r"py:(class|obj)", r"(TaskGroup|Self|Unpack|SOCKET_OPTION|optional|Protocol)"),
-    (r"py:class", r"anyio_connect\._future\.T_co|anyio_connect\.adapters\.trio\.Stream"),
+    (r"py:class", r"anyio_connect\._future\.T_co"),
     (r"py:(class|obj)", r"(IPv[46](Address|Network)|Network|Port|SecureTransport|Iterable|Any)"),
     (r"py:(class|obj)", r"(Connection|Opener|Target|Outcome|Options|Memory|TracebackType)"),
     (r"py:exc", r"(TypeError|ValueError|OSError|Exception)"),

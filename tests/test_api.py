@@ -62,12 +62,22 @@ from anyio_connect._dial_errors import note_http
 PACKAGE = Path(anyio_connect.__file__).parent
 PUBLIC = {name: getattr(anyio_connect, name) for name in anyio_connect.__all__}
 PUBLIC_CLASSES = {name: value for name, value in PUBLIC.items() if isinstance(value, type)}
-#: The public names of the package and of its public modules.
+#: The public names of the package and of its public modules, without those for other libraries.
 EVERYTHING = {
     **PUBLIC,
     **{f"testing.{name}": getattr(testing, name) for name in testing.__all__},
 }
-CLASSES = {name: value for name, value in EVERYTHING.items() if isinstance(value, type)}
+ADAPTERS = [
+    import_module(f"anyio_connect.adapters.{path.stem}")
+    for path in sorted(PACKAGE.glob("adapters/[!_]*.py"))
+]
+OF_ADAPTERS = {
+    f"adapters.{module.__name__.rpartition('.')[2]}.{name}": getattr(module, name)
+    for module in ADAPTERS
+    for name in module.__all__
+}
+DOCUMENTED = {**EVERYTHING, **OF_ADAPTERS}
+CLASSES = {name: value for name, value in DOCUMENTED.items() if isinstance(value, type)}
 
 
 # --- names
@@ -85,7 +95,7 @@ def test_all_is_exactly_the_public_names_in_order() -> None:
     )
 
 
-@pytest.mark.parametrize("value", EVERYTHING.values(), ids=EVERYTHING)
+@pytest.mark.parametrize("value", DOCUMENTED.values(), ids=DOCUMENTED)
 def test_everything_public_has_a_docstring(value: Any) -> None:
     # A dataclass or a NamedTuple without a docstring gets "Name(field, ...)".
     assert value.__doc__
@@ -172,18 +182,7 @@ def _functions(names: dict[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield f"{name}.{method}", member
 
 
-ADAPTERS = [
-    import_module(f"anyio_connect.adapters.{path.stem}")
-    for path in sorted(PACKAGE.glob("adapters/[!_]*.py"))
-]
-FUNCTIONS = {
-    **dict(_functions(EVERYTHING)),
-    **{
-        f"adapters.{module.__name__.rpartition('.')[2]}.{name}": function
-        for module in ADAPTERS
-        for name, function in _functions({name: getattr(module, name) for name in module.__all__})
-    },
-}
+FUNCTIONS = dict(_functions(DOCUMENTED))
 
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
@@ -196,6 +195,83 @@ def test_the_docstring_of_a_function_explains_each_argument(function: Any) -> No
         if name != "self" and parameter.kind is not parameter.VAR_KEYWORD:
             why = f"say in the docstring of {function.__qualname__}() what ``{name}`` is"
             assert f"``{name}" in words, why
+
+
+#: Classes of which only the package makes objects.
+NOT_MADE_BY_USERS = {
+    *("Dialer", "Listener", "ReadableStream", "Socket", "SocketFuture", "SocketOptions"),
+    *("WritableStream", "testing.MemoryListener"),
+}
+CONSTRUCTORS = {
+    name: cls
+    for name, cls in CLASSES.items()
+    if not issubclass(cls, BaseException) and name not in NOT_MADE_BY_USERS
+}
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_the_docstring_of_a_class_explains_how_it_is_made(name: str) -> None:
+    cls = CONSTRUCTORS[name]
+    words = f"{cls.__doc__}\n{vars(cls).get('__init__', cls).__doc__}"
+    for parameter in inspect.signature(cls).parameters.values():
+        assert parameter.kind is parameter.VAR_KEYWORD or f"``{parameter.name}" in words, (
+            f"say in the docstring of {name}, or of its __init__(), what ``{parameter.name}`` is; "
+            "or add the class to NOT_MADE_BY_USERS"
+        )
+
+
+def _by_position(function: Callable[..., object]) -> tuple[str, ...]:
+    """The parameters that a caller may give by position, in order."""
+    return tuple(
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.name != "self"
+    )
+
+
+#: Users may have given these arguments by position.
+POSITIONS: dict[str, tuple[str, ...]] = {
+    "AddressPolicy": (
+        *("allow", "deny", "allow_ports", "deny_ports", "public_only", "refuse_loops", "also"),
+    ),
+    "AddressPolicy.refusal": ("address", "port"),
+    "Connector": (
+        *("policy", "max_connections", "ssl_context", "happy_eyeballs_delay", "local_host"),
+        *("close_timeout", "connect_timeout", "keep_alive", "resolver", "prepare", "dialer"),
+        "proxy",
+    ),
+    "Connector.resolve": ("host", "port"),
+    "Listener.serve": ("handler", "task_group"),
+    "ReadableStream.receive_until": ("delimiter", "max_bytes"),
+    "Socket.receive_until": ("delimiter", "max_bytes"),
+    "SocketAddress": ("hostname", "port"),
+    "SocketInfo": ("remote_address", "local_address", "alpn", "proxy_address"),
+    "testing.MemoryListener.serve": ("handler", "task_group"),
+    "testing.Network.fail": ("address", "failure"),
+    "testing.Network.resolve": ("host", "port"),
+    "adapters.httpcore.NetworkBackend.connect_tcp": (
+        *("host", "port", "timeout", "local_address", "socket_options"),
+    ),
+    "adapters.httpcore.NetworkBackend.connect_unix_socket": ("path", "timeout", "socket_options"),
+    "adapters.trio.open_tcp_stream": ("host", "port"),
+}
+
+
+def test_arguments_keep_their_positions() -> None:
+    found = {
+        name: _by_position(function) for name, function in {**FUNCTIONS, **CONSTRUCTORS}.items()
+    }
+    for name, before in POSITIONS.items():
+        assert found[name][: len(before)] == before, (
+            f"the arguments of {name} that users give by position have moved: put a new one at "
+            "the end, or behind a '*'"
+        )
+    several = {name: names for name, names in found.items() if len(names) > 1}
+    assert several == POSITIONS, (
+        "may users give the new argument by position? Then add it to POSITIONS, which lists the "
+        "functions with more than one; otherwise put it behind a '*'"
+    )
 
 
 def test_connect_explains_each_option() -> None:

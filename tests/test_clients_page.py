@@ -48,7 +48,7 @@ def test_a_recipe_is_one_block_which_the_tests_run(title: str) -> None:
 @pytest.mark.parametrize("client", ROWS)
 def test_a_row_names_tests_that_exist(client: str) -> None:
     named = named_for(client)
-    assert named
+    assert named, f"name tests in the row of {client} in docs/clients.md"
     assert set(named) <= OF_RECIPES.keys() | OF_ADAPTERS.keys()
 
 
@@ -71,5 +71,11 @@ def test_a_row_says_about_max_connections_what_its_tests_show(client: str) -> No
 
 
 def test_each_adapter_has_a_row() -> None:
-    modules = (ROOT / "anyio_connect" / "adapters").glob("*.py")
-    assert {path.stem for path in modules} - {"__init__"} == ROWS.keys() - WITH_CODE.keys()
+    modules = {path.stem for path in (ROOT / "anyio_connect" / "adapters").glob("[!_]*.py")}
+    rows = ROWS.keys() - WITH_CODE.keys()
+    assert not modules - rows, (
+        f"add to the last table of docs/clients.md a row for {', '.join(modules - rows)}. It "
+        "names tests of test_adapters or test_adapters_bypass, which show that no forbidden "
+        "address is dialled, and whether max_connections counts"
+    )
+    assert not rows - modules, f"no module of adapters is for {', '.join(rows - modules)}"

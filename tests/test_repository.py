@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,28 @@ def test_what_the_architecture_names_exists() -> None:
         if re.fullmatch(r"(\w+\.)*(_\w+|[A-Z]\w+|\w+\(\))(\.\w+(\(\))?)?", word):
             gone |= {part for part in word.rstrip("()").split(".") if part not in names}
     assert not gone, "ARCHITECTURE.md names tests, functions or tables that do not exist"
+
+
+def test_each_library_of_an_adapter_is_an_extra() -> None:
+    project = read("pyproject.toml")
+    (required,) = re.findall(r"^dependencies = \[\n(.*?)^\]", project, re.DOTALL | re.MULTILINE)
+    (extras,) = re.findall(
+        r"^\[project.optional-dependencies\]\n(.*?)^\[", project, re.DOTALL | re.MULTILINE
+    )
+    known = {*re.findall(r'^ +"([\w-]+)', required, re.MULTILINE), "typing_extensions"}
+    known |= {*re.findall(r"^([\w-]+) = ", extras, re.MULTILINE), "anyio_connect"}
+    for path in sorted((ROOT / "anyio_connect" / "adapters").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [alias.name for alias in node.names]
+                if isinstance(node, ast.ImportFrom):
+                    names = [node.module or ""]
+                libraries = {name.partition(".")[0] for name in names}
+                missing = libraries - known - sys.stdlib_module_names
+                assert not missing, (
+                    f"adapters.{path.stem} imports {', '.join(missing)}: add an extra of that "
+                    "name to pyproject.toml, and the library to its group 'test'"
+                )
 
 
 def test_contributing_names_each_session() -> None:

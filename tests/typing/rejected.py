@@ -33,7 +33,7 @@ from anyio_connect.adapters.aiohttp import socket_factory
 from anyio_connect.adapters.asyncio import open_connection
 from anyio_connect.adapters.httpcore import NetworkBackend
 from anyio_connect.adapters.httpx import Transport
-from anyio_connect.adapters.trio import open_tcp_stream
+from anyio_connect.adapters.trio import Stream, open_tcp_stream
 from anyio_connect.testing import Network
 
 # --- connect()
@@ -273,3 +273,4 @@ async def adapters() -> None:
     socket_factory(Connector())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await open_connection("h:1", ssl="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await open_tcp_stream("h:1")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Stream("h:1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
