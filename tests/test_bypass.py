@@ -21,6 +21,7 @@ from anyio.streams.stapled import StapledObjectStream
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import anyio_connect
 from anyio_connect import (
     WORKERS,
     AddressNotAllowedError,
@@ -39,6 +40,7 @@ from support import registry
 from support.attacks import (
     INWARD_ANSWERS,
     ONE,
+    PRESETS,
     PRIVATE,
     Resolver,
     Rules,
@@ -338,7 +340,7 @@ class Rebinding(Resolver):
     answers=st.lists(answers, min_size=1, max_size=3),
     first=some_rules,
     second=st.none() | some_rules,
-    workers=st.booleans(),
+    preset=st.sampled_from([*PRESETS]),
 )
 @example(
     host="::ffff:127.0.0.1",
@@ -347,7 +349,7 @@ class Rebinding(Resolver):
     answers=[["8.8.8.8"]],
     first=Rules(["::/0"], [], [], public_only=False),
     second=None,
-    workers=False,
+    preset="UNRESTRICTED",
 )
 @example(
     host="any.test",
@@ -356,7 +358,7 @@ class Rebinding(Resolver):
     answers=[["8.8.8.8", "2002:7f00:1::1"], ["127.0.0.1", "2002:808:808::5efe:a00:1"]],
     first=Rules(None, [], [], public_only=False),
     second=None,
-    workers=True,
+    preset="WORKERS",
 )
 async def test_nothing_outside_the_policy_is_ever_connected_to(
     host: str,
@@ -365,16 +367,14 @@ async def test_nothing_outside_the_policy_is_ever_connected_to(
     answers: list[list[str]],
     first: Rules,
     second: Rules | None,
-    workers: bool,
+    preset: str,
 ) -> None:
     """However an address is written, wherever it comes from, whatever it is rebound to."""
-    every, policy = [first], first.policy()
+    every = [first, PRESETS[preset]]
+    policy = first.policy() & getattr(anyio_connect, preset)
     if second is not None:
         every.append(second)
         policy &= second.policy()
-    if workers:
-        every.append(Rules(None, [], [25], public_only=True))
-        policy &= WORKERS
     connector = Connector(policy, happy_eyeballs_delay=0)
     address = f"[{host}]:{port}" if ":" in host and "[" not in host else f"{host}:{port}"
     resolver = Rebinding(answers)
@@ -398,6 +398,18 @@ async def test_nothing_outside_the_policy_is_ever_connected_to(
                 assert reached == {literal(host)}
 
 
+def test_the_oracle_knows_each_preset() -> None:
+    public = {
+        name
+        for name in anyio_connect.__all__
+        if isinstance(getattr(anyio_connect, name), AddressPolicy)
+    }
+    assert public == PRESETS.keys(), (
+        "add to PRESETS of tests/support/attacks.py what each preset allows, in the words of the "
+        "oracle; the tests here then attack it"
+    )
+
+
 @given(st.one_of(v4, v6), some_rules, st.sampled_from([25, 80, 443]))
 @example(IPv6Address("2002:808:808::5efe:a00:1"), Rules(None, [], [], public_only=True), 443)
 def test_the_oracle_and_the_policy_agree(
@@ -405,6 +417,8 @@ def test_the_oracle_and_the_policy_agree(
 ) -> None:
     """Both ways: no other test would notice an address that is refused by mistake."""
     assert (WORKERS.refusal(ip, 443) is None) == registry.is_public(ip)
+    for name, preset in PRESETS.items():
+        assert (getattr(anyio_connect, name).refusal(ip, port) is None) == preset.permit(ip, port)
     assert (rules.policy().refusal(ip, port) is None) == rules.permit(ip, port)
 
 

@@ -24,6 +24,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import anyio_connect
 from anyio_connect import (
     UNRESTRICTED,
     WORKERS,
@@ -36,6 +37,12 @@ from anyio_connect import (
 from anyio_connect._ranges import BLOCKS, METADATA, OPAQUE, block_of, hidden, wrapped
 from support import registry
 
+#: The policies that have a public name.
+PRESETS = {
+    name: value
+    for name in anyio_connect.__all__
+    if isinstance(value := getattr(anyio_connect, name), AddressPolicy)
+}
 PAGE = (Path(__file__).parent.parent / "docs" / "policies.md").read_text(encoding="utf-8")
 #: The forms in which IPv6 addresses carry IPv4 addresses, which decide whether they are public.
 FORMS = {
@@ -60,7 +67,13 @@ def rows() -> list[list[str]]:
     ]
 
 
-def test_the_table_has_something_to_test() -> None:
+def test_the_table_has_a_column_for_each_preset() -> None:
+    names = re.search(r"\| what \| for example \|(.*)\|", PAGE)
+    assert names is not None
+    assert [name.strip(" `") for name in names[1].split("|")] == [*PRESETS], (
+        "give each preset a column in the table 'What the presets refuse' of docs/policies.md, in "
+        "the order of __all__: does it allow the examples of the row?"
+    )
     assert len(rows()) >= 16
 
 
@@ -68,17 +81,13 @@ def test_the_table_has_something_to_test() -> None:
 def test_a_row_of_the_table_says_what_the_presets_do(row: list[str]) -> None:
     what, examples, *cells = row
     if "LoopError" in what:
-        assert cells == ["no" if p.loops_refused else "yes" for p in (UNRESTRICTED, WORKERS)]
+        assert cells == ["no" if p.loops_refused else "yes" for p in PRESETS.values()]
         return  # the next test connects, to show that the cells are true
-    names = re.search(r"\| what \| for example \|(.*)\|", PAGE)
-    assert names is not None
-    presets = [name.strip(" `") for name in names[1].split("|")]
-    assert presets == ["UNRESTRICTED", "WORKERS"]
     found = re.findall(r"`([^`]+)`", examples)
     assert found
     for example in found:
         address, port = (example, 443) if "port" not in example else ("8.8.8.8", example[5:])
-        for cell, policy in zip(cells, (UNRESTRICTED, WORKERS), strict=True):
+        for cell, policy in zip(cells, PRESETS.values(), strict=True):
             assert cell in ("yes", "no")
             why = policy.refusal(address, int(port))
             assert (why is None) == (cell == "yes"), (example, policy, why)
@@ -87,7 +96,7 @@ def test_a_row_of_the_table_says_what_the_presets_do(row: list[str]) -> None:
 async def test_the_row_on_loops_says_what_the_presets_do() -> None:
     (row,) = (row for row in rows() if "LoopError" in row[0])
     async with await listen("127.0.0.1:0") as listener:
-        for cell, policy in zip(row[2:], (UNRESTRICTED, WORKERS), strict=True):
+        for cell, policy in zip(row[2:], PRESETS.values(), strict=True):
             socket = Connector(policy).connect(listener.addresses[0])
             try:
                 await socket.opened
@@ -100,7 +109,8 @@ async def test_the_row_on_loops_says_what_the_presets_do() -> None:
 
 def examples(workers: str) -> list[str]:
     """The examples of the rows in which the cell of WORKERS is ``workers``."""
-    return re.findall(r"`([^`]+)`", "".join(row[1] for row in rows() if row[3] == workers))
+    column = 2 + [*PRESETS].index("WORKERS")
+    return re.findall(r"`([^`]+)`", "".join(row[1] for row in rows() if row[column] == workers))
 
 
 def addresses(workers: str) -> list[IPv4Address | IPv6Address]:
@@ -110,7 +120,11 @@ def addresses(workers: str) -> list[IPv4Address | IPv6Address]:
 def test_every_block_has_an_example_in_the_table() -> None:
     # Some examples are wrapped IPv4: they lie in "not Global Unicast" or in "Global Unicast".
     shown = {block_of(ip) for ip in addresses("no") if str(ip) not in registry.METADATA}
-    assert not {block for block in BLOCKS if not block.public} - shown
+    missing = {str(block) for block in BLOCKS if not block.public} - {*map(str, shown)}
+    assert not missing, (
+        "give an example in the table 'What the presets refuse' of docs/policies.md: "
+        f"{', '.join(sorted(missing))}"
+    )
     assert {ip.version for ip in addresses("yes") if block_of(ip).public} == {4, 6}
 
 
@@ -447,6 +461,11 @@ def test_both_must_allow() -> None:
 
 
 # --- values
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_shown_by_its_name(name: str) -> None:
+    assert repr(PRESETS[name]) == name, f"add {name} to _PRESETS in _policy.py"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -19,7 +20,7 @@ import pytest
 import anyio_connect
 from anyio_connect._ranges import BLOCKS as BLOCKS_OF_ADDRESSES
 from anyio_connect._ranges import METADATA
-from support.pages import RECIPES, ROOT, blocks_of
+from support.pages import RECIPES, ROOT, blocks_of, code_of
 from support.servers import echo, serving
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,10 +29,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = blocks_of(README)
 DOCS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 README_BLOCKS = [
-    pytest.param(block, id=f"README {number}") for number, block in enumerate(BLOCKS, 1)
+    pytest.param(block, ROOT / "README.md", id=f"README {number}")
+    for number, block in enumerate(BLOCKS, 1)
 ]
 DOC_BLOCKS = [
-    pytest.param(block, id=f"{page} {number}")
+    pytest.param(block, ROOT / "docs" / f"{page}.md", id=f"{page} {number}")
     for page, text in sorted(DOCS.items())
     if page != RECIPES.stem  # tests/interop/test_clients.py runs these
     for number, block in enumerate(blocks_of(text), 1)
@@ -69,7 +71,10 @@ def test_the_figures_of_the_readme_are_those_of_the_pages() -> None:
     first, second, _ = re.findall(r"^\d\. (.*?)(?=^\d\.|\n\n)", README, re.DOTALL | re.MULTILINE)
     assert len(figures := re.findall(r"\d{3,}", first)) == 4
     assert all(re.search(rf"\b{figure}\b", DOCS["workers"]) for figure in figures)
-    assert re.findall(r"\b\d+\b", second) == [str(len(BLOCKS_OF_ADDRESSES)), str(len(METADATA))]
+    found = [str(len(BLOCKS_OF_ADDRESSES)), str(len(METADATA))]
+    assert re.findall(r"\b\d+\b", second) == found, (
+        "the README says how many blocks and metadata addresses _ranges has: correct it"
+    )
 
 
 @pytest.fixture
@@ -84,10 +89,14 @@ def same_level() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("block", [*README_BLOCKS, *DOC_BLOCKS])
+@pytest.mark.parametrize(("block", "page"), [*README_BLOCKS, *DOC_BLOCKS])
 @pytest.mark.usefixtures("same_level")
 def test_block(
-    block: str, backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    block: str,
+    page: Path,
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The block runs as it is, and prints what its comments say. Tests in it run too."""
     run = anyio.run
@@ -95,7 +104,7 @@ def test_block(
         patch.setattr(anyio, "run", lambda main, *args: run(main, *args, backend=backend))
         patch.setattr(logging, "basicConfig", lambda **options: None)
         here: dict[str, Any] = {}
-        exec(compile(block, "a page", "exec", dont_inherit=True), here)
+        exec(code_of(block, page), here)
     for name, test in here.items():
         if name.startswith("test_"):
             run(test, backend=backend) if inspect.iscoroutinefunction(test) else test()

@@ -167,6 +167,13 @@ class Rules:
         )
 
 
+#: What the presets of the package allow, in the oracle's own words.
+PRESETS = {
+    "UNRESTRICTED": Rules(None, [], [], public_only=False),
+    "WORKERS": Rules(None, [], [25], public_only=True),
+}
+
+
 def _within(network: registry.Network, other: registry.Network) -> bool:
     return network[0] in other and network[-1] in other
 

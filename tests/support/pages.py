@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
@@ -13,6 +13,12 @@ RECIPES = ROOT / "docs" / "clients.md"
 
 def blocks_of(text: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def code_of(block: str, path: Path) -> CodeType:
+    """Compile a block of a page, with the lines of the page, so that a traceback shows them."""
+    before, _, _ = path.read_text(encoding="utf-8").partition(block)
+    return compile("\n" * before.count("\n") + block, str(path), "exec", dont_inherit=True)
 
 
 def sections(text: str) -> dict[str, str]:
@@ -34,5 +40,5 @@ def recipe(title: str, **names: Any) -> Any:
     """
     (block,) = blocks_of(sections(RECIPES.read_text(encoding="utf-8"))[title])
     defined = {"__name__": f"recipe for {title}", **names}
-    exec(compile(block, f"{RECIPES.name}: {title}", "exec", dont_inherit=True), defined)
+    exec(code_of(block, RECIPES), defined)
     return SimpleNamespace(**defined)
