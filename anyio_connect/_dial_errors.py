@@ -265,6 +265,19 @@ def reset_at_once(where: str, exc: Exception) -> ConnectError:
     return _caused(ConnectError(why), cause)
 
 
+def broke_in_opening(where: str, exc: Exception) -> ConnectError:
+    """The error for a connection that broke in a later step of opening."""
+    cause = exc.__cause__ if isinstance(exc.__cause__, Exception) else exc
+    why = f"cannot connect to {where}: it was made, but broke before it was open: {text_of(cause)}"
+    return _caused(ConnectError(why), cause)
+
+
+def ended_in_opening(where: str, exc: Exception) -> ConnectError:
+    """The error for a connection that the peer ended in a later step of opening."""
+    why = f"cannot connect to {where}: it was made, but the peer ended it before it was open"
+    return _caused(ConnectError(why), exc)
+
+
 def no_thread(where: str, exc: Exception) -> ConnectError:
     """The error for a blocking call if no thread or no event loop could be started."""
     return _caused(ConnectError(f"cannot connect to {where}: {text_of(exc)}"), exc)

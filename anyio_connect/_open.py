@@ -18,7 +18,15 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._connection import Connection, Opener
 from ._dial import Begun, Failed, Progress, Route, begin, dial, find, forbid
-from ._dial_errors import no_slot, not_flushed, not_opened, opening_failed, reset_at_once
+from ._dial_errors import (
+    broke_in_opening,
+    ended_in_opening,
+    no_slot,
+    not_flushed,
+    not_opened,
+    opening_failed,
+    reset_at_once,
+)
 from ._errors import DetachError, SocketError, TLSError
 from ._layered import LayeredTransport
 from ._policy import UNRESTRICTED, AddressPolicy
@@ -139,6 +147,10 @@ async def take(
             return made
     except SocketError:
         raise
+    except anyio.BrokenResourceError as exc:
+        raise broke_in_opening(str(target), exc) from exc.__cause__ or exc
+    except anyio.EndOfStream as exc:
+        raise ended_in_opening(str(target), exc) from exc
     except Exception as exc:
         raise opening_failed(str(target), exc) from exc
     finally:

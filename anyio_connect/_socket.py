@@ -102,8 +102,8 @@ class Socket(ByteStream):
         typed attributes.
 
         :raises InvalidOptionError: ``stream`` is not a ``ByteStream``; an option is unknown, has a
-            bad value, or contradicts another; ``sni`` is missing; or ``keep_alive`` is given,
-            which only sockets of the kernel have. The stream is not touched.
+            bad value, contradicts another, or applies only to sockets of the kernel; or ``sni`` is
+            missing. The stream is not touched.
         """
         parsed = parse_stream_options(options)
         target = Wrapping(_name_of(stream), parsed)

@@ -704,6 +704,39 @@ async def test_start_tls_cancelled_at_every_checkpoint(
     assert bool(waited) == behind_a_send
 
 
+# --- a socket over another
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_opening_a_wrapped_socket_cancelled_at_every_checkpoint(moment: Moment) -> None:
+    """The wrapped socket is pending or open, and both can be used."""
+    connector = Connector(AddressPolicy(allow=["127.0.0.0/8"]))  # to judge has checkpoints
+    number = -1
+    while True:
+        number += 1
+        async with listening() as listener, anyio.create_task_group() as group:
+            far = Far(listener, None, says=SAID)
+            group.start_soon(far.serve, group)
+            inner = connector.connect(listener.address)
+            outer = Socket.wrap(inner)
+            with anyio.CancelScope() as scope:
+                await CancelAt(number, moment, scope, wait_for(outer))
+                await checkpoint()
+            with anyio.fail_after(5):
+                assert not inner.closed.done()
+                await outer.send(NEXT)
+                assert await outer.receive_exactly(len(SAID)) == SAID
+                await outer.close()
+                assert inner.closed.done()
+                await far.finish()
+            assert far.got[-1] == (NEXT, "end")
+            assert all(not data for data, _ in far.got[:-1])
+            group.cancel_scope.cancel()
+        if not scope.cancel_called:
+            break
+    assert number > 1
+
+
 # --- a slot of a connector
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import math
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import anyio
 import pytest
@@ -16,13 +18,82 @@ from anyio_connect import (
     ConnectTimeoutError,
     Socket,
     SocketError,
+    SocketOptions,
     _dial,
     _open,
     connect,
 )
 from anyio_connect._transport import Transport
 from support.names import LOOPBACK, Names
-from support.peers import full, listening, refusing_address
+from support.peers import Peer, full, listening, refusing_address
+
+
+class Told(NamedTuple):
+    """What is told of a step, and which tests show it."""
+
+    words: str  #: the docstring of the option connect_timeout has these
+    late: str  #: the test in which connect_timeout runs out during the step
+    swept: str  #: the test that cancels the step at each of its checkpoints
+
+
+LATE = "test_a_timeout_says_in_which_phase_it_happened"
+#: The steps of all openers, by what makes the error if the time runs out.
+STEPS = {
+    "no_slot": Told(
+        "the wait for a slot of ``max_connections``",
+        LATE,
+        "test_waiting_for_a_slot_cancelled_at_every_checkpoint",
+    ),
+    "way.too_late": Told(
+        "name resolution, all attempts to connect", LATE, "test_cancelled_at_every_checkpoint"
+    ),
+    "handshake_timed_out": Told("the TLS handshake", LATE, "test_cancelled_at_every_checkpoint"),
+    "not_opened": Told(
+        "",  # Socket.wrap() tells of it
+        "test_a_pending_socket_that_is_not_opened_in_time",
+        "test_opening_a_wrapped_socket_cancelled_at_every_checkpoint",
+    ),
+    "not_flushed": Told(
+        "the wait for a send in flight",
+        "test_a_flush_that_takes_too_long_fails_like_a_handshake",
+        "test_start_tls_cancelled_at_every_checkpoint",
+    ),
+}
+
+
+def _steps() -> set[str]:
+    """What makes the "too late" error of each Step in _open."""
+    found = set()
+    for node in ast.walk(ast.parse(Path(_open.__file__).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Step":
+            late = node.args[1]
+            if isinstance(late, ast.Lambda):
+                late = late.body
+            if isinstance(late, ast.Call):
+                partial = ast.unparse(late.func) == "partial"
+                late = late.args[0] if partial else late.func
+            found.add(ast.unparse(late))
+    return found
+
+
+def test_each_step_is_told_of_and_tested() -> None:
+    steps = _steps()
+    assert steps == STEPS.keys(), (
+        "add each Step of _open to STEPS, with a test in which connect_timeout runs out during "
+        "the step, and one that cancels it at each of its checkpoints (test_cancellation has "
+        "models)"
+    )
+    tests = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    assert SocketOptions.__doc__ is not None
+    (words,) = (
+        " ".join(text.split())
+        for text in SocketOptions.__doc__.split("\n\n")
+        if text.strip().startswith("``connect_timeout``")
+    )
+    for step, told in STEPS.items():
+        assert told.words in words, f"say in connect_timeout of SocketOptions: {told.words}"
+        for test in (told.late, told.swept):
+            assert f"async def {test}(" in tests, f"there is no {test}, which STEPS has for {step}"
 
 
 async def test_a_step_after_the_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +113,44 @@ async def test_a_step_after_the_way_is_taken(monkeypatch: pytest.MonkeyPatch) ->
         peer = await listener.accept()
         await socket.send_eof()
         assert await peer.receive_all() == b"hello world"
+
+
+async def test_a_connection_that_breaks_in_a_step_is_an_error_of_connecting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step need not convert the errors of its transport."""
+
+    async def ask(transport: Transport | None) -> Transport:
+        assert transport is not None
+        await transport.receive()
+        raise AssertionError
+
+    def further(_: object) -> list[_open.Step]:
+        return [_open.Step(ask, lambda _: ConnectTimeoutError("never"))]
+
+    monkeypatch.setattr(_open.Dialled, "_further_steps", further)
+    async with listening() as listener:
+        where = "{}:{}".format(*listener.address)
+        for end in (Peer.rst, Peer.fin):
+            async with anyio.create_task_group() as group:
+                socket = connect(listener.address)
+                group.start_soon(settled, socket)
+                end(await listener.accept())
+            error = socket.opened.exception()
+            assert type(error) is ConnectError
+            if end is Peer.rst:
+                assert str(error) == (
+                    f"cannot connect to {where}: it was made, but broke before it was open: "
+                    "Connection reset by peer"
+                )
+                assert error.errno == errno.ECONNRESET
+                assert isinstance(error.__cause__, ConnectionResetError)
+            else:
+                assert str(error) == (
+                    f"cannot connect to {where}: it was made, but the peer ended it before it "
+                    "was open"
+                )
+                assert isinstance(error.__cause__, anyio.EndOfStream)
 
 
 @pytest.mark.parametrize("how", ["an error of ours", "another error", "late", "cancelled"])
