@@ -303,6 +303,11 @@ SITUATIONS: list[tuple[str, dict[str, bool], list[life.Event]]] = [
     ("open", {}, [E.DIAL, E.DIALLED]),
     ("open, a receive is in flight", {}, [E.DIAL, E.DIALLED, E.RECEIVE]),
     ("open, a send is in flight", {}, [E.DIAL, E.DIALLED, E.SEND]),
+    (
+        "open, `send_eof()` is in flight: our end is on its way",
+        {},
+        [E.DIAL, E.DIALLED, E.END],
+    ),
     ("the peer has ended", {}, [E.DIAL, E.DIALLED, E.PEER_EOF, E.SHUT]),
     (
         "the peer has ended, `allow_half_open=True`",

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from anyio.abc import TaskGroup
+from anyio.abc import ByteStream, TaskGroup
 
 import anyio_connect
 from anyio_connect import ConnectError, DetachError, Socket, connect, listen
@@ -33,6 +33,9 @@ BUFFER = 100
 
 class Pair:
     """A socket, and its peer, which says hello first."""
+
+    #: Lets the call that is in flight complete.
+    complete: Callable[[], Awaitable[object]]
 
     def __init__(self, group: TaskGroup) -> None:
         self.group = group
@@ -91,6 +94,41 @@ async def receiving(pair: Pair) -> None:
 async def sending(pair: Pair) -> None:
     await pair.open()
     await pair.start(lambda: pair.ours.send(bytes(5 * BUFFER)))
+    pair.complete = lambda: pair.theirs.receive_exactly(5 * BUFFER)
+
+
+class HeldEnd(ByteStream):
+    """A stream whose send_eof() waits until the test says so."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self.stream = stream
+        self.released = anyio.Event()
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        return await self.stream.receive(max_bytes)
+
+    async def send(self, item: bytes) -> None:
+        await self.stream.send(item)
+
+    async def send_eof(self) -> None:
+        await self.released.wait()
+        await self.stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+async def ending(pair: Pair) -> None:
+    await pair.open()
+    stream = HeldEnd(pair.ours)
+    pair.ours = Socket.wrap(stream, secure_transport="starttls")
+    pair.sockets.append(pair.ours)
+    await pair.start(pair.ours.send_eof)
+
+    async def complete() -> None:
+        stream.released.set()
+
+    pair.complete = complete
 
 
 async def peer_ended(pair: Pair, **options: Any) -> None:
@@ -176,6 +214,7 @@ SITUATIONS = {
     "open": opened,
     "open, a receive is in flight": receiving,
     "open, a send is in flight": sending,
+    "open, `send_eof()` is in flight: our end is on its way": ending,
     "the peer has ended": peer_ended,
     "the peer has ended, `allow_half_open=True`": peer_ended_half_open,
     "we have ended: `send_eof()`": we_ended,
@@ -223,7 +262,7 @@ async def test_a_call_does_what_the_table_says(situation: str, call: str, cell: 
             await SITUATIONS[situation](pair)
             if cell.startswith("waits"):
                 await pair.start(lambda: do(pair.ours, call))
-                await pair.theirs.receive_exactly(5 * BUFFER)
+                await pair.complete()
                 with pytest.raises(anyio.EndOfStream):
                     await pair.theirs.receive()
             elif cell == "the error of `opened`":
