@@ -1,8 +1,8 @@
 """Ways around a policy that were found in other packages, and any that Hypothesis can find.
 
-The resolver is a fake. The spy watches the sockets of the standard library, and lets them connect
-only to loopback addresses. The attacks are in attacks.py. Its oracle says what is allowed, and
-shares no code with the package. test_adapters_bypass.py tries the same through clients.
+The resolver is a fake. The spy watches the sockets of the standard library. Real connections are
+made only to loopback addresses. The attacks are in attacks.py. Its oracle says what is allowed,
+and shares no code with the package. test_adapters_bypass.py tries the same through clients.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ async def test_close_waits_for_a_slow_peer() -> None:
         tries = 0
         while await patience.wait(step):
             tries += 1
-    assert tries == steps + taken  # either may be what the caller waits for
+    assert tries == steps + taken  # wait() returns after each step and each progress
     assert 20 <= steps <= 23  # one step for each progress, and then 5 seconds
 
 

@@ -184,7 +184,7 @@ def test_a_foreign_traceback_is_kept() -> None:
 
 
 def test_a_foreign_traceback_keeps_no_frame() -> None:
-    """From Python 3.12 on, a frame still refers to its callers after they have returned."""
+    """On Python 3.12, a frame still refers to its callers after they have returned."""
 
     class Big:
         pass
