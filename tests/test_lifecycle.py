@@ -180,6 +180,14 @@ If that is what you want, write the list again from the root of the repository:
 Then read `git diff tests/LIFECYCLE.txt`, state by state. Is each change intended? Is there a
 new state that should not be possible, or is one missing? Does _connection carry out each new
 verdict, and does each effect happen once? Add a test below for the rule that you changed.
+
+Tell others of it:
+
+- `python docs/made.py` updates the tables and the pictures in docs/. It needs words for a new
+  event or verdict. If docs/semantics.md says anything else that is no longer true, change that.
+- CHANGELOG.md: add an entry under "## [Unreleased]", in "### Fixed" if the old rule was a fault,
+  and in "### Changed" if not. Say what users notice: which call, in which state of the socket,
+  and what it does now. Add none only if no user can notice the change.
 """
 
 
