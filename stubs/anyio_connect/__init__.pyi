@@ -1,8 +1,8 @@
 """The public API of anyio_connect on one page.
 
-For reading: type checkers use the types in the package itself. `nox -s stubs` and
-tests/test_stubs.py prove that this page says the same. What is said here in a line, the
-docstrings in the package say at length.
+This page is for people: type checkers use the types in the package itself. `nox -s stubs` and
+tests/test_stubs.py check that the types here are the same. The docstrings of the package explain
+in full what this page says in a line.
 """
 
 import socket
@@ -85,52 +85,52 @@ def connect(
     task_group: TaskGroup | None = None,  # connect at once, in a task of this group
     **options: Unpack[SocketOptions],
 ) -> Socket:
-    """Return a pending socket at once; the first task that needs the connection makes it."""
+    """Return a pending socket. The first task that needs the connection makes it."""
 
 class SocketAddress(NamedTuple):
-    """Where to connect to."""
+    """The host and the port to connect to."""
 
     hostname: str
     port: int
 
 class SocketOptions(TypedDict, total=False):
-    """What connect() takes besides the address; every key may be left out, or be None."""
+    """The options of connect(). Every key may be left out, or be None."""
 
-    secure_transport: Literal["off", "on", "starttls"] | None  # "off" unless given
-    allow_half_open: bool | None  # may we go on sending after the peer's end? False unless given
-    sni: str | None  # the name to ask for and to verify, in place of the address's host name
-    alpn: Sequence[str] | None  # protocols to offer, most wanted first; a single str is an error
-    ssl_context: ssl.SSLContext | None  # for a CA of your own, or a client certificate
+    secure_transport: Literal["off", "on", "starttls"] | None  # the default is "off"
+    allow_half_open: bool | None  # True: we may send after the peer has ended; default False
+    sni: str | None  # the name to send and to verify, instead of the host name of the address
+    alpn: Sequence[str] | None  # protocols to offer, in order of preference; not a single str
+    ssl_context: ssl.SSLContext | None  # for your own CA, or a client certificate
     connect_timeout: (
-        float | None  # seconds for a slot, names, TCP and TLS together; math.inf: no limit
+        float | None  # seconds for a slot, name lookup, TCP and TLS together; math.inf: no limit
     )
-    close_timeout: float | None  # seconds of close() without any progress; 5 unless given
+    close_timeout: float | None  # seconds that close() waits without progress; default 5
     keep_alive: (
-        float | None  # seconds of silence until the kernel asks for the peer; 60 unless given
+        float | None  # seconds of silence until the kernel checks for the peer; default 60
     )
-    require_close_notify: bool | None  # is a TLS end without it an error? True unless given
+    require_close_notify: bool | None  # True: an end of TLS without it is an error; default True
 
-# --- Connector: where sockets may go, how, and how many
+# --- Connector: where sockets may connect to, how, and how many there may be
 
 @dataclass(frozen=True, eq=False)
 class Connector:
-    """Rules for the sockets of its connect(). Belongs to no event loop and no thread."""
+    """Rules and settings for connections. It belongs to no event loop and no thread."""
 
     policy: AddressPolicy = ...
-    max_connections: int | None = None  # further sockets wait for their turn, in order
-    ssl_context: ssl.SSLContext | None = None  # unless the call gives one
-    happy_eyeballs_delay: float = 0.25  # seconds, until the next address is tried as well
+    max_connections: int | None = None  # further sockets wait in a queue
+    ssl_context: ssl.SSLContext | None = None  # if the call gives none
+    happy_eyeballs_delay: float = 0.25  # seconds until the next address is tried as well
     local_host: str | None = None  # the IP address to connect from
-    close_timeout: float = 5.0  # seconds of close() without any progress
+    close_timeout: float = 5.0  # seconds that close() waits without progress
     connect_timeout: float = ...  # math.inf: no limit
-    keep_alive: float = 60.0  # seconds of silence until the kernel asks; math.inf: never
-    # looks names up, in place of the system: host and port -> IP addresses
+    keep_alive: float = 60.0  # seconds of silence until the kernel checks; math.inf: never
+    # looks names up instead of the system: host and port -> IP addresses
     resolver: Callable[[str, int], Awaitable[Sequence[str]]] | None = None
-    # is called with each new socket before that is bound and connected
+    # is called with each new socket before it is bound and connected
     prepare: Callable[[socket.socket], object] | None = None
-    dialer: Dialer | None = None  # makes the connections, in place of the system
+    dialer: Dialer | None = None  # makes the connections instead of the system
     proxy: str | None = None  # "http://user:password@host:3128", https://, socks5:// or socks5h://
-    def __init__(  # None: the default
+    def __init__(  # None is the default
         self,
         policy: AddressPolicy | None = None,
         max_connections: int | None = None,
@@ -153,11 +153,11 @@ class Connector:
         task_group: TaskGroup | None = None,
         **options: Unpack[SocketOptions],
     ) -> Socket:
-        """As connect(), within the rules; what they forbid makes the socket's futures fail."""
+        """Like connect(), with these rules. If they forbid the address, the futures fail."""
     async def resolve(
         self, host: str, port: int, *, connect_timeout: float | None = None
     ) -> list[str]:
-        """The IP addresses that the policy allows, in order, for clients that dial themselves."""
+        """Return the IP addresses that the policy allows, for clients that connect themselves."""
     async def connect_socket(
         self,
         address: str | SocketAddress | tuple[str, int],
@@ -165,7 +165,7 @@ class Connector:
         connect_timeout: float | None = None,
         keep_alive: float | None = None,
     ) -> socket.socket:
-        """A connected, non-blocking socket of the kernel's, for libraries that take sock=.
+        """Connect, and return the kernel's socket, non-blocking, for libraries that take sock=.
 
         It holds a slot of max_connections until it is closed.
         """
@@ -176,19 +176,20 @@ class Connector:
         connect_timeout: float | None = None,
         keep_alive: float | None = None,
     ) -> socket.socket:
-        """The same for a thread that has no event loop: it waits; the socket is blocking."""
+        """The same for a thread without an event loop, which waits. The socket is blocking."""
     def __copy__(self) -> Self:
-        """The same object, and the same slots."""
+        """Return the same object, with the same slots."""
     def __deepcopy__(self, memo: object) -> Self:
-        """The same object, and the same slots."""
+        """Return the same object, with the same slots."""
 
 class Dialer(Protocol):
-    """Another way there: an async function that connects and returns any ByteStream."""
+    """An async function that connects, and returns a ByteStream of any kind."""
 
     def __call__(self, address: SocketAddress, /) -> Awaitable[ByteStream]:
-        """The address is one that the policy allows; or the name, if it judges no addresses.
+        """Connect to an address that the policy allows, or to the name if it judges no addresses.
 
-        SocketError is told as it is, OSError as the system's, anything else as ConnectError.
+        A SocketError is raised unchanged, an OSError is treated as the system's, and any other
+        exception becomes a ConnectError.
         """
 
 _Network: TypeAlias = str | IPv4Network | IPv6Network | IPv4Address | IPv6Address
@@ -198,49 +199,49 @@ _Port: TypeAlias = int | range | tuple[int, int]  # a pair is the first and the 
 class AddressPolicy:
     """Rules for addresses and ports. It judges IP addresses, never names."""
 
-    allow: Iterable[_Network] | None = None  # None: all, or with public_only no others
+    allow: Iterable[_Network] | None = None  # None: all; with public_only: only the public ones
     deny: Iterable[_Network] = ()  # wins over allow
     allow_ports: Iterable[_Port] | None = None  # None: all
     deny_ports: Iterable[_Port] = ()  # wins over allow_ports
-    public_only: bool = False  # public unicast, and what allow holds; never cloud metadata
-    refuse_loops: bool = False  # to listen() in this process, and of a socket to itself
-    also: tuple[AddressPolicy, ...] = ()  # these must allow it as well
+    public_only: bool = False  # public unicast, and what allow contains; never cloud metadata
+    refuse_loops: bool = False  # no connections to listen() in this process, or to itself
+    also: tuple[AddressPolicy, ...] = ()  # further policies, which must all allow the address
     def __post_init__(self) -> None: ...
     def refusal(self, address: str | IPv4Address | IPv6Address, port: int) -> str | None:
-        """Which rule forbids connecting there, in words; None if no rule does. No I/O."""
+        """Say which rule forbids connecting to the address; None if no rule does. No I/O."""
     def port_refusal(self, port: int) -> str | None:
-        """Which rule forbids the port for every address; None if no rule does."""
+        """Say which rule forbids the port for every address; None if no rule does."""
     @property
     def loops_refused(self) -> bool:
         """Whether this policy, or one of also, refuses loops."""
     def __and__(self, other: AddressPolicy) -> AddressPolicy:
         """Allow what both allow."""
 
-UNRESTRICTED: AddressPolicy  # everything: the default
+UNRESTRICTED: AddressPolicy  # allows everything: the default
 WORKERS: AddressPolicy  # public unicast addresses, no port 25, no loops
 
 # --- Socket and its two streams
 
 class Socket(ByteStream):
-    """A TCP connection, pending or made. It is a ByteStream for everything in AnyIO."""
+    """A TCP connection, pending or made. It is a ByteStream of AnyIO."""
 
-    # Sockets come from connect(), or from wrap().
+    # connect() and wrap() return sockets.
     def __init__(self, opener: Never, target: Never, slot: Never) -> None: ...
     @staticmethod
     def wrap(stream: ByteStream, **options: Unpack[SocketOptions]) -> Socket:
         """Return a socket over a stream that is connected already, such as a Unix socket's.
 
-        It behaves as any other, as far as the stream can. TLS over a Socket is TLS in TLS.
+        It behaves like any other, as far as the stream allows. TLS over a Socket is TLS in TLS.
         """
     @property
     def readable(self) -> ReadableStream:
-        """What the peer sends."""
+        """The stream of the data that the peer sends."""
     @property
     def writable(self) -> WritableStream:
-        """What we send."""
+        """The stream of the data that we send."""
     @property
     def opened(self) -> SocketFuture[SocketInfo]:
-        """Settles when the connection is made, or cannot be."""
+        """Settles when the connection is made, or cannot be made."""
     @property
     def closed(self) -> SocketFuture[None]:
         """Settles when the connection is over; awaiting it watches for the peer's hang-up."""
@@ -249,141 +250,142 @@ class Socket(ByteStream):
         """Whether start_tls() has taken the connection over."""
     @property
     def secure_transport(self) -> Literal["off", "on", "starttls"]:
-        """As it was given to connect(); "on" if start_tls() made the socket."""
+        """The option of connect(); "on" if start_tls() made the socket."""
     def start_tls(
         self,
         *,
-        expected_server_hostname: str | None = None,  # the name the certificate must be for
-        ssl_context: ssl.SSLContext | None = None,  # in place of connect()'s
-        alpn: Sequence[str] | None = None,  # in place of connect()'s
+        expected_server_hostname: str | None = None,  # the name that the certificate must have
+        ssl_context: ssl.SSLContext | None = None,  # instead of that of connect()
+        alpn: Sequence[str] | None = None,  # instead of that of connect()
     ) -> Socket:
-        """Return a pending socket that puts TLS on this connection; this one is over.
+        """Return a pending socket that uses TLS on this connection. It replaces this socket.
 
         A handshake that fails or is cancelled drops the connection.
         """
     def detach(self) -> socket.socket:
-        """Return the kernel's socket, non-blocking, for other code; this one is over.
+        """Return the kernel's socket, non-blocking, for other code. It replaces this object.
 
-        DetachError over TLS, before it is open, with a call in flight or bytes read ahead.
+        DetachError: over TLS, before it is open, during a call, or if data was read ahead.
         """
     async def close(self) -> None:
-        """Close both directions; any task may, at any time, any number of times.
+        """Close both directions. Any task may call this, at any time, any number of times.
 
         TLS sends close_notify, and does not wait for the peer's.
         """
     async def aclose(self) -> None:
-        """The same as close(), by AnyIO's name."""
+        """The same as close(), under AnyIO's name."""
     async def __aenter__(self) -> Self:
-        """Wait until it is open."""
+        """Wait until the connection is open."""
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> None:
-        """Close it."""
+        """Close the socket."""
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """As readable.receive()."""
+        """The same as readable.receive()."""
     async def receive_into(self, buffer: Buffer) -> int:
-        """As readable.receive_into()."""
+        """The same as readable.receive_into()."""
     async def receive_exactly(self, nbytes: int) -> bytes:
-        """As readable.receive_exactly()."""
+        """The same as readable.receive_exactly()."""
     async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
-        """As readable.receive_until()."""
+        """The same as readable.receive_until()."""
     def is_readable(self) -> bool:
-        """As readable.is_readable()."""
+        """The same as readable.is_readable()."""
     async def send(self, item: bytes | bytearray | memoryview) -> None:
-        """As writable.send()."""
+        """The same as writable.send()."""
     async def send_eof(self) -> None:
-        """As writable.send_eof()."""
+        """The same as writable.send_eof()."""
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """AnyIO's typed attributes, such as SocketAttribute; empty before it is open."""
+        """AnyIO's typed attributes, such as SocketAttribute; empty until it is connected."""
 
 class ReadableStream(ByteReceiveStream):
-    """What the peer sends. Iterating over it gives chunks of bytes until the peer's end."""
+    """The data that the peer sends. Iterating yields chunks of bytes until the peer ends."""
 
-    # As socket.readable.
+    # The type of socket.readable.
     def __init__(self, connection: Never) -> None: ...
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """Receive what is there, at least a byte; anyio.EndOfStream at the end."""
+        """Receive at least one byte, as soon as there are any; anyio.EndOfStream at the end."""
     async def receive_into(self, buffer: Buffer) -> int:
-        """The same, into writable memory; the result is how many bytes."""
+        """The same, into writable memory. Returns the number of bytes."""
     async def receive_exactly(self, nbytes: int) -> bytes:
-        """Receive so many bytes. If cancelled, or at the end, what has come is kept."""
+        """Receive exactly nbytes. If cancelled, or at the end, the data that arrived is kept."""
     async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
-        """Receive what comes before delimiter, both together max_bytes at most.
+        """Receive the data before delimiter. Both together have at most max_bytes.
 
-        What has come behind it is kept for the next receive of any kind.
+        The data after the delimiter is kept for the next receive of any kind.
         """
     def is_readable(self) -> bool:
-        """Would receive() return or raise without waiting? False if that cannot be known."""
+        """Whether receive() would return or raise without waiting; False if that is unknown."""
     async def aclose(self) -> None:
-        """Stop reading; the socket lives on for writing."""
+        """Stop receiving. The socket can still send."""
     async def pipe_to(
         self,
         destination: ByteSendStream,
         *,
-        prevent_close: bool = False,  # at our end, leave the destination open
+        prevent_close: bool = False,  # when this stream ends, leave the destination open
         prevent_abort: bool = False,  # when receiving fails, do not abort the destination
-        prevent_cancel: bool = False,  # when sending fails, do not stop reading
+        prevent_cancel: bool = False,  # when sending fails, do not close this stream
     ) -> None:
-        """Send all that is received to destination, no faster than it takes it; then close it."""
+        """Send everything received to destination, with backpressure, and then end it."""
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """As the socket's."""
+        """The same as those of the socket."""
 
 class WritableStream(ByteSendStream):
-    """What we send."""
+    """The data that we send."""
 
-    # As socket.writable.
+    # The type of socket.writable.
     def __init__(self, connection: Never) -> None: ...
     async def send(self, item: bytes | bytearray | memoryview) -> None:
-        """Send all of it. Cancelled half-way, over TLS once encrypted, it leaves this side broken.
+        """Send all of item.
 
-        Reading goes on.
+        If it is cancelled after a part was sent (over TLS: encrypted), our side is broken.
+        Receiving works.
         """
     async def send_eof(self) -> None:
-        """End our side, by FIN or TLS close_notify: the peer sees an end; reading goes on."""
+        """End our side with FIN or TLS close_notify. Receiving goes on."""
     async def aclose(self) -> None:
-        """End our side after a send in flight; do nothing if it has ended already."""
+        """End our side after a send in flight. Does nothing if our side has ended already."""
     async def abort(self, reason: object = None) -> None:
-        """Drop the connection, both directions, now: the peer sees a reset."""
+        """Drop the connection now, in both directions. The peer gets a reset."""
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """As the socket's."""
+        """The same as those of the socket."""
 
 # --- listen()
 
 async def listen(
-    address: str | SocketAddress | tuple[str, int],  # as for connect(); port 0 is a free one
+    address: str | SocketAddress | tuple[str, int],  # as for connect(); port 0: any free one
     *,
     allow_half_open: bool | None = None,  # as for connect()
-    close_timeout: float | None = None,  # likewise
-    keep_alive: float | None = None,  # likewise
+    close_timeout: float | None = None,  # as for connect()
+    keep_alive: float | None = None,  # as for connect()
     backlog: int | None = None,  # connections that the kernel keeps until they are accepted
 ) -> Listener:
-    """Listen there, for plain TCP."""
+    """Listen at address, for plain TCP."""
 
 class Listener(abc.Listener[Socket]):
-    """Accepts connections; each becomes a Socket."""
+    """Accepts connections. Each becomes a Socket."""
 
-    # Listeners come from listen().
+    # listen() returns listeners.
     def __init__(self, sockets: Never, options: Never) -> None: ...
     @property
     def addresses(self) -> list[str]:
-        """Where it listens: "ip:port"."""
+        """The addresses that it listens at, as "ip:port"."""
     async def serve(
         self, handler: Callable[[Socket], Any], task_group: TaskGroup | None = None
     ) -> None:
         """Run handler in a task for each connection, until cancelled or closed."""
     async def aclose(self) -> None:
-        """Stop listening; connections that were accepted go on."""
+        """Stop listening. Accepted connections stay open."""
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """AnyIO's typed attributes, of the first address."""
+        """AnyIO's typed attributes, for the first address."""
 
-# --- what they tell
+# --- facts and results
 
 @dataclass(frozen=True)
 class SocketInfo:
@@ -392,89 +394,89 @@ class SocketInfo:
     remote_address: str | None
     local_address: str | None
     alpn: str | None = None  # the protocol agreed on in the TLS handshake
-    proxy_address: str | None = None  # remote_address is then what it was asked for
+    proxy_address: str | None = None  # if set, remote_address is what the proxy was asked for
 
 _T_co = TypeVar("_T_co", covariant=True)
 
 class SocketFuture(Generic[_T_co]):
-    """A result to come, read-only. Any task may await it, any number of times."""
+    """A read-only result to wait for. Any task may await it, any number of times."""
 
-    # As socket.opened and socket.closed.
+    # The type of socket.opened and socket.closed.
     def __init__(self, outcome: Never, drive: Never) -> None: ...
     def __await__(self) -> Generator[object, None, _T_co]:
-        """Wait for the result; raises the failure. Cancelling settles nothing for others."""
+        """Wait for the result, or raise the failure. Cancelling this does not settle it."""
     def done(self) -> bool:
-        """Whether there is a result or a failure."""
+        """Whether it has settled, with a result or with a failure."""
     def result(self) -> _T_co:
-        """The result at once; raises the failure, or PendingError before it has settled."""
+        """Return the result or raise the failure; PendingError if it has not settled yet."""
     def exception(self) -> SocketError | None:
-        """The failure at once, None if there is a result; or raises PendingError."""
+        """Return the failure, None if there is a result; PendingError if it has not settled."""
 
-# --- errors. Each is also a class that code catches which does not know this package.
-#     A clean end is anyio.EndOfStream; two tasks in one direction is anyio.BusyResourceError.
+# --- errors. Each is also a subclass of a common class, for code that does not know this package.
+#     A clean end is anyio.EndOfStream. Two tasks in one direction get anyio.BusyResourceError.
 
 class SocketError(Exception):
-    """Any of them. The low-level error, if there was one, is its __cause__."""
+    """The base class of all errors. The low-level error, if any, is the __cause__."""
 
     code: ClassVar[str] = "socket_error"  # stable, for programs; str(error) is for people
 
 class InvalidAddressError(SocketError, ValueError):
-    """Raised by connect(): the address names no TCP endpoint."""
+    """The address is not the address of a TCP endpoint. Raised before any I/O."""
 
     code: ClassVar[str] = "invalid_address"
 
 class InvalidOptionError(SocketError, ValueError):
-    """Raised by connect(): an option is unknown, has a bad value, or contradicts another."""
+    """An option is unknown, has a bad value, or contradicts another. Raised before any I/O."""
 
     code: ClassVar[str] = "invalid_option"
 
 class PendingError(SocketError, RuntimeError):
-    """The future was asked for its result before it had one."""
+    """result() or exception() of a future was called before it settled."""
 
     code: ClassVar[str] = "pending"
 
 class ConnectError(SocketError, OSError):
-    """The connection could not be made. errno is the last attempt's, or None."""
+    """The connection could not be made. errno is that of the last attempt, or None."""
 
     code: ClassVar[str] = "connect_failed"
-    attempts: tuple[ConnectError, ...]  # one for each address tried, as they failed
+    attempts: tuple[ConnectError, ...]  # one for each address that was tried
     def __init__(self, message: str, *, attempts: tuple[ConnectError, ...] = ()) -> None: ...
 
 class ResolveError(ConnectError, socket.gaierror):
-    """The host name has no address."""
+    """The host name has no usable address, or it could not be looked up."""
 
     code: ClassVar[str] = "resolve_failed"
 
 class RefusedError(ConnectError, ConnectionRefusedError):
-    """Nothing listens there."""
+    """Nothing listens on the port."""
 
     code: ClassVar[str] = "refused"
 
 class ConnectTimeoutError(ConnectError, TimeoutError):
-    """connect_timeout, or the operating system's own limit, ran out."""
+    """connect_timeout ran out, or the operating system gave up waiting."""
 
     code: ClassVar[str] = "connect_timeout"
 
 class AddressNotAllowedError(ConnectError, PermissionError):
-    """The Connector's policy forbids it. Nothing was sent there."""
+    """The policy of the Connector forbids the address or the port. Nothing was sent to it."""
 
     code: ClassVar[str] = "address_not_allowed"
 
 class LoopError(ConnectError):
-    """The connection would be to this process itself."""
+    """The connection would lead back to this process, and the policy refuses that."""
 
     code: ClassVar[str] = "loop"
 
 class ListenError(SocketError, OSError):
-    """Raised by listen(): it cannot be listened there."""
+    """It is not possible to listen at the address, or to accept further connections there."""
 
     code: ClassVar[str] = "listen_failed"
 
 class ProxyError(ConnectError):
-    """The proxy could not be reached, refused, or gave no proper answer."""
+    """The proxy could not be reached, refused, or gave an invalid answer."""
 
     code: ClassVar[str] = "proxy_failed"
-    status: int | None  # of HTTP, or SOCKS5's reply code; None if it gave none
+    status: int | None  # the HTTP status or the SOCKS5 reply code; None without such an answer
     def __init__(
         self,
         message: str,
@@ -484,29 +486,29 @@ class ProxyError(ConnectError):
     ) -> None: ...
 
 class TLSError(ConnectError, ssl.SSLError):
-    """The TLS handshake failed; str(error) says whose fault that is."""
+    """The TLS handshake failed. The message gives the reason."""
 
     code: ClassVar[str] = "tls_failed"
 
 class CertificateError(TLSError, ssl.SSLCertVerificationError):
-    """The peer's certificate was turned away: expired, for others, or not trusted."""
+    """The peer's certificate was rejected: expired, valid for other names, or not trusted."""
 
     code: ClassVar[str] = "certificate_rejected"
     verify_code: int = 0
     verify_message: str = ""
 
 class StartTLSError(SocketError, RuntimeError):
-    """start_tls() cannot work here. The socket is as it was."""
+    """start_tls() cannot work in this state. The socket is unchanged."""
 
     code: ClassVar[str] = "start_tls"
 
 class DetachError(SocketError, RuntimeError):
-    """There is no socket to give away. The Socket is as it was."""
+    """detach() or connect_socket() cannot return a socket of the kernel."""
 
     code: ClassVar[str] = "detach"
 
 class EventLoopRunningError(SocketError, RuntimeError):
-    """Raised by connect_socket_blocking(): an event loop runs in this thread."""
+    """connect_socket_blocking() was called in a thread with a running event loop."""
 
     code: ClassVar[str] = "event_loop_running"
 
@@ -521,18 +523,18 @@ class BrokenError(SocketError, anyio.BrokenResourceError):
     code: ClassVar[str] = "broken"
 
 class HalfCloseError(SocketError, NotImplementedError):
-    """The stream under Socket.wrap() cannot end one direction alone. Nothing has changed."""
+    """The wrapped stream cannot end one direction alone. The socket is unchanged."""
 
     code: ClassVar[str] = "half_close"
 
 class IncompleteReadError(SocketError, anyio.IncompleteRead):
-    """The peer ended before all came that was to be received. receive() returns what did."""
+    """The peer ended before all the data had arrived. receive() returns the data that has."""
 
     code: ClassVar[str] = "incomplete_read"
     def __init__(self, message: str) -> None: ...
 
 class DelimiterNotFoundError(SocketError, anyio.DelimiterNotFound):
-    """receive_until() has not found its delimiter. receive() returns what has come."""
+    """receive_until() did not find its delimiter. receive() returns the data that arrived."""
 
     code: ClassVar[str] = "delimiter_not_found"
     def __init__(self, message: str) -> None: ...

@@ -18,67 +18,67 @@ else:
 __all__ = ("MemoryListener", "Network")
 
 class Network:
-    """Hosts, names and connections in memory, with the rules of TCP and the loop's own time."""
+    """A network in memory: it follows the rules of TCP, by the event loop's clock."""
 
     def __init__(
         self,
         *,
         latency: float = 0.0,  # seconds from one end to the other
-        buffer_size: int = 65536,  # bytes that each end keeps, sent or received
+        buffer_size: int = 65536,  # bytes in each send buffer and each receive buffer
     ) -> None: ...
     @property
     def latency(self) -> float:
-        """Of connections that are yet to be made."""
+        """Seconds from one end to the other, for connections that are made later."""
     @latency.setter
     def latency(self, seconds: float) -> None: ...
     def add_host(self, name: str, *addresses: str) -> None:
-        """Have a name exist, with these IP addresses, or one that is made up and public."""
+        """Add a name with these IP addresses, or with a made-up public one."""
     def listen(
         self,
-        address: str | SocketAddress | tuple[str, int],  # as for connect(); port 0 is a free one
+        address: str | SocketAddress | tuple[str, int],  # as for connect(); port 0: any free one
         *,
         allow_half_open: bool | None = None,
         close_timeout: float | None = None,
     ) -> MemoryListener:
-        """Listen there, at once; the name exists from then on."""
+        """Listen at address, without waiting. A new name is added."""
     def fail(
         self,
         address: str | SocketAddress | tuple[str, int],
-        failure: OSError | None,  # None: no more
+        failure: OSError | None,  # None undoes this
     ) -> None:
-        """Have each dial of the address fail so."""
+        """Make each dial of the address fail with failure."""
     def silence(
         self, address: str | SocketAddress | tuple[str, int]
     ) -> AbstractContextManager[None]:
-        """Have nothing arrive that is sent to or from there; after the block, all of it."""
+        """Hold back everything that is sent to or from the address, until the block ends."""
     async def dial(self, address: SocketAddress, /) -> ByteStream:
-        """A Dialer: raises OSError as the system does."""
+        """Connect. This is a Dialer, and raises the OSError that the system would raise."""
     async def resolve(self, host: str, port: int) -> list[str]:
-        """The addresses of a name that exists; otherwise socket.gaierror."""
+        """Return the addresses of a name; socket.gaierror if it does not exist."""
     def connector(
         self,
-        like: Connector | None = None,  # whose other values it has
+        like: Connector | None = None,  # the new one has the same values
         *,
         policy: AddressPolicy | None = None,
     ) -> Connector:
-        """A Connector over this network."""
+        """Return a Connector that uses this network."""
 
 class MemoryListener(abc.Listener[Socket]):
-    """Accepts connections; each becomes an open Socket."""
+    """Accepts connections. Each becomes an open Socket."""
 
-    # Listeners come from Network.listen().
+    # Network.listen() returns these.
     def __init__(self, memory: Never, where: Never, options: Never) -> None: ...
     @property
     def addresses(self) -> list[str]:
-        """Where it listens: "ip:port"."""
+        """The addresses that it listens at, as "ip:port"."""
     async def accept(self) -> Socket:
-        """Wait for a connection."""
+        """Wait for a connection, and return an open socket for it."""
     async def serve(
         self, handler: Callable[[Socket], Any], task_group: TaskGroup | None = None
     ) -> None:
         """Run handler in a task for each connection, until cancelled or closed."""
     async def aclose(self) -> None:
-        """Stop listening; connections that were accepted go on."""
+        """Stop listening. Accepted connections stay open."""
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """AnyIO's typed attributes, of the first address."""
+        """AnyIO's typed attributes, for the first address."""

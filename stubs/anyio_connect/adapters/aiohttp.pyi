@@ -11,4 +11,4 @@ __all__ = ("socket_factory",)
 def socket_factory(
     policy: AddressPolicy,
 ) -> Callable[[tuple[int, int, int, str, tuple[Any, ...]]], socket]:
-    """What makes sockets for an ``aiohttp.TCPConnector`` only where ``policy`` allows it."""
+    """Return a ``socket_factory`` for ``aiohttp.TCPConnector`` that obeys ``policy``."""

@@ -16,7 +16,7 @@ else:
 __all__ = ("Transport",)
 
 class Transport(httpx.AsyncBaseTransport):
-    """What an ``httpx.AsyncClient`` sends its requests by, HTTP/1.1 and HTTP/2."""
+    """The transport of an ``httpx.AsyncClient``, for HTTP/1.1 and HTTP/2."""
 
     def __init__(
         self,

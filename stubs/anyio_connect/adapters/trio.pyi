@@ -1,4 +1,4 @@
-"""For libraries on trio: a socket as trio's own kind of stream, with trio's errors."""
+"""For libraries on trio: a socket as a trio stream, with trio's errors."""
 
 import sys
 
@@ -16,10 +16,10 @@ __all__ = ("Stream", "open_tcp_stream")
 async def open_tcp_stream(
     host: str, port: int, *, connector: Connector | None = None, **options: Unpack[SocketOptions]
 ) -> Stream:
-    """Connect, as ``trio.open_tcp_stream()`` does, and with TLS if the options say so."""
+    """Connect, like ``trio.open_tcp_stream()``, with TLS if the options say so."""
 
 class Stream(trio.abc.HalfCloseableStream):
-    """A ``Socket`` for whatever takes a ``trio.abc.Stream``."""
+    """A ``Socket`` for code that needs a ``trio.abc.Stream``."""
 
     socket: Socket
     def __init__(self, socket: Socket) -> None: ...
