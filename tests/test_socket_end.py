@@ -31,7 +31,7 @@ from support.turns import all_blocked
 
 
 async def answered_and_reset(socket: Socket, peer: Peer) -> None:
-    """Have the peer answer and then close with data unread, which resets; await both here."""
+    """Have the peer answer and then reset, by closing with unread data; wait for both."""
     await socket.send(b"unread, so closing resets")
     arrived_at = select.poll()
     arrived_at.register(peer.sock, select.POLLIN)

@@ -156,7 +156,7 @@ async def test_a_context_brings_its_own_protocols() -> None:
         {"alpn": "smtp"},
         {"ssl_context": object()},
         {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
-        {"alpn": ["smtp"]},  # while connect() was given an ssl_context
+        {"alpn": ["smtp"]},  # refused because connect() was given an ssl_context
     ],
 )
 async def test_bad_arguments_change_nothing(arguments: Any) -> None:
@@ -523,7 +523,7 @@ async def test_closed_before_the_handshake(after: str) -> None:
             assert await peer.receive_all() == b"last words in the clear"
         else:
             with pytest.raises(ClosedError):
-                await socket.opened  # no socket is left that could close a new connection
+                await socket.opened  # no socket is left that could close a connection made now
             with pytest.raises(BlockingIOError):
                 listener.sock.accept()
 
@@ -581,7 +581,7 @@ async def test_closed_during_the_handshake() -> None:
 
 
 async def test_closed_while_its_dial_is_cancelled() -> None:
-    """Both happen at once, with a plain send in flight: the descriptor is closed all the same."""
+    """The close and the cancellation come at once, during a send; no descriptor stays open."""
     async with plain() as (socket, _, _), anyio.create_task_group() as group:
 
         async def send() -> None:
