@@ -26,6 +26,7 @@ import anyio
 from anyio.lowlevel import RunVar, checkpoint, checkpoint_if_cancelled, current_token
 
 from ._cancellation import IsDue, cancellation_due
+from ._readers import Readers, add_to_loop, remove_from_loop
 from ._watch import CAN_WATCH_ALL, IN, OUT, Watch
 
 if TYPE_CHECKING:  # imported only if asyncio is the event loop
@@ -228,12 +229,13 @@ class _AsyncioLoop:
         self._running = asyncio.get_running_loop
         self._is_due = is_due
         self._budget = _Budget()
+        self._readers = Readers(_on_readable)
 
     def may_go_on(self, amount: int) -> bool:
         return self._budget.allows(amount) and not self._is_due(self._running())
 
     def readiness(self, sock: socket.socket) -> Readiness:
-        return LoopReadiness(sock, self._running(), self._is_due, self._budget)
+        return LoopReadiness(sock, self._running(), self._is_due, self._budget, self._readers)
 
 
 async def until_readable(ready: Readiness) -> None:
@@ -428,6 +430,7 @@ class LoopReadiness:
         "_is_due",
         "_loop",
         "_reader",
+        "_readers",
         "_scopes",
         "_sock",
         "_stopped",
@@ -446,6 +449,7 @@ class LoopReadiness:
         loop: asyncio.AbstractEventLoop,
         is_due: IsDue,
         budget: _Budget,
+        readers: Readers[_Registered],
     ) -> None:
         self._sock = sock
         self._fd = sock.fileno()
@@ -454,9 +458,10 @@ class LoopReadiness:
         self._is_due = is_due
         self._stopped = False
         self._closed = False
-        # The loop keeps these objects alive while the socket is registered. (For reading, the
-        # socket stays registered while no task waits.) A dead reference means that other code has
-        # replaced our callback, or that uvloop has stopped watching a socket after an error.
+        # The loop or _readers keep these objects alive while the socket is registered. (For
+        # reading, the socket stays registered while no task waits.) A dead reference means that
+        # other code has replaced our callback in the loop, or that uvloop has stopped watching a
+        # socket after an error.
         self._reader: ref[_Registered] | None = None
         self._writer: ref[_Registered] | None = None
         self.reading: asyncio.Future[None] | None = None  # _on_readable() sets its result
@@ -464,6 +469,7 @@ class LoopReadiness:
         self._scopes: dict[int, anyio.CancelScope] = {}  # tasks in _wait_elsewhere(), by event
         self.attempt: Attempt | None = None
         self._budget = budget
+        self._readers = readers
 
     def may_go_on(self, amount: int) -> bool:
         return self._budget.allows(amount) and not self._is_due(self._loop)
@@ -480,7 +486,7 @@ class LoopReadiness:
         if self._stopped:
             raise anyio.ClosedResourceError
         if self._reader is None:
-            self._reader = self._register(self._loop.add_reader, _on_readable)
+            self._reader = self._register_reader()
         self.attempt = attempt
         future = self.reading = self._loop.create_future()
         return future if self._reader() is not None else self._wait_elsewhere(IN)
@@ -495,9 +501,11 @@ class LoopReadiness:
         raise anyio.ClosedResourceError
 
     def unregister(self) -> None:
-        if self._is_registered():
+        registered = self._live(self._reader)
+        if registered is not None:
             self._reader = None
-            self._loop.remove_reader(self._fd)
+            if not self._readers.remove(self._loop, self._fd, registered):
+                self._loop.remove_reader(self._fd)
 
     async def writable(self) -> None:
         if self._closed:
@@ -505,7 +513,9 @@ class LoopReadiness:
         future = self._writing = self._loop.create_future()
         try:
             if self._writer is None:
-                self._writer = self._register(self._loop.add_writer, _on_writable)
+                self._writer = self._register(
+                    self._loop.add_writer, _on_writable, _Registered(self._sock, ref(self))
+                )
             if self._writer() is None:
                 await self._wait_elsewhere(OUT)
             else:
@@ -525,18 +535,21 @@ class LoopReadiness:
 
     # --- registered with the event loop
 
-    def _register(self, add: Callable[..., object], callback: _Callback) -> ref[_Registered]:
-        # The loop gets a weak reference, so that an unclosed socket can be collected. But it keeps
-        # the kernel's socket alive: no new socket may get the same number while it is registered.
-        weakly: ref[LoopReadiness] = ref(self)
-        registered = _Registered(self._sock)
-        try:
-            add(self._fd, callback, weakly, registered)
-        except RuntimeError:
-            # After an error, uvloop keeps a closed handle for the number, and refuses a new one.
-            _clear(self._loop, self._fd)
-            add(self._fd, callback, weakly, registered)
-        return ref(registered, partial(_on_lost, weakly))
+    # The loop gets a weak reference to this object, so that an unclosed socket can be collected.
+    # But it keeps the kernel's socket alive: no new socket may get the same number while it is
+    # registered.
+
+    def _register_reader(self) -> ref[_Registered]:
+        registered = _Registered(self._sock, ref(self))
+        if self._readers.add(self._loop, self._fd, registered):
+            return ref(registered)
+        return self._register(self._loop.add_reader, _on_readable, registered)
+
+    def _register(
+        self, add: Callable[..., object], callback: _Callback, registered: _Registered
+    ) -> ref[_Registered]:
+        add_to_loop(self._loop, add, self._fd, callback, registered)
+        return ref(registered, partial(_on_lost, registered.ready))
 
     def on_lost(self) -> None:
         # Other code has registered its own callback for this socket, which replaced ours. Make the
@@ -545,7 +558,7 @@ class LoopReadiness:
         _wake(self._writing)
 
     def _unregister_writer(self) -> None:
-        if self._is_live(self._writer):
+        if self._live(self._writer) is not None:
             self._writer = None
             self._loop.remove_writer(self._fd)
 
@@ -579,8 +592,7 @@ class LoopReadiness:
 
     def close(self) -> None:
         self._closed = self._stopped = True
-        if self._forget():
-            _clear(self._loop, self._fd)
+        self._forget()()
         _wake(self.reading)
         _wake(self._writing)
         for scope in self._scopes.values():
@@ -589,34 +601,30 @@ class LoopReadiness:
 
     def detach(self) -> None:
         self._closed = self._stopped = True
-        if self._forget() and not self._loop.is_closed():
-            _clear(self._loop, self._fd)
+        self._forget()()
 
     def close_dropped(self) -> None:
-        if self._forget():
-            if not self._in_own_loop():
-                with suppress(RuntimeError):  # the loop is closed, and has no registrations
-                    self._loop.call_soon_threadsafe(
-                        _close_dropped, self._loop, self._fd, self._sock
-                    )
-                    return
-            else:
-                _clear(self._loop, self._fd)
+        unregister = self._forget()
+        if unregister is not _nothing and not self._in_own_loop():
+            with suppress(RuntimeError):  # the loop is closed, and has no registrations
+                self._loop.call_soon_threadsafe(_close_dropped, unregister, self._sock)
+                return
+        unregister()
         self._sock.close()
 
-    def _forget(self) -> bool:
-        """Forget our registrations; return whether the loop may still have them."""
-        was_registered = self._reader is not None or self._writer is not None
+    def _forget(self) -> Callable[[], None]:
+        """Forget our registrations; return the function that removes them from the loop."""
+        reader, writer = self._reader, self._writer
         self._reader = self._writer = None
-        return was_registered and self._forks == _forks
+        if (reader is None and writer is None) or self._forks != _forks:
+            return _nothing
+        registered = None if reader is None else reader()
+        return partial(_clear, self._readers, self._loop, self._fd, registered)
 
-    def _is_registered(self) -> bool:
-        return self._is_live(self._reader)
-
-    def _is_live(self, registered: ref[_Registered] | None) -> bool:
+    def _live(self, registered: ref[_Registered] | None) -> _Registered | None:
         # After a fork, the loop's epoll is shared with the parent process, and must not be
         # changed.
-        return registered is not None and registered() is not None and self._forks == _forks
+        return None if registered is None or self._forks != _forks else registered()
 
     def _in_own_loop(self) -> bool:
         import asyncio
@@ -627,38 +635,46 @@ class LoopReadiness:
             return False
 
     def __del__(self) -> None:
-        if self._is_registered():  # the transport was collected before a connection had it
+        if (
+            self._live(self._reader) is not None
+        ):  # the transport was collected before a connection had it
             self.close_dropped()
 
 
-def _clear(loop: asyncio.AbstractEventLoop, fd: int) -> None:
-    """Remove everything that the loop has for the number, because a new socket may get it.
-
-    After an error, uvloop forgets the callback, but keeps the closed handle.
-    """
-    loop.remove_reader(fd)
-    loop.remove_writer(fd)
+def _nothing() -> None:
+    """Remove nothing."""
 
 
-def _close_dropped(loop: asyncio.AbstractEventLoop, fd: int, sock: socket.socket) -> None:
-    _clear(loop, fd)
+def _clear(
+    readers: Readers[_Registered],
+    loop: asyncio.AbstractEventLoop,
+    fd: int,
+    registered: _Registered | None,
+) -> None:
+    readers.remove(loop, fd, registered)
+    remove_from_loop(loop, fd)
+
+
+def _close_dropped(unregister: Callable[[], None], sock: socket.socket) -> None:
+    unregister()
     sock.close()
 
 
 class _Registered:
-    """An object that an event loop keeps exactly as long as our callback is registered."""
+    """An object that is kept exactly as long as a socket is registered with the event loop."""
 
-    __slots__ = ("__weakref__", "_sock")
+    __slots__ = ("__weakref__", "_sock", "ready")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, ready: ref[LoopReadiness]) -> None:
         self._sock = sock
+        self.ready = ready
 
 
-_Callback: TypeAlias = "Callable[[ref[LoopReadiness], _Registered], None]"
+_Callback: TypeAlias = Callable[[_Registered], None]
 
 
-def _on_readable(weakly: ref[LoopReadiness], _: _Registered) -> None:
-    ready = weakly()
+def _on_readable(registered: _Registered) -> None:
+    ready = registered.ready()
     if ready is None:
         return
     future, attempt = ready.reading, ready.attempt
@@ -669,8 +685,8 @@ def _on_readable(weakly: ref[LoopReadiness], _: _Registered) -> None:
         future.set_result(None)
 
 
-def _on_writable(weakly: ref[LoopReadiness], _: _Registered) -> None:
-    ready = weakly()
+def _on_writable(registered: _Registered) -> None:
+    ready = registered.ready()
     if ready is not None:
         ready.on_writable()
 

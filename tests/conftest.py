@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from anyio_connect import _readers
 from support import guards
 from support.names import Names
 
@@ -122,7 +123,17 @@ def pytest_pycollect_makeitem(
 PASSED = pytest.StashKey[bool]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--epoll-first",
+        action="store_true",
+        help="on asyncio, let the first socket already wait through the epoll for many sockets",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--epoll-first"):
+        _readers._FEW = 0
     config.addinivalue_line(
         "markers", f"time_limit(seconds): may take that long, and not {TIME_LIMIT} seconds"
     )

@@ -459,7 +459,16 @@ def test_a_connect_error_made_by_hand_has_no_attempts(cls: type[ConnectError]) -
 #: From the bottom up. A module may import from the layers below its own, and from no other
 #: module of its own layer: so there are no cycles, and each can be read without those above it.
 LAYERS = [
-    {"_cancellation", "_copies", "_keepalive", "_lifecycle", "_ranges", "_threads", "_watch"},
+    {
+        "_cancellation",
+        "_copies",
+        "_keepalive",
+        "_lifecycle",
+        "_ranges",
+        "_readers",
+        "_threads",
+        "_watch",
+    },
     {"_blocking", "_errors", "_linger", "_memory_tcp", "_readiness"},
     {"_address", "_future", "_log", "_loops", "_policy", "_slots"},
     {"_options", "_proxy", "_tls_errors", "_raw", "_transport", "_dial_errors"},

@@ -225,8 +225,10 @@ async def test_what_is_sent_arrives_whole_and_in_order(
 
 async def test_a_cancelled_send_leads_to_a_reset() -> None:
     ours, theirs = await pair(Network(buffer_size=1000))
-    with anyio.move_on_after(0.01):
-        await ours.send(bytes(5000))
+    async with anyio.create_task_group() as group:
+        group.start_soon(ours.send, bytes(5000))
+        await all_blocked()
+        group.cancel_scope.cancel()
     with pytest.raises(BrokenError, match="cut short"):
         await ours.send(b"x")
     await ours.close()

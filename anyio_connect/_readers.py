@@ -1,0 +1,131 @@
+"""One epoll for many sockets of an asyncio loop, to learn which of them have data.
+
+For each event, an asyncio loop looks up several objects, and calls the reader in its context. With
+many sockets this takes as long as the receive itself, because those objects are no longer in the
+processor's caches. An epoll of our own returns the numbers of the sockets alone. The event loop
+watches that epoll like any other descriptor.
+
+But it adds one system call to a turn of the event loop. So the first sockets are registered with
+the event loop itself, and this epoll serves those that follow. It is opened when it is first
+needed, and closed when no socket is registered any more, here or with the event loop.
+"""
+
+from __future__ import annotations
+
+import select
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:  # imported only if asyncio is the event loop
+    import asyncio
+
+#: How many sockets are registered with the event loop itself.
+_FEW = 16
+
+#: How many sockets at most are served in one turn of the event loop. Their tasks run next, while
+#: the processor's caches hold what belongs to them. The epoll reports the rest in the next turn.
+_AT_ONCE = 128
+
+_T = TypeVar("_T")
+
+
+class Readers(Generic[_T]):
+    """The sockets of one event loop that are registered for reading.
+
+    ``on_readable`` is called with what was registered for a socket, in each turn of the event loop
+    in which that socket has data, its peer's end, or an error. This object does not keep the event
+    loop alive.
+    """
+
+    __slots__ = ("_elsewhere", "_epoll", "_on_readable", "_registered")
+
+    def __init__(self, on_readable: Callable[[_T], None]) -> None:
+        self._on_readable = on_readable
+        self._epoll: Any = None  # select.epoll, which only Linux has
+        self._registered: dict[int, _T] = {}  # by descriptor
+        self._elsewhere: set[int] = set()  # the descriptors that the loop itself has
+
+    def add(self, loop: asyncio.AbstractEventLoop, fd: int, what: _T) -> bool:
+        """Register a descriptor, and keep ``what`` until :meth:`remove`.
+
+        If this returns False, the caller has to register it with the event loop itself, and still
+        has to call :meth:`remove` later.
+        """
+        if self._epoll is not None or (len(self._elsewhere) >= _FEW and self._open(loop)):
+            # If this fails, the event loop raises the error, or manages without us.
+            with suppress(OSError):
+                self._epoll.register(fd, select.EPOLLIN)
+                self._registered[fd] = what
+                return True
+        self._elsewhere.add(fd)
+        return False
+
+    def remove(self, loop: asyncio.AbstractEventLoop, fd: int, what: _T | None) -> bool:
+        """Undo :meth:`add`; return what it returned.
+
+        ``what`` tells whether the descriptor still belongs to the caller. Other code may have
+        closed it without our knowledge, and a new socket may have got the same number.
+        """
+        ours = what is not None and self._registered.get(fd) is what
+        if ours:
+            del self._registered[fd]
+            with suppress(OSError):  # other code has closed the descriptor
+                self._epoll.unregister(fd)
+        else:
+            self._elsewhere.discard(fd)
+        if self._epoll is not None and not self._registered and not self._elsewhere:
+            epoll, self._epoll = self._epoll, None
+            remove_from_loop(loop, epoll.fileno())
+            epoll.close()
+        return ours
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> bool:
+        if sys.platform != "linux":
+            return False
+        try:
+            epoll = select.epoll()
+        except OSError:  # out of descriptors or memory
+            return False
+        try:
+            # In an empty context: that of this task would be kept as long as the epoll.
+            Context().run(add_to_loop, loop, loop.add_reader, epoll.fileno(), self._report)
+        except OSError:
+            epoll.close()
+            return False
+        self._epoll = epoll
+        return True
+
+    def _report(self) -> None:
+        for fd, _ in self._epoll.poll(0, _AT_ONCE):
+            what = self._registered.get(fd)
+            if what is not None:  # otherwise it was removed by one of those before
+                self._on_readable(what)
+
+
+def add_to_loop(
+    loop: asyncio.AbstractEventLoop,
+    add: Callable[..., object],
+    fd: int,
+    callback: Callable[..., None],
+    *args: object,
+) -> None:
+    """Register a descriptor by ``add``, the event loop's ``add_reader`` or ``add_writer``."""
+    try:
+        add(fd, callback, *args)
+    except RuntimeError:
+        # After an error, uvloop keeps a closed handle for the number, and refuses a new one.
+        remove_from_loop(loop, fd)
+        add(fd, callback, *args)
+
+
+def remove_from_loop(loop: asyncio.AbstractEventLoop, fd: int) -> None:
+    """Remove everything that the event loop has for the number, because a new socket may get it.
+
+    After an error, uvloop forgets the callback, but keeps the closed handle.
+    """
+    if not loop.is_closed():
+        loop.remove_reader(fd)
+        loop.remove_writer(fd)

@@ -1,0 +1,296 @@
+"""The epoll that asyncio loops share among many sockets. (On trio, these sockets just receive.)"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import select
+import socket as stdlib
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from weakref import ref
+
+import anyio
+import pytest
+import trio
+
+from anyio_connect import BrokenError, Socket, connect
+from anyio_connect._readers import _AT_ONCE, Readers
+from support import guards
+from support.cycles import Local
+from support.peers import Listener, Peer, listening
+from support.sockets import arrived
+from support.turns import all_blocked, turns
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has epoll")
+
+
+@pytest.fixture
+def from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the first socket already use the epoll."""
+    monkeypatch.setattr("anyio_connect._readers._FEW", 0)
+
+
+@asynccontextmanager
+async def open_sockets(count: int) -> AsyncIterator[list[tuple[Socket, Peer]]]:
+    async with listening() as listener:
+        pairs: list[tuple[Socket, Peer]] = []
+        try:
+            pairs.extend([await pair(listener) for _ in range(count)])
+            yield pairs
+        finally:
+            for socket, _ in pairs:
+                await socket.close()
+
+
+async def pair(listener: Listener) -> tuple[Socket, Peer]:
+    socket = connect(listener.address)
+    await socket.opened
+    return socket, await listener.accept()
+
+
+async def wait_once(*pairs: tuple[Socket, Peer]) -> None:
+    """Let each socket wait for data, and get it: from then on, it is registered."""
+    async with anyio.create_task_group() as group:
+        for socket, _ in pairs:
+            group.start_soon(receive, socket, b"x")
+        await all_blocked()
+        for _, peer in pairs:
+            peer.sock.send(b"x")
+
+
+async def receive(socket: Socket, expected: bytes) -> None:
+    assert await socket.receive() == expected
+
+
+def epolls() -> int:
+    """How many epolls this process has open."""
+    links = (os.readlink(f"/proc/self/fd/{fd}") for fd in guards.open_fds())  # noqa: PTH115  # names no file
+    return sum(link == "anon_inode:[eventpoll]" for link in links)
+
+
+def in_a_thread(call: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+
+    return run
+
+
+def on_trio() -> bool:
+    return trio.lowlevel.in_trio_run()
+
+
+async def test_many_sockets_that_are_ready_at_once_all_get_their_data() -> None:
+    count = 2 * _AT_ONCE + 20
+    async with open_sockets(count) as pairs:
+        for round_ in range(3):
+            async with anyio.create_task_group() as group:
+                for number, (socket, _) in enumerate(pairs):
+                    group.start_soon(receive, socket, b"%d.%d" % (number, round_))
+                await all_blocked()
+                for number, (_, peer) in enumerate(pairs):
+                    peer.sock.send(b"%d.%d" % (number, round_))
+                for socket, _ in pairs:
+                    arrived(socket)
+
+
+async def test_one_epoll_is_opened_for_many_sockets_and_closed_after_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("anyio_connect._readers._FEW", 4)
+    before = epolls()
+    async with open_sockets(7) as pairs:
+        await wait_once(*pairs[:4])
+        assert epolls() == before
+        await wait_once(*pairs[4:])
+        assert epolls() == before + (not on_trio())
+        for socket, _ in pairs[1:]:
+            await socket.close()
+        # It stays for the sockets to come, as long as one is registered with the event loop.
+        assert epolls() == before + (not on_trio())
+        await pairs[0][0].close()
+        assert epolls() == before
+
+
+@pytest.mark.usefixtures("from_the_first")
+async def test_data_that_no_task_waits_for_does_not_keep_the_loop_busy() -> None:
+    async with open_sockets(2) as pairs:
+        await wait_once(*pairs)
+        before = epolls()
+        for socket, peer in pairs:
+            peer.sock.send(b"later")
+            arrived(socket)
+        await all_blocked()  # the event loop reports the data, and no task receives it
+        assert epolls() == before - (not on_trio())
+        for socket, _ in pairs:
+            assert await socket.receive() == b"later"
+
+
+@pytest.mark.usefixtures("from_the_first")
+async def test_a_reset_that_comes_while_a_task_waits_is_told() -> None:
+    async with open_sockets(1) as [(socket, peer)], anyio.create_task_group() as group:
+        group.start_soon(_reset, peer)
+        for _ in range(2):
+            with pytest.raises(BrokenError):
+                await socket.receive()
+
+
+async def _reset(peer: Peer) -> None:
+    await all_blocked()
+    peer.rst()
+
+
+@pytest.mark.usefixtures("from_the_first")
+async def test_a_cancelled_receive_leaves_its_data_to_the_next() -> None:
+    async with open_sockets(1) as [(socket, peer)]:
+        for _ in range(3):
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_cancel, scope, socket, peer)
+                    await socket.receive()
+            assert await socket.receive() == b"data"
+
+
+async def _cancel(scope: anyio.CancelScope, socket: Socket, peer: Peer) -> None:
+    await all_blocked()
+    scope.cancel()
+    peer.sock.send(b"data")
+    arrived(socket)
+
+
+@pytest.mark.usefixtures("from_the_first", "no_collector")
+async def test_a_dropped_socket_is_unregistered_in_any_thread() -> None:
+    before = epolls()
+    for in_thread in (False, True):
+        async with listening() as listener:
+            box = [await pair(listener)]
+            await wait_once(*box)
+            drop = in_a_thread(box.clear) if in_thread else box.clear
+            with pytest.warns(ResourceWarning, match="^unclosed connection"):
+                drop()
+            await all_blocked()
+            assert epolls() == before
+
+
+@pytest.mark.usefixtures("from_the_first", "no_collector")
+async def test_the_epoll_does_not_keep_the_context_of_a_task() -> None:
+    variable: ContextVar[Local] = ContextVar("variable")
+    async with open_sockets(2) as [first, second]:
+        local = Local()
+        variable.set(local)
+        dies = ref(local)
+        await wait_once(first)
+        variable.set(Local())
+        del local
+        await wait_once(second)
+        await first[0].close()
+        assert dies() is None
+
+
+@pytest.mark.usefixtures("from_the_first")
+@pytest.mark.parametrize("what", ["epoll", "register"])
+async def test_without_an_epoll_the_event_loop_serves_all(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process has no more descriptors, or the user no more registrations."""
+
+    class Full:
+        def __init__(self) -> None:
+            if what == "epoll":
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            self._epoll = epoll()
+            self.fileno, self.poll, self.close = (
+                self._epoll.fileno,
+                self._epoll.poll,
+                self._epoll.close,
+            )
+
+        def register(self, fd: int, events: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    epoll = select.epoll
+    async with open_sockets(2) as pairs:
+        with monkeypatch.context() as patched:
+            patched.setattr("anyio_connect._readers.select.epoll", Full)
+            await wait_once(*pairs)
+        await wait_once(*pairs)
+
+
+@pytest.mark.usefixtures("from_the_first")
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_a_socket_can_be_closed_after_its_event_loop(kind: str) -> None:
+    if kind == "asyncio":
+        loop = asyncio.new_event_loop()
+    else:
+        loop = pytest.importorskip("uvloop").new_event_loop()
+    before = epolls() - 1  # that of the event loop
+    sockets: list[Socket] = []
+
+    async def use() -> None:
+        async with listening() as listener:
+            socket, peer = await pair(listener)
+            await wait_once((socket, peer))
+            sockets.append(socket)
+
+    loop.run_until_complete(use())
+    loop.close()
+    asyncio.run(sockets.pop().close())
+    assert epolls() == before
+
+
+# --- the epoll alone
+
+
+@pytest.mark.usefixtures("from_the_first")
+async def test_a_socket_that_was_removed_in_the_same_turn_is_not_reported() -> None:
+    if on_trio():
+        return
+    loop = asyncio.get_running_loop()
+    told: list[int] = []
+
+    def tell(number: int) -> None:
+        told.append(number)
+        for other, _ in pairs:
+            readers.remove(loop, other.fileno(), other.fileno())
+
+    readers = Readers(tell)
+    pairs = [stdlib.socketpair() for _ in range(3)]
+    before = epolls()
+    for one, peer in pairs:
+        assert readers.add(loop, one.fileno(), one.fileno())
+        peer.send(b"x")
+    await turns()
+    assert len(told) == 1  # it has removed the others
+    assert epolls() == before
+    for one, peer in pairs:
+        one.close()
+        peer.close()
+
+
+@pytest.mark.usefixtures("from_the_first")
+async def test_a_number_that_other_code_has_closed_belongs_to_the_new_socket() -> None:
+    """The old owner of the number does not unregister its new owner."""
+    if on_trio():
+        return
+    loop = asyncio.get_running_loop()
+    told: list[object] = []
+    readers = Readers(told.append)
+    (one, peer), (new, new_peer) = stdlib.socketpair(), stdlib.socketpair()
+    number, old_owner, new_owner = one.fileno(), object(), object()
+    assert readers.add(loop, number, old_owner)
+    os.dup2(new.fileno(), number)  # closes the old one, of which nothing is told
+    assert readers.add(loop, number, new_owner)
+    assert not readers.remove(loop, number, old_owner)
+    new_peer.send(b"x")
+    await turns()
+    assert {*told} == {new_owner}
+    os.close(one.detach())
+    assert readers.remove(loop, number, new_owner)
+    for sock in (peer, new, new_peer):
+        sock.close()
