@@ -54,10 +54,13 @@ class Readers(Generic[_T]):
         If this returns False, the caller has to register it with the event loop itself, and still
         has to call :meth:`remove` later.
         """
-        if self._epoll is not None or (len(self._elsewhere) >= _FEW and self._open(loop)):
+        epoll = self._epoll
+        if epoll is None and len(self._elsewhere) >= _FEW:
+            epoll = self._epoll = self._open(loop)
+        if epoll is not None:
             # If this fails, the event loop raises the error, or manages without us.
             with suppress(OSError):
-                self._epoll.register(fd, select.EPOLLIN)
+                epoll.register(fd, select.EPOLLIN)
                 self._registered[fd] = what
                 return True
         self._elsewhere.add(fd)
@@ -82,21 +85,21 @@ class Readers(Generic[_T]):
             epoll.close()
         return ours
 
-    def _open(self, loop: asyncio.AbstractEventLoop) -> bool:
+    def _open(self, loop: asyncio.AbstractEventLoop) -> Any:
+        """Open the epoll and return it, or None if there can be none."""
         if sys.platform != "linux":
-            return False
+            return None
         try:
             epoll = select.epoll()
         except OSError:  # out of descriptors or memory
-            return False
+            return None
         try:
             # In an empty context: that of this task would be kept as long as the epoll.
             Context().run(add_to_loop, loop, loop.add_reader, epoll.fileno(), self._report)
         except OSError:
             epoll.close()
-            return False
-        self._epoll = epoll
-        return True
+            return None
+        return epoll
 
     def _report(self) -> None:
         for fd, _ in self._epoll.poll(0, _AT_ONCE):
