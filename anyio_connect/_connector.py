@@ -353,9 +353,9 @@ class Connector:
 
         The calling thread waits while asyncio connects in another thread, which has ended when
         this returns. So one ``Connector`` can serve threads and event loops, with the same rules
-        and slots. The socket is blocking, without a timeout. The functions of the Connector (the
-        policy, ``resolver``, ``prepare``, ``dialer``) are called in that other thread, in a copy
-        of the calling thread's context.
+        and slots. The socket is blocking, without a timeout. The policy and all functions of
+        the Connector, such as ``resolver``, are called in that other thread, in a copy of the
+        calling thread's context.
 
         If a signal handler raises an exception meanwhile, such as KeyboardInterrupt, the attempt
         is cancelled and leaves nothing behind. Then the exception is raised.

@@ -8,7 +8,7 @@ import socket as stdlib
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -33,8 +33,10 @@ from anyio_connect import (
     SocketAddress,
     SocketError,
     TLSError,
+    _dial_errors,
     connect,
 )
+from support.connectors import NAMES, VALUES
 from support.errors import is_copy
 from support.names import Names
 from support.peers import listening, refusing_address
@@ -241,6 +243,16 @@ async def test_what_anyio_raises_for_a_refused_connection() -> None:
         await Connector(dialer=dial).connect("db.example:1").opened
     assert caught.value.errno == errno.ECONNREFUSED
     assert str(caught.value.__cause__) == "All connection attempts failed"
+
+
+def test_the_docstring_says_which_errors_of_the_system_have_a_class() -> None:
+    assert Dialer.__doc__ is not None
+    for number, (kind, _) in _dial_errors._KINDS.items():
+        code = errno.errorcode[number]
+        told = kind is ConnectError or (
+            f"``{code}``" in Dialer.__doc__ and f":class:`{kind.__name__}`" in Dialer.__doc__
+        )
+        assert told, f"say in the docstring of Dialer that {code} becomes {kind.__name__}"
 
 
 class HopError(RefusedError):
@@ -616,12 +628,7 @@ def test_a_value_that_has_no_effect_is_an_error(values: dict[str, Any], why: str
 
 
 #: Values that have no effect with a dialer, because the dialer makes the connection.
-REFUSED: dict[str, Any] = {
-    "local_host": "127.0.0.1",
-    "happy_eyeballs_delay": 1,
-    "prepare": print,
-    "proxy": "http://127.0.0.1:9",
-}
+REFUSED = {"local_host", "happy_eyeballs_delay", "prepare", "proxy"}
 #: Values that mean the same with a dialer, or whose docstring says what they mean then.
 TAKEN = {
     *("policy", "max_connections", "ssl_context", "close_timeout", "connect_timeout"),
@@ -629,19 +636,23 @@ TAKEN = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", sorted(REFUSED))
 def test_each_value_that_a_dialer_makes_useless_is_an_error(name: str) -> None:
-    values: dict[str, Any] = {name: REFUSED[name]}
     with pytest.raises(InvalidOptionError, match=name):
-        Connector(dialer=nowhere, **values)
+        Connector(**{"dialer": nowhere, name: VALUES[name]})
+
+
+@pytest.mark.parametrize("name", sorted(TAKEN))
+def test_each_other_value_is_accepted_with_a_dialer(name: str) -> None:
+    assert getattr(Connector(**{"dialer": nowhere, name: VALUES[name]}), name) == VALUES[name]
 
 
 def test_each_value_is_accepted_or_refused_with_a_dialer() -> None:
-    new = {field.name for field in fields(Connector)} - REFUSED.keys() - TAKEN
+    new = {*NAMES} - REFUSED - TAKEN
     assert not new, (
-        f"do {new} mean anything with a dialer, through a proxy (_tunnel), and on a network in "
-        "memory (_KEPT in testing)? Refuse a value that does not, in _check_dialer() of "
-        "_connector, and add it to REFUSED; or test its effect, and add it to TAKEN"
+        f"do {new} mean anything with a dialer, and through a proxy (_tunnel)? Refuse a value "
+        "that does not, in _check_dialer() of _connector, and add it to REFUSED; or test its "
+        "effect, and add it to TAKEN. Say it in the docstring, too"
     )
 
 

@@ -72,7 +72,7 @@ def test_what_the_architecture_names_exists() -> None:
     code = {word for span in re.findall(r"`([^`]+)`", section) for word in span.split()}
     tests = {word for word in code if re.match(r"(interop/)?test_", word)}
     gone = {word for word in tests if not (ROOT / "tests" / f"{word}.py").exists()}
-    paths = [*(ROOT / "anyio_connect").glob("**/*.py"), *(ROOT / "tests").glob("simulation/*.py")]
+    paths = [*(ROOT / "anyio_connect").glob("**/*.py"), *(ROOT / "tests").glob("**/*.py")]
     source = "\n".join(path.read_text(encoding="utf-8") for path in paths)
     defined = set(re.findall(r"(?:def|class) (\w+)|^(\w+)(?=: .* = | = )", source, re.MULTILINE))
     names = {name for pair in defined for name in pair} | {path.stem for path in paths}

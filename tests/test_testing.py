@@ -41,6 +41,7 @@ from anyio_connect import (
 )
 from anyio_connect.testing import Network
 from support import guards
+from support.connectors import NAMES, VALUES
 from support.servers import send_back
 from support.sockets import settle
 from support.tls_peers import NAME, TLS13, client_context, server_context
@@ -602,6 +603,22 @@ def test_a_connector_takes_the_rules_of_another() -> None:
     assert network.connector(like, policy=ports).policy is ports
     assert network.connector(like, policy=ports).happy_eyeballs_delay == 0.25
     assert network.connector().dialer == network.dial
+
+
+#: Values that the network has itself, or that apply only if the policy judges addresses.
+OWN = {"dialer", "resolver", "happy_eyeballs_delay"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_connector_takes_each_value_or_says_that_it_does_not(name: str) -> None:
+    like = Connector(**{name: VALUES[name]})
+    kept = getattr(Network().connector(like), name) == VALUES[name]
+    words = str(Network.connector.__doc__).partition("apply to real networks only")[2]
+    dropped = f"``{name}``" in words.partition(")")[0]
+    assert kept or dropped or name in OWN, (
+        f"if {name} has no effect in memory, say it in the docstring of Network.connector()"
+    )
+    assert not (kept and dropped), f"Network.connector() says that it does not take {name}"
 
 
 async def test_max_connections_counts() -> None:
