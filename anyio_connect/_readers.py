@@ -12,15 +12,13 @@ needed, and closed when no socket is registered any more, here or with the event
 
 from __future__ import annotations
 
+import asyncio
 import select
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-if TYPE_CHECKING:  # imported only if asyncio is the event loop
-    import asyncio
+from typing import Any, Generic, TypeVar
 
 #: How many sockets are registered with the event loop itself.
 _FEW = 16

@@ -469,7 +469,8 @@ LAYERS = [
         "_threads",
         "_watch",
     },
-    {"_blocking", "_errors", "_linger", "_memory_tcp", "_readiness"},
+    {"_blocking", "_errors", "_linger", "_memory_tcp", "_on_asyncio"},
+    {"_readiness"},
     {"_address", "_future", "_log", "_loops", "_policy", "_slots"},
     {"_options", "_proxy", "_tls_errors", "_raw", "_transport", "_dial_errors"},
     {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket as stdlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -251,3 +253,39 @@ def test_a_socket_that_is_dropped_after_its_event_loop_has_ended(anyio_backend: 
     name = anyio.run(make, backend=backend, backend_options=options)
     with told_of(name):
         held.clear()
+
+
+AT_EXIT = """
+import asyncio, socket, sys, types
+from anyio_connect import connect
+
+server = socket.create_server(("127.0.0.1", 0))
+loop = asyncio.new_event_loop()
+
+async def receive():
+    made = connect(server.getsockname())
+    await made.opened
+    peer = server.accept()[0]
+    loop.call_later(0.01, peer.send, b"x")
+    assert await made.receive() == b"x"
+    return made, peer
+
+# What is in a module lives until the interpreter clears its modules.
+sys.modules["kept"] = types.ModuleType("kept")
+sys.modules["kept"].kept = loop.run_until_complete(receive())
+if sys.argv[1] == "closed":
+    loop.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", ["open", "closed"])
+def test_a_socket_that_lives_until_the_interpreter_ends_is_closed_then(loop: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, loop],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.stderr == ""

@@ -32,7 +32,8 @@ from anyio_connect import (
     connect,
 )
 from anyio_connect._cancellation import IsDue, by_deadline, cancellation_due
-from anyio_connect._readiness import _CALL, LoopReadiness, TaskReadiness, _find_out, _OtherLoop
+from anyio_connect._on_asyncio import _CALL, LoopReadiness
+from anyio_connect._readiness import TaskReadiness, _find_out, _OtherLoop
 from anyio_connect._tcp import TCPTransport
 from support.peers import Peer, listening
 from support.sockets import arrived, connected, dialled, once_waited, raw, use_up_the_turn
@@ -601,7 +602,7 @@ async def test_somebody_else_may_be_registered_where_no_data_can_be_watched(
     """A kqueue is asked for ends and errors alone, and Windows has nothing of the kind."""
     if asyncio_loop() is None:
         return
-    monkeypatch.setattr("anyio_connect._readiness.CAN_WATCH_ALL", False)
+    monkeypatch.setattr("anyio_connect._on_asyncio.CAN_WATCH_ALL", False)
     got: list[bytes] = []
 
     async def receive() -> None:

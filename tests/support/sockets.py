@@ -14,8 +14,9 @@ from anyio.lowlevel import checkpoint
 from anyio_connect import Socket, SocketAddress, SocketError, SocketFuture, SocketInfo, connect
 from anyio_connect._connection import Opener
 from anyio_connect._lifecycle import Outbound
+from anyio_connect._on_asyncio import AsyncioLoop
 from anyio_connect._options import Options
-from anyio_connect._readiness import _AsyncioLoop, here
+from anyio_connect._readiness import here
 from anyio_connect._target import Target, info_of
 from anyio_connect._tcp import TCPTransport
 from anyio_connect._tls import TLSTransport
@@ -130,7 +131,7 @@ def _tcp(socket: Socket) -> TCPTransport:
 def use_up_the_turn() -> None:
     """Let the next call yield even if it need not wait: on asyncio, only some calls do."""
     loop = here()
-    if isinstance(loop, _AsyncioLoop):
+    if isinstance(loop, AsyncioLoop):
         loop._budget.left = 0
 
 
