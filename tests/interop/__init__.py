@@ -1,1 +1,1 @@
-"""The package against servers that other people wrote. How to install them: conftest.py."""
+"""Tests with servers of other projects. conftest.py says how to install the servers."""

@@ -1,19 +1,19 @@
 """Real servers for the interop tests.
 
-The tests start the servers themselves, on free ports of loopback, and stop them at the end.
-They only have to be installed, on Debian and Ubuntu by
+The tests start the servers themselves, on free ports of loopback, and stop them at the end. The
+servers only have to be installed. On Debian and Ubuntu:
 
     apt-get install -y --no-install-recommends postgresql redis-server openssl nodejs \
         tinyproxy microsocks openssh-server mosquitto
 
-and aiosmtpd, aiohttp and nats-server come from PyPI, with the other packages that the tests need.
-The servers that Debian starts by itself after installing are not used, and do no harm.
+aiosmtpd, aiohttp and nats-server come from PyPI, with the other packages that the tests need. The
+servers that Debian starts by itself after the installation are not used, and do no harm.
 
-A server that is missing fails the tests that need it. To do without, say so: set
-ANYIO_CONNECT_SKIP_INTEROP to 1, or to the names of some servers, as in "postgresql,node".
+If a server is missing, the tests that need it fail. To skip these tests, set
+ANYIO_CONNECT_SKIP_INTEROP to 1, or to the names of some servers, such as "postgresql,node".
 
-The client in each of the test modules shows how to speak the protocol with this package, except in
-test_clients.py, which has other libraries' clients: those of docs/clients.md.
+Each test module except test_clients.py has a client that shows how to speak the protocol with this
+package. test_clients.py uses the clients of other libraries that are in docs/clients.md.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from interop.servers import (
 
 HOST = "127.0.0.1"
 
-#: In front of a failed test's own report of what a server wrote, at most that many characters.
+#: How much of the output of a server is added to the report of a failed test, in characters.
 SHOWN = 4000
 
 STARTED_AT = pytest.StashKey[dict[servers.Program, int]]()
@@ -72,7 +72,7 @@ def pytest_runtest_makereport(
 
 @dataclass(frozen=True)
 class Certificate:
-    """A server's certificate and its key, each a file in PEM."""
+    """The certificate of a server and its key, each in a PEM file."""
 
     chain: Path
     key: Path
@@ -85,7 +85,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="session")
 def certificate(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    """For a server on loopback."""
+    """The certificate of a server on loopback."""
     directory = tmp_path_factory.mktemp("certificate")
     issued = authority.issue_cert(HOST, "localhost")
     files = Certificate(directory / "server.pem", directory / "server.key")
@@ -96,7 +96,7 @@ def certificate(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def ssl_context(authority: trustme.CA) -> ssl.SSLContext:
-    """For a client that trusts those servers."""
+    """The context of a client that trusts these servers."""
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
@@ -104,7 +104,7 @@ def ssl_context(authority: trustme.CA) -> ssl.SSLContext:
 
 @pytest.fixture(scope="session")
 def cafile(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The certificate that those servers' certificates come from."""
+    """The file with the certificate of the authority of these servers."""
     path = tmp_path_factory.mktemp("authority") / "ca.pem"
     authority.cert_pem.write_to_path(str(path))
     return path
@@ -232,7 +232,7 @@ def redis_server(
 
 @pytest.fixture(scope="session")
 def web_server() -> Iterator[tuple[str, int]]:
-    """Where web_server.py listens, for HTTP and for WebSocket."""
+    """The address at which web_server.py listens, for HTTP and for WebSocket."""
     script = Path(__file__).with_name("web_server.py")
     with servers.started("web_server", [sys.executable, str(script)]) as server:
         yield HOST, int(server.wait_for(r"listening on (\d+)\n")[1])
@@ -314,13 +314,13 @@ def nats_server() -> Iterator[tuple[str, int]]:
 
 # --- proxies
 
-#: Who may use those that ask. With tinyproxy, neither can have all characters.
+#: The user and the password of the proxies. tinyproxy does not allow every character in them.
 USER, PASSWORD = "alice", "p4ss.word"
 
 
 @pytest.fixture(scope="session")
 def tinyproxy() -> Iterator[ProxyServer]:
-    """An HTTP proxy that wants a user and a password."""
+    """An HTTP proxy that requires a user and a password."""
     tinyproxy = servers.need("tinyproxy", servers.program("tinyproxy"))
     account = servers.unprivileged()
     with servers.private_directory(account) as directory:
@@ -344,7 +344,7 @@ def tinyproxy() -> Iterator[ProxyServer]:
 
 @pytest.fixture(scope="session")
 def tls_front(tinyproxy: ProxyServer, certificate: Certificate) -> Iterator[ProxyServer]:
-    """The same, spoken to over TLS, which tinyproxy itself does not know."""
+    """The same proxy over TLS, which tinyproxy itself does not support."""
     script = Path(__file__).with_name("tls_front.py")
     files = [str(certificate.chain), str(certificate.key)]
     host, port = tinyproxy.address
@@ -366,20 +366,20 @@ def microsocks(*arguments: str) -> Iterator[ProxyServer]:
 
 @pytest.fixture(scope="session")
 def open_microsocks() -> Iterator[ProxyServer]:
-    """A SOCKS5 proxy for everybody."""
+    """A SOCKS5 proxy that requires no password."""
     yield from microsocks()
 
 
 @pytest.fixture(scope="session")
 def closed_microsocks() -> Iterator[ProxyServer]:
-    """A SOCKS5 proxy that wants a user and a password."""
+    """A SOCKS5 proxy that requires a user and a password."""
     for server in microsocks("-u", USER, "-P", PASSWORD):
         yield replace(server, user=USER, password=PASSWORD)
 
 
 @pytest.fixture(scope="session")
 def redis_front(redis_server: RedisServer, certificate: Certificate) -> Iterator[tuple[str, int]]:
-    """Where TLS leads to the TLS of Redis: TLS in TLS."""
+    """A TLS server that leads to the TLS of Redis: TLS in TLS."""
     script = Path(__file__).with_name("tls_front.py")
     files = [str(certificate.chain), str(certificate.key)]
     host, port = redis_server.tls
@@ -395,7 +395,7 @@ def redis_front(redis_server: RedisServer, certificate: Certificate) -> Iterator
 def half_close_server(
     request: pytest.FixtureRequest, certificate: Certificate
 ) -> Iterator[tuple[str, int]]:
-    """Where half_close_server.py or half_close_server.js listens; both do the same."""
+    """The address of half_close_server.py or half_close_server.js, which do the same."""
     if request.param == "node":
         interpreter = servers.need("node", servers.program("node"))
         script = Path(__file__).with_name("half_close_server.js")
@@ -419,7 +419,7 @@ def s_server(certificate: Certificate, *arguments: str, cwd: Path) -> Iterator[O
 def openssl_terminal(
     certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OpenSSL]:
-    """``openssl s_server`` that writes to its output what it receives, and how that ends."""
+    """``openssl s_server`` that prints what it receives, and how the connection ends."""
     yield from s_server(certificate, cwd=tmp_path_factory.mktemp("s_server"))
 
 
@@ -437,5 +437,5 @@ def openssl_keyboard(
     certificate: Certificate,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[OpenSSL]:
-    """``openssl s_server`` with the options in ``param``, for one test to type at."""
+    """``openssl s_server`` with the options in ``param``, for one test that types commands."""
     yield from s_server(certificate, *request.param, cwd=tmp_path_factory.mktemp("s_server"))

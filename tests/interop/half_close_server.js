@@ -1,4 +1,4 @@
-// The same as half_close_server.py, which says what that is.
+// Does the same as half_close_server.py, which describes it.
 'use strict';
 const fs = require('fs');
 const tls = require('tls');
@@ -8,7 +8,7 @@ const megabyte = Buffer.alloc(1 << 20, 'x');
 const options = {
   cert: fs.readFileSync(chain),
   key: fs.readFileSync(key),
-  allowHalfOpen: true, // else Node ends its side as soon as the client does
+  allowHalfOpen: true, // otherwise Node ends its side as soon as the client does
 };
 const server = tls.createServer(options, (connection) => {
   let count = 0;

@@ -1,8 +1,8 @@
 """A TLS server on a free port of loopback that keeps sending after its client has ended.
 
-To every client it sends a megabyte, reads until the client's end, answers how many bytes that
-was, sends another megabyte, and ends too. Arguments: the file of its certificate, and that of
-the key. half_close_server.js does the same in Node.
+It sends a megabyte to each client, reads until the client ends, answers with the number of bytes,
+sends another megabyte, and ends too. The arguments are the file of its certificate and that of the
+key. half_close_server.js does the same in Node.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ MEGABYTE = b"x" * (1 << 20)
 
 
 def serve(accepted: socket.socket, context: ssl.SSLContext) -> None:
-    # Told not to take a bare FIN for an end: only the client's close_notify is one.
+    # With this option, only the client's close_notify is an end, and not a FIN alone.
     with context.wrap_socket(accepted, server_side=True, suppress_ragged_eofs=False) as connection:
         connection.sendall(MEGABYTE)
         count = 0
         while data := connection.recv(65536):
             count += len(data)
         connection.sendall(b"received %d bytes" % count + MEGABYTE)
-        connection.unwrap()  # sends close_notify; the client's is here already
+        connection.unwrap()  # sends close_notify; that of the client has arrived already
 
 
 def main(chain: str, key: str) -> None:

@@ -1,7 +1,7 @@
 """aiosmtpd on two free ports of loopback, for SMTP and for LMTP, each with STARTTLS.
 
-Over SMTP it takes mail only after that. All mail goes into a Maildir.
-Arguments: the file of its certificate, that of the key, and the Maildir.
+Over SMTP it accepts mail only after STARTTLS. All mail goes into a Maildir. The arguments are the
+file of its certificate, that of the key, and the Maildir.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ async def main(chain: str, key: str, maildir: str) -> None:
         return SMTP(mailbox, hostname="mail.example", tls_context=context, require_starttls=True)
 
     def lmtp() -> LMTP:
-        # Not require_starttls, with which aiosmtpd refuses even LHLO in the clear.
+        # Without require_starttls, because aiosmtpd would then refuse even an unencrypted LHLO.
         return LMTP(mailbox, hostname="mail.example", tls_context=context)
 
     listeners = [await loop.create_server(each, "127.0.0.1", 0) for each in (smtp, lmtp)]

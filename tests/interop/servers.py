@@ -1,4 +1,4 @@
-"""Starts the programs that the interop tests talk to, and gets rid of them again."""
+"""Starts and stops the programs that the interop tests talk to."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ import pytest
 #: How long a server may take to start, and to stop when it is asked to, in seconds.
 PATIENCE = 30
 
-#: Which of the servers not to test against: "1" for all, or their names, separated by commas.
+#: The environment variable that skips servers: "1" for all, or their names, separated by commas.
 OPT_OUT = "ANYIO_CONNECT_SKIP_INTEROP"
 
-#: The servers by the names that OPT_OUT takes, and how each gets installed.
+#: The servers, by the names that OPT_OUT accepts, and how to install each.
 INSTALL = {
     "aiosmtpd": "pip install aiosmtpd",
     "postgresql": "apt-get install postgresql",
@@ -46,25 +46,25 @@ INSTALL = {
 
 
 def need(name: str, find: Callable[[], str | None]) -> str:
-    """Where server ``name`` is, which is what ``find`` returns.
+    """Return the path of the server ``name``, which ``find`` returns.
 
-    Fails the test if it is nowhere, and skips it if the environment says to do without.
+    Fails the test if there is none. Skips the test if the environment says so.
     """
     install = INSTALL[name]
     if name in opted_out():
-        pytest.skip(f"{OPT_OUT} says to do without {name}, which is installed by: {install}")
+        pytest.skip(f"{OPT_OUT} skips {name}. To install it: {install}")
     where = find()
     if where is None:
         pytest.fail(
             f"{name} was not found. Install it: {install}\n"
-            f"Or set {OPT_OUT}={name} to do without the tests that need it.",
+            f"Or set {OPT_OUT}={name} to skip the tests that need it.",
             pytrace=False,
         )
     return where
 
 
 def opted_out() -> set[str]:
-    """The names of the servers that are not to be tested against."""
+    """The names of the servers whose tests are skipped."""
     value = os.environ.get(OPT_OUT, "")
     if value == "1":
         return set(INSTALL)
@@ -78,18 +78,18 @@ def opted_out() -> set[str]:
 
 
 def program(name: str) -> Callable[[], str | None]:
-    """Look for a program on PATH, where Debian keeps servers, and among this Python's own."""
+    """Look for a program on PATH, where Debian keeps servers, and beside this Python."""
     elsewhere = os.pathsep.join(["/usr/sbin", str(Path(sys.executable).parent)])
     return lambda: shutil.which(name) or shutil.which(name, path=elsewhere)
 
 
 def module(name: str) -> Callable[[], str | None]:
-    """Look for a Python package; what is found is the Python that has it."""
+    """Look for a Python package. Returns the Python that has it."""
     return lambda: sys.executable if importlib.util.find_spec(name) else None
 
 
 def postgres_programs() -> str | None:
-    """Look for PostgreSQL's directory of programs, which Debian keeps off PATH."""
+    """Look for the directory of PostgreSQL's programs, which on Debian is not on PATH."""
     debian = Path("/usr/lib/postgresql").glob("*/bin")
     newest_first = sorted(debian, key=lambda path: float(path.parent.name), reverse=True)
     on_path = [Path(found).parent for name in ("initdb",) if (found := shutil.which(name))]
@@ -104,7 +104,7 @@ def postgres_programs() -> str | None:
 
 @dataclass(frozen=True)
 class Account:
-    """The user under whom a server runs that refuses to run as root."""
+    """The user for a server that refuses to run as root."""
 
     name: str
     uid: int
@@ -112,7 +112,7 @@ class Account:
 
 
 def unprivileged() -> Account | None:
-    """Whom to run a server as that refuses root; None if the tests are not run by root."""
+    """The user for a server that refuses to run as root; None if root does not run the tests."""
     import pwd
 
     if os.getuid() != 0:
@@ -123,15 +123,15 @@ def unprivileged() -> Account | None:
         except KeyError:
             continue
         return Account(name, entry.pw_uid, entry.pw_gid)
-    raise LookupError("this machine has no user to run a server as other than root")
+    raise LookupError("a server refuses to run as root, and this machine has no other user for it")
 
 
 class DidNotStartError(Exception):
-    """A server ended, or said nothing, instead of starting; this is its output."""
+    """A server did not start: it ended, or printed nothing. The message is its output."""
 
 
 class Program:
-    """A running program and what it has written so far."""
+    """A running program and its output so far."""
 
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         self.name = name
@@ -154,12 +154,12 @@ class Program:
 
     @property
     def output(self) -> str:
-        """All it has written, to standard output and standard error alike."""
+        """Its whole output, both standard output and standard error."""
         with self._changed:
             return "".join(self._lines)
 
     def wait_for(self, pattern: str, *, after: int = 0) -> re.Match[str]:
-        """Wait until something in its output, from offset ``after`` on, matches."""
+        """Wait until its output from offset ``after`` on contains a match."""
 
         def search() -> re.Match[str] | None:
             return re.compile(pattern).search("".join(self._lines), after)
@@ -168,24 +168,24 @@ class Program:
             self._changed.wait_for(lambda: search() or self._at_end, PATIENCE)
             found = search()
         if found is None:
-            raise DidNotStartError(f"{self.name} did not say {pattern!r}, but:\n{self.output}")
+            raise DidNotStartError(f"{self.name} did not print {pattern!r}, but:\n{self.output}")
         return found
 
     def wait_for_port(self, port: int) -> None:
-        """Wait until it takes connections on a port of loopback, for one that says nothing."""
+        """Wait until it accepts connections on a port of loopback, if it does not print that."""
         give_up = time.monotonic() + PATIENCE
         while True:
             with socket.socket() as sock:
                 if sock.connect_ex(("127.0.0.1", port)) == 0 and self.process.poll() is None:
                     return
-            # By then it would have said what is wrong, and ended.
+            # By this time it has printed what is wrong, and has ended.
             if self.process.poll() is not None or time.monotonic() > give_up:
                 self._reader.join(PATIENCE)
-                raise DidNotStartError(f"{self.name} does not listen, but said:\n{self.output}")
+                raise DidNotStartError(f"{self.name} does not listen. It printed:\n{self.output}")
             time.sleep(0.01)
 
     def stop(self, sign: signal.Signals) -> None:
-        """Ask it to end by a signal, make it end if it does not, and wait until it is gone."""
+        """Send it a signal, kill it if it does not end, and wait until it has ended."""
         self.process.send_signal(sign)
         try:
             self.process.wait(PATIENCE)
@@ -198,7 +198,7 @@ class Program:
             pipe.close()
 
 
-#: What runs now, for a failed test to show what it wrote.
+#: The programs that run now. A failed test shows their output.
 running: list[Program] = []
 
 
@@ -211,19 +211,19 @@ def started(
     account: Account | None = None,
     stop: signal.Signals = signal.SIGTERM,
 ) -> Iterator[Program]:
-    """Run a program; by the end it is gone."""
+    """Run a program until the end of the block."""
     if shutil.which("setpriv"):
-        # Where Linux can, it stops the program even when the tests themselves get killed.
+        # With setpriv, Linux stops the program even if the tests are killed.
         command = ["setpriv", f"--pdeathsig={stop.name.removeprefix('SIG')}", "--", *command]
     process = subprocess.Popen(
         command,
         cwd=cwd,
-        stdin=subprocess.PIPE,  # and left open: to some, its end means to stop
+        stdin=subprocess.PIPE,  # stays open: some programs stop at its end
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,  # Ctrl-C is for the tests, which then stop it
+        start_new_session=True,  # Ctrl-C reaches only the tests, which then stop the program
         user=account.uid if account else None,
         group=account.gid if account else None,
         extra_groups=() if account else None,
@@ -249,9 +249,8 @@ def started_on_free_port(
 ) -> Iterator[tuple[Program, int]]:
     """Run a server that cannot choose a port itself, and wait until it is ready.
 
-    ``ready`` is what it says then; None: nothing.
-
-    Somebody else may take the port just before the server does; then it gets another.
+    ``ready`` is what the server then prints; None if it prints nothing. If another process takes
+    the port just before the server does, the server gets another port.
     """
     for attempts_left in reversed(range(3)):
         port = free_port()
@@ -279,10 +278,10 @@ def free_port() -> int:
 
 @contextmanager
 def private_directory(owner: Account | None) -> Iterator[Path]:
-    """A new directory of ``owner``'s, gone at the end.
+    """A new directory that belongs to ``owner``, and is removed at the end.
 
-    Not pytest's ``tmp_path``, into which only the user who runs the tests can look. The path is
-    short: that of a Unix socket in it must not exceed 107 bytes.
+    pytest's ``tmp_path`` does not work here: only the user who runs the tests can read it. The
+    path is short, because the path of a Unix socket in it must not exceed 107 bytes.
     """
     with tempfile.TemporaryDirectory(prefix="interop-") as path:
         if owner is not None:
@@ -295,7 +294,7 @@ def give(path: Path, owner: Account) -> None:
 
 
 def run(command: Sequence[str], account: Account | None, *, typed: str = "") -> None:
-    """Run a program to its end, which has to be a good one."""
+    """Run a program until it ends, and check that it has succeeded."""
     done = subprocess.run(
         command,
         cwd="/",
@@ -312,7 +311,7 @@ def run(command: Sequence[str], account: Account | None, *, typed: str = "") -> 
         raise DidNotStartError(f"{command[0]} failed with {done.returncode}:\n{done.stdout}")
 
 
-# --- where they are
+# --- their addresses
 
 
 @dataclass(frozen=True)
@@ -324,7 +323,7 @@ class MailServer:
 
 @dataclass(frozen=True)
 class PostgreSQL:
-    """A server with two users: one needs a password, the other TLS and no password."""
+    """A server with two users: one needs a password, and the other TLS but no password."""
 
     address: tuple[str, int]
     path: Path  #: of its Unix socket
@@ -341,7 +340,7 @@ class RedisServer:
 
 @dataclass(frozen=True)
 class SSHServer:
-    """A server that lets one user in, by a key."""
+    """A server that accepts one user, by a key."""
 
     address: tuple[str, int]
     user: str
@@ -359,7 +358,7 @@ class Broker:
 
 @dataclass(frozen=True)
 class ProxyServer:
-    """A proxy, and who may use it: everybody, if no user is named."""
+    """A proxy, and the user who may use it; without a user, everybody may."""
 
     scheme: str
     address: tuple[str, int]
@@ -375,7 +374,7 @@ class ProxyServer:
 
 @dataclass(frozen=True)
 class OpenSSL:
-    """``openssl s_server``, and the directory it runs in."""
+    """``openssl s_server``, and the directory in which it runs."""
 
     address: tuple[str, int]
     program: Program

@@ -1,8 +1,8 @@
 """The recipes of docs/clients.md against real servers.
 
-Each is run as it stands on the page. Of each client, it is shown that it goes nowhere that the
-policy forbids and says why, that it goes where it may, that ``max_connections`` counts its
-connections, and that closing it gives the slot back.
+The tests run each recipe exactly as it is on the page. They show of each client that it does not
+connect to what the policy forbids and gives the reason, that it connects to what the policy
+allows, that ``max_connections`` counts its connections, and that closing it gives the slot back.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from support.peers import listening
 from support.spying import spying
 from support.tls_peers import client_context, server_context
 
-#: What uses a client by a connector: it has connected and talked when the block is entered, and
-#: has closed when it is left.
+#: Uses a client with a connector: the client has connected and exchanged data when the block is
+#: entered, and has closed when it is left.
 Use: TypeAlias = Callable[[Connector], AbstractAsyncContextManager[object]]
 
-#: Of this machine's loopback addresses, one may be connected to and the others may not.
+#: Allows one of this machine's loopback addresses, and forbids the others.
 ONE = AddressPolicy(allow=["127.0.0.1"])
 
 
@@ -59,7 +59,8 @@ trios_loop = pytest.mark.parametrize(
 
 
 async def goes_nowhere_forbidden(use: Use, error: type[BaseException]) -> None:
-    """What the policy forbids is not dialled, and what the client raises says why."""
+    """An address that the policy forbids is not dialled, and the client's error gives the
+    reason."""
     with spying() as dialled, pytest.raises(error, match=r"127\.0\.0\.0/8 is Loopback") as caught:
         async with use(Connector(WORKERS)):
             pytest.fail("it connected")
@@ -76,7 +77,7 @@ def behind(error: BaseException | None) -> list[BaseException]:
 
 
 async def is_counted(use: Use) -> None:
-    """It goes where it may. A second client waits until the first has given its slot back."""
+    """A client connects if it may. A second one waits until the first has given its slot back."""
     connector = Connector(ONE, max_connections=1)
     slots = vars(connector)["_slots"]
     closing = False
@@ -94,7 +95,7 @@ async def is_counted(use: Use) -> None:
 
 
 async def gives_back_what_fails(use: Use, error: type[BaseException]) -> None:
-    """If the server says no, or is not trusted, after connecting, the slot is free again."""
+    """If the server refuses the client, or is not trusted, the slot becomes free again."""
     connector = Connector(ONE, max_connections=1)
     with pytest.raises(error):
         async with use(connector):
@@ -103,7 +104,7 @@ async def gives_back_what_fails(use: Use, error: type[BaseException]) -> None:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait for what comes by itself, from another thread or in a later turn of the event loop."""
+    """Wait for an event of another thread or of a later turn of the event loop."""
     with anyio.fail_after(30):
         while not holds():
             await checkpoint()
@@ -184,7 +185,7 @@ for_aiosmtplib = recipe("aiosmtplib")
 async def mail(
     server: MailServer, context: ssl.SSLContext, connector: Connector
 ) -> AsyncIterator[None]:
-    """With STARTTLS, which this server asks for."""
+    """With STARTTLS, which this server requires."""
     message = EmailMessage()
     message["From"], message["To"] = "alice@client.example", "bob@mail.example"
     smtp = await for_aiosmtplib.open_smtp(
@@ -208,7 +209,7 @@ async def test_aiosmtplib(mail_server: MailServer, ssl_context: ssl.SSLContext) 
 # --- redis
 
 for_redis = recipe("redis")
-#: It gives up at once.
+#: With this setting, redis does not retry.
 AT_ONCE = import_module("redis.asyncio.retry").Retry(import_module("redis.backoff").NoBackoff(), 0)
 
 
@@ -298,7 +299,7 @@ for_psycopg = recipe("psycopg")
 
 
 async def here(host: str, port: int) -> list[str]:
-    """What only a Connector knows."""
+    """An error that only a Connector can raise."""
     assert host == "db.example"
     return ["127.0.0.1"]
 
@@ -325,7 +326,7 @@ async def test_psycopg(postgresql: PostgreSQL, cafile: Path) -> None:
 
 @one_loop
 async def test_psycopg_looks_no_name_up_again(postgresql: PostgreSQL) -> None:
-    """And its connections are libpq's, which ``max_connections`` does not count."""
+    """libpq makes the connections, so ``max_connections`` does not count them."""
     connector = Connector(ONE, resolver=here, max_connections=1)
     async with await for_psycopg.connect_psycopg(
         "db.example",
@@ -540,7 +541,7 @@ async def test_requests_is_not_led_inwards_by_a_redirect(web_server: tuple[str, 
         why = await run_sync(refused_by_requests, url)
     assert "cannot connect to 127.0.0.2:8080: the Connector's policy forbids it" in why
     assert dialled == ["127.0.0.1"]
-    gc.collect()  # to which requests leaves the connection that it was redirected by
+    gc.collect()  # closes the redirected connection, which requests leaves open
 
 
 def test_requests_uses_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -548,4 +549,4 @@ def test_requests_uses_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     url = "http://127.0.0.2:8080/"
     assert "the Connector's policy forbids it" in refused_by_requests(url)
     why = refused_by_requests(url, proxies={"http": "http://127.0.0.1:1"})
-    assert "would go past the Connector" in why
+    assert "would bypass the Connector" in why

@@ -22,9 +22,9 @@ def talk(
     *options: object,
     end: bool = True,
 ) -> bytes:
-    """Send ``said`` and the end of input; return what came back until the server hung up.
+    """Send ``said`` and the end of input; return the output until the server hung up.
 
-    With ``end=False``, the input ends only then.
+    With ``end=False``, the input ends only after that.
     """
     command = [sys.executable, "-m", "anyio_connect", "{}:{}".format(*address), *loop]
     with subprocess.Popen(
@@ -64,13 +64,13 @@ def test_postgres(loop: tuple[str, ...], postgresql: PostgreSQL, cafile: Path) -
 
 def test_smtp(loop: tuple[str, ...], mail_server: MailServer, cafile: Path) -> None:
     said = b"EHLO client.example\r\nQUIT\r\n"
-    # A server on asyncio takes our end for that of both sides, and may drop its answer.
+    # A server on asyncio treats our end as the end of both sides, and may drop its answer.
     options = ("--starttls", "smtp", "--cafile", cafile)
     answer = talk(loop, mail_server.smtp, said, *options, end=False)
     lines = answer.splitlines()
     assert lines[0].startswith(b"250")
     assert lines[-1].startswith(b"221 ")
-    assert b"STARTTLS" not in answer  # the server knows that this is TLS already
+    assert b"STARTTLS" not in answer  # the server knows that TLS is in use already
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])

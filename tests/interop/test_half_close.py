@@ -1,4 +1,4 @@
-"""Half-close over TLS: we end, the peer sees an end of stream, and we read on to its own end.
+"""Half-close over TLS: we end, the peer sees the end of the stream, and we read until its end.
 
 In TLS, each side ends its own direction by a close_notify alert (RFC 8446 6.1).
 """
@@ -43,7 +43,7 @@ async def test_peer_that_answers_after_our_end(
     size: int,
     half_open: bool,
 ) -> None:
-    """When we end, the peer's first megabyte is on its way and unread."""
+    """When we end, the peer's first megabyte is in flight and unread."""
     async with connect(
         half_close_server,
         secure_transport="on",
@@ -68,7 +68,7 @@ async def test_openssl_sees_our_end(
     ) as socket:
         assert await ask(socket, b"hello\n") == b""
         await socket.closed
-    # So it says of a close_notify; of a connection that broke off, it says ERROR.
+    # openssl prints this for a close_notify. If the connection breaks, it prints ERROR.
     openssl_terminal.program.wait_for("hello\nDONE\n", after=said)
 
 

@@ -1,4 +1,4 @@
-"""What `openssl s_server` does on a keystroke: new keys in TLS 1.3, a new handshake in 1.2."""
+"""`openssl s_server` can be told to send new keys (TLS 1.3) or to renegotiate (TLS 1.2)."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ async def test_key_updates(openssl_keyboard: OpenSSL, ssl_context: ssl.SSLContex
     server = openssl_keyboard
     async with connect(server.address, secure_transport="on", ssl_context=ssl_context) as socket:
         await socket.opened
-        # Its handshake is over too: before, a key does nothing.
+        # Now its handshake is over too. Before that, a keystroke does nothing.
         await shows(server, "CIPHER is")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read_until_the_end, socket)
             for n in range(4):
                 before = len(server.program.output)
                 async with anyio.create_task_group() as sending:
-                    # While much is on its way: the server prints what it gets.
+                    # Now with much data in flight: the server prints what it receives.
                     sending.start_soon(socket.send, b"." * 200_000 + b"\nmark %d\n" % n)
                     press(server, "K\n" if n % 2 else "k\n")
                     await shows(server, f"mark {n}\n", before)
                     await shows(server, f">>>{UPDATE}", before)
-            # OpenSSL answers a K with what it is told to send next.
+            # OpenSSL sends the answer to a K together with the next data that it sends.
             await socket.send(b"last words\n")
             await shows(server, "last words\n")
             press(server, "the end\n")

@@ -1,4 +1,4 @@
-"""PostgreSQL's protocol, whose TLS begins with an SSLRequest, against PostgreSQL.
+"""A client of PostgreSQL, whose TLS begins with an SSLRequest, and a real server.
 
 https://www.postgresql.org/docs/current/protocol-flow.html
 """
@@ -28,7 +28,7 @@ SSL_REQUEST = struct.pack("!II", 8, 80877103)
 
 
 class PostgresError(Exception):
-    """The server said no: its message, and in ``code`` the SQLSTATE."""
+    """An error of the server: its message, and the SQLSTATE in ``code``."""
 
     def __init__(self, fields: bytes) -> None:
         found = {field[:1]: field[1:].decode() for field in fields.split(b"\0") if field}
@@ -52,7 +52,7 @@ async def connect_postgres(
         return
     async with connect(address, secure_transport="starttls", ssl_context=ssl_context) as plain:
         await plain.send(SSL_REQUEST)
-        # The answer is this one byte. All that follows must be TLS, so nothing else is read.
+        # The answer is one byte. Everything after it must be TLS, so nothing more is read here.
         if await plain.receive_exactly(1) != b"S":
             raise ConnectionError("the server does not offer TLS")
         async with plain.start_tls() as tls, logged_in(tls, user, password, database) as result:
@@ -69,7 +69,7 @@ async def logged_in(
     await connection.send(b"X")  # Terminate
 
 
-#: How to make a Python object of a column, by the number of its type; others stay text.
+#: For the number of a column's type, the function that converts its text. Other types stay text.
 DECODERS: dict[int, Callable[[bytes], object]] = {
     16: lambda text: text == b"t",  # bool
     17: lambda text: bytes.fromhex(text[2:].decode()),  # bytea
@@ -115,20 +115,20 @@ class Connection:
             await self._scram(password, body[4:].split(b"\0"))
             kind, body = await self.receive()
         if kind != b"R" or body != struct.pack("!I", 0):  # AuthenticationOk
-            raise ConnectionError(f"the server wants another kind of authentication: {body!r}")
+            raise ConnectionError(f"the server requires another kind of authentication: {body!r}")
         async for _ in self.receive_until_ready():
             pass
 
     async def _scram(self, password: str, mechanisms: list[bytes]) -> None:
-        """Prove that we know the password, and have the server prove it (RFC 5802, 7677).
+        """Prove that we know the password, and let the server prove it too (RFC 5802, RFC 7677).
 
-        Over TLS both prove it for this very connection (RFC 5929), so that nobody in between,
-        not even with a certificate that we trust, can pass the proof on.
+        Over TLS, the proofs are bound to this connection (RFC 5929). So an attacker on the network
+        path cannot pass them on, not even with a certificate that we trust.
         """
         mechanism, header, binding = b"SCRAM-SHA-256", "n,,", b""
         if b"SCRAM-SHA-256-PLUS" in mechanisms:
             mechanism, header = b"SCRAM-SHA-256-PLUS", "p=tls-server-end-point,,"
-            # SHA-256 because that is what the certificate is signed with.
+            # SHA-256, because the certificate is signed with it.
             certificate = self._socket.extra(TLSAttribute.peer_certificate_binary)
             assert certificate is not None
             binding = hashlib.sha256(certificate).digest()
@@ -142,7 +142,7 @@ class Connection:
         server_first = body[4:].decode()
         values = dict(part.split("=", 1) for part in server_first.split(","))
         if not values["r"].startswith(nonce):
-            raise ConnectionError("the server answers to another client")
+            raise ConnectionError("the server's answer is for another client")
         salt, iterations = b64decode(values["s"]), int(values["i"])
 
         bound = b64encode(header.encode() + binding).decode()
@@ -176,7 +176,7 @@ class Connection:
 
 
 def column_types(body: bytes) -> list[int]:
-    """The number of each column's type, out of a RowDescription."""
+    """The numbers of the columns' types, from a RowDescription."""
     (count,), rest = struct.unpack("!H", body[:2]), body[2:]
     types = []
     for _ in range(count):
@@ -215,7 +215,7 @@ async def test_password_and_query(postgresql: PostgreSQL, ssl_context: ssl.SSLCo
             "SELECT 1, -2::int8, 2.5::float8, true, 'grüße', NULL::int, '\\x00ff'::bytea"
         )
         assert rows == [(1, -2, 2.5, True, "grüße", None, b"\x00\xff")]
-        # Does the server agree that this is TLS?
+        # Does the server say too that this connection uses TLS?
         assert await database.query(
             "SELECT ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
         ) == [(True, "TLSv1.3")]

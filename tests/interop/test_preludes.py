@@ -1,4 +1,4 @@
-"""What ``--starttls`` says before TLS, said to real servers."""
+"""The commands that ``--starttls`` sends before TLS, tried with real servers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from interop.servers import MailServer, PostgreSQL
 async def upgrade(
     address: tuple[str, int], protocol: str, ssl_context: ssl.SSLContext, last_words: bytes
 ) -> tuple[SocketInfo, bytes]:
-    """Go as far as TLS, say one thing more, and return what the server then says."""
+    """Upgrade to TLS, send one more command, and return the server's answer."""
     async with connect(address, secure_transport="starttls", ssl_context=ssl_context) as plain:
         await PRELUDES[protocol](plain)
         async with plain.start_tls() as tls:

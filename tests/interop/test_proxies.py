@@ -1,7 +1,7 @@
 """Through tinyproxy and microsocks to servers of several protocols.
 
-Over plain TCP and over TLS from the first byte, to one that speaks first, and with STARTTLS; and
-all of that through a proxy that is spoken to over TLS: TLS in TLS.
+Over plain TCP, over TLS from the first byte, to a server that sends first, and with STARTTLS. All
+of these also through a proxy over TLS: TLS in TLS.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from interop.test_smtp import SMTP
 
 @dataclass(frozen=True)
 class Through:
-    """A connector through a proxy; and whether that is given names, and the port of it."""
+    """A connector through a proxy, whether the proxy gets names, and the proxy's port."""
 
     connector: Connector
     proxy: ProxyServer
@@ -64,7 +64,7 @@ async def test_redis(through: Through, redis_server: RedisServer) -> None:
     assert info.proxy_address == f"{host}:{proxy_port}"
     if through.gives_names:
         assert info.remote_address == f"localhost:{port}"
-    else:  # Redis listens on IPv4 alone, so it may have been asked for IPv6 first
+    else:  # Redis listens on IPv4 only, so the proxy may have been asked for IPv6 first
         assert info.remote_address == f"127.0.0.1:{port}"
 
 
@@ -119,7 +119,7 @@ async def test_addresses_that_are_judged(
 async def test_a_port_where_nothing_listens(through: Through) -> None:
     with pytest.raises(ProxyError) as caught:
         await through.connector.connect(("127.0.0.1", free_port())).opened
-    # tinyproxy says that it failed. SOCKS5 has a word for it.
+    # tinyproxy only reports a failure. SOCKS5 has a reply code for this.
     assert caught.value.status == (5 if through.proxy.scheme == "socks5" else 500)
 
 

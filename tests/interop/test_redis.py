@@ -1,4 +1,4 @@
-"""The protocol of Redis (RESP) against Redis, over TLS and over plain TCP.
+"""A client of Redis (RESP) and a real server, over TLS and over plain TCP.
 
 https://redis.io/docs/latest/develop/reference/protocol-spec/
 """
@@ -22,7 +22,7 @@ Reply: TypeAlias = "bytes | int | list[Reply] | None"
 
 
 class RedisError(Exception):
-    """The server said no."""
+    """An error of the server."""
 
 
 class Redis:
@@ -37,7 +37,7 @@ class Redis:
         return await self.reply()
 
     async def send(self, *commands: tuple[bytes, ...]) -> None:
-        """Send any number of commands at once. A reply to each will come, in that order."""
+        """Send any number of commands at once. The replies arrive in the same order."""
         parts = []
         for words in commands:
             parts.append(b"*%d\r\n" % len(words))
@@ -81,7 +81,7 @@ async def connect_redis(
 def server(
     redis_server: RedisServer, ssl_context: ssl.SSLContext, request: pytest.FixtureRequest
 ) -> tuple[tuple[str, int], ssl.SSLContext | None]:
-    """The address of Redis, and how to encrypt."""
+    """The address of Redis, and the context for TLS, or None without TLS."""
     if request.param == "tls":
         return redis_server.tls, ssl_context
     return redis_server.plain, None
@@ -100,10 +100,10 @@ async def test_commands(server: tuple[tuple[str, int], ssl.SSLContext | None]) -
 
 
 async def test_pipeline(server: tuple[tuple[str, int], ssl.SSLContext | None]) -> None:
-    """Replies come back while commands still go out: neither waits for the other."""
+    """Replies arrive while commands are still being sent: neither waits for the other."""
     address, ssl_context = server
     value = bytes(range(256)) * 64
-    count = 500  # of commands with 8 MB in all
+    count = 500  # commands, with 8 MB in all
     commands = [(b"SETEX", b"pipelined:%d" % n, b"60", b"%d" % n + value) for n in range(count)]
     async with connect_redis(address, ssl_context=ssl_context) as redis:
         async with anyio.create_task_group() as tasks:
@@ -115,11 +115,11 @@ async def test_pipeline(server: tuple[tuple[str, int], ssl.SSLContext | None]) -
 async def test_pipeline_with_large_replies(redis_server: RedisServer) -> None:
     """Only over plain TCP: over TLS, Redis 7.0 drops clients that do not read fast enough.
 
-    Its log then says "bad length", of an SSL_write() repeated with less data. Valkey had that
-    from Redis: https://github.com/valkey-io/valkey/issues/1135
+    Its log then says "bad length", because it repeats an SSL_write() with less data. Valkey
+    inherited that from Redis: https://github.com/valkey-io/valkey/issues/1135
     """
     value = bytes(range(256)) * 64
-    count = 500  # of commands that echo 8 MB: more than the kernels' buffers hold
+    count = 500  # commands that echo 8 MB: more than the kernels' buffers hold
     commands = [(b"ECHO", b"%d" % n + value) for n in range(count)]
     async with (
         connect_redis(redis_server.plain, ssl_context=None) as redis,

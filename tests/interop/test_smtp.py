@@ -1,4 +1,4 @@
-"""SMTP with STARTTLS (RFC 5321, RFC 3207) against aiosmtpd."""
+"""A client of SMTP with STARTTLS (RFC 5321, RFC 3207), and aiosmtpd."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from interop.servers import MailServer
 
 
 class SMTPError(Exception):
-    """The server said no."""
+    """An error of the server."""
 
 
 class SMTP:
@@ -50,22 +50,23 @@ async def send_mail(
     ssl_context: ssl.SSLContext,
     hostname: str = "client.example",
 ) -> None:
-    """Hand a message to a mail server, encrypted."""
+    """Send a message to a mail server, encrypted."""
     async with connect(address, secure_transport="starttls", ssl_context=ssl_context) as plain:
         smtp = SMTP(plain)
         await smtp.reply(220)
         if "STARTTLS" not in await smtp.command(f"EHLO {hostname}", 250):
             raise SMTPError("the server has no STARTTLS")
         await smtp.command("STARTTLS", 220)
-        # If anything followed that reply, start_tls() fails, or the handshake (CVE-2011-0411).
+        # If data followed that reply, start_tls() or the handshake fails (CVE-2011-0411).
         async with plain.start_tls() as tls:
             smtp = SMTP(tls)
-            await smtp.command(f"EHLO {hostname}", 250)  # what was said before does not count
+            await smtp.command(f"EHLO {hostname}", 250)  # what was sent before TLS does not count
             await smtp.command(f"MAIL FROM:<{message['From']}>", 250)
             await smtp.command(f"RCPT TO:<{message['To']}>", 250)
             await smtp.command("DATA", 354)
             body = message.as_bytes(policy=SMTP_POLICY)
-            # A line that begins with a dot gets one more, since a lone dot is the end.
+            # A line that begins with a dot gets another dot, because a line with only a dot is the
+            # end.
             body = b"".join(b"." * line.startswith(b".") + line for line in body.splitlines(True))
             await tls.send(body)
             await smtp.command(".", 250)

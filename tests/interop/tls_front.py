@@ -1,6 +1,7 @@
-"""TLS in front of a server that knows none, on a free port of loopback.
+"""TLS in front of a server without TLS, on a free port of loopback.
 
-Arguments: the file of its certificate, that of the key, and host and port of the server.
+The arguments are the file of its certificate, that of the key, and the host and the port of the
+server.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from contextlib import suppress
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Hand on what comes, and then the end, which over asyncio's TLS ends both directions."""
+    """Forward the data and then the end. Over asyncio's TLS, the end ends both directions."""
     with suppress(OSError):
         while data := await reader.read(65536):
             writer.write(data)

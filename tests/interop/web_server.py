@@ -1,6 +1,6 @@
-"""A web server on a free port of loopback, which is aiohttp's.
+"""A web server of aiohttp's on a free port of loopback.
 
-``/`` says hello, and over a WebSocket sends back what it is sent. ``/inwards`` redirects to
+``/`` answers hello, and over a WebSocket it sends everything back. ``/inwards`` redirects to
 another address of loopback.
 """
 
