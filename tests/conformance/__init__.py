@@ -1,1 +1,1 @@
-"""The package against Workers, scenario by scenario. How to run that: conftest.py."""
+"""Compares the package with Workers, scenario by scenario. conftest.py says how to run this."""

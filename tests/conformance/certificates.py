@@ -1,4 +1,4 @@
-"""The certificates of the scenarios, good ones and bad ones."""
+"""The certificates of the scenarios, valid and invalid ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Certificates:
         }
 
     def server(self, which: str) -> ssl.SSLContext:
-        """A server that shows that certificate, and sends nothing unasked."""
+        """The context of a server with that certificate. It sends no session tickets."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._server[which].configure_cert(context)
         context.num_tickets = 0

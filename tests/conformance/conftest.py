@@ -1,8 +1,8 @@
 """Runs the scenarios on workerd, the runtime of Workers, and on this package.
 
-`nox -s conformance` installs workerd from npm. Where that cannot be had, set
-ANYIO_CONNECT_SKIP_CONFORMANCE to 1. The tests need Linux: the peer asks its kernel what has
-arrived.
+`nox -s conformance` installs workerd from npm. If that is not possible, set
+ANYIO_CONNECT_SKIP_CONFORMANCE to 1. The tests need Linux, because the peer asks its kernel what
+has arrived.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from conformance.certificates import Certificates
 from conformance.run import Traces
 from conformance.scenarios import SCENARIOS
 
-#: So many scenarios at a time. Nearly all of them wait nearly all the time.
+#: The number of scenarios at a time. Most of them only wait most of the time.
 _AT_ONCE = 8
 
 
@@ -25,7 +25,7 @@ _AT_ONCE = 8
 def traces(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, Traces]:
-    """The traces of all the scenarios that the selected tests ask for."""
+    """The traces of all scenarios of the selected tests."""
     names: list[str] = [
         str(item.callspec.params["name"])
         for item in request.session.items
@@ -33,7 +33,7 @@ def traces(
         and "traces" in item.fixturenames
         and hasattr(item, "callspec")
     ]
-    # What waits in vain, by the ledger, is not waited for long.
+    # If the ledger says that a step waits in vain, it does not wait for long.
     waits: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         name: ({}, {}) for name in SCENARIOS
     }

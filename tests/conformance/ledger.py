@@ -10,7 +10,7 @@ LEDGER = Path(__file__).with_name("DIFFERENCES.md")
 
 
 class Difference(NamedTuple):
-    """What came of one step of a scenario, here and in Workers."""
+    """The outcome of one step of a scenario, here and in Workers."""
 
     scenario: str
     step: str
@@ -19,12 +19,12 @@ class Difference(NamedTuple):
 
     @property
     def row(self) -> str:
-        """As it is written in the ledger."""
+        """The row of the ledger."""
         return f"| {' | '.join(f'`{cell}`' for cell in self)} |"
 
 
 def read() -> dict[str, list[Difference]]:
-    """The differences, by the headings that they stand under, each with its reason."""
+    """The differences, by their headings. Each heading has a reason below it."""
     text = LEDGER.read_text(encoding="utf-8")
     ledger: dict[str, list[Difference]] = {}
     for section in text.split("\n## ")[1:]:
@@ -35,5 +35,5 @@ def read() -> dict[str, list[Difference]]:
         ledger[heading] = [
             Difference(*re.findall(r"`(.+?)`(?= \|)", row)) for row in rows if row.startswith("`")
         ]
-        assert len(ledger[heading]) == len(rows) - 2, f"a row under {heading!r} is not as others"
+        assert len(ledger[heading]) == len(rows) - 2, f"a row under {heading!r} has another form"
     return ledger

@@ -14,7 +14,7 @@ from anyio_connect import Socket, SocketError, connect
 from conformance.peer import told
 from conformance.steps import PENDING
 
-#: What Workers call them, and we. Any other goes on as it is.
+#: The names of options in Workers, and ours. Other names are passed on unchanged.
 _OPTIONS = {
     "secureTransport": "secure_transport",
     "allowHalfOpen": "allow_half_open",
@@ -24,12 +24,12 @@ _OPTIONS = {
     "preventCancel": "prevent_cancel",
 }
 
-#: So many turns of the event loop, and a call that was begun waits where it has to.
+#: After this number of turns of the event loop, a call that was begun has either ended or waits.
 _TURNS = 10
 
 
 class _Call:
-    """A call in a task of its own, and what comes of it."""
+    """A call in its own task, and its outcome."""
 
     def __init__(self, function: Callable[[], Awaitable[str]]) -> None:
         self._function = function
@@ -118,7 +118,7 @@ class _Client:
 
 
 class Scenario:
-    """What worker.js calls by that name: the sockets of one scenario, step by step."""
+    """The sockets of one scenario, step by step, like the class of that name in worker.js."""
 
     def __init__(self, group: TaskGroup) -> None:
         self._group = group
@@ -133,13 +133,13 @@ class Scenario:
             group.cancel_scope.cancel()
         for client in scenario._clients.values():
             with anyio.CancelScope() as scope:
-                scope.cancel()  # wait for nothing
+                scope.cancel()  # do not wait
                 await client.socket.close()
 
     async def step(
         self, *, verb: str, rest: str, which: str, mode: str, wait: float, connect: dict[str, Any]
     ) -> tuple[str, str]:
-        """Do one step; return what came of it, and what else there is to say, for people."""
+        """Do one step; return its outcome, and more details for people."""
         if verb in ("connect", "startTls"):
             return self._new_socket(verb, which, connect)
         client = self._clients[which]
@@ -177,7 +177,7 @@ class Scenario:
         return "ok", ""
 
     def _begin_opening(self, socket: Socket) -> None:
-        """In Workers the handshake begins by itself; here somebody has to wait for it."""
+        """In Workers the handshake begins by itself. Here a task has to wait for it."""
 
         async def wait() -> str:
             await socket.opened

@@ -1,8 +1,8 @@
-"""The peer of a scenario: blocking sockets, which do one step at a time and say what they saw.
+"""The peer of a scenario: blocking sockets, which do one step at a time and report what they saw.
 
-What it does to the client has arrived there when the step is over: data is acknowledged, an end
-is too, and after a reset the client's kernel has no such connection any more. So the step that
-follows always finds it.
+When a step of the peer is over, its effect has reached the client: data and an end have been
+acknowledged, and after a reset the client's kernel no longer has the connection. So the next step
+always finds the effect.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from support.tls_peers import Server
 
 HOST = "127.0.0.1"
 
-#: How long one look at the kernel's tables lasts until the next, in seconds.
+#: How often to look at the kernel's tables, in seconds.
 _GLANCE = 0.002
 
-#: How long it may take until a kernel that got no answer asks once more, and again, in seconds.
+#: How long to wait for the second and third SYN of a kernel that got no answer, in seconds.
 _ASKED_AGAIN = 4
 
 # <net/tcp_states.h>
@@ -35,7 +35,7 @@ _ESTABLISHED, _FIN_WAIT1, _CLOSING, _LAST_ACK = 1, 4, 11, 9
 
 
 class Peer:
-    """Listens on loopback, and is the other end of the one connection that comes."""
+    """Listens on loopback, and is the other end of the one connection that arrives."""
 
     def __init__(self, certificates: Certificates, patience: float) -> None:
         self.certificates = certificates
@@ -57,12 +57,12 @@ class Peer:
     # --- places to connect to
 
     def refusing_port(self) -> int:
-        """A port on which nothing listens for as long as this peer is there."""
+        """A port on which nothing listens as long as this peer exists."""
         sock = self._other()
         return int(sock.getsockname()[1])
 
     def silent_port(self) -> int:
-        """A port that does not answer: who listens there has taken all it can."""
+        """A port that does not answer, because the backlog of its listener is full."""
         listener = self._other()
         listener.listen(0)
         filler = socket.create_connection(listener.getsockname())
@@ -71,7 +71,8 @@ class Peer:
         return int(listener.getsockname()[1])
 
     def _do_answer(self, rest: str, wait: float) -> str:
-        """Accept at the port that did not answer, where the client's kernel asks again."""
+        """Accept the connection at the port that did not answer, when the client's kernel tries
+        again."""
         filled = self._silent.pop()
         filled.accept()[0].close()
         self._listeners.append(filled)
@@ -88,7 +89,7 @@ class Peer:
         sock.bind((HOST, 0))
         return sock
 
-    # --- the steps: each returns what was seen, or None where there is nothing to tell
+    # --- the steps: each returns what the peer saw, or None if there is nothing to report
 
     def step(self, verb: str, rest: str, wait: float) -> str | None:
         method: Callable[[str, float], str | None] = getattr(self, f"_do_{verb}")
@@ -99,13 +100,13 @@ class Peer:
         return "accepted"
 
     def _do_handshake(self, rest: str, wait: float) -> str:
-        """TLS. ``rest``: which certificate to show."""
+        """Make the TLS handshake. ``rest`` is the name of the certificate."""
         context = self.certificates.server(rest or "good")
         context.sni_callback = self._note_name
         self._tls = _TLS(self.sock, context)
         try:
             self._tls.handshake()
-        except OSError:  # or its kind, ssl.SSLError: which of them is a matter of time
+        except OSError:  # or its subclass ssl.SSLError, depending on the timing
             self._tls.flush()
             return "error"
         return "ok"
@@ -125,7 +126,7 @@ class Peer:
         return self._send(self._tls.encrypt(data) if self._tls else data)
 
     def _do_notify(self, rest: str, wait: float) -> str | None:
-        """TLS: end our side, and leave TCP as it is."""
+        """End our side of TLS, but not of TCP."""
         assert self._tls is not None
         return self._send(self._tls.close_notify())
 
@@ -145,7 +146,7 @@ class Peer:
         return None
 
     def _do_read(self, rest: str, wait: float) -> str:
-        """Read that many bytes."""
+        """Read that number of bytes."""
         wanted, data = int(rest), bytearray()
         while len(data) < wanted:
             piece = self._receive(self.patience, wanted - len(data))
@@ -155,7 +156,7 @@ class Peer:
         return told(bytes(data))
 
     def _do_end(self, rest: str, wait: float) -> str:
-        """Read up to the client's end, of whatever kind."""
+        """Read up to the client's end, and report its kind."""
         count = 0
         while True:
             piece = self._receive(wait)
@@ -164,7 +165,7 @@ class Peer:
             count += len(piece)
 
     def _do_view(self, rest: str, wait: float) -> str:
-        """Read what there is, up to the client's end. ``rest``: "open" where none should come."""
+        """Read up to the client's end. ``rest`` is "open" if no end is expected."""
         data = bytearray()
         while True:
             piece = self._receive(wait)
@@ -174,26 +175,26 @@ class Peer:
             data += piece
 
     def _do_torn(self, rest: str, wait: float) -> str:
-        """Read up to the client's end, however many bytes there may be before it."""
+        """Read up to the client's end, with any number of bytes before it."""
         while True:
             piece = self._receive(wait)
             if isinstance(piece, str):
                 return piece
 
     def _do_quiet(self, rest: str, wait: float) -> str:
-        """Nothing comes."""
+        """Check that nothing arrives."""
         piece = self._receive(wait)
         return piece if isinstance(piece, str) else told(piece)
 
     def _do_gone(self, rest: str, wait: float) -> str:
-        """Whether the client's kernel has no use for what we send any more."""
+        """Whether the client's kernel refuses the data that we send now."""
         with suppress(OSError):
             self.sock.send(b"?")
         poll = select.poll()
         poll.register(self.sock, 0)  # errors are always reported
         return "rst" if poll.poll(wait * 1000) else "pending"
 
-    # --- how
+    # --- helpers
 
     @property
     def sock(self) -> socket.socket:
@@ -210,7 +211,7 @@ class Peer:
         return self._sock
 
     def _receive(self, wait: float, most: int = 65536) -> bytes | str:
-        """What comes next: data, or a word for what ended it."""
+        """The next data, or a word for the kind of end."""
         if self._nobody:
             return "nobody"
         self.sock.settimeout(wait)
@@ -232,7 +233,7 @@ class Peer:
             self.sock.sendall(data)
         except OSError:
             return "rst"
-        if len(data) < 65536:  # more may have to wait until the client reads
+        if len(data) < 65536:  # the rest may have to wait until the client reads
             self._until(self._acknowledged)
         return None
 
@@ -255,7 +256,7 @@ class Peer:
 
 
 def _listeners() -> list[socket.socket]:
-    """On the same port of both loopback addresses, whichever "localhost" means."""
+    """Listen on the same port of both loopback addresses, because "localhost" may mean either."""
     for attempts_left in reversed(range(20)):
         listeners = [socket.socket()]
         listeners[0].bind((HOST, 0))
@@ -264,14 +265,14 @@ def _listeners() -> list[socket.socket]:
                 listeners.append(socket.socket(socket.AF_INET6))
                 listeners[1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 listeners[1].bind(("::1", listeners[0].getsockname()[1]))
-        except OSError:  # somebody else has that port of the other
+        except OSError:  # another process has that port at the other address
             for listener in listeners:
                 listener.close()
             if not attempts_left:
                 raise
             continue
         for listener in listeners:
-            # Small, so that a client cannot get rid of much that is not read.
+            # Small, so that the client cannot send much data that the peer does not read.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
             listener.listen()
         return listeners
@@ -279,7 +280,7 @@ def _listeners() -> list[socket.socket]:
 
 
 class _TLS(Server):
-    """On a blocking socket: it can end its side and keep TCP open."""
+    """TLS on a blocking socket. It can end its side and keep TCP open."""
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         super().__init__(context)
@@ -318,14 +319,14 @@ class _TLS(Server):
 
 
 def told(data: bytes) -> str:
-    """Data as a trace has it: itself, as JSON of Latin-1, or where it is long how much of it."""
+    """Data in the form of a trace: JSON of Latin-1, or only the length if the data is long."""
     if len(data) > 64:
         return f"{len(data)} bytes"
     return json.dumps(data.decode("latin-1"), ensure_ascii=False)
 
 
 def _in_table(client: tuple[object, ...], server: tuple[object, ...]) -> bool:
-    """Whether the kernel still has the client's end of that connection."""
+    """Whether the kernel still has the client's end of this connection."""
     ports = f":{client[1]:04X} ", f":{server[1]:04X} "
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with suppress(FileNotFoundError):

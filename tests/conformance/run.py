@@ -1,4 +1,4 @@
-"""Runs scenarios, on this package and on workerd, and keeps what was seen."""
+"""Runs scenarios on this package and on workerd, and records the outcomes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from conformance.steps import PATIENCE, PENDING, QUIET, STILL_OPEN, Step, with_p
 
 
 class Client(Protocol):
-    """Does the client's steps; returns the outcome, and more for people to read."""
+    """Does the client's steps. Each returns its outcome, and more details for people."""
 
     def step(self, **arguments: Any) -> tuple[str, str]: ...
 
@@ -28,7 +28,7 @@ Start = Callable[[], AbstractContextManager[Client]]
 
 @dataclass
 class Trace:
-    """What came of each observed step, by its name."""
+    """The outcome of each observed step, by its name."""
 
     outcomes: dict[str, str] = field(default_factory=dict)
     details: dict[str, str] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Traces:
-    """A scenario's trace on each of the two, and on each of our event loops."""
+    """The traces of a scenario: on workerd, and here on each event loop."""
 
     workers: Trace
     here: Mapping[str, Trace]
@@ -66,9 +66,10 @@ def on_backend(backend: str) -> Start:
 def run(
     scenario: Scenario, start: Start, certificates: Certificates, expected: Mapping[str, str]
 ) -> Trace:
-    """Run a scenario; a step of which ``expected`` says that it waits in vain, waits briefly.
+    """Run a scenario.
 
-    Where connect() raises, or a step cannot be done, the trace ends.
+    If ``expected`` says that a step waits in vain, it waits only briefly. If connect() raises, or
+    a step cannot be done, the trace ends.
     """
     trace = Trace()
     peer = Peer(certificates, PATIENCE)
@@ -92,7 +93,7 @@ def run(
                     outcome, detail = _do(
                         step, client, theirs, where, QUIET if quiet else PATIENCE
                     )
-                except Exception as exc:  # noqa: BLE001 - it is told
+                except Exception as exc:  # noqa: BLE001 - it is reported
                     trace.outcomes[step.name] = f"failed: {exc!r}"
                     break
                 if outcome is not None:
@@ -110,7 +111,7 @@ def run(
 def _do(
     step: Step, client: Client, peer: Peer, ports: Mapping[str, int], wait: float
 ) -> tuple[str | None, str]:
-    """Do one step; return what a trace has of it, if anything, and more for people to read."""
+    """Do one step; return its outcome for the trace, if any, and more details for people."""
     if step.peer:
         return peer.step(step.verb, step.rest, wait), ""
     outcome, detail = client.step(
@@ -124,7 +125,7 @@ def _do(
     if outcome == "begun":
         return None, ""
     if step.verb == "info":
-        # What is different each time, and on each machine.
+        # These parts differ from run to run, and between machines.
         for name, port in ports.items():
             outcome = outcome.replace(f":{port}", f":{name}")
         outcome = re.sub(r"^(127\.0\.0\.1|\[::1\])", "LOOPBACK", outcome)

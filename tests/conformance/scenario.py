@@ -1,4 +1,4 @@
-"""A scenario, as data, and where all are kept. What its steps mean: steps.py."""
+"""A scenario as data, and the list of all scenarios. steps.py explains the steps."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 from conformance.steps import Step, parse
 
-#: More than both kernels hold, in bytes: to send as much takes a peer that reads.
+#: More bytes than both kernels hold: such a send waits until the peer reads.
 FLOOD = 1 << 24
 
 
 @dataclass(frozen=True)
 class Scenario:
     name: str
-    #: What it is about, in a line.
+    #: A description in one line.
     intent: str
     steps: tuple[Step, ...]
 
 
-#: What a name says of ``allowHalfOpen``.
+#: The end of a scenario's name for each value of ``allowHalfOpen``.
 MODES = {"": "", ", half-open": "half-open"}
 
 SCENARIOS: dict[str, Scenario] = {}

@@ -1,4 +1,4 @@
-"""The steps of a scenario, as they are written, and what is told of each."""
+"""The steps of a scenario: how they are written, and what is reported of each."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-#: How long something that should not happen is given to happen, in seconds.
+#: How long to wait for something that should not happen, in seconds.
 QUIET = 0.25
 
-#: How long something that should happen may take, in seconds. Nothing is as slow.
+#: How long to wait for something that should happen, in seconds. It never takes that long.
 PATIENCE = 20
 
-#: What is told of a step that waited in vain.
+#: The outcome of a step that waited in vain.
 PENDING = "pending"
 
-#: What is told at last of a client's side that has not ended.
+#: The outcome if the client's side has not ended.
 STILL_OPEN = "open"
 
 
@@ -25,29 +25,28 @@ STILL_OPEN = "open"
 class Step:
     """One line of a scenario.
 
-    ``peer VERB ...``: the scripted peer's, see peer.py. All else is the client's:
+    ``peer VERB ...`` is a step of the scripted peer: see peer.py. All others are steps of the
+    client:
 
-    ``connect [half-open] [tls | starttls] [ADDRESS] [OPTIONS]``
-        ADDRESS and OPTIONS are JSON, as Workers take them; PORT, REFUSING and SILENT in an
-        address stand for the peer's port, one where nothing listens, and one without an answer.
-    ``startTls [OPTIONS]``
-        From here on it is about the new socket, and with ``old`` before it the one before.
-    ``other STEP``
-        Of a second socket, or of its peer: ``other connect``, ``other peer read 5``.
-    ``read [N]``, ``take N``, ``write TEXT``, ``write-str TEXT``, ``write-view``, ``flood N``,
-    ``end``, ``cancel``, ``abort``, ``pipe [other [OPTION ...]]``, ``close``
-        What is done to a socket. A read waits for at least N bytes, a take for at most N. The
-        writes are those of bytes, a str, an array of wider numbers, N zeros. A pipe is into the
-        socket itself, or into the other; its options are those of ``pipeTo()`` that are true.
-    ``opened``, ``closed``, ``upgraded``, ``secure``, ``info remote | local | alpn``
-        What is known of it.
+    ``connect [half-open] [tls | starttls] [ADDRESS] [OPTIONS]`` ADDRESS and OPTIONS are JSON, in
+        the form that Workers accept. In an address, PORT, REFUSING and SILENT stand for the peer's
+        port, a port on which nothing listens, and a port that does not answer. ``startTls
+        [OPTIONS]`` The next steps use the new socket. A step with ``old`` before it uses the old
+        one. ``other STEP`` A step of a second socket, or of its peer: ``other connect``, ``other
+        peer read 5``. ``read [N]``, ``take N``, ``write TEXT``, ``write-str TEXT``,
+        ``write-view``, ``flood N``, ``end``, ``cancel``, ``abort``, ``pipe [other [OPTION ...]]``,
+        ``close`` A call on a socket. A read waits for at least N bytes, and a take for at most N.
+        The writes are of bytes, a str, an array of wider numbers, and N zeros. A pipe goes into
+        the socket itself or into the other one; its options are those of ``pipeTo()`` that are
+        true. ``opened``, ``closed``, ``upgraded``, ``secure``, ``info remote | local | alpn`` The
+        facts about the socket.
 
-    They wait for what comes of it. ``begin STEP`` does not, ``finish STEP`` does so later, and
-    ``quiet STEP`` makes sure that it has not come yet.
+    A step waits for its outcome. ``begin STEP`` does not wait, ``finish STEP`` waits for it later,
+    and ``quiet STEP`` checks that there is no outcome yet.
     """
 
     text: str
-    #: What names the step in the ledger: the text, and its number where others are the same.
+    #: The name of the step in the ledger: its text, with a number if several steps have this text.
     name: str
     peer: bool = False
     verb: str = ""
@@ -58,7 +57,7 @@ class Step:
 
     @property
     def quiet(self) -> bool:
-        """Whether it is about what does not come."""
+        """Whether the step expects that nothing happens."""
         return "quiet" in (self.mode, self.verb)
 
 
@@ -115,14 +114,14 @@ def _parse_connect(rest: str) -> dict[str, Any]:
         else:
             options |= value
     if address is ...:
-        # By name where there is TLS, for certificates are for names.
+        # By name with TLS, because certificates are valid for names.
         host = "localhost" if "secureTransport" in options else "127.0.0.1"
         address = f"{host}:PORT"
     return {"address": address, "options": options}
 
 
 def with_ports(value: Any, ports: Mapping[str, int]) -> Any:
-    """``value`` with the names of ports replaced by their numbers, in text and as a number."""
+    """``value`` with the names of ports replaced by their numbers, also within texts."""
     if isinstance(value, dict):
         return {key: with_ports(item, ports) for key, item in value.items()}
     if isinstance(value, str):

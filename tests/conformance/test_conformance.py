@@ -1,7 +1,7 @@
-"""Is a socket here what it is in Workers? Each scenario is run on both, against the same peer.
+"""Runs each scenario here and on Workers, against the same peer, and compares the outcomes.
 
-All differences are in DIFFERENCES.md, with their reasons. One that is not fails here, and so
-does one that is there no more.
+All differences are in DIFFERENCES.md, with their reasons. A test fails if a difference is not
+listed there, or if a listed difference no longer exists.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LISTED = [difference for section in ledger.read().values() for difference in sec
 
 
 def compared(traces: Traces) -> list[tuple[str, str, str]]:
-    """Each step that both have, with what came of it here and in Workers."""
+    """Each step that both traces have, with its outcome here and in Workers."""
     here, workers = traces.here["asyncio"].outcomes, traces.workers.outcomes
     return [(step, here[step], workers[step]) for step in here if step in workers]
 
@@ -36,7 +36,7 @@ def test_scenario(name: str, traces: Mapping[str, Traces]) -> None:
     here, workers = trace.here["asyncio"], trace.workers
     assert here.outcomes == trace.here["trio"].outcomes, "asyncio and trio differ"
 
-    # Where only one of them goes on, the other has refused the address or an option.
+    # If only one of them continues, the other has refused the address or an option.
     if here.outcomes.keys() != workers.outcomes.keys():
         refused = min(here, workers, key=lambda each: len(each.outcomes))
         assert "throws" in refused.outcomes.values(), "a step is missing"
@@ -49,8 +49,8 @@ def test_scenario(name: str, traces: Mapping[str, Traces]) -> None:
         for outcome in (ours, theirs):
             assert not outcome.startswith("failed:"), f"{step}: {outcome}"
         if steps[step].quiet:
-            # A short wait is enough to see that something waits, not that it never comes.
-            assert ours == theirs == PENDING, f"{step!r} is not about what both wait for"
+            # A short wait is enough to show that a step waits, but not that it waits for ever.
+            assert ours == theirs == PENDING, f"{step!r} has to wait in vain in both"
         else:
             assert not ours == theirs == PENDING, f"both wait: write 'quiet', not {step!r}"
         if ours != theirs:
@@ -60,10 +60,10 @@ def test_scenario(name: str, traces: Mapping[str, Traces]) -> None:
     new = [difference.row for difference in found if difference not in listed]
     gone = [difference.row for difference in listed if difference not in found]
     where = f"tests/conformance/{ledger.LEDGER.name}"
-    why = f"differs, and {where} does not say why. If it has to, add a row with the reason:"
+    why = f"differs, and is not listed in {where}. If it has to differ, add a row with the reason:"
     assert not new, "\n".join([why, *new])
     why = (
-        f"does not differ any more, or in another way. Take it out of {where}, or change its row:"
+        f"no longer differs, or differs in another way. Remove it from {where}, or change its row:"
     )
     assert not gone, "\n".join([why, *gone])
 

@@ -1,13 +1,13 @@
-// Runs the client's part of one scenario per request, through cloudflare:sockets.
+// Runs the client's steps of one scenario for each request, through cloudflare:sockets.
 //
-// The request's body is a line of JSON for each step, the response's a line for what came of it.
-// ours.py takes the same steps and gives the same outcomes.
+// The request has a line of JSON for each step, and the response a line for its outcome.
+// ours.py does the same steps and reports the same outcomes.
 
 import { connect } from "cloudflare:sockets";
 
 const SHOWN = 64;
 
-// How data is told: itself, as Latin-1, or where it is long how much of it there is.
+// Data in the form of a trace: Latin-1, or only the length if the data is long.
 function told(chunks) {
   const length = chunks.reduce((sum, chunk) => sum + chunk.length, 0);
   if (length > SHOWN) return `${length} bytes`;
@@ -21,14 +21,14 @@ class Client {
     this.begun = new Map();
   }
 
-  // The stream's one reader or writer, which is kept: its later calls wait behind the earlier.
+  // The one reader or writer of the stream. It is kept, so that later calls wait for earlier ones.
   lock(kind) {
     const { readable, writable } = this.socket;
     this[kind] ??= kind === "reader" ? readable.getReader() : writable.getWriter();
     return this[kind];
   }
 
-  // Lets go of both; of the reader only where no read waits, which would fail by that.
+  // Releases both locks; that of the reader only if no read waits, because that read would fail.
   release() {
     this.writer?.releaseLock();
     this.writer = undefined;

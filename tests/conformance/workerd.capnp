@@ -1,5 +1,5 @@
 # The runtime of Workers, with a worker that runs scenarios against loopback. The certificate of
-# the authority it trusts is put beside this file before it starts.
+# the authority that it trusts is copied beside this file before it starts.
 using Workerd = import "/workerd/workerd.capnp";
 
 const config :Workerd.Config = (

@@ -19,29 +19,29 @@ from conformance.certificates import Certificates
 from conformance.peer import HOST
 from conformance.steps import PATIENCE
 
-#: The directory into which npm has put workerd, and how to say that this is to be done without.
+#: The environment variables for the directory into which npm has put workerd, and to skip workerd.
 WHERE = "ANYIO_CONNECT_WORKERD"
 OPT_OUT = "ANYIO_CONNECT_SKIP_CONFORMANCE"
 
 
 def binary() -> Path:
-    """Where workerd is.
+    """The path of workerd.
 
-    Fails the test if it is nowhere, and skips it if the environment says to do without.
+    Fails the test if workerd is not found, and skips it if the environment says so.
     """
     if os.environ.get(OPT_OUT):
-        pytest.skip(f"{OPT_OUT} says to do without workerd")
+        pytest.skip(f"{OPT_OUT} skips workerd")
     if sys.platform != "linux":
         pytest.fail(
-            "the scripted peer asks the kernel what has arrived, and knows only Linux's. "
-            f"Set {OPT_OUT}=1 to do without.",
+            "the scripted peer asks the kernel what has arrived, which works only on Linux. "
+            f"Set {OPT_OUT}=1 to skip this.",
             pytrace=False,
         )
     found = list(Path(os.environ.get(WHERE, "")).glob("node_modules/@cloudflare/workerd-*/bin/*"))
     if not os.environ.get(WHERE) or not found:
         pytest.fail(
             "workerd was not found. `nox -s conformance` installs and finds it; or npm install "
-            f"workerd, and set {WHERE} to the directory; or set {OPT_OUT}=1 to do without.",
+            f"workerd, and set {WHERE} to the directory; or set {OPT_OUT}=1 to skip this.",
             pytrace=False,
         )
     return found[0]
@@ -49,7 +49,7 @@ def binary() -> Path:
 
 @contextmanager
 def running(directory: Path, certificates: Certificates) -> Iterator[int]:
-    """Run workerd with the worker; yield the port on which that takes scenarios."""
+    """Run workerd with the worker; yield the port on which it accepts scenarios."""
     program = binary()
     for name in ("workerd.capnp", "worker.js"):
         shutil.copy(Path(__file__).with_name(name), directory)
@@ -57,7 +57,7 @@ def running(directory: Path, certificates: Certificates) -> Iterator[int]:
     reading, writing = os.pipe()
     command = [str(program), "serve", "workerd.capnp", f"--control-fd={writing}"]
     if shutil.which("setpriv"):
-        # It stops even when the tests themselves get killed.
+        # It stops even if the tests are killed.
         command = ["setpriv", "--pdeathsig=KILL", "--", *command]
     with (directory / "output").open("w") as output:
         process = subprocess.Popen(
@@ -76,7 +76,7 @@ def running(directory: Path, certificates: Certificates) -> Iterator[int]:
 
 
 class Scenario:
-    """One request to the worker: a line of its body for each step, a line back for each."""
+    """One request to the worker: its body has a line for each step, and so has the answer."""
 
     def __init__(self, http: HTTPConnection) -> None:
         self._http = http
@@ -91,7 +91,7 @@ class Scenario:
         return answer["outcome"], answer.get("detail", "")
 
     def close(self) -> None:
-        """Hang up, which ends the worker's part with all that it has open."""
+        """Hang up, which makes the worker close everything that it has open."""
         if self._response is not None:
             self._response.close()
         self._http.close()

@@ -1,4 +1,4 @@
-"""The scenarios, as data. What their steps mean: steps.py."""
+"""The scenarios as data. steps.py explains their steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from conformance.scenario import SCENARIOS, Scenario
 
 __all__ = ["SCENARIOS", "Scenario"]
 
-#: The modules, in the order in which their scenarios are listed.
+#: The modules, in the order of their scenarios.
 PARTS = (
     "opening",
     "peer_ends",

@@ -10,10 +10,10 @@ from conformance.scenario import scenario
 
 
 def address(value: object, *, opens: bool = True) -> None:
-    """A scenario that connects there; a step ``opened`` unless it leads out of this machine."""
+    """A scenario that connects to ``value``. With ``opens``, that is on this machine."""
     text = json.dumps(value)
     opened = "opened" if opens else ""
-    scenario(f"address {text}", "An address, as it is written.", f"connect {text}\n{opened}")
+    scenario(f"address {text}", "One form of an address.", f"connect {text}\n{opened}")
 
 
 for _address in (
@@ -35,7 +35,7 @@ for _address in (
     "%6cocalhost:PORT",
     f"{'a' * 64}.invalid:PORT",
     f"{'a.' * 130}invalid:PORT",
-    # No name, no port, no number of a port.
+    # Without a name, without a port, or with a bad port.
     "",
     ":",
     ":PORT",
@@ -58,7 +58,7 @@ for _address in (
     "localhost:PORT\n",
     "localhost\u0000:PORT",
     "localhost:\u0661",
-    # IPv4, as it is written, and as C reads it.
+    # IPv4: the usual form, and forms that only C libraries accept.
     "127.0.0.1:PORT",
     "127.0.0.1.:PORT",
     "127.0.0.01:PORT",
@@ -169,7 +169,7 @@ for _options in (
 ):
     scenario(
         f"options {_options}",
-        "Options, as they are written.",
+        "One form of the options.",
         f"""
         connect "localhost:PORT" {_options}
         opened

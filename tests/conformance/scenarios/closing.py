@@ -18,7 +18,7 @@ scenario(
 )
 scenario(
     "close, really",
-    "After close() the kernel has no use for what the peer sends.",
+    "After close() the kernel refuses what the peer sends.",
     """
     connect
     opened
@@ -69,7 +69,7 @@ scenario(
 )
 scenario(
     "close while a write is pending",
-    "close() finishes the write that it finds.",
+    "close() finishes a write in flight.",
     """
     connect
     begin flood FLOOD
@@ -113,7 +113,7 @@ scenario(
 )
 scenario(
     "close with unread data",
-    "close() while there is data that nobody has read.",
+    "close() while there is unread data.",
     """
     connect
     opened
@@ -152,7 +152,7 @@ scenario(
 )
 scenario(
     "close after fin, unread",
-    "The peer has ended, which nobody has noticed yet.",
+    "close() before the peer's end was noticed.",
     """
     connect
     opened
@@ -164,7 +164,7 @@ scenario(
 )
 scenario(
     "close after rst, unread",
-    "The peer has reset, which nobody has noticed yet.",
+    "close() before the peer's reset was noticed.",
     """
     connect
     opened

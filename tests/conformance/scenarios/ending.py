@@ -1,4 +1,4 @@
-"""Ending our side, not reading any more, and giving up."""
+"""Ending our side, stopping to read, and giving up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from conformance.scenario import MODES, scenario
 for _mode, _flag in MODES.items():
     scenario(
         f"end first{_mode}",
-        "We end first, read on to the peer's end, and then it is over.",
+        "We end first, and read until the peer ends. Then the socket is closed.",
         f"""
         connect {_flag}
         write hello
@@ -46,7 +46,7 @@ for _mode, _flag in MODES.items():
     )
     scenario(
         f"end, then cancel{_mode}",
-        "Both directions are ended by us, one after the other.",
+        "We end both directions: first the writable, then the readable.",
         f"""
         connect {_flag}
         end
@@ -57,7 +57,7 @@ for _mode, _flag in MODES.items():
     )
     scenario(
         f"cancel, then end{_mode}",
-        "Both directions are ended by us, the other one first.",
+        "We end both directions: first the readable, then the writable.",
         f"""
         connect {_flag}
         opened
@@ -81,7 +81,7 @@ scenario(
 )
 scenario(
     "end after fin",
-    "With allow_half_open, the peer ends, we answer, and end too.",
+    "With allow_half_open, the peer ends. We answer, and then end too.",
     """
     connect half-open
     peer send request
@@ -97,7 +97,7 @@ scenario(
 )
 scenario(
     "end while a write is pending",
-    "Our end waits for the write before it.",
+    "Our end waits for the write in flight.",
     """
     connect
     begin flood FLOOD
@@ -111,7 +111,7 @@ scenario(
 )
 scenario(
     "end, the peer lives on",
-    "After our end the peer may send whatever it likes.",
+    "After our end the peer may go on sending.",
     """
     connect
     end
@@ -125,7 +125,7 @@ scenario(
     """,
 )
 
-# --- not reading any more
+# --- stopping to read
 
 scenario(
     "cancel",
@@ -175,7 +175,7 @@ scenario(
 )
 scenario(
     "cancel, the peer sends",
-    "What the peer sends after the readable was cancelled is no error to it.",
+    "The peer may send after the readable was cancelled.",
     """
     connect
     opened
@@ -199,7 +199,7 @@ scenario(
 )
 scenario(
     "cancel with unread data",
-    "The readable is cancelled while there is data in it.",
+    "The readable is cancelled while there is unread data.",
     """
     connect
     opened
@@ -214,7 +214,7 @@ scenario(
 
 scenario(
     "abort",
-    "The writable is aborted: what becomes of the connection, and what the peer sees.",
+    "The writable is aborted: the state of the connection, and what the peer sees.",
     """
     connect
     opened

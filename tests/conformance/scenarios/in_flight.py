@@ -8,7 +8,7 @@ from conformance.scenario import scenario
 
 
 def connecting(first: str, second: str, then: str) -> None:
-    """A call that waits for the connection, and another behind it, of any kind."""
+    """A call that waits for the connection, and then another call of any kind."""
     scenario(
         f"connecting, {first}, then {second}",
         f"While the connection is being made: {first}, then {second}.",

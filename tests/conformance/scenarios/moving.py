@@ -6,7 +6,7 @@ from conformance.scenario import scenario
 
 scenario(
     "write a str",
-    "Text is not data.",
+    "A write of text.",
     """
     connect
     opened
@@ -16,7 +16,7 @@ scenario(
 )
 scenario(
     "write a view",
-    "Numbers of more than a byte are written as their bytes.",
+    "A write of an array of wider numbers.",
     """
     connect
     write-view
@@ -25,7 +25,7 @@ scenario(
 )
 scenario(
     "write nothing",
-    "An empty write is none.",
+    "An empty write sends nothing.",
     """
     connect
     opened
@@ -37,7 +37,7 @@ scenario(
 )
 scenario(
     "write much",
-    "A long write takes a peer that reads.",
+    "A long write waits until the peer reads.",
     """
     connect
     begin flood FLOOD
@@ -48,7 +48,7 @@ scenario(
 )
 scenario(
     "read much",
-    "A long read, in however many pieces.",
+    "A long read, in any number of pieces.",
     """
     connect
     opened
@@ -66,7 +66,7 @@ for _prefix, _connect in {
 }.items():
     scenario(
         f"{_prefix}full duplex",
-        "A read waits while a write is under way.",
+        "A read waits while a write is in flight.",
         f"""
         {_connect}
         opened
@@ -136,7 +136,7 @@ scenario(
 )
 scenario(
     "pipe, in the default mode",
-    "An echo, in the mode in which the peer's end is ours too.",
+    "An echo, in the mode in which the peer's end also ends our side.",
     """
     connect
     begin pipe

@@ -6,7 +6,7 @@ from conformance.scenario import scenario
 
 scenario(
     "open",
-    "A connection opens, and says what is known of it.",
+    "A connection opens, and reports the facts about it.",
     """
     connect
     opened
@@ -21,7 +21,7 @@ scenario(
 )
 scenario(
     "open, unused",
-    "connect() by itself makes the connection.",
+    "connect() alone makes the connection.",
     """
     connect
     peer accept
@@ -31,7 +31,7 @@ scenario(
 )
 scenario(
     "open, by name",
-    "What is known of a connection to a name.",
+    "The facts about a connection to a name.",
     """
     connect "localhost:PORT"
     peer accept
@@ -76,7 +76,7 @@ scenario(
 )
 scenario(
     "use before open, then fail",
-    "What waits for a connection fails with it.",
+    "Calls that wait for a connection fail if it fails.",
     """
     connect tls
     begin write hello
@@ -134,7 +134,7 @@ scenario(
 )
 scenario(
     "no answer",
-    "The connection is being made, and will not be.",
+    "The connection is being made, but never succeeds.",
     """
     connect "127.0.0.1:SILENT"
     quiet opened
@@ -156,7 +156,7 @@ scenario(
 )
 scenario(
     "close before open, streams",
-    "What waits for a connection that is closed before it is made.",
+    "Calls wait for a connection, which is closed before it is made.",
     """
     connect "127.0.0.1:SILENT"
     begin read

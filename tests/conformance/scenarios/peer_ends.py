@@ -8,11 +8,11 @@ from conformance.scenario import MODES, scenario
 def moments(
     name: str, connect: str, does: str, what: str, closed: str, after_cancel: str, stays: str
 ) -> None:
-    """Scenarios of which each has the peer do that at another moment.
+    """Scenarios in which the peer does this at different moments.
 
-    ``closed`` is the step that looks at what becomes of it, ``after_cancel`` the one where the
-    readable was cancelled. In the end the peer looks at what it got and how that ended, unless it
-    is gone; ``stays``: where our side does not end by itself, "open".
+    ``closed`` is the step that checks the result, and ``after_cancel`` the same step if the
+    readable was cancelled. At the end, the peer reports what it received and how that ended, unless
+    it has reset the connection. ``stays`` is "open" if our side does not end by itself.
     """
     gone = does == "peer rst"
     view = "" if gone else "peer view"
@@ -33,7 +33,7 @@ def moments(
     )
     scenario(
         name.format("unread"),
-        f"The peer {what}, and nobody reads.",
+        f"The peer {what}, and no call reads.",
         f"""
         {connect}
         opened
@@ -44,7 +44,7 @@ def moments(
     )
     scenario(
         name.format("behind unread data"),
-        f"The peer {what} after data that nobody has read yet.",
+        f"The peer {what} after data that was not read yet.",
         f"""
         {connect}
         opened
@@ -85,7 +85,7 @@ def moments(
     )
     scenario(
         name.format("then writes"),
-        f"The peer {what}; a write, and another, before that is noticed.",
+        f"The peer {what}; two writes before that is noticed.",
         f"""
         {connect}
         opened
@@ -110,7 +110,7 @@ def moments(
     )
     scenario(
         name.format("noticed, then all again"),
-        f"The peer {what}, which a read notices; everything else after that.",
+        f"The peer {what}, which a read notices; then all other calls.",
         f"""
         {connect}
         opened
@@ -139,7 +139,7 @@ def moments(
     )
     scenario(
         name.format("after our end, unread"),
-        f"We end first, then the peer {what}, and nobody reads.",
+        f"We end first, then the peer {what}, and no call reads.",
         f"""
         {connect}
         end
@@ -175,7 +175,7 @@ def moments(
     )
     scenario(
         name.format("while watched"),
-        f"The peer {what} while `closed` is awaited and nobody reads.",
+        f"The peer {what} while `closed` is awaited and no call reads.",
         f"""
         {connect}
         opened
@@ -226,7 +226,7 @@ for _mode, _flag in MODES.items():
     ):
         scenario(
             f"{_prefix}{_end} while a write is pending{_mode}",
-            "The peer ends in the middle of a long write, reads that, and then looks for our end.",
+            "The peer ends in the middle of a long write, reads it, and then expects our end.",
             f"""
             {_connect}
             begin flood FLOOD
@@ -294,7 +294,7 @@ for _mode, _flag in MODES.items():
     )
     scenario(
         f"fin, unread, seen by the peer{_mode}",
-        "What the peer sees while its end was not read.",
+        "What the peer sees before its end was read.",
         f"""
         connect {_flag}
         opened
@@ -304,7 +304,7 @@ for _mode, _flag in MODES.items():
     )
     scenario(
         f"write after fin{_mode}",
-        "After the peer's end was read, data still goes out or does not, and our end.",
+        "After the peer's end was read: whether our data and our end still go out.",
         f"""
         connect {_flag}
         opened

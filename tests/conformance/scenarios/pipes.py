@@ -44,7 +44,7 @@ for _mode, _flag in MODES.items():
         )
         scenario(
             f"pipe to another, which {_what} before the pipe, preventCancel{_mode}",
-            "The same; the source is to be left alone.",
+            "The same, but the source must not be cancelled.",
             f"""
             {_two}
             {_step}
@@ -60,7 +60,7 @@ for _mode, _flag in MODES.items():
     ):
         scenario(
             f"pipe to another, which {_what} during the pipe{_mode}",
-            f"One socket is piped into another, which {_what} while nothing comes; then it does.",
+            f"One socket is piped into another, which {_what} while it waits for data.",
             f"""
             {_two}
             begin pipe other
@@ -73,7 +73,7 @@ for _mode, _flag in MODES.items():
         )
     scenario(
         f"pipe to another, cancelled before the pipe{_mode}",
-        "What is piped was cancelled before.",
+        "The source was cancelled before.",
         f"""
         {_two}
         cancel
@@ -83,7 +83,7 @@ for _mode, _flag in MODES.items():
     )
     scenario(
         f"pipe to another, preventClose{_mode}",
-        "The destination goes on after the end of what was piped into it.",
+        "The destination can be used after the end of the pipe's source.",
         f"""
         {_two}
         begin pipe other preventClose
@@ -97,7 +97,7 @@ for _mode, _flag in MODES.items():
     )
     scenario(
         f"pipe to another, preventAbort{_mode}",
-        "The destination goes on after what was piped into it was reset.",
+        "The destination can be used after the pipe's source was reset.",
         f"""
         {_two}
         begin pipe other preventAbort

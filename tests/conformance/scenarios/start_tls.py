@@ -7,7 +7,7 @@ from conformance.scenario import MODES, scenario
 for _mode, _flag in MODES.items():
     scenario(
         f"starttls{_mode}",
-        "The connection goes over to TLS, the old socket is over, the new one works.",
+        "The connection changes to TLS: the old socket ends, and the new one works.",
         f"""
         connect starttls {_flag}
         secure
@@ -84,7 +84,7 @@ scenario(
 )
 scenario(
     "starttls on a plain socket",
-    "Without secureTransport there is no startTls().",
+    "startTls() without secureTransport.",
     """
     connect
     opened
@@ -107,7 +107,7 @@ scenario(
 )
 scenario(
     "starttls twice",
-    "startTls() on a socket whose connection is TLS already.",
+    "startTls() on a socket that start_tls() returned.",
     """
     connect starttls
     opened
@@ -129,7 +129,7 @@ scenario(
 )
 scenario(
     "starttls after fin",
-    "startTls() where the peer has ended, which was read.",
+    "startTls() after the peer's end was read.",
     """
     connect starttls
     opened
@@ -140,7 +140,7 @@ scenario(
 )
 scenario(
     "starttls after end",
-    "startTls() where we have ended.",
+    "startTls() after our end.",
     """
     connect starttls half-open
     opened
@@ -150,7 +150,7 @@ scenario(
 )
 scenario(
     "starttls while a read is pending",
-    "startTls() while a read waits, which could take the peer's handshake for data.",
+    "startTls() while a read waits. The read could receive the peer's handshake.",
     """
     connect starttls
     opened
@@ -162,7 +162,7 @@ scenario(
 )
 scenario(
     "starttls while a write is pending",
-    "What was written in the clear goes out before the handshake.",
+    "What was written unencrypted goes out before the handshake.",
     """
     connect starttls
     begin flood FLOOD
@@ -177,7 +177,7 @@ scenario(
 )
 scenario(
     "starttls, refused connection",
-    "startTls() where the connection could not be made.",
+    "startTls() on a connection that could not be made.",
     """
     connect starttls "localhost:REFUSING"
     opened
@@ -186,7 +186,7 @@ scenario(
 )
 scenario(
     "starttls, no answer",
-    "startTls() where the connection is being made, and will not be.",
+    "startTls() on a connection that is being made, but never succeeds.",
     """
     connect starttls "127.0.0.1:SILENT"
     startTls
@@ -196,7 +196,7 @@ scenario(
 )
 scenario(
     "starttls, lost before it",
-    "startTls() where the connection was reset, which nobody has noticed yet.",
+    "startTls() before the peer's reset was noticed.",
     """
     connect starttls
     opened
@@ -232,7 +232,7 @@ scenario(
 )
 scenario(
     "starttls, smuggled plaintext",
-    "The peer, or somebody between, sends in the clear what is to be read as if over TLS.",
+    "The peer, or an attacker, sends unencrypted data that must not be read as if over TLS.",
     """
     connect starttls
     peer send go
@@ -246,7 +246,7 @@ scenario(
 )
 scenario(
     "starttls, smuggled with the go-ahead",
-    "As before, in one piece with the go-ahead, of which a short read leaves the rest.",
+    "The same, in one segment with the go-ahead. A short read leaves the rest.",
     """
     connect starttls
     opened
@@ -260,7 +260,7 @@ scenario(
 )
 scenario(
     "starttls, smuggled, unread",
-    "As before, and nothing was read at all.",
+    "The same, and nothing was read.",
     """
     connect starttls
     opened
@@ -273,7 +273,7 @@ scenario(
 )
 scenario(
     "starttls, expected host",
-    "Whom the certificate must be for is said in the call.",
+    "The call names the host that the certificate must be valid for.",
     """
     connect starttls
     opened
@@ -285,7 +285,7 @@ scenario(
 )
 scenario(
     "starttls, another expected host",
-    "The certificate is for the name connected to, and another was expected.",
+    "The certificate is valid for the name of the address, but another name is expected.",
     """
     connect starttls
     opened
@@ -311,7 +311,7 @@ scenario(
 )
 scenario(
     "starttls, close before the handshake",
-    "close() of the new socket while the handshake is under way.",
+    "close() of the new socket during the handshake.",
     """
     connect starttls
     opened

@@ -7,7 +7,7 @@ from conformance.scenario import MODES, scenario
 for _mode, _flag in MODES.items():
     scenario(
         f"tls{_mode}",
-        "TLS from the first byte: it talks, we end first, the peer answers that.",
+        "TLS from the first byte: data goes both ways, we end first, and the peer answers.",
         f"""
         connect tls {_flag}
         quiet opened
@@ -72,7 +72,7 @@ for _mode, _flag in MODES.items():
     )
     scenario(
         f"tls, close_notify alone, then a write{_mode}",
-        "The peer ends TLS, which is read; then we write.",
+        "The peer ends TLS, which a read notices; then we write.",
         f"""
         connect tls {_flag}
         peer handshake
@@ -96,7 +96,7 @@ scenario(
 )
 scenario(
     "tls, close while a write is pending",
-    "close() finishes the write that it finds, then ends TLS.",
+    "close() finishes a write in flight, and then ends TLS.",
     """
     connect tls
     peer handshake
@@ -125,7 +125,7 @@ scenario(
 )
 scenario(
     "tls, abort",
-    "The writable is aborted: no end of TLS may follow.",
+    "The writable is aborted: TLS must not end cleanly.",
     """
     connect tls
     peer handshake
@@ -151,7 +151,7 @@ scenario(
 for _certificate, _intent in {
     "other-name": "The certificate is for another name.",
     "expired": "The certificate has expired.",
-    "unknown-authority": "Nobody trusted has signed the certificate.",
+    "unknown-authority": "The certificate is signed by an authority that is not trusted.",
 }.items():
     scenario(
         f"tls, refused certificate, {_certificate}",
@@ -222,7 +222,7 @@ scenario(
 )
 scenario(
     "tls, alpn",
-    "Protocols to choose from.",
+    "The client offers protocols (ALPN).",
     """
     connect tls "localhost:PORT" {"alpn": ["conformance"]}
     peer handshake
@@ -233,7 +233,7 @@ scenario(
 )
 scenario(
     "tls, sni",
-    "Another name to ask for, and to verify.",
+    "Another name to send and to verify.",
     """
     connect tls "localhost:PORT" {"sni": "other.example"}
     peer handshake other-name
