@@ -1,6 +1,7 @@
-"""What users write, and the types it has. Checked by mypy and pyright; never run.
+"""Code as users write it, with its types.
 
-Both the types in the package and stubs/, the page that says the same, must pass.
+mypy and pyright check it; it never runs. It must pass both with the types in the package and with
+those in stubs/.
 """
 
 # pyright: reportUnusedVariable=false
@@ -359,7 +360,7 @@ def connect_errors(error: ConnectError) -> None:
     assert_type(error.attempts, tuple[ConnectError, ...])
     assert_type(error.errno, int | None)
     assert_type([str(attempt) for attempt in error.attempts], list[str])
-    # Tests of other people's code raise these.
+    # Users raise these in their tests.
     assert_type(ConnectError("no"), ConnectError)
     assert_type(RefusedError("no", attempts=(error,)), RefusedError)
     assert_type(ResolveError("no", attempts=()), ResolveError)

@@ -1,11 +1,11 @@
-"""What must not type-check. Never run.
+"""Code that must not type-check. It never runs.
 
-Each line carries the errors that mypy and pyright must find in it; a line in which one of
-them no longer does is an error itself (warn_unused_ignores, reportUnnecessaryTypeIgnoreComment).
+Each line names the errors that mypy and pyright must find in it. If one of them no longer finds
+its error, that is an error too (warn_unused_ignores, reportUnnecessaryTypeIgnoreComment).
 """
 
 # pyright: reportUnusedVariable=false
-# The type of an attribute that does not exist is unknown, which goes without saying:
+# The type of an attribute that does not exist is unknown. That need not be reported as well:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations

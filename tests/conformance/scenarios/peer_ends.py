@@ -11,8 +11,8 @@ def moments(
     """Scenarios in which the peer does this at different moments.
 
     ``closed`` is the step that checks the result, and ``after_cancel`` the same step if the
-    readable was cancelled. At the end, the peer reports what it received and how that ended, unless
-    it has reset the connection. ``stays`` is "open" if our side does not end by itself.
+    readable was cancelled. At the end, the peer reports what it received and how that ended,
+    unless it has reset the connection. ``stays`` is "open" if our side does not end by itself.
     """
     gone = does == "peer rst"
     view = "" if gone else "peer view"
