@@ -33,6 +33,7 @@ from support.sockets import (
     arrived,
     connected,
     dialled,
+    needs_poll,
     opened_by,
     raw,
     settle,
@@ -490,6 +491,7 @@ async def test_a_reset_that_loses_sent_data_is_reported() -> None:
         assert isinstance(caught.value.__cause__, ConnectionResetError)
 
 
+@needs_poll
 @linux_only
 @pytest.mark.parametrize("cancelled", [False, True])
 @pytest.mark.parametrize("over_tls", [False, True])
@@ -519,6 +521,7 @@ async def test_a_reset_after_the_peers_end_that_loses_sent_data_is_reported(
         assert isinstance(caught.value.__cause__, BrokenPipeError)
 
 
+@needs_poll
 @linux_only
 async def test_a_start_tls_socket_is_closed_before_its_handshake_though_the_peer_has_reset() -> (
     None
@@ -535,6 +538,7 @@ async def test_a_start_tls_socket_is_closed_before_its_handshake_though_the_peer
             await tls.opened
 
 
+@needs_poll
 async def test_before_our_end_is_sent_a_reset_that_loses_one_byte_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -36,7 +36,7 @@ from anyio_connect._copies import fresh
 from support.cycles import nothing_to_collect
 from support.errors import is_copy
 from support.peers import Peer, listening, refusing_address
-from support.sockets import arrived, connected
+from support.sockets import arrived, connected, needs_poll
 from support.tls_peers import NAME, TLSPeer, client_context, server_context
 from support.turns import all_blocked
 
@@ -124,6 +124,7 @@ if sys.version_info >= (3, 11):
         assert is_copy(copy.exceptions[1], error.exceptions[1])
 
 
+@needs_poll
 def test_a_chain_that_leads_back_is_cut() -> None:
     one, two = SlottedError("one"), SlottedError("two")
     one.__cause__, two.__cause__ = two, one
@@ -364,6 +365,7 @@ async def closed(socket: Socket, _: Peer, buffer: bytearray) -> None:
     await socket.send(buffer)
 
 
+@needs_poll
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "fail", [broken_receive, broken_send, broken_end, aborted, closed], ids=lambda f: f.__name__
@@ -389,6 +391,7 @@ async def test_a_handled_error_keeps_nothing_of_the_caller_alive(
             buffer.clear()  # raises BufferError if anything still uses the buffer
 
 
+@needs_poll
 async def test_an_error_that_is_handled_in_an_except_clause_keeps_nothing_alive() -> None:
     async with connected(half_open=True) as (socket, peer):
 

@@ -28,7 +28,7 @@ from anyio_connect import (
 from support.errors import is_copy
 from support.names import LOOPBACK, Names
 from support.peers import listening, needs_ipv6, refusing_address
-from support.sockets import wait_for
+from support.sockets import needs_poll, wait_for
 
 only_linux = pytest.mark.skipif(
     sys.platform != "linux", reason="other systems report other errors"
@@ -225,6 +225,7 @@ async def _fails(socket: Socket) -> None:
 # --- a connection that was made, and was lost at once
 
 
+@needs_poll
 @pytest.mark.usefixtures("from_afar")
 @pytest.mark.parametrize("ended", [False, True])
 async def test_data_that_came_before_a_reset_is_received(

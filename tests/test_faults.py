@@ -42,7 +42,7 @@ from anyio_connect._lifecycle import Outbound
 from support import guards
 from support.errors import is_copy
 from support.peers import Listener, Peer, full_backlog, listening
-from support.sockets import arrived, connected, raw, stuck
+from support.sockets import arrived, connected, needs_poll, raw, stuck
 from support.tls_peers import (
     NAME,
     TLS12,
@@ -585,6 +585,7 @@ async def test_no_descriptor_for_the_dial() -> None:
             await another.send(b"there are again")
 
 
+@needs_poll
 async def test_no_descriptor_to_watch_with() -> None:
     """``closed`` settles as soon as a descriptor is free again."""
     async with connected() as (socket, peer), anyio.create_task_group() as group:

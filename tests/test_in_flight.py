@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 
 from anyio_connect import BrokenError, ClosedError, RefusedError, Socket, SocketError
 from support.peers import Peer, listening
-from support.sockets import BIG, Slow, arrived, connected, dialled, opened_by, settle
+from support.sockets import BIG, Slow, arrived, connected, dialled, needs_poll, opened_by, settle
 from support.turns import all_blocked
 
 
@@ -243,6 +243,7 @@ async def test_what_closed_says_is_what_the_peer_sees(order: tuple[str, ...]) ->
             assert calls.outcomes["close"] is None
 
 
+@needs_poll
 @pytest.mark.parametrize("ending", ["send_eof", "aclose", "send"])
 async def test_a_call_that_finds_a_reset_raises_it_even_during_a_close(ending: str) -> None:
     async with connected() as (socket, peer):

@@ -36,7 +36,15 @@ from anyio_connect._on_asyncio import _CALL, LoopReadiness
 from anyio_connect._readiness import TaskReadiness, _find_out, _OtherLoop
 from anyio_connect._tcp import TCPTransport
 from support.peers import Peer, listening
-from support.sockets import arrived, connected, dialled, once_waited, raw, use_up_the_turn
+from support.sockets import (
+    arrived,
+    connected,
+    dialled,
+    needs_poll,
+    once_waited,
+    raw,
+    use_up_the_turn,
+)
 from support.turns import all_blocked
 
 #: The most calls that a task may make in a row, as seen by others, whose own call is only seen
@@ -634,6 +642,7 @@ async def test_more_than_was_asked_for_does_not_keep_the_loop_busy() -> None:
             assert not loop.remove_reader(raw(socket).fileno())
 
 
+@needs_poll
 async def test_a_reset_that_came_while_no_task_waited_is_told() -> None:
     """uvloop stops to watch a socket that had an error: waiting has to notice that."""
     async with connected() as (socket, peer):
@@ -689,7 +698,7 @@ async def test_what_came_before_the_first_receive_is_not_waited_for(
 ) -> None:
     async with connected() as (socket, peer):
         await peer.send(b"hello")
-        arrived(socket, select.POLLIN)
+        arrived(socket)
         transport: Any = transport_of(socket)
         monkeypatch.setattr(type(transport._ready), "readable", None)  # which would fail
         assert await take(socket, 5, into) == b"hello"

@@ -35,6 +35,7 @@ from support.sockets import (
     arrived,
     connected,
     dialled,
+    needs_poll,
     opened_by,
     settle,
     socket_over,
@@ -222,6 +223,7 @@ async def test_a_delimiter_that_ends_behind_max_bytes_is_not_found_even_if_it_is
         assert await socket.receive_until(b"\r\n", 10) == b"12345678"
 
 
+@needs_poll
 async def test_the_end_comes_after_what_was_read_ahead() -> None:
     """The peer's end does not end our side any earlier."""
     async with connected(half_open=False) as (socket, peer):
@@ -241,6 +243,7 @@ async def test_the_end_comes_after_what_was_read_ahead() -> None:
         assert socket.closed.result() is None
 
 
+@needs_poll
 async def test_closed_settles_once_what_was_read_ahead_is_received() -> None:
     async with connected(half_open=False) as (socket, peer):
         await peer.send(b"line\nrest")
@@ -254,6 +257,7 @@ async def test_closed_settles_once_what_was_read_ahead_is_received() -> None:
         assert socket.closed.result() is None  # although no call has received the end
 
 
+@needs_poll
 @pytest.mark.parametrize("how", ["exactly", "until"])
 async def test_data_before_the_end_is_kept_by_an_incomplete_read(how: str) -> None:
     async with connected(half_open=False) as (socket, peer):
@@ -321,6 +325,7 @@ async def test_a_connection_that_was_cut_off_is_dropped_although_data_is_kept(
                 await socket.receive()
 
 
+@needs_poll
 async def test_a_send_that_finds_a_reset_loses_no_kept_data() -> None:
     async with connected(half_open=True) as (socket, peer):
         await peer.send(b"line\nrest")
@@ -335,6 +340,7 @@ async def test_a_send_that_finds_a_reset_loses_no_kept_data() -> None:
             await socket.receive()
 
 
+@needs_poll
 async def test_closed_reports_a_reset_and_loses_no_kept_data() -> None:
     async with connected(half_open=True) as (socket, peer):
         await peer.send(b"line\nrest")
@@ -348,6 +354,7 @@ async def test_closed_reports_a_reset_and_loses_no_kept_data() -> None:
             await socket.receive()
 
 
+@needs_poll
 async def test_a_pipe_begins_with_what_was_read_ahead() -> None:
     ours, theirs = await socket_pair()
     async with ours, theirs, connected() as (source, sender):
@@ -361,6 +368,7 @@ async def test_a_pipe_begins_with_what_was_read_ahead() -> None:
             await theirs.receive()
 
 
+@needs_poll
 async def test_iterating_begins_with_what_was_read_ahead() -> None:
     async with connected() as (socket, peer):
         await peer.send(b"line\nrest")
@@ -625,6 +633,7 @@ async def test_receive_into_takes_many_records_at_once(version: Any) -> None:
 # --- is_readable()
 
 
+@needs_poll
 async def test_is_readable_over_tcp() -> None:
     async with connected(half_open=True) as (socket, peer):
         assert not socket.is_readable()
@@ -642,6 +651,7 @@ async def test_is_readable_over_tcp() -> None:
         assert socket.is_readable()
 
 
+@needs_poll
 async def test_is_readable_finds_a_reset_and_leaves_its_error_to_receive() -> None:
     async with connected(half_open=True) as (socket, peer):
         peer.rst()
@@ -773,6 +783,7 @@ async def test_a_receive_does_not_wait_for_what_is_readable(anyio_backend_name: 
 # --- nothing is kept alive
 
 
+@needs_poll
 async def test_an_incomplete_read_leaves_no_cycle() -> None:
     async with connected(half_open=True) as (socket, peer):
         peer.fin()

@@ -31,7 +31,7 @@ from anyio_connect._connection import Connection
 from anyio_connect._linger import outstanding
 from anyio_connect._slots import Slot, Slots
 from support.peers import Listener, Peer, listening, refusing_address
-from support.sockets import arrived, raw, settle
+from support.sockets import arrived, needs_poll, raw, settle
 from support.spying import slots
 from support.tls_peers import NAME, TLSPeer, client_context, server_context
 from support.turns import all_blocked, turns
@@ -428,6 +428,7 @@ async def held(
                 await socket.close()
 
 
+@needs_poll
 async def test_a_holder_whose_closed_was_awaited_for_a_while_is_looked_at() -> None:
     async with held(1) as (connector, [(socket, peer)], listener):
         async with anyio.create_task_group() as group:
@@ -502,6 +503,7 @@ async def test_a_slot_that_is_returned_while_the_holders_are_listed_is_granted()
     assert pool.free == 1
 
 
+@needs_poll
 @pytest.mark.parametrize("how", ["reset", "end", "reset behind data"])
 async def test_a_task_that_queues_finds_holders_that_are_over(how: str) -> None:
     async with held(3) as (connector, pairs, listener):
@@ -526,6 +528,7 @@ async def test_a_task_that_queues_finds_holders_that_are_over(how: str) -> None:
         assert not pairs[2][0].closed.done()
 
 
+@needs_poll
 async def test_a_holder_that_can_still_be_used_keeps_its_slot() -> None:
     """One has unread data before the peer's end. In the other, only one direction has ended."""
     async with held(2, allow_half_open=True) as (connector, pairs, listener):
@@ -544,6 +547,7 @@ async def test_a_holder_that_can_still_be_used_keeps_its_slot() -> None:
         assert await ends.receive() == b"still"
 
 
+@needs_poll
 async def test_a_holder_whose_descriptor_was_closed_by_hand_does_not_stop_the_search() -> None:
     async with held(2) as (connector, pairs, listener):
         raw(pairs[0][0]).close()
@@ -554,6 +558,7 @@ async def test_a_holder_whose_descriptor_was_closed_by_hand_does_not_stop_the_se
                 pass
 
 
+@needs_poll
 async def test_after_start_tls_the_new_socket_is_looked_at() -> None:
     async with held(1, secure_transport="starttls", ssl_context=client_context(), sni=NAME) as (
         connector,
@@ -571,6 +576,7 @@ async def test_after_start_tls_the_new_socket_is_looked_at() -> None:
                 assert isinstance(secure.closed.exception(), BrokenError)
 
 
+@needs_poll
 async def test_a_holder_that_waits_for_its_handshake_is_looked_at() -> None:
     async with held(2, secure_transport="starttls") as (connector, pairs, listener):
         secure, other = (plain.start_tls() for plain, _ in pairs)
@@ -584,6 +590,7 @@ async def test_a_holder_that_waits_for_its_handshake_is_looked_at() -> None:
         await other.close()
 
 
+@needs_poll
 async def test_one_look_serves_all_tasks_that_queue_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -652,6 +659,7 @@ def test_holders_in_another_event_loop_are_not_looked_at(
             thread.join(60)
 
 
+@needs_poll
 async def test_a_task_that_is_cancelled_while_it_looks_leaves_the_queue() -> None:
     for switches in range(8):
         async with held(2) as (connector, pairs, listener):

@@ -31,6 +31,7 @@ from support.sockets import (
     arrived,
     blocked_send,
     connected,
+    needs_poll,
     raw,
     settle,
     socket_pair,
@@ -235,6 +236,7 @@ async def test_refused() -> None:
     assert "failed" in repr(socket)
 
 
+@needs_poll
 async def test_an_unobserved_failure_is_silent() -> None:
     async with anyio.create_task_group() as group:
         connect(refusing_address(), task_group=group)
@@ -521,6 +523,7 @@ async def test_pipe_to_aborts_the_destination_when_the_source_fails() -> None:
             await receiver.receive_all()
 
 
+@needs_poll
 async def test_pipe_to_cancels_the_source_when_the_destination_fails() -> None:
     async with connected() as (source, sender), connected() as (sink, receiver):
         receiver.rst()

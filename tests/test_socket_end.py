@@ -22,6 +22,7 @@ from support.sockets import (
     arrived,
     blocked_send,
     connected,
+    needs_poll,
     opened_by,
     raw,
     settle,
@@ -44,6 +45,7 @@ async def answered_and_reset(socket: Socket, peer: Peer) -> None:
 # --- the peer ends
 
 
+@needs_poll
 async def test_peer_ends_in_default_mode() -> None:
     async with connected() as (socket, peer):
         await peer.send(b"last words")
@@ -67,6 +69,7 @@ async def test_peer_ends_in_default_mode() -> None:
         assert raw(socket).fileno() == -1
 
 
+@needs_poll
 async def test_an_empty_send_sends_nothing_and_breaks_nothing() -> None:
     """Over TLS, an empty send makes no record either: see test_tls_transport.py."""
     async with connected() as (socket, peer):
@@ -130,6 +133,7 @@ async def test_we_end_first(half_open: bool) -> None:
         assert await settle(socket.closed) is None
 
 
+@needs_poll
 async def test_a_send_does_not_notice_the_peers_end() -> None:
     async with connected() as (socket, peer):
         peer.fin()
@@ -158,6 +162,7 @@ async def test_closed_notices_an_end_without_reading() -> None:
             await socket.receive()
 
 
+@needs_poll
 async def test_closed_waits_until_buffered_data_is_read() -> None:
     async with connected() as (socket, peer):
         await peer.send(b"abc")
@@ -199,6 +204,7 @@ async def test_closed_takes_no_data() -> None:
         assert not socket.closed.done()
 
 
+@needs_poll
 async def test_closed_in_half_open_mode_needs_both_ends() -> None:
     async with connected(half_open=True) as (socket, peer), anyio.create_task_group() as group:
 
@@ -311,6 +317,7 @@ async def test_reset_while_watching() -> None:
         peer.rst()
 
 
+@needs_poll
 async def test_data_before_a_reset_can_be_received() -> None:
     """A server that answers and hangs up while we still send: its answer is not lost."""
     async with connected() as (socket, peer):
@@ -323,6 +330,7 @@ async def test_data_before_a_reset_can_be_received() -> None:
             await socket.receive()
 
 
+@needs_poll
 async def test_a_failed_send_closes_the_descriptor_if_nothing_is_unread() -> None:
     """No other task has to receive or close for that."""
     async with connected(half_open=True) as (socket, peer):
@@ -340,6 +348,7 @@ async def test_a_failed_send_closes_the_descriptor_if_nothing_is_unread() -> Non
         assert raw(socket).fileno() == -1
 
 
+@needs_poll
 async def test_later_calls_raise_the_first_error() -> None:
     async with connected() as (socket, peer):
         await answered_and_reset(socket, peer)

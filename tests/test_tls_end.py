@@ -22,7 +22,7 @@ from anyio_connect import BrokenError, ClosedError, Socket, connect
 from anyio_connect._linger import outstanding
 from anyio_connect._tls import TLSTransport
 from support.peers import listening
-from support.sockets import settle, socket_over
+from support.sockets import needs_poll, settle, socket_over
 from support.tls_acts import cancelled, cancelled_at_once, each_version, receive_all
 from support.tls_peers import (
     NAME,
@@ -308,6 +308,7 @@ async def refused_by_alert(*, data: bytes = b"") -> AsyncIterator[Socket]:
 WANTED = "the peer wants a client certificate"
 
 
+@needs_poll
 @pytest.mark.parametrize("first", ["send", "send_eof", "receive", "closed"])
 @pytest.mark.parametrize("size", [0, 60_000])
 async def test_an_alert_is_read_before_a_reset_is_reported(first: str, size: int) -> None:
@@ -335,6 +336,7 @@ async def test_an_alert_is_read_before_a_reset_is_reported(first: str, size: int
             await socket.receive()
 
 
+@needs_poll
 async def test_a_bare_end_is_read_before_a_reset_is_reported() -> None:
     """The peer ends without close_notify, and then resets."""
     async with over_tcp(server_context(TLS13)) as (tls, peer):

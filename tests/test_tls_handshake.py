@@ -34,6 +34,7 @@ from cryptography.hazmat.primitives.serialization import (
 from anyio_connect import CertificateError, ConnectError, TLSError, _tls
 from anyio_connect._tls import TLSTransport, start_tls
 from support.peers import Peer, has_ipv6, listening
+from support.sockets import needs_poll
 from support.tls_peers import (
     NAME,
     TLS12,
@@ -792,6 +793,7 @@ async def test_the_peer_ends_tls_in_the_handshake() -> None:
     assert isinstance(error.__cause__, ssl.SSLZeroReturnError)
 
 
+@needs_poll
 @pytest.mark.parametrize(
     ("said", "message"),
     [(alert(112), "does not serve the name that was asked for"), (b"no\r\n", NOT_TLS)],

@@ -25,7 +25,7 @@ from anyio_connect._tls import TLSTransport, start_tls
 from anyio_connect._transport import ForeignTransport
 from support.peers import listening
 from support.servers import serving
-from support.sockets import settle, socket_over
+from support.sockets import needs_poll, settle, socket_over
 from support.tls_acts import cancelled, cancelled_at_once, each_version, receive_all
 from support.tls_peers import (
     NAME,
@@ -638,6 +638,7 @@ async def test_unread_keeps_the_order_of_much_decrypted_data(version: ssl.TLSVer
     ) is True  # pytest need not show the difference
 
 
+@needs_poll
 @each_version
 @pytest.mark.parametrize("clean", [True, False], ids=["clean", "truncated"])
 async def test_unread_while_a_receive_waits(version: ssl.TLSVersion, clean: bool) -> None:
@@ -844,6 +845,7 @@ async def test_key_updates_while_both_sides_send_all_they_can() -> None:
 # --- an empty send
 
 
+@needs_poll
 @pytest.mark.parametrize("secure", [False, True], ids=["TCP", "TLS"])
 @pytest.mark.parametrize("size", [0, 10])
 async def test_an_empty_send_does_not_notice_a_reset_and_breaks_nothing(

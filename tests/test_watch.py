@@ -22,7 +22,7 @@ from anyio_connect import _watch as watching
 from anyio_connect._watch import CAN_WATCH, ERR, IN, OUT, RDHUP, Watch, unwatch
 from support import guards
 from support.peers import Peer, listening
-from support.sockets import arrived, connected
+from support.sockets import arrived, connected, needs_poll
 from support.turns import all_blocked
 
 pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="there is nothing to watch with here")
@@ -375,6 +375,7 @@ class Scarce:
             raise OSError(self.number, "scarce")
 
 
+@needs_poll
 @pytest.mark.parametrize(
     ("number", "opens"),
     [(errno.EMFILE, False), (errno.ENFILE, False), (errno.ENOSPC, True), (errno.ENOMEM, True)],
