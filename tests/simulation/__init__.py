@@ -12,10 +12,10 @@ takes a few milliseconds. If it finds a fault, it prints a command that replays 
 The modules, each with one job, from the bottom up (a module imports only from those above it in
 this list):
 
-``network``       virtual time, descriptors, who listens where, and the log
+``network``       virtual time, descriptors, listeners, and the log
 ``tcp``           the two ends of a connection in memory, with random delays and a log
-``polling``       ``select.epoll``, and one that moves virtual time while an event loop waits in it
-``sockets``       ``socket.socket`` as far as the package uses it
+``polling``       ``select.epoll``, and one that advances virtual time while an event loop waits
+``sockets``       the part of ``socket.socket`` that the package uses
 ``schedulers``    asyncio, asyncio in uvloop's order, and trio, over the simulated network
 ``patching``      makes the package use all that during a history
 ``certificates``  TLS contexts that are the same in every process

@@ -20,22 +20,22 @@ from .shrink import code, command, shrink, story
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m simulation")
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run many histories, and say what was wrong")
+    run = commands.add_parser("run", help="run many histories, and print the faults")
     run.add_argument("scheduler", choices=(*SCHEDULERS, "all"), nargs="?", default="all")
-    run.add_argument("--seed", type=int, help="the first one; otherwise a random one")
+    run.add_argument("--seed", type=int, help="the first seed; random by default")
     run.add_argument("--count", type=int, default=5000)
-    run.add_argument("--first", action="store_true", help="stop at the first that is not known")
-    replay = commands.add_parser("replay", help="run one history, and tell it")
+    run.add_argument("--first", action="store_true", help="stop at the first unknown fault")
+    replay = commands.add_parser("replay", help="run one history, and print it")
     replay.add_argument("scheduler", choices=SCHEDULERS)
     replay.add_argument("seed", type=int)
-    replay.add_argument("--shrink", action="store_true", help="tell a shorter one")
-    replay.add_argument("--fault", help="the fault to keep; otherwise the first")
-    replay.add_argument("--code", action="store_true", help="print the plan as Python, only")
+    replay.add_argument("--shrink", action="store_true", help="print a shorter history")
+    replay.add_argument("--fault", help="the fault to keep; by default the first")
+    replay.add_argument("--code", action="store_true", help="print only the plan, as Python")
     hunt = commands.add_parser("hunt", help="find the faults of broken.py")
     hunt.add_argument("numbers", type=int, nargs="*", help="only these")
-    hunt.add_argument("--seconds", type=float, default=60.0, help="of processor time, for each")
+    hunt.add_argument("--seconds", type=float, default=60.0, help="of CPU time for each")
     given = parser.parse_args(arguments)
-    logging.getLogger("anyio_connect").addHandler(logging.NullHandler())  # the story is enough
+    logging.getLogger("anyio_connect").addHandler(logging.NullHandler())  # without log lines
     if given.command == "run":
         names = SCHEDULERS if given.scheduler == "all" else (given.scheduler,)
         seed = random.randrange(1_000_000_000) if given.seed is None else given.seed
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(scheduler: str, first: int, count: int, *, stop: bool) -> bool:
-    """Run so many; return whether a fault was found that is not known."""
+    """Run ``count`` histories; return whether there was a fault that is not known."""
     found: Counter[str] = Counter()
     seeds: dict[str, list[int]] = {}
     gc.disable()

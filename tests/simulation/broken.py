@@ -1,7 +1,7 @@
-"""Faults put into the package by hand, the worst that we could think of. All are found.
+"""Serious faults, written by hand, to put into the package. The simulation finds all of them.
 
 Each fault replaces a piece of text that its module contains exactly once. If the code has changed,
-that fails with an error, and somebody has to adapt the fault to the new code.
+that raises an error, and the fault has to be adapted to the new code.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ class Broken:
     """One fault."""
 
     what: str
-    #: What of the package's promises it breaks: a: moving data, b: calls in flight, c: closing
-    #: and reasons, d: nothing kept and nothing blocked, e: judging and bounds.
+    #: The kind of promise that it breaks. a: moving data; b: calls in flight; c: closing and its
+    #: reasons; d: nothing is kept and nothing blocks; e: policies and limits.
     part: str
     module: str
     old: str
     new: str
-    schedulers: tuple[str, ...] = ()  #: on which it can show; all of them if there are none
+    schedulers: tuple[str, ...] = ()  #: on which it can be found; empty means all
 
     def put_into(self, package: Path) -> None:
-        """Break the package that lies there.
+        """Break the package in that directory.
 
-        :raises ValueError: the code has moved on
+        :raises ValueError: the code has changed
         """
         path = package / f"{self.module}.py"
         text = path.read_text(encoding="utf-8")
         if text.count(self.old) != 1:
             raise ValueError(
-                f"{self.module}.py has {text.count(self.old)} times, and not once, what "
-                f"{self.what!r} replaces:\n{self.old}"
+                f"{self.module}.py must have the text that {self.what!r} replaces once, "
+                f"not {text.count(self.old)} times:\n{self.old}"
             )
         path.write_text(text.replace(self.old, self.new), encoding="utf-8")
 
@@ -47,7 +47,7 @@ BROKEN: tuple[Broken, ...] = (
         '"outbound": (_O.OPEN, _O.SENDING, _O.DUE),',
     ),
     Broken(
-        "the rest of a long send begins one byte late, once in a while",
+        "the rest of a long send sometimes begins one byte late",
         "a",
         "_tcp",
         "                sent += self.send_nowait(view[sent:])\n",
@@ -77,21 +77,21 @@ BROKEN: tuple[Broken, ...] = (
         "            self.torn = self.torn or sent > 100_000\n",
     ),
     Broken(
-        "a reset that a send meets throws away what the peer said before",
+        "a reset that a send meets discards what the peer sent before",
         "c",
         "_connection",
         "            await self._tell(Event.RESET_UNREAD, error)\n            if not unread",
         "            await self._tell(Event.RESET, error)\n            if not unread",
     ),
     Broken(
-        "a slot does not come back from a dial that was cancelled",
+        "a cancelled dial does not give its slot back",
         "d",
         "_open",
         "        except BaseException:\n            slot.release()\n            raise\n",
         "        except SocketError:\n            slot.release()\n            raise\n",
     ),
     Broken(
-        "of several connections that a race made, those that lost stay open",
+        "if a race makes several connections, those that lost stay open",
         "d",
         "_dial",
         "        else:\n            await transport.abort()\n\n    try:\n",
@@ -106,14 +106,14 @@ BROKEN: tuple[Broken, ...] = (
         "        if error is None or allowed:\n            allowed.append(endpoint)\n",
     ),
     Broken(
-        "a TLS session that ended without close_notify is told as a clean end",
+        "an end of TLS without close_notify is reported as a clean end",
         "e",
         "_tls",
         "        raise self._lost(self._error) from self._error\n\n    def _check_session",
         "        raise anyio.EndOfStream\n\n    def _check_session",
     ),
     Broken(
-        "what came before the peer's end is lost to a receive that wanted more",
+        "a receive that waits for more data loses what came before the peer's end",
         "a",
         "_connection",
         "        if not self._kept:\n            if ended:\n",

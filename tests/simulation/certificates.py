@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-#: Whom the certificate is for.
+#: The name that the certificate is valid for.
 NAMES = ("test.example",)
 ADDRESSES = ("10.0.0.2",)
 
@@ -26,7 +26,7 @@ _BEGIN, _END = datetime(2000, 1, 1, tzinfo=timezone.utc), datetime(2999, 1, 1, t
 
 @functools.cache
 def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext, ssl.SSLContext]:
-    """A client's context, a server's, and that of a server that knows no TLS 1.3."""
+    """The contexts of a client, of a server, and of a server without TLS 1.3."""
     authority, key = Ed25519PrivateKey.from_private_bytes(bytes(32)), _key(1)
     issuer = _name("simulated authority")
     root = _certificate(issuer, authority, issuer, authority, ca=True)
@@ -40,7 +40,7 @@ def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext, ssl.SSLContext]:
         for context in (server, old):
             context.load_cert_chain(pem)
     server.num_tickets = 0
-    old.options |= ssl.OP_NO_TICKET  # whose length hangs on the time
+    old.options |= ssl.OP_NO_TICKET  # their length depends on the time
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     return client, server, old
 

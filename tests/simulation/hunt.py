@@ -1,4 +1,4 @@
-"""Puts each fault of ``broken.py`` in, and shows that random histories find it."""
+"""Puts each fault of ``broken.py`` into the code, and shows that random histories find it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _AT_ONCE = 400
 
 
 def without_coverage() -> dict[str, str]:
-    """The environment for a process that runs a broken copy, which no report can find later."""
+    """The environment of a process that runs a broken copy. No report of it is kept."""
     return {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
 
 
 def hunt_all(numbers: list[int], seconds: float) -> bool:
-    """Hunt these, or all of them; return whether each was found in time."""
+    """Look for these faults, or for all; return whether each was found in time."""
     chosen = [(n, b) for n, b in enumerate(BROKEN) if not numbers or n in numbers]
     found = [_hunt(number, broken, seconds) for number, broken in chosen]
     return all(found)
@@ -47,10 +47,9 @@ def _hunt(number: int, broken: Broken, seconds: float) -> bool:
 def hunt(broken: Broken, seconds: float) -> tuple[str | None, str]:
     """Run histories with that fault in a copy of the package, on each scheduler in turn.
 
-    They may take so many seconds of processor time: other processes do not count.
-
-    Returns the scheduler on which it showed, and as what. A history that is wrong without the
-    fault as well does not count.
+    They may take ``seconds`` of CPU time, which does not include other processes. Returns the
+    scheduler that found the fault, and what it reported. A history that has a fault even without
+    this one does not count.
     """
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder, anyio_connect.__name__)
@@ -75,13 +74,13 @@ def hunt(broken: Broken, seconds: float) -> tuple[str | None, str]:
 
 
 def _used() -> float:
-    """The processor time of the processes that were started here, in seconds."""
+    """The CPU time of the processes that were started here, in seconds."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def _run(folder: str, scheduler: str, first: int, seconds: float) -> tuple[int, str]:
-    """Run so many histories of the package there: the last one's seed, and what was wrong."""
+    """Run histories with the package in that directory; return the last seed and the faults."""
     paths = [folder, str(_TESTS), *(path for path in sys.path if path)]
     done = subprocess.run(
         [
@@ -99,6 +98,6 @@ def _run(folder: str, scheduler: str, first: int, seconds: float) -> tuple[int, 
         return first + _AT_ONCE - 1, ""
     lines = [line.strip() for line in done.stdout.splitlines()[1:] if "(known)" not in line]
     if not lines:
-        raise RuntimeError(f"nothing can be run:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"the histories do not run:\n{done.stdout}{done.stderr}")
     seed = lines[0].partition(f"replay {scheduler} ")[2].partition(" ")[0]
     return int(seed), lines[0]

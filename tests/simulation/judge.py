@@ -40,7 +40,7 @@ def idle(world: World, call: Call) -> bool:
 
 
 def dialled(world: World, client: End) -> None:
-    """Somebody sets out to connect, and may."""
+    """A task begins to connect. Check that it may."""
     plan = world.plan
     if client.remote[0] in [ADDRESSES[number] for number in plan.forbidden]:
         world.fault("an address was dialled that the policy forbids", client.remote)
@@ -50,15 +50,16 @@ def dialled(world: World, client: End) -> None:
 
 
 def _dialled(world: World) -> list[End]:
-    """Our ends that nobody has closed, made or in the making. Each target has its own port."""
+    """Our ends of a target that are not closed, connected or connecting. Each target has its
+    port."""
     return [end for end in world.network.ends if end.dialling and not end.released]
 
 
-# --- once all is quiet
+# --- when nothing moves any more
 
 
 def quiet(world: World) -> None:
-    """Nothing moves any more: whoever waits must have a reason to."""
+    """Nothing moves any more. Check that each call that waits has a reason."""
     for call in world.calls:
         if call.pending:
             _has_a_reason(world, call)
@@ -77,7 +78,7 @@ def _has_a_reason(world: World, call: Call) -> None:
         world.fault("a wait for opened was not woken")
     if call.kind == "close":
         world.fault("close() hangs", repr(sock))
-    # To send, or to end its destination, a pipe waits for the connection of that.
+    # To send to its destination, or to end it, a pipe waits for that connection.
     elsewhere = call.kind == "pipe" and not world.parties[1].last.opened.done()
     if not sock.opened.done():
         if not (elsewhere and _done(world, party, sock, "r.aclose")):
@@ -92,7 +93,7 @@ def _has_a_reason(world: World, call: Call) -> None:
     end, _ = link
     if call.kind == "receive":
         if _done(world, party, sock, "r.aclose", "close"):
-            world.fault("a receive waits though reading was ended", repr(sock))
+            world.fault("a receive waits though reading was stopped", repr(sock))
         elif end.released or (end.readable and not call.tls):
             world.fault("a receive was not woken", repr(sock))
     elif call.kind in _SENDING and (end.released or end.writable):
@@ -112,11 +113,11 @@ def _dial_has_a_reason(world: World, call: Call) -> None:
     if limit is not None and not call.party.upgraded:
         holders = {end.remote[1] for end in _dialled(world)}
         if PORT + call.party.number not in holders and len(holders) < limit:
-            world.fault("a slot is free, and who waits for one does not get it")
+            world.fault("a slot is free, but a waiting socket does not get it")
         return
     if call.party.upgraded or subject.secure == "on":
-        return  # it may wait for the peer to go on with the handshake
-    world.fault(f"{call.kind} waits for the connection, and nobody makes it", repr(call.socket))
+        return  # it may wait until the peer continues the handshake
+    world.fault(f"{call.kind} waits for the connection, but no call makes it", repr(call.socket))
 
 
 def _pipe_has_a_reason(world: World, call: Call, source: End) -> None:
@@ -141,7 +142,7 @@ def _is_as_it_should_be(world: World, party: Party, end: End, peer: Peer) -> Non
     sending = any(c.kind in (*_SENDING, "pipe") and c.pending for c in world.calls)
     ended = _done(world, party, sock, "send_eof", "w.aclose")
     stopped = _done(world, party, sock, "r.aclose")
-    # What lingers goes on only while somebody waits for it.
+    # A lingering connection makes progress only while a task waits for it.
     watched = any(c.kind == "closed" and c.pending for c in calls)
     if sock.opened.done() and not tls and not sending and watched and not sock.closed.done():
         if stopped and ended:
@@ -152,7 +153,7 @@ def _is_as_it_should_be(world: World, party: Party, end: End, peer: Peer) -> Non
         world.fault("open after close()", repr(sock))
     clean = sock.closed.done() and sock.closed.exception() is None
     if clean and not _was_ended(party, peer, calls):
-        world.fault("closed settled though nobody ended the connection", repr(sock))
+        world.fault("closed settled though no side ended the connection", repr(sock))
 
 
 def _was_ended(party: Party, peer: Peer, calls: list[Call]) -> bool:
@@ -167,7 +168,7 @@ def _was_ended(party: Party, peer: Peer, calls: list[Call]) -> bool:
 
 
 def final(world: World) -> None:
-    """All sockets were closed, and time has gone by."""
+    """All sockets were closed, and time has passed."""
     waiting = [call for call in world.calls if call.pending]
     if waiting:
         world.fault(f"{waiting[0].kind} hangs", waiting)
@@ -191,7 +192,7 @@ def final(world: World) -> None:
 
 
 def _was_answered(world: World, call: Call) -> None:
-    """Cancelled calls were cancelled, and what was refused had to be."""
+    """Check that cancelled calls were cancelled, and that each refusal had a reason."""
     if call.step.late and call.kind != "start_tls" and call.how != "cancelled":
         world.fault(f"a due cancellation was lost: {call.kind}", call)
     if call.idle_when_cancelled and call.how != "cancelled":
@@ -204,13 +205,13 @@ def _was_answered(world: World, call: Call) -> None:
     if link is not None and call.party.subject.lenient and call.kind != "pipe":
         told = str(call.error)
         if "without TLS close_notify" in told:
-            world.fault("close_notify was missed, and not required", call.kind)
+            world.fault("a missing close_notify was reported, but is not required", call.kind)
         if "in the middle of a TLS record" in told and link[1].bare and not link[1].closed:
-            world.fault("an end between records was told as one in a record", call.kind)
+            world.fault("an end between records was reported as one within a record", call.kind)
     if call.kind == "receive" and call.how == "BrokenError" and not call.tls and link is not None:
         end, peer = link
         if not end.got_reset and not _forced(world, call.party) and not peer.closed:
-            world.fault("a receive was broken for nothing", str(call.error))
+            world.fault("a receive failed without a reason", str(call.error))
 
 
 def _somebody_was_busy(world: World, call: Call) -> None:
@@ -220,11 +221,11 @@ def _somebody_was_busy(world: World, call: Call) -> None:
     if not any(
         other is not call and other.kind in alike and other.overlaps(call) for other in world.calls
     ):
-        world.fault(f"busy, and nobody was at it: {call.kind}")
+        world.fault(f"busy, but no other call was in flight: {call.kind}")
 
 
 def _somebody_ended(world: World, call: Call) -> None:
-    """A send is refused because our side ended; begun before that, it is finished first."""
+    """A send was refused because our side ended. A send that began before is finished first."""
     party = call.party
     assert world.closing_began is not None
     if _later(call.over, world.closing_began):
@@ -233,7 +234,7 @@ def _somebody_ended(world: World, call: Call) -> None:
     if not half_open(world, party) and (
         link is None or link[1].fin_wanted or link[1].closed or link[1].ended[True] is not None
     ):
-        return  # the peer's end was ours
+        return  # the peer's end also ended our side
     enders = [
         other
         for other in world.calls
@@ -244,7 +245,7 @@ def _somebody_ended(world: World, call: Call) -> None:
         and _later(call.over, other.begun)
     ]
     dropped = any(
-        # A TLS socket that is not wanted any more drops what it was to take over.
+        # A TLS socket that is no longer wanted drops the connection that it was to take over.
         other.socket is not call.socket
         and (other.kind in ("close", "abort") or other.how == "cancelled")
         and _later(call.over, other.begun)
@@ -254,7 +255,7 @@ def _somebody_ended(world: World, call: Call) -> None:
     if party.piped_to or dropped:
         return
     if not enders:
-        world.fault("a send was refused for nothing")
+        world.fault("a send was refused without a reason")
     elif all(
         other.kind in ("w.aclose", "start_tls", "detach") and _later(other.begun, call.begun)
         for other in enders
@@ -278,19 +279,19 @@ def _got_what_was_sent(world: World, party: Party, end: End, peer: Peer) -> None
         if party.piped_from:
             continue
         if not sent.startswith(received):
-            world.fault("what was received was never sent so", tls)
+            world.fault("what was received was not sent in this form", tls)
         # Over TLS only close_notify is an end, unless that is not required.
         lenient = not tls or party.subject.lenient
         clean = (peer.fin_wanted or (peer.closed and lenient)) and sent == received
         if tls and lenient and peer.closed and not peer.fin_wanted:
-            clean = True  # how much it had sent by then, is not known here
+            clean = True  # it is not known how much it had sent before
         if tls and ends and peer.bare and not lenient:
-            world.fault("a bare end of TLS was told as the end of stream")
+            world.fault("an end of TLS without close_notify was reported as the end of stream")
         if early or (ends and not clean):
             if not (peer.reset_sent or end.got_reset):
                 world.fault("an early end of stream", tls)
             elif not peer.fin_wanted and (tls or not end._fin_received):
-                world.fault("a reset was told as the end of stream", tls)
+                world.fault("a reset was reported as the end of stream", tls)
     ended = ("abort", "close", "r.aclose", "start_tls", "w.aclose", "pipe")
     for call in world.calls:
         if (
@@ -306,7 +307,7 @@ def _got_what_was_sent(world: World, party: Party, end: End, peer: Peer) -> None
             )
             and call.told + call.kept < end.delivered
         ):
-            world.fault("a receive told of a reset before all data was received", call)
+            world.fault("a receive reported a reset before all data was received", call)
             break
     if (
         party.drained
@@ -316,7 +317,7 @@ def _got_what_was_sent(world: World, party: Party, end: End, peer: Peer) -> None
         and not party.piped_from
         and len(party.received[False]) != end.delivered
     ):
-        # What came before a reset can be read.
+        # Data that arrived before a reset can be read.
         world.fault("unread data was lost", party.drained)
 
 
@@ -331,7 +332,7 @@ def _peer_got_what_was_sent(world: World, party: Party, end: End, peer: Peer) ->
         try:
             whole, piece = parse(bytes(peer.got[tls]))
         except Nonsense as exc:
-            world.fault("the peer got what was never sent so", str(exc))
+            world.fault("the peer got what was not sent in this form", str(exc))
             continue
         _in_order(world, whole)
         done = [c for c in calls if c.kind == "send" and c.how == "ok" and c.tls == tls]
@@ -344,17 +345,17 @@ def _peer_got_what_was_sent(world: World, party: Party, end: End, peer: Peer) ->
         if how == "eof" and missing:
             world.fault("a clean end after a loss", missing)
         elif how == "eof" and piece is not None:
-            world.fault("a clean end after a piece", piece)
-        # If nobody forced anything, all has to arrive, and the end has to be clean.
+            world.fault("a clean end after an incomplete message", piece)
+        # If no call used force, all data has to arrive, and the end has to be clean.
         unforced = (
             not _forced(world, party)
             and not peer.closed
             and not failed
             and not (tls and how == "tls error")
         )
-        # Of what TLS sent, some are no data.
+        # Some of the bytes that TLS sent are not data.
         if missing and end.lost and not party.tls(last) and error is None:
-            world.fault("a reset took what was sent, and closed does not tell", missing)
+            world.fault("a reset destroyed what was sent, and closed does not report it", missing)
         if unforced and error is None:
             if missing:
                 world.fault(f"a loss: {end.sent_reset or peer.end.sent_reset or how}", missing)
@@ -365,23 +366,23 @@ def _peer_got_what_was_sent(world: World, party: Party, end: End, peer: Peer) ->
             elif (
                 how == "truncated"
                 and not peer.end.got_reset
-                # Whoever looks whether there is something to receive finds the session lost.
+                # A call that looks for data to receive finds that the session is lost.
                 and not (peer.bare and not party.subject.lenient)
             ):
-                world.fault("the peer misses close_notify")
+                world.fault("the peer got no close_notify")
         if error is not None:
             if "aborted on our side" in str(error) and how == "eof":
-                world.fault("what was aborted ended cleanly")
+                world.fault("an aborted connection ended cleanly")
             if "close_timeout" in str(error):
                 if not any(s.kind == "p.stop" for s in world.plan.steps):
                     world.fault("close() gave up though the peer reads", repr(error))
             elif "without TLS close_notify" in str(error):
                 if party.subject.lenient:
-                    world.fault("close_notify was missed, and not required")
+                    world.fault("a missing close_notify was reported, but is not required")
                 elif not peer.bare and not peer.closed:
-                    world.fault("close_notify was missed, and sent")
+                    world.fault("a missing close_notify was reported, but was sent")
             elif unforced and not end.got_reset and not peer.reset_sent:
-                world.fault("closed was rejected for nothing", repr(error))
+                world.fault("closed was rejected without a reason", repr(error))
         ended = [c for c in calls if c.kind == "send_eof" and c.how == "ok" and c.tls == tls]
         if (
             ended
@@ -405,7 +406,7 @@ def _in_order(world: World, whole: list[int]) -> None:
 
 
 def _piped(world: World) -> None:
-    """What one socket was piped to another: nothing is made up, and no end comes too early."""
+    """Check what one socket piped to another: no wrong data, and no end that is too early."""
     pipes = [c for c in world.calls if c.kind == "pipe" and c.how != "BusyResourceError"]
     if len(pipes) != 1 or any(party.upgraded for party in world.parties):
         return
@@ -417,7 +418,7 @@ def _piped(world: World) -> None:
     end, peer = to_link
     got = bytes(peer.got[into.tls(into.last)])
     if not sent.startswith(got):
-        world.fault("what came out of a pipe was never sent so")
+        world.fault("what a pipe delivered was not sent in this form")
     enders = ("send_eof", "w.aclose", "close", "abort")
     if (
         pipe.how == "BrokenError"
@@ -431,14 +432,14 @@ def _piped(world: World) -> None:
     if got == sent or any(c.party is into and c.kind in enders for c in world.calls):
         return
     if not half_open(world, into) and (peer.fin_wanted or peer.closed):
-        return  # the peer of the destination has ended, and that ends our side of it too
+        return  # the peer of the destination has ended, which ends our side of it too
     clean = peer.ended[into.tls(into.last)] == "eof"
     broke = pipe.how != "ok" and not pipe.step.flags and _later(world.closing_began, pipe.over)
     if clean and broke:
-        world.fault("a clean end came out of a pipe that broke")
+        world.fault("a pipe that broke delivered a clean end")
     reset = end.got_reset or from_link[0].got_reset
     if any(c.party is source and c.kind == "r.aclose" for c in world.calls):
-        return  # an end that throws away what was not received
+        return  # an end that discards what was not received
     if pipe.how == "ok" and from_link[1].fin_wanted and not peer.closed and not reset:
         world.fault("a pipe lost something")
 
@@ -456,7 +457,7 @@ def _handshake_failed(party: Party) -> bool:
 
 
 def _forced(world: World, party: Party) -> bool:
-    """Somebody asked for less than a clean end."""
+    """Whether a call asked for an end that need not be clean."""
     return any(
         call.kind == "abort"
         or (call.kind in _FORCING and call.how == "cancelled")
@@ -485,7 +486,7 @@ def _closing_cancelled(world: World, call: Call) -> bool:
 
 
 def _met_the_end(call: Call) -> bool:
-    """A receive was told of the peer's end, and nothing is left to be received before it."""
+    """Whether a receive reported the peer's end, with no data left before it."""
     return call.how == "EndOfStream" or (call.how == "IncompleteReadError" and not call.kept)
 
 
@@ -497,7 +498,7 @@ def _done(world: World, party: Party, sock: Socket, *kinds: str) -> bool:
 
 
 def _later(one: int | None, two: int | None) -> bool:
-    """Whether ``one`` came after ``two``; nothing that has not happened did."""
+    """Whether ``one`` happened after ``two``; false if either has not happened."""
     return one is not None and two is not None and one > two
 
 

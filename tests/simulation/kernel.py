@@ -1,4 +1,4 @@
-"""Does the same acts on a simulated pair of connected sockets and on a real one, over loopback.
+"""Does the same acts on a simulated and on a real pair of connected sockets, over loopback.
 
 This shows whether the simulated network behaves as the kernel does. Times of arrival and sizes of
 buffers are not compared, because the kernel does not promise them.
@@ -41,14 +41,14 @@ class Act:
 
 @dataclass(frozen=True)
 class Look:
-    """What one side shows without doing anything."""
+    """What one side shows without any act."""
 
     flags: int
     unacknowledged: int
 
 
 class Pair:
-    """Two connected sockets, and what can be done with them."""
+    """Two connected sockets, and the acts on them."""
 
     def __init__(self, ends: tuple[Any, Any], look: Callable[[Any], Look]) -> None:
         self.ends: tuple[Any, Any] = ends
@@ -56,7 +56,7 @@ class Pair:
         self._sent = [0, 0]
 
     def act(self, act: Act, settle: Callable[[], None]) -> object:
-        """Do it; return what came of it, an error by its name."""
+        """Do the act; return its result, or the name of its error."""
         sock = self.ends[act.side]
         try:
             return self._do(act, sock, settle)
@@ -76,12 +76,12 @@ class Pair:
             return sock.shutdown(socket.SHUT_WR)
         if act.kind == "error":
             return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if act.kind == "fill":  # until there is no room any more, on both sides
+        if act.kind == "fill":  # until neither side has room left
             while True:
                 try:
                     sock.send(b"x" * 65536)
                 except BlockingIOError:
-                    settle()  # which may make room
+                    settle()  # this may make room
                     sock.send(b"x" * 65536)
         if act.kind == "drain":
             while sock.recv(1 << 20):
@@ -97,7 +97,7 @@ class Pair:
         return bytes((begin + number) % 251 for number in range(amount))
 
     def look(self, side: int) -> Look | None:
-        """None: it is closed."""
+        """What each side shows; None if it is closed."""
         sock = self.ends[side]
         return None if sock.fileno() < 0 else self._look(sock)
 
@@ -124,12 +124,12 @@ class Simulated(Pair):
         self._listener = listener
 
     def settle(self) -> None:
-        """Let everything arrive that is under way."""
+        """Let everything in flight arrive."""
         while self.arrive():
             pass
 
     def arrive(self) -> bool:
-        """Let arrive what arrives next; return whether anything was under way."""
+        """Let the next thing arrive; return whether anything was in flight."""
         due = self.network.next_due()
         if due is None:
             return False
@@ -158,7 +158,7 @@ class Real(Pair):
         super().__init__((client, server), self._see)
 
     def settle(self) -> None:
-        """Wait until nothing is under way."""
+        """Wait until nothing is in flight."""
         give_up = time.monotonic() + _PATIENCE
         while any(map(under_way, self.ends)) and time.monotonic() < give_up:
             time.sleep(0.0001)
@@ -173,10 +173,10 @@ class Real(Pair):
 
 
 def differences(acts: list[Act]) -> list[str]:
-    """Do all of that on both; say what was not the same."""
+    """Do all acts on both pairs; say what was not the same."""
     found: list[str] = []
     simulated, real = Simulated(), Real()
-    full: set[int] = set()  # who has filled buffers: their size, which may grow, is left open
+    full: set[int] = set()  # the sides with full buffers: their size may grow, and is not compared
     try:
         for number, act in enumerate(acts):
             if simulated.look(act.side) is None:
@@ -188,7 +188,7 @@ def differences(acts: list[Act]) -> list[str]:
             one = simulated.act(act, simulated.settle)
             simulated.settle()
             two = real.act(act, real.settle)
-            if act.kind == "drain":  # whatever was on its way
+            if act.kind == "drain":  # all data in flight
                 two = _until(partial(real.act, act, real.settle), one, two)
             if not _alike(one, two, full=bool(full)):
                 found.append(f"{number}: {act}: simulated {one!r}, real {two!r}")
@@ -196,7 +196,7 @@ def differences(acts: list[Act]) -> list[str]:
                 expected = simulated.look(side)
 
                 def look_again(act: Act = act, side: int = side) -> Look | None:
-                    if act.kind == "drain":  # there was more to come
+                    if act.kind == "drain":  # more data may arrive
                         real.act(act, real.settle)
                     return real.look(side)
 
@@ -212,7 +212,7 @@ def differences(acts: list[Act]) -> list[str]:
 def _until(
     ask: Callable[[], object], wanted: object, answer: object, *, full: bool = False
 ) -> object:
-    """Ask the kernel again until it answers as the simulation does: things take their time."""
+    """Ask the kernel again until it answers as the simulation does, because it needs time."""
     give_up = time.monotonic() + _PATIENCE
     while not _alike(wanted, answer, full=full) and time.monotonic() < give_up:
         time.sleep(0.0005)

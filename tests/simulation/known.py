@@ -14,7 +14,7 @@ from .plan import Plan, Route, Step, Subject
 
 @dataclass(frozen=True)
 class Known:
-    fault: str  #: its name in judge.py; `*` stands for anything
+    fault: str  #: its name in judge.py; `*` matches any text
     why: str
     plan: Plan
     schedulers: tuple[str, ...] = ("asyncio", "uvloop", "trio")  #: on which the history shows it
@@ -165,7 +165,7 @@ MENDED: tuple[Plan, ...] = (
 
 
 def unknown(faults: list[str]) -> list[str]:
-    """Those that are not known, each once."""
+    """The faults that are not known, each once."""
     patterns = [each.fault for each in KNOWN]
     return [
         fault

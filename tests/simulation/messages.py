@@ -1,6 +1,6 @@
 """Messages that describe themselves: a mark, a number, a length, and a body made of the number.
 
-So what arrived tells by itself which messages are whole, in which order, and where one was cut.
+So the data that arrived shows which messages are complete, in which order, and where one was cut.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ SMALLEST = HEAD + 1
 
 
 class Nonsense(Exception):  # noqa: N818 - it is what it says
-    """What arrived was never sent like that."""
+    """The data that arrived was never sent in this form."""
 
 
 def message(number: int, size: int) -> bytes:
@@ -22,16 +22,16 @@ def message(number: int, size: int) -> bytes:
 
 
 def length(data: bytes | bytearray, at: int) -> int | None:
-    """How long the message is that begins there; None if that has not arrived, or none does."""
+    """The length of the message that begins there; None if none does, or it has not arrived."""
     if len(data) < at + HEAD or data[at] != MARK:
         return None
     return int.from_bytes(data[at + 3 : at + HEAD], "big")
 
 
 def parse(data: bytes) -> tuple[list[int], int | None]:
-    """The numbers of the messages that are whole, and of the one that was cut (-1: too early).
+    """The numbers of the complete messages, and of the one that was cut (-1: too early).
 
-    :raises Nonsense: it is not what was sent
+    :raises Nonsense: the data is not what was sent
     """
     whole: list[int] = []
     at = 0

@@ -18,33 +18,33 @@ if TYPE_CHECKING:
 FIRST_FD = 1_000_000
 
 
-class Deadlock(BaseException):  # no `except Exception` may take it for something else
-    """Every task waits, and nothing will ever happen; or tasks run, and time stands still."""
+class Deadlock(BaseException):  # so that no `except Exception` catches it
+    """Every task waits, and no event is due; or tasks run for ever while time stands still."""
 
 
 class Pollable(Protocol):
-    """What has a descriptor."""
+    """An object with a descriptor."""
 
-    #: The epolls that watch it, in the order in which they began to.
+    #: The epolls that watch it, in the order in which they began.
     watchers: list[Epoll]
 
     def flags(self) -> int:
-        """The EPOLL... flags that are true of it now."""
+        """The EPOLL... flags that are true now."""
         ...
 
 
 class Network:
-    """All that a history happens in. Nothing in it depends on real time, addresses or hashes."""
+    """The world of a history. Nothing in it depends on real time, addresses or hashes."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.now = 0.0
         self.log: list[tuple[object, ...]] = []
         self.hosts: dict[tuple[str, int], Host[End]] = {}
-        self.unreachable: set[tuple[str, int]] = set()  # no way there: said at once
+        self.unreachable: set[tuple[str, int]] = set()  # without a route: the error comes at once
         self.ends: list[End] = []  # every end of every connection that ever was
-        self.most_descriptors: float = float("inf")  #: that may be open at once: EMFILE
-        self.dropped = 0  #: sockets that nobody closed
+        self.most_descriptors: float = float("inf")  #: at a time; then EMFILE
+        self.dropped = 0  #: sockets that were not closed
         self._due: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
         self._things: dict[int, Pollable] = {}
@@ -74,7 +74,7 @@ class Network:
     # --- descriptors
 
     def open(self, thing: Pollable) -> int:
-        """Give it the lowest number that is free, as the kernel does: numbers are used again."""
+        """Give it the lowest free number, as the kernel does. So numbers are used again."""
         if len(self._things) >= self.most_descriptors:
             raise error(errno.EMFILE)
         fd = FIRST_FD
@@ -84,21 +84,21 @@ class Network:
         return fd
 
     def close(self, fd: int) -> None:
-        """The number is free again, and no epoll watches the thing any more."""
+        """Free the number again. No epoll watches the object any longer."""
         thing = self._things.pop(fd)
         for epoll in [*thing.watchers]:
             epoll.forget(fd)
         thing.watchers.clear()
 
     def replace(self, fd: int, thing: Pollable) -> Pollable:
-        """Another thing has that descriptor from now on; return the one that had it."""
+        """Give the descriptor to another object; return the one that had it."""
         before, self._things[fd] = self._things[fd], thing
         return before
 
     def thing(self, fd: int) -> Pollable:
-        """What has that descriptor.
+        """The object with that descriptor.
 
-        :raises OSError: nothing has it
+        :raises OSError: none has it
         """
         try:
             return self._things[fd]
@@ -110,13 +110,14 @@ class Network:
         return sorted(self._things)
 
     def wake(self, thing: Pollable, key: int) -> None:
-        """Tell those who watch ``thing``; ``key``: which flags it is about, 0 for any."""
+        """Tell the epolls that watch ``thing``. ``key``: the flags that have changed, 0 for
+        any."""
         for epoll in thing.watchers:
             epoll.woken(thing, key)
 
     # --- addresses
 
     def port(self) -> int:
-        """A port that the kernel chooses."""
+        """A free port, as the kernel would choose it."""
         self._ports += 1
         return self._ports

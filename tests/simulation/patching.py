@@ -1,8 +1,8 @@
-"""Puts the simulated network under the package, for the time of a history.
+"""Puts the simulated network under the package, during a history.
 
-What the package knows as ``socket``, ``select`` and ``fcntl`` are modules that know simulated
+The package's ``socket``, ``select`` and ``fcntl`` are replaced by modules that accept simulated
 descriptors, and are otherwise the real ones. The package itself is not changed, except that names
-are resolved from a table: that would take a thread.
+are resolved from a table, because a lookup would need a thread.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SIOCOUTQNSD = 0x894B  # linux/sockios.h
 
 
 class _Overlay(ModuleType):
-    """A module with some names of its own, and all others of the real one."""
+    """A module that replaces some names of a real one."""
 
     def __init__(self, real: ModuleType, **names: Any) -> None:
         super().__init__(real.__name__)
@@ -47,7 +47,8 @@ class _Overlay(ModuleType):
 
 
 def _ioctl(fd: Any, request: int, arg: Any = 0, mutate_flag: bool = True) -> Any:
-    """``fcntl.ioctl()``: how much was not acknowledged (SIOCOUTQ), sent, or received yet."""
+    """``fcntl.ioctl()``: how much is not acknowledged (SIOCOUTQ), not sent, or not received
+    yet."""
     number = fd if isinstance(fd, int) else fd.fileno()
     if number < FIRST_FD:
         return fcntl.ioctl(fd, request, arg, mutate_flag)
@@ -83,7 +84,7 @@ def simulated(
     names: Mapping[str, list[tuple[int, str]]],
     resolving: float,
 ) -> Iterator[None]:
-    """Have the package use ``network``; ``names``: host names, with families and addresses."""
+    """Make the package use ``network``. ``names``: host names, with families and addresses."""
     changed: list[tuple[ModuleType, str, Any]] = []
 
     def put(module: ModuleType, name: str, value: Any) -> None:

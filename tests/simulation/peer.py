@@ -191,7 +191,7 @@ class Peer:
             self.ended[True] = self.ended[True] or "eof"
         except ssl.SSLError as exc:
             self.ended[True] = self.ended[True] or "tls error"
-            self.network.note(self.end.name, "cannot go on with TLS:", exc.reason)
+            self.network.note(self.end.name, "cannot continue TLS:", exc.reason)
         self._queue += self._outgoing.read()
 
     def _client_hello(self) -> int | None:

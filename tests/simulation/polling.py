@@ -90,7 +90,7 @@ class Epoll:
         self._check()
         found = self._collect(maxevents)
         if not found and timeout != 0:
-            raise AssertionError("the package waits in an epoll, which stops the event loop")
+            raise AssertionError("the package waits in an epoll, which blocks the event loop")
         return found
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ class Driver(Epoll):
         self._turns = self._turns + 1 if network.now == self._last else 0
         self._last = network.now
         if self._turns > _MOST_TURNS:
-            raise Deadlock("the event loop turns and turns, and no time goes by")
+            raise Deadlock("the event loop turns again and again while time stands still")
         network.run_due()
         found = self._collect(maxevents)
         if found or timeout == 0:
@@ -179,7 +179,7 @@ class Driver(Epoll):
             due = network.next_due()
             if due is None or due > end:
                 if for_ever:
-                    raise Deadlock("every task waits, and nothing will ever happen")
+                    raise Deadlock("every task waits, and no event is due")
                 network.now = end
                 return []
             network.now = due

@@ -51,22 +51,22 @@ def over(world: World, call: Call, taken: bytes | None) -> None:
     if taken is not None:
         _returned(world, step, taken)
     elif call.how == "IncompleteReadError" and _is_whole(step, left):
-        world.fault("a receive does not see what has come", step.way)
+        world.fault("a receive does not return the data that has arrived", step.way)
     elif call.how == "DelimiterNotFoundError":
         most = _most(step)
         if len(left) < most or step.delimiter in left[:most]:
             world.fault("a delimiter was given up too early", len(left))
     if call.sure_at not in (None, world.network.now) and call.how != "cancelled":
-        world.fault("is_readable() said yes, and a receive had to wait")
+        world.fault("is_readable() was True, but a receive had to wait")
 
 
 def _returned(world: World, step: Step, taken: bytes) -> None:
     if not taken:
         world.fault("receive() returned nothing")
     if len(taken) > (_most(step) if step.way == "until" else step.most):
-        world.fault("a receive returned more than was asked for", step.way)
+        world.fault("a receive returned more than was requested", step.way)
     if step.way == "exactly" and len(taken) != step.most:
-        world.fault("receive_exactly() returned less than was asked for")
+        world.fault("receive_exactly() returned less than was requested")
     if step.way == "until" and taken.index(step.delimiter) != len(taken) - len(step.delimiter):
         world.fault("receive_until() did not stop at the first delimiter")
 
@@ -94,7 +94,7 @@ def look(world: World, party: Party) -> bool:
         and not answer
         and (link[0].readable or kept(sock))
     ):
-        world.fault("is_readable() says no, and there is something")
+        world.fault("is_readable() is False, but there is something")
     return answer
 
 
@@ -110,4 +110,4 @@ def missed(world: World, party: Party) -> None:
         return
     tls = party.tls(sock)
     if len(peer.sent[tls]) > len(party.received[tls]) and peer.shaken == tls:
-        world.fault("is_readable() says no, and there is data")
+        world.fault("is_readable() is False, but there is data")

@@ -442,9 +442,9 @@ class _History:
         else:
             call.how = "ok"
             if held:
-                world.fault("bytes that were read ahead were lost by a detach", held)
+                world.fault("a detach lost bytes that were read ahead", held)
             if given.watchers:
-                world.fault("an event loop watches what was detached")
+                world.fault("an event loop watches a detached socket")
             transport = TCPTransport(given, remote=given.end.remote)  # it may be reset by now
             party.handed.append(opened_by(Made(transport), half_open=party.subject.half_open))
             party.sockets.append(party.handed[-1])
@@ -464,7 +464,7 @@ class _History:
         over = connection.state.link is not Link.OPEN
         reasons = (call.tls, busy, over, link is None, connection.held)
         if call.how == "DetachError" and not any(reasons):
-            self.world.fault("a detach was refused for nothing", str(call.error))
+            self.world.fault("a detach was refused without a reason", str(call.error))
 
     async def _make(self, call: Call, act: Callable[[], Awaitable[Any]]) -> None:
         """Make the call, in a scope of its own, and note what comes of it."""
