@@ -19,7 +19,7 @@ _HANDSHAKE = 0x16
 
 
 class Peer:
-    """Reads all it can unless told to stop, and records the data and how it ended.
+    """Reads all it can unless it is paused, and records the data and the kind of end.
 
     It keeps two records: one of plain text, and one of data that arrived over TLS.
     """
@@ -28,7 +28,7 @@ class Peer:
         self.network = network
         self.end = end
         self.reading = True
-        #: Whether a ClientHello at the border of a message is to be answered.
+        #: Whether to answer a ClientHello that follows a complete message.
         self.may_upgrade = False
         self.got = {False: bytearray(), True: bytearray()}
         self.sent = {False: bytearray(), True: bytearray()}
@@ -37,8 +37,8 @@ class Peer:
         self.fin_wanted = self.reset_sent = self.closed = False
         self.bare = False  # ended TLS without close_notify
         #: An act of ours was cut short: some of `sent` may never have left.
-        self.secured = False  # speaks TLS, or tries to
-        self.shaken = False  # and its handshake is done
+        self.secured = False  # uses TLS, or tries to
+        self.shaken = False  # its handshake is done
         self._read_delay = plan.read_delay
         self._context = contexts()[2 if plan.tls12 else 1]
         self._last_read = float("-inf")
@@ -72,14 +72,14 @@ class Peer:
         self._when_clear(act)
 
     def finish(self, *, notify: bool = True) -> None:
-        """End our side: over TLS with close_notify, unless not told so."""
+        """End our side, over TLS with close_notify unless that is switched off."""
 
         def act() -> None:
             if self.closed or self.fin_wanted:
                 return
             self.bare = self._tls is not None and not notify
             if self._tls is not None and notify:
-                with suppress(ssl.SSLError):  # it would like to read the other's
+                with suppress(ssl.SSLError):  # it wants to read the other side's
                     self._tls.unwrap()
                 self._queue += self._outgoing.read()
             self.fin_wanted = True
@@ -109,11 +109,11 @@ class Peer:
 
     @property
     def all_has_arrived(self) -> bool:
-        """Whether the other side has all that this one was to send."""
+        """Whether the other side has received everything that this side was to send."""
         return not self._queue and not self._later and not self.end.unacknowledged
 
     def stir(self, delay: float = 0.0) -> None:
-        """Look at everything anew, soon."""
+        """Check everything again soon."""
         if not self._scheduled:
             self._scheduled = True
             self.network.later(delay, self._work)
@@ -195,7 +195,7 @@ class Peer:
         self._queue += self._outgoing.read()
 
     def _client_hello(self) -> int | None:
-        """Where TLS begins, if it is expected and has begun."""
+        """The offset at which TLS begins, if it is expected and has begun."""
         plain = self.got[False]
         if not self.may_upgrade:
             return None
@@ -215,22 +215,22 @@ class Peer:
             pass
         except OSError as exc:
             self._forget_unsent()
-            # The kernel tells of a reset once, here; receiving says then only that it is over.
+            # The kernel reports a reset only once, here. A later receive only reports the end.
             self._was_reset = self._was_reset or exc.errno == errno.ECONNRESET
             self._queue.clear()
             if self.reading:
                 self._read()
 
-    # --- the rest
+    # --- helpers
 
     def _when_clear(self, act: Callable[[], None]) -> None:
-        """Plain text of ours must not come into the handshake."""
+        """No unencrypted data of ours may get into the handshake."""
         if self.may_upgrade and not self.shaken:
             self._later.append(act)
         else:
             act()
 
     def _forget_unsent(self) -> None:
-        """What the kernel has not taken was not sent."""
+        """Remove the data that the kernel has not taken: it was not sent."""
         if self._tls is None and self._queue:
             del self.sent[False][-len(self._queue) :]

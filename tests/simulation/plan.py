@@ -1,4 +1,4 @@
-"""From a seed to a history: sockets, what their peers are like, and steps."""
+"""Makes a history from a seed: the sockets, the properties of their peers, and the steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Secure = Literal["off", "on", "starttls"]
-#: What a host does with a connection attempt. "lost": an error comes back (ICMP).
+#: What a host does with a connection attempt. "lost": an ICMP error is the answer.
 Answer = Literal["serve", "refuse", "silent", "lost", "no way"]
 #: receive(), receive_into(), receive_exactly() or receive_until()
 Way = Literal["some", "into", "exactly", "until"]
@@ -18,7 +18,7 @@ Profile = Literal[
 
 #: The addresses of a name, in the order in which they are used.
 ADDRESSES = ("10.0.0.2", "fd00::2", "10.0.0.3", "fd00::3")
-#: Of the first socket's target; the second one's is the next.
+#: The port of the first socket's target. The port of the second one's is one higher.
 PORT = 1000
 
 
@@ -27,7 +27,7 @@ class Route:
     """One address of a socket's target."""
 
     answer: Answer = "serve"
-    delay: float = 0.0  #: before it does that, in seconds
+    delay: float = 0.0  #: how long it waits before that, in seconds
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Subject:
     timeout: float | None = None  #: connect_timeout
     routes: tuple[Route, ...] = (Route(),)
     task_group: bool = False
-    keep_alive: float | None = None  #: the simulated kernel takes it, and asks nobody
+    keep_alive: float | None = None  #: the simulated kernel accepts it, but sends no probes
     lenient: bool = False  #: require_close_notify=False
 
 
 @dataclass(frozen=True)
 class Step:
-    """One act, and how long to wait after it: so many turns of the loop, then so long."""
+    """One act, and how long to wait after it: first some turns of the loop, then some time."""
 
     number: int
     kind: str
@@ -54,10 +54,10 @@ class Step:
     most: int = 65536  #: receive
     way: Way = "some"  #: receive
     delimiter: bytes = b"M"  #: receive, in the way "until"
-    back: int = 1  #: cancel: which of the calls that are under way, from the latest
-    late: bool = False  #: the scope of the call is cancelled before it begins
-    deadline: float | None = None  #: of the scope, in seconds
-    old: bool = False  #: by the socket that start_tls() took over
+    back: int = 1  #: cancel: which of the calls in flight, counted from the latest
+    late: bool = False  #: the scope of the call is cancelled before the call begins
+    deadline: float | None = None  #: the deadline of the scope, in seconds
+    old: bool = False  #: on the socket that start_tls() took over
     flags: tuple[str, ...] = ()  #: of pipe_to()
     turns: int = 0
     seconds: float = 0.0
@@ -65,33 +65,33 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """A history before it has happened."""
+    """The plan of a history, before it runs."""
 
     seed: int = 0
     profile: Profile = "mixed"
     subjects: tuple[Subject, ...] = ()
     steps: tuple[Step, ...] = ()
     max_connections: int | None = None
-    #: Addresses that a policy forbids, by their place among ADDRESSES.
+    #: The addresses that a policy forbids, as indices into ADDRESSES.
     forbidden: tuple[int, ...] = ()
-    half_open: bool = False  #: of what the listener accepts
-    tls12: bool = False  #: peers speak no newer TLS
+    half_open: bool = False  #: of the sockets that the listener accepts
+    tls12: bool = False  #: peers support no newer TLS
     buffers: tuple[int, int, int, int] = (
         65536,
         65536,
         65536,
         65536,
     )  #: ours to send, receive; the peer's
-    delays: tuple[float, float] = (0.0, 0.0)  #: from us to the peer, and back
+    delays: tuple[float, float] = (0.0, 0.0)  #: from us to the peer, and from the peer to us
     jitter: float = 0.0
     mss: int = 16384
     short: float = 0.0
     ack_delay: float = 0.0
-    read_delay: float = 0.0  #: between two reads of a peer
+    read_delay: float = 0.0  #: time between two reads of a peer
     resolving: float = 0.0
-    resolver: bool = False  #: names are looked up by a resolver of the user's
-    prepare: bool = False  #: sockets are prepared by a function of the user's
-    drain: bool = False  #: read what is left before closing
+    resolver: bool = False  #: a resolver of the user looks names up
+    prepare: bool = False  #: a function of the user prepares sockets
+    drain: bool = False  #: before closing, read what is left
 
 
 CALLS = (
@@ -140,7 +140,7 @@ _STUCK = {"p.stop": 9.0, "p.read": 2.0, "close": 4.0, "closed": 6.0, "receive": 
 
 
 def plan(seed: int) -> Plan:
-    """The history of that seed."""
+    """The history of a seed."""
     rng = random.Random(seed)
     profile: Profile = rng.choices(get_args(Profile), (15, 12, 14, 12, 10, 10, 12, 9, 9))[0]
     subjects = _subjects(rng, profile)
@@ -186,7 +186,7 @@ def _subject(rng: random.Random, profile: Profile) -> Subject:
     weights = (40, 20, 20, 10, 10) if profile == "race" else (90, 3, 5, 1, 1)
     delays = (0.0, 0.0, 0.001, 0.3, 1.0)
     if profile in ("dialling", "race"):
-        # Together with the delay between two attempts, some come to the same.
+        # Together with the delay between two attempts, some of these times are the same.
         delays = (0.005, 0.05, 0.25, 0.255, 0.3)
     return Subject(
         secure,
@@ -235,7 +235,7 @@ def _steps(
 
 
 def _piped(rng: random.Random, who: int, kind: str) -> tuple[int, str]:
-    """The first socket is piped to the second: nothing else is read there, or sent here."""
+    """The first socket is piped to the second. No other step reads from or sends to them."""
     if kind == "pipe":
         return 0, kind
     if kind == "receive":

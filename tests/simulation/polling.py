@@ -14,9 +14,9 @@ from .network import FIRST_FD, Deadlock, Network, Pollable
 
 _ALWAYS = select.EPOLLERR | select.EPOLLHUP
 _FLAGS = select.EPOLLET | select.EPOLLONESHOT
-#: A loop that has turned so often while no time went by will go on for ever.
+#: After this many turns of the loop without progress of time, it would go on for ever.
 _MOST_TURNS = 20_000
-#: What trio asks for when there is nothing to wait for, in seconds.
+#: The timeout with which trio waits if no deadline is set, in seconds.
 _FOR_EVER = 86_400
 
 
@@ -37,7 +37,7 @@ class _Watched:
         self.wanted = (mask & ~_FLAGS) | _ALWAYS
         self.edge = bool(mask & select.EPOLLET)
         self.once = bool(mask & select.EPOLLONESHOT)
-        self.pending = True  # the kernel looks at once when an entry is made or changed
+        self.pending = True  # the kernel checks at once when an entry is made or changed
 
     def found(self) -> int:
         if self.thing is None or not self.wanted or (self.edge and not self.pending):
@@ -51,7 +51,7 @@ class _Watched:
 
 
 class Epoll:
-    """What the package gets for ``select.epoll()``, in which it may look but never wait."""
+    """The ``select.epoll()`` of the package, which may poll it but never wait in it."""
 
     def __init__(self, network: Network) -> None:
         self.watchers: list[Epoll] = []
@@ -66,7 +66,7 @@ class Epoll:
 
     def register(self, fd: int | HasFileno, eventmask: int = select.EPOLLIN) -> None:
         number = self._number(fd)
-        # A real one is a self-pipe of an event loop: nothing ever comes there.
+        # A real descriptor is a self-pipe of an event loop. No data arrives there.
         thing = self._network.thing(number) if number >= FIRST_FD else None
         if number in self._watched:
             raise error(errno.EEXIST)
@@ -108,7 +108,7 @@ class Epoll:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- what the network calls
+    # --- called by the network
 
     def flags(self) -> int:
         return select.EPOLLIN if any(w.found() for w in self._watched.values()) else 0
@@ -122,7 +122,7 @@ class Epoll:
     def forget(self, fd: int) -> None:
         self._watched.pop(fd, None)
 
-    # --- the rest
+    # --- helpers
 
     def _number(self, fd: int | HasFileno) -> int:
         self._check()
@@ -156,7 +156,7 @@ class Epoll:
 
 
 class Driver(Epoll):
-    """The epoll in which an event loop waits: while it does, time goes by and things happen."""
+    """The epoll in which an event loop waits. Meanwhile, time passes and events happen."""
 
     def __init__(self, network: Network) -> None:
         super().__init__(network)

@@ -1,4 +1,4 @@
-"""The ways to receive: how each is called, and what may come of it at once."""
+"""The ways to receive: how to call each, and what it may return at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .world import Call, Party, World
 
 
 async def receive(call: Call) -> bytes:
-    """Receive in the way of the step; return all that was taken, a delimiter as well."""
+    """Receive in the way of the step; return all data that was taken, with the delimiter."""
     step, sock = call.step, call.socket
     if step.way in ("exactly", "until"):
         call.party.may_keep = max(call.party.may_keep, _most(step))
@@ -29,20 +29,21 @@ def _most(step: Step) -> int:
 
 
 def kept(sock: Socket) -> bytes:
-    """What was taken from the transport and is not received yet."""
+    """The data that was taken from the transport and is not received yet."""
     return bytes(sock._connection._kept)
 
 
 def held(sock: Socket) -> int:
-    """How many bytes the kernel has no more, and no call has returned yet.
+    """How many bytes were taken from the kernel, but not returned by any call yet.
 
-    Besides what is kept, a transport may hold what came for a receive that was cancelled natively.
+    In addition to the kept data, a transport may hold data of a receive that was cancelled
+    natively.
     """
     return sock._connection.held
 
 
 def over(world: World, call: Call, taken: bytes | None) -> None:
-    """A receive has ended. See that it returned, or raised, what it had to."""
+    """A receive has ended. Check what it returned or raised."""
     step, party = call.step, call.party
     left = kept(call.socket)
     call.kept = len(left)
@@ -78,7 +79,7 @@ def _is_whole(step: Step, left: bytes) -> bool:
 
 
 def look(world: World, party: Party) -> bool:
-    """Ask is_readable(); return whether a receive that begins now must not wait."""
+    """Call is_readable(); return whether a receive that begins now must not wait."""
     sock = party.last
     answer = sock.is_readable()
     busy = party.piped_from or any(
@@ -99,7 +100,7 @@ def look(world: World, party: Party) -> bool:
 
 
 def missed(world: World, party: Party) -> None:
-    """All is quiet: what is_readable() denies is not there, over TLS either."""
+    """Nothing moves any more. If is_readable() is False, there must be no data, also over TLS."""
     sock = party.last
     if party.piped_from or not sock.opened.done() or sock.opened.exception() is not None:
         return

@@ -1,4 +1,4 @@
-"""Runs a history: makes the sockets, does the steps, waits until all is quiet, and closes."""
+"""Runs a history: makes the sockets, does the steps, waits until nothing moves, and closes."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ from .tcp import End, Wire
 from .world import Call, Party, World
 
 _LISTENER = ("10.0.0.1", 99)
-#: How long nothing happens before all is taken to be quiet, in seconds.
+#: After this time without an event, nothing moves any more, in seconds.
 _QUIET = 50.0
 _PATIENCE = 1000.0
-#: How far apart the moments are at which a server answers, in seconds.
+#: The interval between the moments at which a server answers, in seconds.
 _TICK = 0.005
 _SENDING = ("send", "send_eof", "w.aclose")
-#: How many turns of the loop a receive that was cancelled has to end.
+#: Within how many turns of the loop a cancelled receive has to end.
 _TURNS = 3
-#: How much processor time a history may take, in seconds. Most take a few thousandths.
+#: How much CPU time a history may take, in seconds. Most take a few milliseconds.
 _MOST_WORK = 10.0
 
 
 def execute(plan: Plan, scheduler: str) -> World:
-    """Run the history to its end, and judge it."""
-    contexts()  # made once, before anything is simulated
+    """Run the history until it ends, and judge it."""
+    contexts()  # made once, before the simulation begins
     network = Network(plan.seed ^ 0x5EED)
     history = _History(plan, scheduler, network)
     collecting = gc.isenabled()
-    gc.disable()  # a finalizer in the midst of it would make it another history
+    gc.disable()  # a finalizer that runs at another time would change the history
     try:
         with simulated(network, history.wires, history.names, plan.resolving):
             try:
@@ -78,9 +78,9 @@ def execute(plan: Plan, scheduler: str) -> World:
 
 @contextmanager
 def _no_spinning(world: World) -> Iterator[None]:
-    """Stop a history in which a task runs on and on, and lets no other run."""
+    """Stop a history in which a task runs for ever, and lets no other task run."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # where no signal arrives
+        yield  # no signal arrives here
         return
 
     def stop(*_: object) -> None:
@@ -88,7 +88,7 @@ def _no_spinning(world: World) -> Iterator[None]:
         raise Deadlock("a task never waits")
 
     before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_WORK, 1.0)  # and again if it is caught
+    signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_WORK, 1.0)  # repeatedly, in case it is caught
     try:
         yield
     finally:
@@ -101,12 +101,12 @@ def _family(address: str) -> tuple[int, str]:
 
 
 def _tick(when: float) -> float:
-    """The next of so many moments: so that attempts that began apart succeed at once."""
+    """The next of these moments. So attempts that began at different times succeed together."""
     return math.ceil(when / _TICK - 1e-6) * _TICK
 
 
 class _Server:
-    """What answers at one address of a socket's target."""
+    """The server at one address of a socket's target."""
 
     def __init__(self, history: _History, party: int, route: Route) -> None:
         self._history = history
@@ -268,7 +268,7 @@ class _History:
             self.world.network.note("the listener is closed")
 
     async def _handle(self, accepted: Socket) -> None:
-        """Leave the socket to the steps. What they leave open is closed at the end."""
+        """Let the steps use the socket. At the end, it is closed if they left it open."""
         world = self.world
         number = len(world.parties)
         party = Party(number, Subject(half_open=world.plan.half_open), [accepted])
@@ -282,7 +282,7 @@ class _History:
         world.parties.append(party)
 
     def _knock(self) -> None:
-        """A scripted client comes to our listener."""
+        """A scripted client connects to our listener."""
         world, network = self.world, self.world.network
         _, wire = self.wires()
         client = End(network, f"client{len(network.ends)}", wire)
@@ -306,7 +306,7 @@ class _History:
         elif step.kind == "l.close":
             self._group.start_soon(self._close_listener)
         elif step.who >= len(world.parties):
-            pass  # nobody has come
+            pass  # no client has connected
         elif step.kind.startswith("p."):
             self._act(step, world.parties[step.who])
         elif step.kind == "readable?":
@@ -353,7 +353,7 @@ class _History:
             return
         call.cancelled_at = world.tick()
         if call.scope is None:
-            return  # it has not begun, and finds its scope cancelled
+            return  # it has not begun, and will find its scope cancelled
         world.network.note("native" if native else "cancel", call.kind, call.number)
         call.idle_when_cancelled = judge.idle(world, call)
         if native and call.task is not None:
@@ -415,12 +415,12 @@ class _History:
         world.network.note("start_tls", call.number, call.how)
 
     async def _detach(self, step: Step) -> None:
-        """Detach the kernel's socket, and go on with another socket over it."""
+        """Detach the kernel's socket, and continue with another socket over it."""
         world = self.world
         if step.who >= len(world.parties) or world.plan.profile in ("pipe", "slots"):
-            return  # what holds a slot is a socket of the standard library's
+            return  # with a slot, it is a socket of the standard library
         party = world.parties[step.who]
-        if step.back > 1:  # a receive that waits would be in its way
+        if step.back > 1:  # a receive that waits would prevent it
             for call in world.calls:
                 if call.pending and call.party is party and call.kind == "receive":
                     self._cancel_call(call, native=step.back == 2)
@@ -429,7 +429,7 @@ class _History:
         sock = party.last
         state = sock._connection.state
         if state.inbound is Inbound.CANCELLED or state.outbound is Outbound.ENDED:
-            return  # which goes along, but the next socket would not know
+            return  # the data would be detached too, but the next socket would not know of it
         call = Call(step, party, sock, party.tls(sock))
         world.calls.append(call)
         call.begun = world.tick()
@@ -445,7 +445,7 @@ class _History:
                 world.fault("a detach lost bytes that were read ahead", held)
             if given.watchers:
                 world.fault("an event loop watches a detached socket")
-            transport = TCPTransport(given, remote=given.end.remote)  # it may be reset by now
+            transport = TCPTransport(given, remote=given.end.remote)  # it may have been reset
             party.handed.append(opened_by(Made(transport), half_open=party.subject.half_open))
             party.sockets.append(party.handed[-1])
         call.over = world.tick()
@@ -454,7 +454,7 @@ class _History:
             await party.last.opened
 
     def _may_refuse(self, call: Call) -> None:
-        """See that there was a reason to refuse."""
+        """Check that there was a reason to refuse."""
         link = self.world.link(call.party)
         busy = any(
             other.pending and other.party is call.party and other.kind in ("receive", *_SENDING)
@@ -467,7 +467,7 @@ class _History:
             self.world.fault("a detach was refused without a reason", str(call.error))
 
     async def _make(self, call: Call, act: Callable[[], Awaitable[Any]]) -> None:
-        """Make the call, in a scope of its own, and note what comes of it."""
+        """Make the call in its own scope, and record its outcome."""
         world = self.world
         note = world.network.note
         asynchronous = world.scheduler != "trio"
@@ -492,7 +492,7 @@ class _History:
                 except anyio.get_cancelled_exc_class():
                     call.how = "cancelled"
                     raise
-                except Exception as exc:  # noqa: BLE001 - all of them are to be judged
+                except Exception as exc:  # noqa: BLE001 - all of them are judged
                     call.how, call.error = type(exc).__name__, exc
                     allowed = (SocketError, anyio.EndOfStream, anyio.BusyResourceError)
                     if not isinstance(exc, allowed):

@@ -1,7 +1,7 @@
-"""asyncio and trio as they are, except that what they wait in is the simulated network.
+"""asyncio and trio, unchanged except that they wait in the simulated network.
 
-Both wait for descriptors by epoll. Here that is :class:`~.polling.Driver`, so all of asyncio's,
-trio's and AnyIO's own code for sockets runs, and time is the network's.
+Both wait for descriptors with epoll. Here that is :class:`~.polling.Driver`. So all code of
+asyncio, trio and AnyIO for sockets runs, with the network's time.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def run(scheduler: str, network: Network, main: Callable[[], Awaitable[None]], s
 
 class _Selector(selectors.EpollSelector):
     def __init__(self, network: Network) -> None:
-        # What EpollSelector makes its epoll with.
+        # EpollSelector makes its epoll with this.
         self._selector_cls = lambda: Driver(network)
         super().__init__()
 
 
 class _Task(asyncio.Task[Any]):
-    """AnyIO keeps tasks in sets. Their order must not hang on where they lie in memory."""
+    """AnyIO keeps tasks in sets. Their order must not depend on their addresses in memory."""
 
     def __init__(self, number: int, *args: Any, **kwargs: Any) -> None:
         self._number = number
@@ -90,8 +90,10 @@ class _Loop(_OnNetwork, asyncio.SelectorEventLoop):
 
 
 class _LikeUvloop(_OnNetwork):
-    """It runs what waits for sockets at once, in the poll, before what was due; and is no
-    SelectorEventLoop, so that the package treats it like uvloop."""
+    """Like uvloop, it runs the callbacks of sockets in the poll, before those that were due.
+
+    It is not a SelectorEventLoop, so that the package treats it like uvloop.
+    """
 
     def _process_events(self, event_list: list[tuple[selectors.SelectorKey, int]]) -> None:
         for key, mask in event_list:
@@ -118,7 +120,7 @@ class _Clock(trio.abc.Clock):
 
 
 class _Wakeup:
-    """A descriptor that is readable once somebody has woken it: trio's pipe to itself."""
+    """A descriptor that becomes readable when it is woken: trio's pipe to itself."""
 
     def __init__(self, network: Network) -> None:
         self.watchers: list[Epoll] = []
@@ -145,14 +147,14 @@ class _Wakeup:
 
 @contextmanager
 def _trio_beneath(network: Network, seed: int) -> Iterator[None]:
-    """For the next run of trio: it waits in the network, and its order comes of the seed."""
+    """Make the next run of trio wait in the network, in the order that the seed gives."""
     internals: Any = trio._core._run
     core: Any = trio._core
     pair = core._wakeup_socketpair.WakeupSocketpair
     manager = internals.TheIOManager
 
     def make() -> Any:
-        return manager(epoll=Driver(network))  # attrs leaves the underscore out
+        return manager(epoll=Driver(network))  # attrs omits the underscore
 
     with ExitStack() as undo:
 

@@ -1,4 +1,4 @@
-"""A shorter history with the same fault, and how a history is written down."""
+"""Finds a shorter history with the same fault, and prints histories."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ T = TypeVar("T", Plan, Subject, Route, Step)
 
 
 def shrink(plan: Plan, scheduler: str, fault: str, seconds: float = 30.0) -> Plan:
-    """Drop steps and simplify the rest for as long as ``fault`` stays.
+    """Drop steps and simplify the rest, as long as ``fault`` stays.
 
-    Given up after so many seconds: what has been reached by then has the fault as well.
+    Stops after ``seconds``. The result has the fault even then.
     """
     give_up = time.monotonic() + seconds
 
@@ -53,7 +53,7 @@ def _improve(
 
 
 def _shorter(plan: Plan) -> Iterator[Plan]:
-    """Without some of the steps: many at once at first."""
+    """The plan without some of the steps; at first without many at once."""
     size = len(plan.steps)
     while size := size // 2:
         for at in range(0, len(plan.steps), size):
@@ -61,7 +61,7 @@ def _shorter(plan: Plan) -> Iterator[Plan]:
 
 
 def _simpler(plan: Plan) -> Iterator[Plan]:
-    """With one thing as it is by default."""
+    """The plan with one value set to its default."""
     yield from _with_defaults(plan, Plan(), ("seed", "subjects", "steps"))
     for number, subject in enumerate(plan.subjects):
         changed = [*_with_defaults(subject, Subject(), ("routes",))]
@@ -91,11 +91,11 @@ def _with_defaults(value: T, default: T, keep: tuple[str, ...] = ()) -> Iterator
             yield replace(value, **{field.name: simple})
 
 
-# --- writing down
+# --- printing
 
 
 def code(value: object) -> str:
-    """A plan as the Python that makes it, without what is as it is by default."""
+    """A plan as Python code, without values that are defaults."""
     if isinstance(value, tuple):
         return f"({', '.join(map(code, value))}{',' if len(value) == 1 else ''})"
     if not is_dataclass(value) or isinstance(value, type):
@@ -109,7 +109,7 @@ def code(value: object) -> str:
 
 
 def story(plan: Plan, world: World) -> str:
-    """The history, what happened in it, and what is wrong, to be read by people."""
+    """The history, its events and its faults, for people to read."""
     lines = [f"seed {plan.seed}, {plan.profile}, {world.scheduler}"]
     settings = replace(plan, subjects=(), steps=())
     lines.append(f"  {code(settings)}")
@@ -123,8 +123,8 @@ def story(plan: Plan, world: World) -> str:
 
 
 def _events(world: World) -> Iterator[str]:
-    """The log, with the segments that one end gets in a row taken together."""
-    flow: tuple[str, int, int] | None = None  # who gets it, in how many segments, how much
+    """The log, with consecutive segments to the same end on one line."""
+    flow: tuple[str, int, int] | None = None  # the end, segments, bytes
     for when, *what in [*world.network.log, (0.0,)]:
         if flow is not None and what[:2] != [flow[0], "gets"]:
             yield f"              {flow[0]} gets {flow[2]} bytes in {flow[1]} segments"
@@ -137,5 +137,5 @@ def _events(world: World) -> Iterator[str]:
 
 
 def command(scheduler: str, seed: int) -> str:
-    """What replays the history, in any process."""
+    """The command that replays the history, in any process."""
     return f"PYTHONPATH=tests python -m simulation replay {scheduler} {seed} --shrink"

@@ -1,4 +1,4 @@
-"""``socket.socket`` on the simulated network, as far as the package uses it."""
+"""The part of ``socket.socket`` that the package uses, on the simulated network."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from .tcp import End, Wire
 Address = tuple[Any, ...]
 
 
-#: The state of a socket that was not used yet (linux/tcp.h).
+#: The TCP state of an unused socket (linux/tcp.h).
 _TCP_CLOSE = 7
 
 
 class Setting:
-    """Which network sockets belong to, and over which wires their connections go."""
+    """The network of new sockets, and the wires of their connections."""
 
     network: Network
-    #: Makes the wires of a new connection: ours, and the other side's.
+    #: Makes the two wires of a new connection: from us, and from the other side.
     wires: Callable[[], tuple[Wire, Wire]]
 
 
-#: The one that is in force.
+#: The current setting.
 setting = Setting()
 
 
 class Socket:
-    """A descriptor of a simulated connection, listener, or neither yet."""
+    """The descriptor of a simulated connection or listener, or of a socket that is neither yet."""
 
     def __init__(
         self,
         family: int = socket.AF_INET,
-        type: int = socket.SOCK_STREAM,  # noqa: A002 - its name in the standard library
+        type: int = socket.SOCK_STREAM,  # noqa: A002 - the name in the standard library
         proto: int = 0,
         fileno: int | None = None,
     ) -> None:
@@ -51,7 +51,7 @@ class Socket:
         self.type = type
         self.proto = proto
         self.watchers: list[Epoll] = []
-        self.end: End | None = None  # once connect() was called
+        self.end: End | None = None  # after connect() was called
         self.options: dict[tuple[int, int], Any] = {}
         self._network = setting.network
         self._backlog: Backlog | None = None
@@ -63,7 +63,7 @@ class Socket:
             self._take_over(self._network.replace(fileno, self))
 
     def _take_over(self, other: Any) -> None:
-        """Be what ``other`` was until its descriptor was taken from it."""
+        """Take the place of ``other``, whose descriptor was detached."""
         self.watchers, self.options, self._local = other.watchers, other.options, other._local
         self._hold(other.end)
 
@@ -138,7 +138,7 @@ class Socket:
     def connect(self, address: Address) -> None:
         self._check()
         host, port = address[:2]
-        if self.type == socket.SOCK_DGRAM:  # asks which of our addresses leads there
+        if self.type == socket.SOCK_DGRAM:  # is asked for the local address of a route
             self._local = (host, self._network.port())
             return
         if (host, port) in self._network.unreachable:
@@ -150,7 +150,7 @@ class Socket:
         end.dialling = True
         self._hold(end)
         connect(self._network.hosts, end, (host, port))
-        if not wire.delay:  # as on loopback, whose packets arrive before the call returns
+        if not wire.delay:  # as on loopback, where packets arrive before the call returns
             self._network.run_due()
         raise BlockingIOError(errno.EINPROGRESS, "Operation now in progress")
 
@@ -212,7 +212,7 @@ class Socket:
             return bytes([_TCP_CLOSE if self.end is None and self._backlog is None else 1])
         return self.options.get((level, option), bytes(buflen) if buflen else 0)
 
-    # --- the rest
+    # --- helpers
 
     def _check(self) -> None:
         if self._fd < 0:
@@ -229,11 +229,11 @@ class Socket:
 
 
 class Backlog:
-    """What a listening socket has accepted, and nobody has taken from it yet."""
+    """The connections of a listening socket that were not accepted yet."""
 
     def __init__(self, network: Network, sock: Socket, most: int) -> None:
         self.queue: deque[End] = deque()
-        self.served: list[End] = []  # every connection that came here
+        self.served: list[End] = []  # every connection to this socket
         self._network = network
         self._sock = sock
         self._most = most
@@ -241,7 +241,7 @@ class Backlog:
 
     def syn(self, client: End) -> None:
         if len(self.queue) > self._most:
-            return  # dropped; the client would try again, and time is short here
+            return  # dropped; a real client would try again, but not within the time of a history
         _, wire = setting.wires()
         server = End(self._network, f"server{len(self._network.ends)}", wire)
         accept(client, server, self._ready)

@@ -1,4 +1,4 @@
-"""The package's TCP in memory (``_memory_tcp``), with what is random about networks, and a log."""
+"""The package's TCP in memory (``_memory_tcp``), with random delays and a log."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .network import Network
 
 @dataclass(frozen=True)
 class Wire(_memory_tcp.Wire):
-    jitter: float = 0.0  #: added to the delay, at most
-    mss: int = 1460  #: a segment has at most so many bytes
-    ack_delay: float = 0.0  #: how long the other end may keep an acknowledgement back
-    short: float = 0.0  #: how often a send takes less than there is room for
+    jitter: float = 0.0  #: at most this is added to the delay
+    mss: int = 1460  #: the most bytes in a segment
+    ack_delay: float = 0.0  #: how long the other end may delay an acknowledgement
+    short: float = 0.0  #: how often a send takes less data than there is room for
 
 
 class End(_memory_tcp.End):
-    """One end, and what whoever judges wants to know of it."""
+    """One end, and the facts that the judge needs."""
 
-    # Narrower than there, where nothing but one end sets them.
+    # Narrower types than in the base class.
     network: Network  # pyright: ignore[reportIncompatibleVariableOverride]
     wire: Wire  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -36,13 +36,13 @@ class End(_memory_tcp.End):
 
     @property
     def partner(self) -> End | None:
-        """The peer, as it is here."""
+        """The peer, with the type of this module."""
         assert self.peer is None or isinstance(self.peer, End)
         return self.peer
 
     @property
     def unsent(self) -> int:
-        """SIOCOUTQNSD: bytes that were not even sent; our FIN counts as one."""
+        """SIOCOUTQNSD: the number of bytes that were not sent yet; our FIN counts as one."""
         return len(self.waiting) + (self._fin_wanted and not self._fin_sent)
 
     def _taken(self, count: int) -> int:

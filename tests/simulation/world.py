@@ -1,4 +1,4 @@
-"""What is known while a history runs: sockets, the ends of their connections, peers, calls."""
+"""The state of a running history: sockets, the ends of their connections, peers, calls."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from .tcp import End
 
 @dataclass(eq=False)
 class Call:
-    """A call that some task makes. Times are numbers that count up."""
+    """A call of a task. Times are consecutive numbers."""
 
     step: Step
     party: Party
     socket: Socket
-    tls: bool  #: what it moves goes over TLS
-    how: str | None = None  #: "ok", "cancelled", or the name of what it raised; None: it waits
+    tls: bool  #: its data goes over TLS
+    how: str | None = None  #: "ok", "cancelled", or the name of the exception; None while it waits
     error: Exception | None = None
     scope: anyio.CancelScope | None = None
     task: Any = None  #: asyncio's
     begun: int | None = None
     over: int | None = None
     cancelled_at: int | None = None
-    native: bool = False  #: asyncio's Task.cancel() hit it
-    #: It was cancelled while there was nothing for it to do: so it has to be cancelled.
+    native: bool = False  #: asyncio's Task.cancel() cancelled it
+    #: It was cancelled while it had nothing to do, so it must end as cancelled.
     idle_when_cancelled: bool = False
     received: int = 0
-    told: int = 0  #: how much its socket had received in all when it ended
-    kept: int = 0  #: how much had come besides by then, and was kept for the next receive
-    sure_at: float | None = None  #: is_readable() said then that it would not have to wait
+    told: int = 0  #: how much its socket had received in total when it ended
+    kept: int = 0  #: how much more had arrived and was kept for the next receive
+    sure_at: float | None = None  #: when is_readable() said that it would not have to wait
 
     @property
     def kind(self) -> str:
@@ -64,20 +64,20 @@ class Call:
 
 @dataclass(eq=False)
 class Party:
-    """A socket, those that start_tls() or detach() led to, and who is on the other side."""
+    """A socket, the sockets that start_tls() or detach() made of it, and its peers."""
 
     number: int
     subject: Subject
     sockets: list[Socket]
     upgraded: bool = False  #: start_tls() was called
-    #: What was made of the kernel's socket of one before: it goes on with that connection.
+    #: The sockets that continue with a detached socket of the kernel.
     handed: list[Socket] = field(default_factory=list)
     peers: list[Peer] = field(default_factory=list)  #: one for each connection that was made
     received: dict[bool, bytearray] = field(
         default_factory=lambda: {False: bytearray(), True: bytearray()}
     )
-    may_keep: int = 0  #: the most that a receive may have left for the next
-    drained: str | None = None  #: what ended reading to the end
+    may_keep: int = 0  #: the most data that a receive may have left for the next
+    drained: str | None = None  #: how reading to the end ended
     accepted: End | None = None  #: from a listener
     piped_from: bool = False
     piped_to: bool = False
@@ -92,13 +92,13 @@ class Party:
 
     @property
     def peer(self) -> Peer | None:
-        """Whom a script may act as: the latest that is still there."""
+        """The peer that a script controls: the latest that is still connected."""
         alive = [peer for peer in self.peers if not peer.end.dead]
         return next(reversed(alive or self.peers), None)
 
 
 class World:
-    """All of that, and what was found to be wrong."""
+    """The whole state, and the faults that were found."""
 
     def __init__(self, plan: Plan, scheduler: str, network: Network) -> None:
         self.plan = plan
@@ -108,7 +108,7 @@ class World:
         self.calls: list[Call] = []
         self.faults: list[str] = []
         self.closing_began: int | None = None
-        self.prepared = 0  # how many sockets a function of the user's was given
+        self.prepared = 0  # how many sockets the user's function has prepared
         self._ticks = 0
         #: By the port of our side, for connections that we made or accepted.
         self.ours: dict[int, End] = {}
@@ -119,12 +119,12 @@ class World:
         return self._ticks
 
     def fault(self, name: str, *more: object) -> None:
-        """Something is wrong. ``name`` says what, without any detail of this history."""
+        """Record a fault. ``name`` has no details of this history."""
         self.faults.append(name)
         self.network.note("FAULT", name, *map(repr, more))
 
     def link(self, party: Party) -> tuple[End, Peer] | None:
-        """The connection that the socket has, or had; None if it was never made."""
+        """The connection of the socket, also after it has ended; None if it was never made."""
         if party.accepted is not None:
             end = party.accepted
             return end, self.theirs[end.remote[1]]
