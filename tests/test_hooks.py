@@ -19,6 +19,8 @@ from support.peers import listening
 from support.proxies import http, proxying
 
 HOOKS = [name for name in NAMES if callable(VALUES.get(name))]
+#: Those that have no effect with a dialer.
+REFUSED = {"prepare"}
 each_hook = pytest.mark.parametrize("hook", HOOKS)
 
 
@@ -106,6 +108,21 @@ async def test_each_function_is_called_on_the_way_to_a_proxy_or_refused(hook: st
         connector = connector_with(hook, watched(hook, calls), proxy=url)
         await opened(connector, ("db.example", 80))
     assert calls, f"Connector({hook}=) has no effect on the way to a proxy: see _tunnel"
+
+
+@pytest.mark.parametrize("hook", [hook for hook in HOOKS if hook != "dialer"])
+async def test_each_function_is_called_or_refused_with_a_dialer(hook: str) -> None:
+    calls: list[tuple[Any, ...]] = []
+    # The policy judges addresses. Otherwise, the dialer resolves names itself.
+    values = {"dialer": VALUES["dialer"], "policy": VALUES["policy"]}
+    if hook in REFUSED:
+        with pytest.raises(InvalidOptionError, match=f"{hook}=.* has no effect with a dialer"):
+            connector_with(hook, watched(hook, calls), **values)
+        return
+    async with listening() as listener:
+        connector = connector_with(hook, watched(hook, calls), **values)
+        await opened(connector, ("host.test", listener.address[1]))
+    assert calls, f"Connector({hook}=) has no effect with a dialer: call it, or refuse it"
 
 
 async def failing(hook: str, function: object) -> ConnectError:

@@ -41,7 +41,7 @@ from anyio_connect import (
 )
 from anyio_connect.testing import Network
 from support import guards
-from support.connectors import NAMES, VALUES
+from support.connectors import VALUES
 from support.servers import send_back
 from support.sockets import settle
 from support.tls_peers import NAME, TLS13, client_context, server_context
@@ -609,7 +609,7 @@ def test_a_connector_takes_the_rules_of_another() -> None:
 OWN = {"dialer", "resolver", "happy_eyeballs_delay"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VALUES)
 def test_a_connector_takes_each_value_or_says_that_it_does_not(name: str) -> None:
     like = Connector(**{name: VALUES[name]})
     kept = getattr(Network().connector(like), name) == VALUES[name]
