@@ -32,8 +32,8 @@ class Broken:
         text = path.read_text(encoding="utf-8")
         if text.count(self.old) != 1:
             raise ValueError(
-                f"{self.module}.py must have the text that {self.what!r} replaces once, "
-                f"not {text.count(self.old)} times:\n{self.old}"
+                f"{self.module}.py has {text.count(self.old)} times, instead of once, the text "
+                f"that the fault {self.what!r} replaces:\n{self.old}"
             )
         path.write_text(text.replace(self.old, self.new), encoding="utf-8")
 
