@@ -30,7 +30,7 @@ FULLWIDTH = {ord("0") + digit: 0xFF10 + digit for digit in range(10)}
 
 
 def spellings(ip: str) -> Iterator[str]:
-    """An IPv4 address in every way in which inet_aton() of the C library reads it, and more."""
+    """An IPv4 address in every form that inet_aton() of the C library accepts, and in others."""
     number = int(IPv4Address(ip))
     parts = [number >> shift & 0xFF for shift in (24, 16, 8, 0)]
     tails = [parts, [*parts[:2], number & 0xFFFF], [parts[0], number & 0xFFFFFF], [number]]
@@ -78,7 +78,7 @@ INWARD_URLS = (
 
 # --- answers of name servers
 
-#: A client that may connect only to public addresses, port 80, may dial none of these.
+#: A client that may connect only to public addresses at port 80 may dial none of these.
 INWARD_ANSWERS: dict[str, list[tuple[str, int]]] = {
     "private": [("127.0.0.1", 0), ("10.0.0.1", 0), ("::1", 0)],
     "zones": [("fe80::1%1", 0), ("::1%lo", 0)],
@@ -90,7 +90,7 @@ INWARD_ANSWERS: dict[str, list[tuple[str, int]]] = {
 
 
 class Resolver:
-    """A name server: what it answers, one answer after another, and how often it was asked."""
+    """A name server with a list of answers, one for each query. It counts the queries."""
 
     def __init__(self) -> None:
         self.answers: list[list[tuple[str, int]]] = []
@@ -112,12 +112,12 @@ class Resolver:
         ]
 
 
-# --- any of it at once
+# --- random combinations
 
 
 @dataclass
 class Rules:
-    """What an ``AddressPolicy`` is made of, and the oracle: what these rules allow."""
+    """The rules of an ``AddressPolicy``, and the oracle, which says what they allow."""
 
     allow: list[str] | None
     deny: list[str]
@@ -167,7 +167,7 @@ class Rules:
         )
 
 
-#: What the presets of the package allow, in the oracle's own words.
+#: The presets of the package, as rules of the oracle.
 PRESETS = {
     "UNRESTRICTED": Rules(None, [], [], public_only=False),
     "WORKERS": Rules(None, [], [25], public_only=True),
@@ -225,7 +225,7 @@ some_rules = st.builds(
 
 @st.composite
 def spelled(draw: st.DrawFn, ip: IPv4Address) -> str:
-    """An IPv4 address as inet_aton() would read it: one to four numbers, each in its own base."""
+    """An IPv4 address that inet_aton() would accept: one to four numbers, each in its own base."""
     octets = draw(st.integers(0, 3))
     rest = int(ip) & (1 << 32 - 8 * octets) - 1
     parts = [*ip.packed[:octets], rest]
@@ -235,7 +235,7 @@ def spelled(draw: st.DrawFn, ip: IPv4Address) -> str:
 
 @st.composite
 def disguised(draw: st.DrawFn, host: str) -> str:
-    """``host`` in other letters, digits and dots, with an end, brackets and a zone."""
+    """``host`` with other letters, digits and dots, a suffix, brackets or a zone."""
     if draw(st.booleans()):
         wide = st.sampled_from([lambda c: c, str.upper, _fullwidth, _circled])
         dots = st.sampled_from([*".\u3002\uff0e\uff61"])
@@ -256,7 +256,7 @@ def _circled(c: str) -> str:
 
 
 def literal(host: str) -> registry.Address:
-    """The address that an accepted host is, in whatever digits."""
+    """The address that an accepted host stands for, in any kind of digits."""
     plain = unicodedata.normalize("NFKC", host).replace("\u3002", ".")
     return ipaddress.ip_address(plain.strip("[]").partition("%")[0])
 

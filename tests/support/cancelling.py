@@ -13,7 +13,7 @@ Moment: TypeAlias = Literal["before", "after"]
 
 
 class CancelAt(Awaitable[Any]):
-    """Runs a coroutine and cancels a scope at its n-th suspension; at the 0-th before it begins.
+    """Runs a coroutine and cancels a scope at its n-th suspension; if n is 0, before it begins.
 
     It cancels before the suspension, or after it, when the awaited event has happened but the
     coroutine has not run yet. After the cancellation was raised in the coroutine, the coroutine
@@ -28,7 +28,7 @@ class CancelAt(Awaitable[Any]):
         self.scope = scope
         self.call = call
         self.count = 0
-        self.raised = False  # the cancellation was, in the coroutine
+        self.raised = False  # whether the cancellation was raised in the coroutine
 
     def __await__(self) -> Generator[Any, Any, Any]:
         resume: Callable[[], Any] = partial(self.call.send, None)
@@ -46,20 +46,20 @@ class CancelAt(Awaitable[Any]):
                     pytest.fail("the cancellation became another exception")
                 raise
             except cancelled:
-                self.raised = True  # so by now: trio does not throw it into a wait for tasks
+                self.raised = True  # trio does not throw it into a wait for tasks
                 raise
             self.count += 1
             if self.count == self.number and self.moment == "before":
                 self.scope.cancel()
             try:
                 value = yield wanted
-            except BaseException as exc:  # noqa: BLE001  # the call is to have it
+            except BaseException as exc:  # noqa: BLE001  # it is passed to the call
                 resume = partial(self.call.throw, exc)
                 error: object = exc
             else:
                 resume = partial(self.call.send, value)
-                error = getattr(value, "error", None)  # how trio raises it
-            # Others are of scopes within.
+                error = getattr(value, "error", None)  # trio passes it in this form
+            # Other cancellations are those of inner scopes.
             self.raised |= self.scope.cancel_called and isinstance(error, cancelled)
             if self.count == self.number and self.moment == "after":
                 self.scope.cancel()

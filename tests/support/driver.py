@@ -33,7 +33,7 @@ from support.peers import Listener, Peer, listening
 from support.sockets import dialled
 from support.tls_peers import NAME, Server, client_context, server_context
 
-#: Both kernel buffers of a direction. Together far less than BIG, so that a send of that waits.
+#: The size of both kernel buffers of a direction. Together far less than BIG: such a send waits.
 BUFFER = 65536
 
 #: How long an expected event may take, in seconds. Only a failure waits that long. While
@@ -41,14 +41,15 @@ BUFFER = 65536
 PATIENCE = 5
 PATIENCE_AFTER_FAILURE = 1
 
-#: An unexpected event has to show itself within so many turns of the event loop. The longest way
+#: An unexpected event has to show up within this many turns of the event loop. The longest way
 #: from an event of the kernel to the end of the call that it wakes takes six turns.
 TURNS = 12
 
-#: What a connection may go over.
+#: The kinds of connections.
 Over: TypeAlias = ssl.TLSVersion | Literal["tcp", "wrapped"]
 
-#: What the peer sees -> what it may see. A stream that is closed by force may end in either way.
+#: For what the model expects the peer to see, what it may see. A stream that is closed by force
+#: may end in either way.
 HOW_IT_ENDS: dict[str, tuple[str, ...]] = {
     "more": ("more",),
     "end": ("end",),
@@ -104,21 +105,21 @@ def flags(sock: stdlib.socket) -> int:
 
 
 def until(arrived: Callable[[], bool]) -> None:
-    """Wait for the kernel; the event loop stands still meanwhile."""
+    """Wait for the kernel. This blocks the event loop."""
     give_up = time.monotonic() + PATIENCE
     while not arrived():
         assert time.monotonic() < give_up, "the kernel did not deliver"
 
 
 def a_record(sock: stdlib.socket) -> bytes:
-    """One record of TLS, so that what comes behind it stays in the kernel."""
+    """Read one TLS record, so that the data after it stays in the kernel."""
     head = sock.recv(5, stdlib.MSG_PEEK)
     length = 5 + int.from_bytes(head[3:], "big")
     return sock.recv(length) if len(head) == 5 and unread(sock) >= length else b""
 
 
 class Driver:
-    """Makes the moves on the real socket. Lives in the event loop."""
+    """Makes the moves on the real socket, in the event loop."""
 
     patience: ClassVar[float] = PATIENCE
 
@@ -127,8 +128,8 @@ class Driver:
         self.group = group
         self.socket = self.make(**options)
         self.peer: Peer | None = None
-        self.peer_was_told = False  # how it ended
-        self.limited = False  # our kernel buffer
+        self.peer_was_told = False  # the kernel has told it how the connection ended
+        self.limited = False  # whether our kernel buffer was made small
         self.scopes: dict[int, anyio.CancelScope] = {}
         self.outcomes: dict[int, Outcome] = {}
 
@@ -176,35 +177,35 @@ class Driver:
         return None if transport is None or transport._sock.fileno() == -1 else transport._sock
 
     def accept(self) -> Peer | None:
-        """The peer, once the connection is made as far as that depends on it."""
+        """The peer, when its part of making the connection is done."""
         try:
             return Peer(self.listener.sock.accept()[0])
         except BlockingIOError:
             return None
 
     def say(self, peer: Peer, data: bytes) -> int:
-        """Send a little; return how many bytes that is for the kernel."""
+        """Send a little; return how many bytes this is for the kernel."""
         return peer.sock.send(data)
 
     def take_leave(self, peer: Peer) -> int:
-        """Say that nothing follows, short of FIN; as :meth:`say`."""
+        """Announce the end, without FIN; return the same as :meth:`say`."""
         return 0
 
     def leaves_unread(self, peer: Peer) -> bool:
-        """Whether something is lost if the peer closes now, so that it resets."""
+        """Whether data is lost if the peer closes now, so that its kernel sends a reset."""
         return unread(peer.sock) > 0
 
     async def read(self, count: int) -> bytes:
-        """Take some of what is there."""
+        """Read a part of the available data."""
         assert self.peer is not None
         return await self.peer.receive(count)
 
     async def receive(self, peer: Peer) -> bytes:
-        """What comes next; b"" at the end."""
+        """The next data; b"" at the end."""
         return await peer.receive()
 
     def act(self, act: ActName, data: bytes) -> None:
-        """Do it, and see that it has arrived, before the event loop can look."""
+        """Do the peer's act, and wait until it has arrived, before the event loop can run."""
         assert self.peer is not None
         ours = self.ours
         lost = False
@@ -215,7 +216,7 @@ class Driver:
             case "fin":
                 here += self.take_leave(self.peer)
                 with suppress(OSError) if ours is None else nullcontext():
-                    self.peer.fin()  # where our kernel has not reset it already
+                    self.peer.fin()  # unless our kernel has reset it already
             case "rst":
                 self.peer.rst()
                 lost = True
@@ -229,9 +230,9 @@ class Driver:
             until(partial(_as_expected, ours, wanted, here))
 
     async def read_all(self, models: list[Model], before: int) -> list[Model]:
-        """Take all that comes, up to how it ends; return the models that expect just that.
+        """Read everything and the end; return the models that expect exactly that.
 
-        ``before`` is how much the peer had read when the models did not know of this yet.
+        ``before`` is how much the peer had read before this call.
         """
         assert self.peer is not None
         whole, then = len(models[0].sent) - before, models[0].then
@@ -262,7 +263,7 @@ class Driver:
     # --- comparing
 
     async def step(self, move: Move, expected: list[Model]) -> list[Model]:
-        """Make the move; return those models that saw what happened."""
+        """Make the move; return the models that predicted what happened."""
         if move.call is not None:
             self.start(move)
         elif move.cancelled:
@@ -272,7 +273,7 @@ class Driver:
         return await self.agree(expected)
 
     async def agree(self, expected: list[Model]) -> list[Model]:
-        """Wait until what has happened is what some models expect, and stays so."""
+        """Wait until the result is what some models expect, and does not change any more."""
         give_up = time.monotonic() + self.patience
         quiet = 0
         while quiet < TURNS and time.monotonic() < give_up:
@@ -342,12 +343,12 @@ class Driver:
             yield f"the peer has {amount} bytes to read, not {low} to {high}"
 
     def ends_shown(self, model: Model) -> tuple[str, ...]:
-        """What the peer's kernel may show of how our side stands."""
+        """The states of our side that the peer's kernel may show."""
         return HOW_IT_ENDS[model.then]
 
 
 class Plain(ByteStream):
-    """A stream that can do what AnyIO asks of one, and no more."""
+    """A stream that can only do what AnyIO requires of each stream."""
 
     def __init__(self, transport: TCPTransport) -> None:
         self.transport = transport
@@ -366,14 +367,14 @@ class Plain(ByteStream):
 
 
 class WrappedDriver(Driver):
-    """The same over a stream that exists already, about which little can be known."""
+    """The same over a wrapped stream, which reports little about its state."""
 
     def make(self, **options: Any) -> Socket:
         return Socket.wrap(Plain(dialled(self.listener)), **options)
 
 
 class TLSDriver(Driver):
-    """The same over TLS. What is unread, and our end, show only to who decrypts."""
+    """The same over TLS, where unread data and our end show only after decryption."""
 
     def __init__(
         self, listener: Listener, group: TaskGroup, version: ssl.TLSVersion, **options: Any
@@ -389,19 +390,19 @@ class TLSDriver(Driver):
         self.context = server_context(version)
         self.server = Server(self.context)
         self.shaking: Peer | None = None
-        #: The length of an alert's record. No message that is sent here has that as well.
+        #: The length of the record of an alert. No message that is sent here has the same length.
         self.alert = 24 if version is ssl.TLSVersion.TLSv1_3 else 31
-        self.ended = False  # the peer's side
+        self.ended = False  # whether the peer has ended its side
         self.too_late = False  # so that our kernel answers with a reset
 
     def accept(self) -> Peer | None:
         newest = super().accept()
-        if newest is not None:  # an attempt before this one was cancelled
+        if newest is not None:  # an earlier attempt was cancelled
             self.listener.peers.append(newest)
             self.shaking, self.server = newest, Server(self.context)
         if self.shaking is None:
             return None
-        with suppress(OSError):  # it was cancelled after all
+        with suppress(OSError):  # it was cancelled nevertheless
             self.server.incoming.write(a_record(self.shaking.sock))
         done = self.server.shake()
         if said := self.server.outgoing.read():
@@ -413,16 +414,16 @@ class TLSDriver(Driver):
         return peer.sock.send(self.server.encrypt(data))
 
     def take_leave(self, peer: Peer) -> int:
-        if self.ended:  # a second time it would say it again
+        if self.ended:  # a second call would send it again
             return 0
         self.ended = True
         self.too_late = self.ours is None
-        with suppress(OSError):  # we are gone
+        with suppress(OSError):  # our side is closed
             return peer.sock.send(self.server.close_notify())
         return 0
 
     def leaves_unread(self, peer: Peer) -> bool:
-        if unread(peer.sock) == self.alert:  # our close_notify alone, which is nothing to lose
+        if unread(peer.sock) == self.alert:  # only our close_notify, so no data is lost
             self.server.decrypt(peer.sock.recv(self.alert))
         return super().leaves_unread(peer)
 
@@ -441,12 +442,12 @@ class TLSDriver(Driver):
                 raise AssertionError("the connection ended without close_notify")
             data = self.server.decrypt(ciphertext)
         if not data and flags(peer.sock) & select.POLLERR and not self.too_late:
-            raise ConnectionResetError  # behind close_notify
+            raise ConnectionResetError  # after close_notify
         return data
 
     def different_outbox(self, model: Model, amount: int) -> Iterator[str]:
         low = len(model.sent) - model.taken
-        if amount < low and len(model.sent) < BIG:  # else a part was taken, as part of a record
+        if amount < low and len(model.sent) < BIG:  # otherwise a part of a record was taken
             yield f"the peer has {amount} bytes to read, not {low}"
 
     def ends_shown(self, model: Model) -> tuple[str, ...]:
@@ -486,7 +487,7 @@ def settled(future: SocketFuture[Any]) -> str | None:
 
 @asynccontextmanager
 async def driving(over: Over, *, half_open: bool) -> AsyncIterator[Driver]:
-    """Over TLS of that version, over TCP, or over a stream of which little is known."""
+    """Over TLS of that version, over TCP, or over a wrapped stream."""
     async with (
         listening(receive_buffer=BUFFER) as listener,
         anyio.create_task_group() as group,

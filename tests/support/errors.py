@@ -6,7 +6,7 @@ from typing import Any
 
 
 def is_copy(one: BaseException | None, other: BaseException | None) -> bool:
-    """Whether they are two objects that say the same, down to their causes."""
+    """Whether they are two objects with the same text and the same causes."""
     return one is not other and _said(one) == _said(other)
 
 

@@ -1,7 +1,6 @@
 """Checks for every test: it ends in time, and it leaves nothing behind.
 
-conftest.py puts these around the tests; test_conftest.py shows that they find what they
-should.
+conftest.py applies these to the tests. test_conftest.py shows that they find what they should.
 """
 
 from __future__ import annotations
@@ -41,15 +40,15 @@ FD_DIR = "/proc/self/fd"
 #: Only Linux lists a process's descriptors where the process itself can read it.
 CAN_LIST_FDS = sys.platform == "linux"
 
-#: What is open behind each descriptor: the device and inode, unique to a socket or pipe.
+#: What each descriptor refers to: the device and the inode, which are unique to a socket or pipe.
 Descriptors: TypeAlias = dict[int, tuple[int, int]]
 
 
 def open_fds() -> Descriptors:
-    """Each open descriptor. Run twice for each test, so made to be quick."""
+    """Each open descriptor. This runs twice for each test, so it has to be fast."""
     fds: Descriptors = {}
     for name in os.listdir(FD_DIR):  # noqa: PTH208 - pathlib is slower
-        # The listing holds the descriptor through which it was read, closed by now.
+        # The list includes the descriptor that was used to read it, which is closed now.
         with suppress(OSError):
             stat = os.fstat(int(name))
             fds[int(name)] = (stat.st_dev, stat.st_ino)
@@ -59,8 +58,8 @@ def open_fds() -> Descriptors:
 def leaked_fds(before: Descriptors) -> str:
     """Say which descriptors were opened since ``before`` and never closed; empty if none.
 
-    One that only goes with a garbage collection was not closed either. Collecting is slow, so
-    it is done only to tell the two apart.
+    A descriptor that only the garbage collector closes was not closed either. A collection is
+    slow, so it is done only to tell these two cases apart.
     """
     give_up = time.monotonic() + GRACE
     while (leaked := _new_fds(before)) and _workers() and time.monotonic() < give_up:
@@ -109,8 +108,8 @@ def _family(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
 async def leaked_tasks(before: set[Task]) -> str:
     """Say which tasks were started since ``before`` and still run; empty if none.
 
-    On asyncio, AnyIO's test runner starts its own task for each fixture and test. It is not a
-    leak: it runs the same code as a task that existed before.
+    On asyncio, AnyIO's test runner starts its own task for each fixture and test. Such a task is
+    not a leak: it runs the same code as a task that existed before.
     """
     harness = {_code(task) for task in before}
     give_up = time.monotonic() + GRACE
@@ -163,7 +162,7 @@ def _await_chain(awaited: Any) -> Iterator[tuple[FrameType, int]]:
 def with_time_limit(
     seconds: float, test: Callable[..., Awaitable[None]]
 ) -> Callable[..., Awaitable[None]]:
-    """Make an asynchronous test fail after that many seconds, saying where each task waits.
+    """Make an asynchronous test fail after ``seconds``, and say where each task waits.
 
     The limit cancels the test, so its own clean-up runs, and the next test is not affected. If a
     test shields itself, or blocks the thread, pytest's ``faulthandler_timeout`` ends it.

@@ -22,7 +22,7 @@ class Reply(NamedTuple):
     content: bytes = b"hello"
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
-    #: The connection is closed behind it, without a word in the headers.
+    #: The connection is closed after it, without an announcement in the headers.
     hangs_up: bool = False
 
 
@@ -36,7 +36,7 @@ Answer: TypeAlias = Callable[[Request], Reply]
 
 
 class HTTPServer:
-    """What a server was asked, over how many connections, and how many of them are left."""
+    """The requests to a server, the number of its connections, and how many of them are open."""
 
     def __init__(self, address: str, scheme: str, answer: Answer) -> None:
         self.address = address
@@ -66,7 +66,7 @@ async def serving_http(
     tls: ssl.SSLContext | None = None,
     address: str = "127.0.0.1:0",
 ) -> AsyncIterator[HTTPServer]:
-    """Serve until the block is left. ``tls``: for servers; its ALPN chooses HTTP/2."""
+    """Serve until the block is left. ``tls``: a context for servers. Its ALPN chooses HTTP/2."""
     async with await listen(address, allow_half_open=True) as listener:
         server = HTTPServer(listener.addresses[0], "https" if tls else "http", answer)
 
@@ -80,7 +80,7 @@ async def serving_http(
                         socket, server_side=True, ssl_context=tls, standard_compatible=False
                     )
                 except ssl.SSLError:
-                    return  # the client trusts nobody here, which it tells the test
+                    return  # the client does not trust this server, and reports that to the test
                 await server.serve(stream, stream.extra(TLSAttribute.alpn_protocol))
 
         async with anyio.create_task_group() as group:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-#: How a call ends: with some of these bytes, if it is a receive, or in a word.
+#: How a call ends: a word, or for a receive some of these bytes.
 Outcome: TypeAlias = bytes | Literal["ok", "eof", "closed", "broken", "busy", "cancelled"]
 
 #: receive, send, send_eof, writable.aclose ("end"), readable.aclose ("stop"), writable.abort,
@@ -38,22 +38,22 @@ class Model:
     tls: bool = False
     wrapped: bool = False  #: over a stream that can be received from, sent to, ended and closed
 
-    # What the peer did, whether we know it yet or not.
-    inbox: bytes = b""  #: has arrived, and nobody has received it
-    fin: bool = False  #: behind that, the peer's end
+    # What the peer did, even if we do not know it yet.
+    inbox: bytes = b""  #: has arrived and was not received yet
+    fin: bool = False  #: after that, the peer's end
     reset: bool = False  #: the connection is gone
     peer: Literal["open", "ended", "gone"] = "open"
 
-    # What the peer is to see.
+    # What the peer has to see.
     sent: bytes = field(default=b"", repr=False)
-    #: Some of this may follow, from its beginning on.
+    #: A part of this may follow, from its beginning.
     piece: bytes = field(default=b"", repr=False)
     then: Literal["more", "end", "reset", "dropped"] = "more"
     taken: int = 0  #: how much of it the peer has read
 
-    # Where we are.
+    # The state of our side.
     made: bool = False  #: the connection
-    failed: Literal["closed", "broken"] | None = None  #: it will not be made; why
+    failed: Literal["closed", "broken"] | None = None  #: the reason why it will not be made
     noticed: bool = False  #: we know of the peer's end
     in_pieces: bool = False  #: a receive leaves some of what has arrived: see outcomes_of()
     stopped: bool = False  #: readable.aclose() was called
@@ -80,7 +80,8 @@ class Model:
         self.follow()
 
     def call_cancelled(self, number: int, call: Call) -> None:
-        """Make the call where it is cancelled already: what ends things does so, but waits not."""
+        """Make a call that is cancelled already. A call that ends a direction does so, without
+        waiting."""
         self.outcomes[number] = "cancelled"
         if call.kind == "end" and not self.made:
             self.abort()
@@ -112,7 +113,7 @@ class Model:
         return self.waits("send")
 
     def begin(self, call: Call) -> Outcome | None:
-        """What the call does at once; None: it waits."""
+        """The outcome of the call at once; None if it waits."""
         if call.kind not in ("stop", "abort", "close") and self.failed is None:
             self.made = self.made or not (call.kind == "receive" and self.stopped)
         match call.kind:
@@ -140,7 +141,7 @@ class Model:
                 return None
 
     def follow(self) -> None:
-        """Give every call that waits its outcome, if it has one by now."""
+        """Give each call that waits its outcome, if it has one now."""
         while True:
             self.apply_rules()
             for number, call in self.waiting.items():
@@ -185,7 +186,7 @@ class Model:
             data = self.inbox[:max_bytes]
             self.inbox = self.inbox[max_bytes:]
             return data
-        if self.fin:  # also where a reset came after it: what the peer said, it said
+        if self.fin:  # also if a reset came after it: the peer has sent its end
             self.noticed = True
             return "eof"
         if self.reset:
@@ -194,12 +195,12 @@ class Model:
         return None
 
     def received(self, number: int, data: bytes) -> None:
-        """Take note of how much of what it could return a receive did return."""
+        """Record how much of the available data a receive returned."""
         outcome = self.outcomes[number]
         assert isinstance(outcome, bytes)
         self.outcomes[number] = data
         self.inbox = outcome[len(data) :] + self.inbox
-        self.noticed = False  # the peer's end is behind what was left
+        self.noticed = False  # the peer's end comes after the data that was left
 
     # --- sending
 
@@ -219,7 +220,7 @@ class Model:
         if not data:
             return "ok"
         if self.peer == "gone" and not self.reset:
-            self.reset = True  # is the answer to this send, which does not know it yet
+            self.reset = True  # the answer to this send, which does not know of it yet
             if len(data) < BIG:
                 return "ok"
         if self.reset:
@@ -243,7 +244,7 @@ class Model:
         if self.writing == "ended" and not self.closed:
             return "ok"
         if self.sending and self.waits("end"):
-            return "busy"  # with that, which will end our side
+            return "busy"  # with a call that will end our side
         return self.cannot_send() or self.end_now()
 
     def end_now(self) -> Outcome:
@@ -256,7 +257,7 @@ class Model:
     def end_gracefully(self) -> Outcome:
         if self.failed or self.closed or self.writing in ("ended", "broken"):
             return "ok"
-        if self.writing == "torn":  # a clean end would pass off a piece as the whole
+        if self.writing == "torn":  # after a clean end, the incomplete data would look complete
             self.abort()
             return "ok"
         return self.end_now()
@@ -290,20 +291,20 @@ class Model:
         return "ok" if self.over == "resolved" else "broken"
 
     def end(self) -> None:
-        """End our side: the peer sees that behind all we sent."""
+        """End our side: the peer sees the end after everything we sent."""
         self.writing = "ended"
         if self.then == "more":
             self.then = "end"
         if self.tls and self.peer == "gone" and not self.over:
-            self.reset = True  # is the kernel's answer to close_notify
+            self.reset = True  # the kernel's answer to close_notify
 
     def drop(self) -> None:
-        """Reset the connection: there is nothing to be received any more either."""
+        """Reset the connection. Nothing can be received any more either."""
         self.dropped = True
         self.writing = "broken"
         self.inbox, self.fin, self.reset = b"", False, True
         if self.then == "more":
-            # Nobody knows how a stream of another kind ends that is closed by force.
+            # It is not known how a stream of another kind ends if it is closed by force.
             self.then = "dropped" if self.wrapped else "reset"
 
     def abort(self) -> None:
@@ -317,11 +318,11 @@ class Model:
 
     @property
     def lost_unseen(self) -> bool:
-        """Whether the connection was reset and we do not know it, as far as that can be told."""
+        """Whether the connection was reset and we do not know that yet."""
         return self.reset and (not self.over or self.lingers)
 
     def lose(self) -> None:
-        """We know of the reset now. What arrived before it can still be read."""
+        """We know of the reset now. Data that arrived before it can still be read."""
         if not self.over or self.lingers:
             self.over = "rejected"
         if self.writing != "ended":
@@ -331,7 +332,7 @@ class Model:
 
     @property
     def listening(self) -> bool:
-        """Whether we would hear of what the peer does."""
+        """Whether we would notice what the peer does."""
         return self.made and self.over is None and not self.reset
 
     def peer_sends(self, data: bytes) -> None:
@@ -344,10 +345,10 @@ class Model:
 
     def peer_resets(self) -> None:
         self.peer = "gone"
-        # After both ends there is no connection left to reset; but those of TLS leave TCP open.
+        # After both ends no connection is left to reset. But the ends of TLS leave TCP open.
         if self.listening and (self.tls or not (self.fin and self.then == "end")):
             self.reset = True
-        if self.lingers:  # the peer may have acknowledged our end before that, or not
+        if self.lingers:  # the peer may or may not have acknowledged our end before
             self.reset = True
 
     def peer_closes(self) -> None:
@@ -358,7 +359,7 @@ class Model:
             self.peer = "gone"
 
     def peer_takes_all(self) -> None:
-        """Read on until nothing more can come, which lets a send that waits finish."""
+        """Read until no more data can come, so that a send that waits can finish."""
         if self.sending and not self.reset:
             number = next(n for n, call in self.waiting.items() if call.kind == "send")
             self.sent += self.piece
@@ -370,14 +371,15 @@ class Model:
 
     @property
     def coming(self) -> bytes:
-        """What the peer can still read, at most; all of it but for ``piece`` will be there."""
+        """The most that the peer can still read. All of it except ``piece`` will be there."""
         return (self.sent + self.piece)[self.taken :]
 
     @property
     def end_waits_for_room(self) -> bool:
-        """Whether our end may find no room behind a send, and nobody who is to wait for it.
+        """Whether our end may find no room after a send, without a task that waits for room.
 
-        It is the peer's end that makes it, and TLS has to say it; who awaits ``closed`` does.
+        The peer's end causes our end, which TLS has to send. A task that awaits ``closed`` waits
+        for room.
         """
         return self.tls and self.sending and self.noticed and not self.half_open
 
@@ -385,7 +387,7 @@ class Model:
 
     @property
     def lingers(self) -> bool:
-        """Whether both directions have ended, but maybe nobody has seen that to its end.
+        """Whether both directions have ended, but the closing may not be complete.
 
         The peer has not acknowledged our end yet. The socket has no task of its own, so the tasks
         that close it or await ``closed`` wait for that.
@@ -394,9 +396,9 @@ class Model:
 
     @property
     def released(self) -> bool | None:
-        """Whether the kernel's socket is closed; None: either will do.
+        """Whether the kernel's socket is closed; None if it may be either.
 
-        A broken connection keeps it while somebody may still read what arrived before.
+        A broken connection keeps it as long as a task may still read what arrived before.
         """
         if not self.over:
             return False

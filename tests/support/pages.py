@@ -1,4 +1,4 @@
-"""What stands in the pages of docs/: their code, and their tables."""
+"""Reads the pages of docs/: their code and their tables."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def code_of(block: str, path: Path) -> CodeType:
 
 
 def sections(text: str) -> dict[str, str]:
-    """What stands under each heading of the second level."""
+    """The text under each heading of the second level."""
     parts = re.split(r"^## (.*)\n", text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def table(text: str) -> list[list[str]]:
-    """The cells of the first table, without its head."""
+    """The cells of the first table, without its header."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
 def recipe(title: str, **names: Any) -> Any:
-    """Run the block under a heading of docs/clients.md, and return what it has defined.
+    """Run the code under a heading of docs/clients.md, and return the names that it defines.
 
-    ``names``: what it takes from other recipes.
+    ``names``: the names that it uses from other recipes.
     """
     (block,) = blocks_of(sections(RECIPES.read_text(encoding="utf-8"))[title])
     defined = {"__name__": f"recipe for {title}", **names}

@@ -1,7 +1,7 @@
 """The other end: a TCP peer that does exactly what a test tells it to.
 
-It sits on raw sockets in the same event loop and shares no code with the package, so that a
-mistake in one cannot hide in the other.
+It uses raw sockets in the same event loop, and shares no code with the package. So a mistake in
+the package cannot hide here.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ class Peer:
                 await anyio.wait_writable(self.sock)
 
     async def fill(self) -> int:
-        """Send until neither kernel takes any more; return how many bytes that was."""
+        """Send until neither kernel accepts more data; return the number of bytes."""
         sent = 0
         while True:
             try:
                 sent += self.sock.send(bytes(65536))
             except BlockingIOError:
-                # Loopback moves what was sent into the other buffer in its own time.
+                # Loopback needs some time to move the data into the other buffer.
                 with anyio.move_on_after(0.05):
                     await anyio.wait_writable(self.sock)
                     continue
                 return sent
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """What is there next; b"" at the end."""
+        """The next data; b"" at the end."""
         while True:
             try:
                 return self.sock.recv(max_bytes)
@@ -64,7 +64,7 @@ class Peer:
         return bytes(data)
 
     async def receive_all(self) -> bytes:
-        """Everything up to a clean end; a reset raises ConnectionResetError."""
+        """All data up to a clean end. A reset raises ConnectionResetError."""
         chunks = []
         while chunk := await self.receive():
             chunks.append(chunk)
@@ -89,7 +89,8 @@ class Peer:
 def under_way(sock: socket.socket) -> int:
     """How many packets were sent and not acknowledged yet.
 
-    What there is no room for was not sent. Only Linux tells; loopback delivers in its own time.
+    Data for which the peer has no room does not count, because it was not sent. Only Linux reports
+    this. Loopback needs some time to deliver.
     """
     if sys.platform != "linux" or sock.fileno() < 0:
         return 0
@@ -98,7 +99,7 @@ def under_way(sock: socket.socket) -> int:
 
 
 class Listener:
-    """A listening socket on loopback; accepted peers are closed with it."""
+    """A listening socket on loopback. Accepted peers are closed together with it."""
 
     def __init__(self, host: str = "127.0.0.1", *, receive_buffer: int | None = None) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -160,7 +161,7 @@ def full_backlog(listening: socket.socket) -> Iterator[None]:
     listening.listen(0)
     with socket.socket() as first, socket.socket() as second:
         first.connect(listening.getsockname())
-        # The place is taken when the last packet of the handshake is there, and not before.
+        # A place in the backlog is taken only when the last packet of the handshake has arrived.
         assert select.select([listening], [], [], 5)[0]
         second.setblocking(False)
         second.connect_ex(listening.getsockname())
@@ -173,13 +174,13 @@ def _bound() -> socket.socket:
     return sock
 
 
-#: Bound but not listening, for as long as the tests run: with a port that was merely free a moment
-#: ago, somebody else may listen by now, another test process for one.
+#: Bound but not listening, as long as the tests run. At a port that was only free a moment ago,
+#: another process may listen now, for example another test process.
 _REFUSING = cycle([_bound() for _ in range(3)])
 
 
 def refusing_address() -> tuple[str, int]:
-    """An address where nothing listens: another one than the last two times."""
+    """An address where nothing listens, different from the last two."""
     host, port = next(_REFUSING).getsockname()
     return host, port
 

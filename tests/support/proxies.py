@@ -1,7 +1,7 @@
 """A proxy that does exactly what a test tells it to.
 
-It shares no code with the package. What it is asked for it notes, and connects nowhere: behind
-its answer, the script speaks as the target would.
+It shares no code with the package. It records the requests, and connects to no target: after its
+answer, the script acts as the target.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from anyio_connect import AddressPolicy, ConnectError, Connector, Socket, Socket
 from support.peers import Listener, Peer, listening
 from support.tls_peers import TLSPeer, client_context, server_context
 
-#: What an HTTP proxy says once the tunnel is there, and how a SOCKS5 proxy says so.
+#: The answers of an HTTP proxy and of a SOCKS5 proxy when the tunnel is ready.
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 SUCCEEDED = bytes([5, 0, 0, 1, 127, 0, 0, 1, 4, 56])
 
-#: How an HTTP proxy refuses.
+#: The answer of an HTTP proxy that refuses.
 BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
 FORBIDDEN = b"HTTP/1.1 403 Filtered\r\n\r\n"
 
-#: In all passwords of these tests, and nowhere else.
+#: A part of all passwords of these tests, and of nothing else.
 SECRET = "hunter2"
 CREDENTIALS = f"user:{SECRET}@"
 
-#: Judges addresses, and allows all but one.
+#: A policy that judges addresses, and allows all but one.
 JUDGE = AddressPolicy(deny=["10.0.0.1"])
 PORTS = AddressPolicy(deny_ports=[25])
 
@@ -49,7 +49,7 @@ class Line:
         await (self.peer.send(data) if self.tls is None else self.tls.send(data))
 
     async def receive(self) -> bytes:
-        """What is there next; b"" at the end."""
+        """The next data; b"" at the end."""
         if self._ahead:
             data, self._ahead = self._ahead, b""
             return data
@@ -93,14 +93,14 @@ class Inner:
 
 
 class Proxy:
-    """Serves each connection with a script, and notes what it heard."""
+    """Serves each connection with a script, and records what it received."""
 
     def __init__(self, listener: Listener, script: Script, context: ssl.SSLContext | None) -> None:
         self.listener = listener
         self.port = listener.address[1]
         self.script = script
         self.context = context
-        self.asked: list[str] = []  # the targets, "host:port", as they were written
+        self.asked: list[str] = []  # the targets, "host:port", as they were received
         self.heads: list[bytes] = []  # of HTTP
         self.said: list[tuple[bytes, ...]] = []  # of SOCKS5: methods, user, password
         self.served = 0
@@ -116,7 +116,7 @@ class Proxy:
                 group.start_soon(self._serve_one, peer)
 
     async def _serve_one(self, peer: Peer) -> None:
-        # A client that is cancelled hangs up wherever it is.
+        # A cancelled client hangs up at any point.
         with suppress(OSError, anyio.EndOfStream):
             tls = None
             if self.context is not None:
@@ -126,7 +126,7 @@ class Proxy:
         peer.close()
 
 
-#: What a proxy does with one connection.
+#: Serves one connection of a proxy.
 Script: TypeAlias = Callable[[Proxy, Line], Awaitable[None]]
 
 
@@ -197,7 +197,7 @@ def socks(answer: bytes = SUCCEEDED, *, wants_user: bool = False) -> Script:
 
 
 def says(data: bytes) -> Script:
-    """Receives once, sends ``data`` whatever it received, and hangs up."""
+    """Receive once, send ``data`` in any case, and hang up."""
 
     async def script(proxy: Proxy, line: Line) -> None:
         await line.receive()
@@ -211,7 +211,7 @@ async def silent(proxy: Proxy, line: Line) -> None:
 
 
 async def echo(line: Line) -> None:
-    """What the target does: send all back, and end when the other side does."""
+    """Act as the target: send everything back, and end when the other side does."""
     while data := await line.receive():
         await line.send(data)
 
@@ -229,7 +229,7 @@ def in_turn(*answers: bytes) -> Script:
 
 
 async def target_over_tls(line: Line) -> None:
-    """Be a target that speaks TLS: send everything back, and end when the client does."""
+    """Act as a target that uses TLS: send everything back, and end when the client does."""
     tls = TLSPeer(line.peer, server_context())
     await tls.shake()
     while data := await tls.receive():

@@ -1,7 +1,8 @@
-"""Which addresses are whose: a second list, that shares no code with the package.
+"""The purpose of each block of addresses: a second list, which shares no code with the package.
 
-From https://www.iana.org/assignments/ iana-ipv4-special-registry, iana-ipv6-special-registry,
-ipv6-address-space and the multicast registries; and what clouds say of their metadata servers.
+Sources: https://www.iana.org/assignments/ iana-ipv4-special-registry, iana-ipv6-special-registry,
+ipv6-address-space and the multicast registries; and the documentation of clouds about their
+metadata servers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import TypeAlias
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
 
-#: The longest prefix decides. What only wraps IPv4 (2002::/16 and the like) is none of these.
+#: The longest prefix decides. Addresses that only wrap IPv4 (such as 2002::/16) are not listed
+#: here.
 PUBLIC = [
     "0.0.0.0/0",
     "2000::/3",
@@ -57,7 +59,7 @@ NOT_PUBLIC = [
     "ff00::/8",
 ]
 
-#: 168.63.129.16 alone is in a public block.
+#: Only 168.63.129.16 is in a public block.
 METADATA = [
     "169.254.169.254",
     "169.254.169.250",
@@ -79,9 +81,9 @@ METADATA = [
     "fe80::a9fe:a9fe",
 ]
 
-#: Where IPv6 only wraps IPv4, which is then to be judged in its place.
+#: The networks in which IPv6 only wraps IPv4. That IPv4 address is judged instead.
 WRAPPINGS = ["::ffff:0:0/96", "::/96", "64:ff9b::/96", "2002::/16", "2001::/32"]
-#: What may wrap it in some way that only its operator knows.
+#: The network that may wrap IPv4 in a way that only its operator knows.
 OPAQUE = ipaddress.IPv6Network("64:ff9b:1::/48")
 
 _BLOCKS: list[tuple[Network, bool]] = sorted(
@@ -94,12 +96,12 @@ _BLOCKS: list[tuple[Network, bool]] = sorted(
 
 
 def block(ip: Address) -> tuple[Network, bool]:
-    """The block of ``ip``, and whether it is public."""
+    """The block of ``ip``, and whether that is public."""
     return [found for found in _BLOCKS if ip in found[0]][-1]
 
 
 def carried(ip: Address) -> list[tuple[Address, Network]]:
-    """What ``ip`` wraps or may lead to, and the network of the addresses that do so like it."""
+    """The addresses that ``ip`` wraps or may lead to, each with the network of such addresses."""
     if not int(ip):
         here: Address = IPv4Address("127.0.0.1") if ip.version == 4 else IPv6Address("::1")
         return [(here, ipaddress.ip_network(ip))]
@@ -123,16 +125,16 @@ def carried(ip: Address) -> list[tuple[Address, Network]]:
 
 
 def readings(ip: Address) -> list[Address]:
-    """Every address as which ``ip`` is to be judged."""
+    """All addresses by which ``ip`` is judged."""
     inner = [reading for one, _ in carried(ip) for reading in readings(one)]
     return inner if is_wrapping(ip) else [ip, *inner]
 
 
 def is_wrapping(ip: Address) -> bool:
-    """Whether ``ip`` says nothing but which IPv4 address it carries."""
+    """Whether ``ip`` has no meaning other than the IPv4 address that it carries."""
     return int(ip) > 1 and any(ip in ipaddress.ip_network(text) for text in WRAPPINGS)
 
 
 def is_public(ip: Address) -> bool:
-    """Whether ``ip`` is a public unicast address, in every reading of it, and no metadata's."""
+    """Whether ``ip`` is a public unicast address in every reading, and not a metadata address."""
     return all(block(each)[1] and str(each) not in METADATA for each in readings(ip))

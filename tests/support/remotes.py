@@ -1,6 +1,6 @@
 """Connections of every kind for tests: over TCP, TLS and AnyIO's memory streams.
 
-Each gives an open or pending socket, and the peer's side of its connection.
+Each yields an open or pending socket, and the peer's side of its connection.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Remote(Protocol):
 
 
 class MemoryStream(ByteStream):
-    """Bytes over AnyIO's object streams: one item is cut where less is asked for."""
+    """Bytes over AnyIO's object streams. An item is cut if a receive wants less."""
 
     def __init__(
         self, sender: MemoryObjectSendStream[bytes], receiver: MemoryObjectReceiveStream[bytes]
@@ -92,7 +92,7 @@ Over: TypeAlias = Callable[..., AbstractAsyncContextManager[tuple[Socket, Remote
 
 @asynccontextmanager
 async def over_tcp(*, half_open: bool) -> Connected:
-    # Small kernel buffers, so that sends wait and what arrives is cut up some more.
+    # Small kernel buffers, so that sends wait and data arrives in more pieces.
     async with connected(half_open=half_open, receive_buffer=16384) as (socket, peer):
         yield socket, TCPRemote(peer)
 

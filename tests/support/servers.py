@@ -1,4 +1,4 @@
-"""Servers: in threads, on blocking sockets, for code that runs by itself; and a handler."""
+"""Servers in threads, on blocking sockets, for code that blocks; and a handler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anyio_connect import Listener, Socket
 
 @contextmanager
 def serving(handler: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Serve each connection with ``handler``; give the address as ``host:port``."""
+    """Serve each connection with ``handler``; yield the address, ``host:port``."""
     listener = socket.create_server(("127.0.0.1", 0))
     connections: list[socket.socket] = []
     threads: list[threading.Thread] = []
@@ -36,7 +36,7 @@ def serving(handler: Callable[[socket.socket], None]) -> Iterator[str]:
     try:
         yield "{}:{}".format(*listener.getsockname())
     finally:
-        listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() alone does not
+        listener.shutdown(socket.SHUT_RDWR)  # wakes accept(); close() alone would not
         acceptor.join()
         listener.close()
         for connection in connections:
@@ -53,12 +53,12 @@ def echo(connection: socket.socket) -> None:
 
 
 async def send_back(socket: Socket) -> None:
-    """What comes in goes out again: a handler of ``listen()``."""
+    """A handler of ``listen()`` that sends everything back."""
     async with socket:
         async for data in socket.readable:
             await socket.send(data)
 
 
 def port(listener: Listener) -> int:
-    """Where it listens; on all its addresses the same."""
+    """The port at which it listens, the same at all addresses."""
     return listener.extra(SocketAttribute.local_port)

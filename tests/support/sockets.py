@@ -25,7 +25,7 @@ from anyio_connect._transport import Transport
 from support.peers import Listener, Peer, listening, under_way
 from support.turns import all_blocked
 
-#: More than both kernels' buffers hold: a send of it waits for the peer to read.
+#: More data than both kernels' buffers hold: such a send waits until the peer reads.
 BIG = 64 * 1024 * 1024
 
 
@@ -48,13 +48,13 @@ class Made(Opener):
 
 
 class Slow(Made):
-    """An opener that makes the connection, and stops to make it, when the test says so."""
+    """Makes the connection, or ends after a cancellation, when the test says so."""
 
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport)
         self.go_on = anyio.Event()
         self.stop = anyio.Event()
-        self.error: SocketError | None = None  # what it fails with then
+        self.error: SocketError | None = None  # the error with which it then fails
 
     async def open(self) -> tuple[Transport, SocketInfo]:
         try:
@@ -76,14 +76,14 @@ def opened_by(
 
 
 def dialled(listener: Listener) -> TCPTransport:
-    """A connection to the listener that no socket has yet."""
+    """A connection to the listener, without a socket of the package."""
     sock = stdlib.create_connection(listener.address)
     sock.setblocking(False)
     return TCPTransport(sock)
 
 
 def socket_over(transport: Transport, *, half_open: bool = False) -> Socket:
-    """A pending socket on a transport that exists already."""
+    """A pending socket over an existing transport."""
     return opened_by(Made(transport), half_open=half_open)
 
 
@@ -117,7 +117,7 @@ async def socket_pair() -> tuple[Socket, Socket]:
 
 
 def raw(socket: Socket) -> stdlib.socket:
-    """The kernel's socket under an open one."""
+    """The kernel's socket of an open socket."""
     return _tcp(socket)._sock
 
 
@@ -130,7 +130,8 @@ def _tcp(socket: Socket) -> TCPTransport:
 
 
 def use_up_the_turn() -> None:
-    """Let the next call yield even if it need not wait: on asyncio, only some calls do."""
+    """Make the next call let other tasks run, even if it need not wait. On asyncio only some
+    do."""
     loop = here()
     if isinstance(loop, AsyncioLoop):
         loop._budget.left = 0
@@ -160,7 +161,7 @@ needs_poll = pytest.mark.skipif(
 
 
 async def stuck(socket: Socket) -> None:
-    """Wait until a send is in flight, and neither kernel takes any more of it."""
+    """Wait until a send is in flight, and neither kernel accepts more of it."""
     sock, quiet = raw(socket), 0
     while quiet < 50:
         await checkpoint()
@@ -170,12 +171,12 @@ async def stuck(socket: Socket) -> None:
 
 
 async def wait_for(socket: Socket) -> None:
-    """Await ``opened``, in a task of its own."""
+    """Await ``opened``. This is for a task of its own."""
     await socket.opened
 
 
 async def blocked_send(socket: Socket, outcome: list[BaseException | None]) -> None:
-    """Send more than fits; note how that ended."""
+    """Send more than fits, and record how that ended."""
     try:
         await socket.send(bytes(BIG))
     except SocketError as exc:
@@ -185,14 +186,14 @@ async def blocked_send(socket: Socket, outcome: list[BaseException | None]) -> N
 
 
 async def settle(future: SocketFuture[Any]) -> SocketError | None:
-    """Wait for ``closed``; return what it failed with."""
+    """Wait for ``closed``; return the error with which it failed."""
     with anyio.fail_after(5), suppress(SocketError):
         await future
     return future.exception()
 
 
 async def once_waited(socket: Socket, peer: Peer) -> None:
-    """Let a receive wait once: on asyncio, the event loop knows the socket from then on."""
+    """Let a receive wait once. From then on, asyncio's event loop has the socket registered."""
     async with anyio.create_task_group() as group:
         group.start_soon(socket.receive)
         await all_blocked()

@@ -17,13 +17,13 @@ from anyio_connect._slots import Slots
 def spying(*, really: Callable[[str], bool] = lambda _: False) -> Iterator[list[str]]:
     """Record every address that any socket of this process is told to connect to.
 
-    Only where ``really`` says so is it connected; every other attempt is refused.
+    It is connected only if ``really`` allows that. Every other attempt is refused.
     """
     dialled: list[str] = []
     connect, connect_ex = stdlib.socket.connect, stdlib.socket.connect_ex
 
     def spy(sock: stdlib.socket, address: Any) -> None:
-        if sock.type == stdlib.SOCK_STREAM:  # others only look for a route
+        if sock.type == stdlib.SOCK_STREAM:  # other sockets only look for a route
             dialled.append(address[0])
             if not really(address[0]):
                 raise ConnectionRefusedError

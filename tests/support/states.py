@@ -1,4 +1,4 @@
-"""The states that a socket can reach, and all that can happen in them."""
+"""The states that a socket can reach, and the events that can happen in each."""
 
 from __future__ import annotations
 

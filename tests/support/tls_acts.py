@@ -1,4 +1,4 @@
-"""What tests of TLS do with a transport, and on which versions."""
+"""Acts on a TLS transport for tests, and the versions of TLS."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ each_version = pytest.mark.parametrize("version", [TLS12, TLS13], ids=["1.2", "1
 
 
 async def cancelled(call: Callable[..., Coroutine[Any, Any, object]], *args: object) -> None:
-    """Start a call, let it get as far as it can, and cancel it there."""
+    """Start a call, wait until it waits, and cancel it."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(call, *args)
         await all_blocked()
@@ -28,7 +28,7 @@ async def cancelled(call: Callable[..., Coroutine[Any, Any, object]], *args: obj
 
 
 async def cancelled_at_once(call: Callable[..., Awaitable[object]], *args: object) -> bool:
-    """Make a call in a scope that is cancelled already; return whether it took note."""
+    """Make a call in a scope that is cancelled already; return whether it was cancelled."""
     with anyio.CancelScope() as scope:
         scope.cancel()
         await call(*args)

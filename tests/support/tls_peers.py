@@ -1,8 +1,8 @@
 """The other end of TLS: a server that can be told what to do record by record.
 
-:class:`Server` is the standard library's engine and nothing around it. :class:`Forger` makes
-what no engine can be made to send. :class:`Wire` is a transport in memory, of which the test
-says what arrives in which pieces and how much room there is.
+:class:`Server` is only the standard library's engine. :class:`Forger` makes records that no engine
+can be made to send. :class:`Wire` is a transport in memory: the test decides what arrives, in
+which pieces, and how much room there is.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 
 @cache
 def authority() -> trustme.CA:
-    """The one authority of all tests: keys take time to make."""
+    """The authority of all tests. There is only one, because making keys takes time."""
     return trustme.CA()
 
 
@@ -54,7 +54,7 @@ def certificate(*names: str, **options: Any) -> trustme.LeafCert:
 def server_context(
     version: ssl.TLSVersion | None = None, cert: trustme.LeafCert | None = None
 ) -> ssl.SSLContext:
-    """A server for NAME, without session tickets, so that it sends nothing unasked."""
+    """The context of a server for NAME, without session tickets, which would be extra data."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     (cert or certificate(NAME, "127.0.0.1", "::1")).configure_cert(context)
     context.num_tickets = 0
@@ -65,14 +65,14 @@ def server_context(
 
 def client_context(version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
     """The context of a user who trusts the tests' authority."""
-    # Not the system's authorities as well: to load them takes longer than most tests.
+    # Without the system's authorities: loading them takes longer than most tests.
     context = ssl.create_default_context(cadata=authority().cert_pem.bytes().decode())
     if version is not None:
         context.minimum_version = context.maximum_version = version
     return context
 
 
-#: For whoever changes nothing of them: to load certificates takes longer than to shake hands.
+#: For tests that do not change them, because loading certificates takes longer than a handshake.
 _kept_server_context, _kept_client_context = cache(server_context), cache(client_context)
 
 
@@ -96,7 +96,7 @@ class Server:
         return True
 
     def encrypt(self, data: bytes) -> bytes:
-        """The records that say ``data``."""
+        """The records with ``data``."""
         self.engine.write(data)
         return self.outgoing.read()
 
@@ -107,7 +107,7 @@ class Server:
         return self.outgoing.read()
 
     def decrypt(self, ciphertext: bytes) -> bytes:
-        """All that ``ciphertext`` says."""
+        """The data in ``ciphertext``."""
         self.incoming.write(ciphertext)
         data = b""
         try:
@@ -122,10 +122,10 @@ class Server:
 
 
 class Forger:
-    """Writes a server's TLS 1.3 records from its secret, above all those that OpenSSL will not.
+    """Writes a server's TLS 1.3 records from its secret, for example those that OpenSSL does not.
 
-    RFC 8446 sections 5.2, 5.3, 7.2 and 7.3, for TLS_AES_256_GCM_SHA384. It takes the place of
-    an engine that has not sent anything since the handshake.
+    See RFC 8446 sections 5.2, 5.3, 7.2 and 7.3, for TLS_AES_256_GCM_SHA384. It replaces an engine
+    that has sent nothing since the handshake.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -160,7 +160,8 @@ class Forger:
         return self.record(21, bytes([level, description]))
 
     def key_update(self, *, answer: bool) -> bytes:
-        """New keys from here on (RFC 8446 section 4.6.3), and a demand that the client do so."""
+        """New keys from now on (RFC 8446 section 4.6.3), and a request to the client for new
+        keys."""
         record = self.record(22, bytes([24, 0, 0, 1, answer]))
         self.secret = self._expand(b"traffic upd", 48)
         self._derive()
@@ -174,14 +175,14 @@ class Wire(Transport):
     """A transport whose far end is the test."""
 
     def __init__(self) -> None:
-        self.arriving: deque[bytes] = deque()  # each receive takes from the first only
+        self.arriving: deque[bytes] = deque()  # a receive takes data only from the first item
         self.ends: BaseException | None = None  # what receive raises after that
         self.sent = bytearray()
-        self.room: float = float("inf")  # how many bytes more are taken
-        self.most = 0  # the longest single send
-        self.asked = 0  # the most that was asked for at a time
+        self.room: float = float("inf")  # how many more bytes it accepts
+        self.most = 0  # the size of the longest send
+        self.asked = 0  # the largest size that a receive requested
         self.gives_way = True  # each call that need not wait is a checkpoint
-        self.calls: list[str] = []  # how it was ended
+        self.calls: list[str] = []  # the calls that ended it
         self.hangup = anyio.Event()
         self._sending = False
         self._changed = anyio.Event()
@@ -199,7 +200,7 @@ class Wire(Transport):
         self._wake()
 
     def take(self) -> bytes:
-        """What was sent since this was last called."""
+        """The data that was sent since the last call of this method."""
         data = bytes(self.sent)
         self.sent.clear()
         return data
@@ -232,16 +233,16 @@ class Wire(Transport):
         return data
 
     def stop_receiving(self) -> None:
-        raise AssertionError("no test does this in mid-wire")
+        raise AssertionError("no test needs this")
 
     def resume_receiving(self) -> None:
-        raise AssertionError("no test does this in mid-wire")
+        raise AssertionError("no test needs this")
 
     def unread(self) -> bool:
         raise AssertionError("TLS decides that")
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
-        assert not self._sending, "this would go out in the middle of what is being sent"
+        assert not self._sending, "this would go out in the middle of another send"
         return self._put(data)
 
     def _put(self, data: bytes | bytearray | memoryview) -> int:
@@ -334,7 +335,7 @@ def forged() -> tuple[TLSTransport, Wire, Server, Forger]:
 
 @contextmanager
 def logging_secrets(context: ssl.SSLContext) -> Iterator[Callable[[Server], Forger]]:
-    """Make a forger for a server with which a client of ``context`` has just made a handshake."""
+    """Make a forger for a server that has just made a handshake with a client of ``context``."""
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "secrets"
 
@@ -348,7 +349,7 @@ def logging_secrets(context: ssl.SSLContext) -> Iterator[Callable[[Server], Forg
         try:
             yield forger_of
         finally:
-            # None closes it, which no stub knows.
+            # None closes it, but no stub has that.
             context.keylog_filename = None  # type: ignore[assignment] # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -379,7 +380,7 @@ class TLSPeer:
         await self.peer.send(self.server.encrypt(data))
 
     async def receive(self) -> bytes:
-        """What is there next; b"" after close_notify. A bare end of TCP raises EndOfStream."""
+        """The next data; b"" after close_notify. An end of TCP alone raises EndOfStream."""
         data = self.server.decrypt(b"")
         while not data and not self.server.ended:
             ciphertext = await self.peer.receive()
@@ -389,7 +390,7 @@ class TLSPeer:
         return data
 
     async def receive_all(self) -> bytes:
-        """Everything up to the client's close_notify."""
+        """All data up to the client's close_notify."""
         chunks = []
         while chunk := await self.receive():
             chunks.append(chunk)
@@ -399,7 +400,8 @@ class TLSPeer:
 class RenegotiatingPeer:
     """A server's end, of TLS 1.2, that can ask for a new handshake.
 
-    Python's ssl module cannot ask for one, pyOpenSSL can. It takes part whenever it receives.
+    Python's ssl module cannot ask for one, but pyOpenSSL can. The handshake makes progress when
+    the peer receives.
     """
 
     def __init__(self, peer: Peer) -> None:
@@ -411,7 +413,7 @@ class RenegotiatingPeer:
         self.engine.set_accept_state()
 
     async def _flush(self) -> None:
-        """Send what the engine has to say."""
+        """Send the output of the engine."""
         with suppress(SSL.WantReadError):
             while True:
                 await self.peer.send(self.engine.bio_read(65536))
@@ -444,7 +446,7 @@ class RenegotiatingPeer:
         await self._flush()
 
     async def receive(self) -> bytes:
-        """What is there next; b"" after close_notify. A bare end of TCP raises EndOfStream."""
+        """The next data; b"" after close_notify. An end of TCP alone raises EndOfStream."""
         while True:
             try:
                 return self.engine.recv(65536)
@@ -456,7 +458,7 @@ class RenegotiatingPeer:
 
 
 def dial(address: tuple[str, int], *, send_buffer: int | None = None) -> TCPTransport:
-    """A transport to a listener on loopback, where connecting never waits."""
+    """A transport to a listener on loopback. Connecting there never waits."""
     sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
     if send_buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
@@ -491,7 +493,7 @@ async def over_tcp(
 
 
 async def tls_socket_pair(version: ssl.TLSVersion) -> tuple[Socket, Socket]:
-    """Two open half-open sockets over TLS: a client's, and one of the same kind at its server."""
+    """Two open half-open sockets over TLS: that of a client and that of its server."""
     listener = Listener()
     try:
         transport = dial(listener.address)
@@ -515,7 +517,7 @@ async def tls_socket_pair(version: ssl.TLSVersion) -> tuple[Socket, Socket]:
 
 
 async def failing(peer_does: Callable[[Peer], Awaitable[object]], **options: Any) -> TLSError:
-    """Make a handshake that fails, with a peer that does so; return the error."""
+    """Make a handshake with a peer that makes it fail; return the error."""
     options = {"server_hostname": NAME, "context": client_context(), **options}
     async with listening() as listener:
         transport = dial(listener.address)

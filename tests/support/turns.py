@@ -11,13 +11,13 @@ from anyio.lowlevel import checkpoint
 
 
 async def turns(count: int = 10) -> None:
-    """Let other tasks run, as a rule up to where they wait."""
+    """Let other tasks run, usually until they wait."""
     for _ in range(count):
         await checkpoint()
 
 
 async def all_blocked() -> None:
-    """Wait until every other task waits for something, as ``anyio.wait_all_tasks_blocked()``.
+    """Wait until every other task waits, like ``anyio.wait_all_tasks_blocked()``.
 
     On asyncio, that function sleeps for a tenth of a second if a task has not run yet, which is
     usually so when a test calls it. The kernel may still be delivering data afterwards.
@@ -26,7 +26,7 @@ async def all_blocked() -> None:
         await trio.testing.wait_all_tasks_blocked()
         return
     quiet = 0
-    while quiet < 2:  # in between, what is ready by now is polled for, and callbacks run
+    while quiet < 2:  # in between, the loop polls for ready descriptors and runs callbacks
         await checkpoint()
         this = asyncio.current_task()
         blocked = all(_is_blocked(task) for task in asyncio.all_tasks() if task is not this)
