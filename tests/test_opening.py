@@ -153,6 +153,25 @@ async def test_a_connection_that_breaks_in_a_step_is_an_error_of_connecting(
                 assert isinstance(error.__cause__, anyio.EndOfStream)
 
 
+async def test_a_foreign_stream_that_breaks_in_a_step_tells_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unlike ours, its error may have no cause."""
+
+    async def fail(_: object) -> Transport:
+        raise anyio.BrokenResourceError("the tunnel is gone")
+
+    def further(_: object) -> list[_open.Step]:
+        return [_open.Step(fail, lambda _: ConnectTimeoutError("never"))]
+
+    monkeypatch.setattr(_open.Dialled, "_further_steps", further)
+    async with listening() as listener:
+        with pytest.raises(ConnectError, match="before it was open: the tunnel is gone") as caught:
+            await connect(listener.address).opened
+    assert isinstance(caught.value.__cause__, anyio.BrokenResourceError)
+    assert caught.value.errno is None
+
+
 @pytest.mark.parametrize("how", ["an error of ours", "another error", "late", "cancelled"])
 async def test_a_step_that_fails_leaves_no_connection(
     how: str, monkeypatch: pytest.MonkeyPatch
