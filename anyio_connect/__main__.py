@@ -42,7 +42,7 @@ _OPTIONS = {TO_TRUST_IT: "name its file with --cafile", "start_tls()": "--startt
 
 _DESCRIPTION = """\
 Send standard input to HOST:PORT, end our side when it ends (with TLS: once the peer is silent),
-and print what comes back until the peer ends. With "demo" in place of an address: show what a
+and print what comes back until the peer ends. If the address is "demo", show what a
 socket does, on loopback.
 """
 _EPILOG = """\
@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tls = parser.add_argument_group("TLS")
     mode = tls.add_mutually_exclusive_group()
-    mode.add_argument("--tls", action="store_true", help="speak TLS from the first byte")
+    mode.add_argument("--tls", action="store_true", help="use TLS from the first byte")
     mode.add_argument(
         "--starttls",
         metavar="PROTOCOL",
@@ -122,11 +122,13 @@ def _parser() -> argparse.ArgumentParser:
         help=f"upgrade to TLS as a protocol does it: {', '.join(sorted(PRELUDES))}",
     )
     tls.add_argument("--cafile", metavar="FILE", help="trust the certificates in FILE instead")
-    tls.add_argument("--alpn", metavar="NAME", action="append", help="offer a protocol; may recur")
     tls.add_argument(
-        "--insecure", action="store_true", help="do not check who the peer is (dangerous)"
+        "--alpn", metavar="NAME", action="append", help="offer a protocol; may be repeated"
     )
-    parser.add_argument("--trio", action="store_true", help="run on trio in place of asyncio")
+    tls.add_argument(
+        "--insecure", action="store_true", help="do not verify the peer's certificate (dangerous)"
+    )
+    parser.add_argument("--trio", action="store_true", help="run on trio instead of asyncio")
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     return parser
 
@@ -172,15 +174,15 @@ async def _talk(options: argparse.Namespace) -> None:
             await PRELUDES[options.starttls](socket)
         if waiting.cancelled_caught:
             raise ConnectTimeoutError(
-                f"no word of TLS from {options.address} within {seconds:g} seconds: "
+                f"{options.address} did not agree to TLS within {seconds:g} seconds: "
                 f"does it speak {options.starttls}?"
             )
         try:
             upgraded = socket.start_tls()
         except StartTLSError as exc:
             raise ConnectError(
-                "the server sent more in the clear behind its agreement to TLS: somebody in "
-                "between may have put that there"
+                "the server sent unencrypted data after it had agreed to TLS: an attacker on the "
+                "network path may have inserted it"
             ) from exc
         async with upgraded as secure:
             await _relay(secure, half_open=options.half_open, end_after=end_after)
@@ -204,8 +206,8 @@ def _context(options: argparse.Namespace) -> ssl.SSLContext:
 async def _relay(socket: Socket, *, half_open: bool, end_after: float) -> None:
     """Copy standard input to the socket and the socket to standard output, both at once.
 
-    ``end_after``: our side ends once the peer has been silent for so many seconds after the end of
-    input.
+    ``end_after``: our side ends when the peer has been silent for that many seconds after the end
+    of input.
     """
     # Kept here and not raised, because a task group would wrap them.
     failures: list[Exception] = []

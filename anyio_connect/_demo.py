@@ -20,13 +20,13 @@ from . import Socket, SocketError, TLSError, connect
 
 #: The script, which runs line by line. Code begins with ">>> ", or with "! " if it has to fail.
 _SCRIPT = """\
-connect() returns at once. The connection is made when somebody needs it.
+connect() returns at once. The connection is made when a task needs it.
 >>> socket = connect(address)
 >>> socket
 >>> await socket.opened
 >>> peer = await listener.accept()
 
-Bytes, both ways.
+Bytes, in both directions.
 >>> await socket.send(b"hello")
 >>> await peer.receive()
 >>> await peer.send(b"hello yourself")
@@ -57,7 +57,7 @@ The peer ends first. By default that ends our side too ...
 >>> await peer.receive()
 >>> await socket.close()
 
-A hang-up is noticed by who awaits `closed`, without reading.
+A task that awaits `closed` notices a hang-up, without reading.
 >>> socket, peer = await pair()
 >>> await peer.aclose()
 >>> await socket.closed
@@ -93,7 +93,7 @@ A handshake that fails says why.
 ! await tls_pair()
 ! await tls_pair(ssl_context=trusting, sni="other.example")
 
-Errors say what happened to what; wrong addresses are refused before any I/O.
+Errors name the address and the reason. Wrong addresses are refused before any I/O.
 ! await connect(nobody).opened
 ! connect("http://example.com/")
 """

@@ -359,7 +359,7 @@ class MemoryTransport(TCPTransport):
         """Do nothing: closing the socket ends its watches."""
 
     def detach(self) -> socket.socket:
-        raise NoSocketError("it is no socket of the system's, but a connection in memory")
+        raise NoSocketError("it is not a socket of the system, but a connection in memory")
 
     def close_dropped(self) -> bool:
         if self._closed:

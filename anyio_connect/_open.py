@@ -40,7 +40,7 @@ from ._transport import NoSocketError, Transport
 
 
 async def _secure(target: Target | Wrapping, transport: Transport | None) -> Transport:
-    """Put TLS on a connected transport."""
+    """Make the TLS handshake over a connected transport."""
     assert transport is not None
     options = target.options
     return await start_tls(
@@ -321,7 +321,7 @@ class Wrapped(Opener):
 def _cancelled(target: Target | Wrapping) -> TLSError:
     return TLSError(
         f"the TLS handshake with {target} was cancelled part-way, "
-        "and cannot be begun again on the same connection"
+        "and cannot be repeated on the same connection"
     )
 
 

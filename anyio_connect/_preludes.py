@@ -1,7 +1,7 @@
 """The plain-text dialogue before TLS, for each protocol that ``--starttls`` supports.
 
 A prelude asks for TLS and returns once the peer has agreed to it, so that ``start_tls()`` may
-follow. If the peer, or somebody in between, sends anything in the clear after the go-ahead, TLS
+follow. If the peer, or an attacker, sends any unencrypted data after the go-ahead, TLS
 does not begin: ``start_tls()`` fails if that data was read ahead, and otherwise the handshake
 fails. The length of a reply is limited, but not the time that it takes.
 """
@@ -209,7 +209,7 @@ async def _reply(socket: Socket, wanted: str, asked_for: str) -> None:
 async def _status(
     socket: Socket, yes: str, no: tuple[str, ...], asked_for: str, *, besides: str | None = None
 ) -> None:
-    """Receive lines up to one that begins with the word for yes, or with the one for no.
+    """Receive lines up to one that begins with the word ``yes``, or with one of ``no``.
 
     Lines that begin with ``besides`` may come before it.
     """
@@ -261,7 +261,7 @@ def _refused(asked_for: str, answer: str) -> ConnectError:
 def _garbage(answer: str | bytes) -> ConnectError:
     return ConnectError(
         f"the peer speaks another protocol, which begins with {answer[:_SHOWN]!r}: "
-        "check the port; if it is for TLS from the start, there is nothing to upgrade"
+        "check the port; if it uses TLS from the first byte, there is nothing to upgrade"
     )
 
 
@@ -270,4 +270,4 @@ def _hung_up() -> ConnectError:
 
 
 def _too_long() -> ConnectError:
-    return ConnectError("the peer's answer is longer than any sensible server's")
+    return ConnectError("the peer's answer is too long for any known server")

@@ -152,7 +152,7 @@ def wrapped(ip: IPAddress) -> tuple[Carried, ...]:
 
 @lru_cache(1024)
 def hidden(ip: IPAddress) -> tuple[Carried, ...]:
-    """Further addresses that ``ip`` may lead to: each is to be judged besides ``ip`` itself."""
+    """Further addresses that ``ip`` may lead to: each is judged in addition to ``ip`` itself."""
     if not int(ip):
         here = IPv4Address("127.0.0.1") if isinstance(ip, IPv4Address) else IPv6Address("::1")
         return (Carried(here, f"the system's reading of {ip}", ip_network(ip)),)

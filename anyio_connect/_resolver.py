@@ -34,7 +34,7 @@ async def ask(resolver: Resolver, address: SocketAddress) -> tuple[list[str], in
     if isinstance(found, _NoAwaitable):
         raise bad_answer(host, port, found.answer, "cannot be awaited: write it with 'async def'")
     if isinstance(found, (str, bytes, bytearray)) or not isinstance(found, Sequence):
-        raise bad_answer(host, port, found, "is no list of IP addresses")
+        raise bad_answer(host, port, found, "is not a list of IP addresses")
     try:
         listed: list[object] = list(islice(found, _MOST))
         more = len(found) - len(listed)

@@ -43,7 +43,7 @@ class Transport(ByteStream):
     """
 
     #: Whether a send was cut short: the peer has an incomplete message, and would misread anything
-    #: that were sent after it.
+    #: that is sent after it.
     torn: bool = False
 
     #: How many bytes at the end of the sent data may be lost in a reset without harm. They are the
@@ -232,7 +232,7 @@ class Transport(ByteStream):
         :raises anyio.BrokenResourceError: the kernel has already reported a reset of the
             connection, and would not do so again; nothing has changed
         """
-        raise NoSocketError("it is no socket of the system's, but another stream")
+        raise NoSocketError("it is not a socket of the system, but another stream")
 
     def close_dropped(self) -> bool:
         """Close the transport, because its user was collected; return whether it was open.
@@ -417,7 +417,7 @@ class ForeignTransport(Transport):
 
     def detach(self) -> socket.socket:
         kind = type(self._stream).__name__
-        raise NoSocketError(f"it is no socket of the system's, but a {kind}")
+        raise NoSocketError(f"it is not a socket of the system, but a {kind}")
 
     @property
     def alpn(self) -> str | None:

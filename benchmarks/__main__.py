@@ -15,12 +15,12 @@ IMPORT = "import"
 RESULTS = report.ROOT / "benchmarks" / "results.json"
 
 EXAMPLES = """\
-all of it, which takes about a quarter of an hour on two cores that have nothing else to do:
+all rows, in about a quarter of an hour, on two cores that have nothing else to do:
   python -m benchmarks run --json benchmarks/results.json
   python -m benchmarks report --write
-the same, where it was interrupted:
+the same, after an interruption:
   python -m benchmarks run --json benchmarks/results.json --resume
-one row on one event loop, in some seconds, while you change the code:
+one row on one event loop, in some seconds, to try a change:
   python -m benchmarks run round_trip_100 --loops asyncio
   python -m benchmarks run connect --loops trio --only anyio_connect,trio --rounds 15
 """
@@ -29,7 +29,7 @@ one row on one event loop, in some seconds, while you change the code:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure anyio_connect beside its peers.",
+        description="Compare the cost of anyio_connect with that of its peers.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -47,16 +47,16 @@ def main() -> None:
     )
     run.add_argument("--loops", help="only these event loops, as in 'asyncio,trio'")
     run.add_argument("--only", help="only these contenders, as in 'anyio_connect,streams'")
-    run.add_argument("--rounds", type=int, default=7, help="of which medians are taken")
+    run.add_argument("--rounds", type=int, default=7, help="the results are medians of the rounds")
     run.add_argument(
-        "--share", type=int, default=1, metavar="N", help="do an Nth of it, to see that it runs"
+        "--share", type=int, default=1, metavar="N", help="do one part in N, to check that it runs"
     )
-    run.add_argument("--json", type=Path, metavar="FILE", help="keep what is measured")
+    run.add_argument("--json", type=Path, metavar="FILE", help="save the results")
     run.add_argument(
         "--resume", action="store_true", help="measure only the rows that FILE does not have"
     )
 
-    shown = commands.add_parser("report", help="show what was measured")
+    shown = commands.add_parser("report", help="show the results")
     shown.set_defaults(call=show)
     shown.add_argument("--json", type=Path, default=RESULTS, metavar="FILE")
     shown.add_argument("--plots", type=Path, metavar="DIRECTORY", help="draw the pictures there")

@@ -247,7 +247,7 @@ def turns(number: int, rounds: int, *, warm_up: bool) -> Iterator[tuple[int, lis
 def measure(
     name: str, found: Sequence[Contender], rounds: int, share: int, start: Start
 ) -> list[Result]:
-    """Measure a row with all the contenders that support it, each in a new process.
+    """Measure a row with all contenders that support it, each in a new process.
 
     Only one part in ``share`` of the work is done.
     """
@@ -297,7 +297,7 @@ def import_times(rounds: int) -> dict[str, list[float]]:
         "print((time.process_time() - begun) * 1000)"
     )
     command = on_core(cores()[0], sys.executable, "-c")
-    # In the usual way: with the compiled code that is on the disk.
+    # As usual, with the compiled code on the disk.
     env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     found: dict[str, list[float]] = {module: [] for module in IMPORTED}
     for number, order in turns(len(IMPORTED), rounds, warm_up=True):

@@ -41,7 +41,7 @@ def receive_into(connection: socket.socket, buffer: memoryview) -> int:
 
 
 def number(connection: socket.socket) -> int:
-    """The number that the client sends; 0 where it ends."""
+    """The number that the client sends; 0 if it ends."""
     word = b""
     while len(word) < 8:
         piece = connection.recv(8 - len(word))
@@ -125,7 +125,7 @@ def serve_simply(
             secured.add(connection)
             if service is Service.GREET:
                 connection.send(b".")
-            return True  # what has come after it is still in the kernel, and will be told of
+            return True  # the kernel still has the data after it, and will report that
         data = connection.recv(65536)
         if data and service is Service.ECHO:
             connection.send(data)  # a few bytes, for which there is room
@@ -136,7 +136,7 @@ def serve_simply(
             found = key.fileobj
             assert isinstance(found, socket.socket)
             if found is listener:
-                with suppress(OSError):  # that there is none, or that it has gone again
+                with suppress(OSError):  # there is no client, or it has gone again
                     while True:
                         accept()
                 continue

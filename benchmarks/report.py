@@ -134,10 +134,10 @@ AIMS: dict[str, tuple[float, float, float]] = {
     **dict.fromkeys(("tls_receive", "tls_send", "tls_duplex"), (1.0, 1.0, 1.0)),
 }
 
-#: At most so many KiB.
+#: The highest memory to reach, in KiB.
 MEMORY_AIM = (2.3, 2.3, 2.1)
 
-#: At most so many milliseconds.
+#: The highest import time to reach, in milliseconds.
 IMPORT_AIM = 20
 
 
@@ -302,7 +302,7 @@ def full(run: Run) -> str:
         lines += costs_table(run, loop)
         calls = [*calls_table(run, loop)]
         if len(calls) > 2 and loop:
-            lines += ["", "Calls of functions in Python, and coroutines that go on:", "", *calls]
+            lines += ["", "Calls of Python functions, and resumptions of coroutines:", "", *calls]
     return "\n".join(lines)
 
 
@@ -382,7 +382,7 @@ def _pyplot() -> Any:
     from matplotlib import pyplot as plt
 
     mpl.rcParams["svg.hashsalt"] = "anyio_connect"  # the same picture from the same figures
-    mpl.rcParams["svg.fonttype"] = "none"  # text stays text
+    mpl.rcParams["svg.fonttype"] = "none"  # text is not drawn as paths
     mpl.rcParams["font.size"] = 9
     return plt
 

@@ -11,16 +11,18 @@ HOST = "127.0.0.1"
 class Service(IntEnum):
     """One port each, in this order."""
 
-    SEND = 0  #: takes a number, 8 bytes big-endian, and sends as many bytes; again and again
-    TAKE = 1  #: takes a number, takes as many bytes, then sends one; again and again
-    BOTH = 2  #: takes a number, then does both at once, and sends one byte more
-    ECHO = 3  #: sends back what comes
+    SEND = 0  #: receives a number (8 bytes, big-endian), and sends that many bytes; repeatedly
+    TAKE = 1  #: receives a number, receives that many bytes, then sends one; repeatedly
+    BOTH = 2  #: receives a number, then does both at once, and sends one more byte
+    ECHO = 3  #: sends everything back
     GREET = 4  #: sends one byte as soon as there is a connection
-    HOLD = 5  #: keeps the connection, and takes what comes
+    HOLD = 5  #: keeps the connection, and receives everything
 
 
 def allow_many_sockets() -> None:
-    with suppress(ImportError, ValueError, OSError):  # not everywhere, and not always so many
+    with suppress(
+        ImportError, ValueError, OSError
+    ):  # not on every system, and not always that many
         import resource
 
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -38,25 +38,25 @@ class Tool(Protocol):
         """Connect to the peer."""
 
     async def open_without_context(self, port: int) -> Any:
-        """Connect over TLS as a user without settings of certificates does."""
+        """Connect over TLS without a context, like a user who passes none."""
 
     async def close(self, connection: Any) -> None:
-        """Close it, waiting for no more than this kind of socket does by itself."""
+        """Close it. Wait only for what this kind of socket waits for by itself."""
 
     async def send(self, connection: Any, data: bytes) -> None:
         """Send something small."""
 
     async def take(self, connection: Any, amount: int) -> None:
-        """Receive that many bytes, in pieces as large as serves this kind of socket best."""
+        """Receive that many bytes, in pieces of the size that is best for this kind of socket."""
 
     async def take_into(self, connection: Any, amount: int) -> None:
-        """Receive that many bytes into memory of ours."""
+        """Receive that many bytes into our own buffer."""
 
     async def give(self, connection: Any, amount: int, size: int) -> None:
         """Send that many bytes, in writes of ``size`` bytes."""
 
     async def ping(self, connection: Any, times: int, message: bytes) -> None:
-        """Send the message and receive it back, so many times."""
+        """Send the message and receive it back, ``times`` times."""
 
     async def at_once(self, calls: Sequence[Call]) -> None:
         """Make all the calls at the same time, as all others on this event loop do."""
@@ -74,7 +74,7 @@ class Clock:
             sys.setprofile(self._count)
 
     def _count(self, frame: FrameType, event: str, argument: object) -> None:
-        if event == "call":  # of a function in Python, or a coroutine that goes on
+        if event == "call":  # of a Python function, or a resumption of a coroutine
             self._calls += 1
 
     def cost(self, operations: float) -> Cost:
@@ -88,7 +88,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Order:
-    """How much of a work is to be done."""
+    """How much work to do."""
 
     ports: Sequence[int]
     tls: bool
@@ -124,7 +124,7 @@ async def receive(tool: Tool, order: Order, *, into: bool = False) -> Cost:
 
 
 async def receive_into(tool: Tool, order: Order) -> Cost:
-    """And as much without a buffer, to compare: "cpu without" and "wall without"."""
+    """The same, and also without a buffer, to compare: "cpu without" and "wall without"."""
     costs = {}
     for into in random.sample((True, False), 2):
         costs[into] = await receive(tool, order, into=into)
@@ -168,7 +168,7 @@ async def duplex(tool: Tool, order: Order) -> Cost:
 
 
 def round_trips(busy: int | None = None) -> Run:
-    """On that many of the sockets at the same time, or on all."""
+    """Round trips on that many of the sockets at the same time, or on all."""
 
     async def run(tool: Tool, order: Order) -> Cost:
         port = order.ports[Service.ECHO]
@@ -253,21 +253,21 @@ def resident() -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """One thing to measure. ``amount`` of it, on so many sockets, makes up a turn."""
+    """One measurement. A turn does ``amount`` operations, on that number of sockets."""
 
     title: str
     run: Run
     amount: int = 1
     sockets: int = 1
-    unit: str = "µs"  #: of the cost of one: µs, µs/MB, KiB
+    unit: str = "µs"  #: of the cost of one operation: µs, µs/MB, KiB
     tls: bool = False
-    rounds: int | None = None  #: at most, for what takes long, and does not warm up
+    rounds: int | None = None  #: at most, for rows that take long and need no warm-up
     afresh: bool = False  #: in a process that has done nothing else before
     without: tuple[str, ...] = ()  #: contenders that do not do this
 
     @property
     def counts(self) -> bool:
-        """Whether calls are counted too: of what is small, and done often in a turn."""
+        """Whether calls are counted too: in rows with many short operations in a turn."""
         return self.unit == "µs" and self.amount >= 50
 
     def rounds_of(self, rounds: int) -> int:
@@ -295,7 +295,10 @@ def _on_sockets(amounts: dict[int, int], *, tls: bool = False) -> dict[str, Row]
     return rows
 
 
-_FEW_ONLY = ("blocking", "workerd")  # a thread for each; a limit for each request
+_FEW_ONLY = (
+    "blocking",
+    "workerd",
+)  # one has a thread for each socket, the other a limit for each request
 _NO_TLS = ("sock",)
 _NO_INTO = ("streams", "anyio", "trio", "node", "workerd")
 

@@ -644,7 +644,10 @@ def test_starttls(authority: trustme.CA, cafile: str) -> None:
     ("clear", "message"),
     [
         (b"502 no\r\n", "the server refused STARTTLS: '502 no'"),
-        (b"220 go ahead\r\n250 injected\r\n", "the server sent more in the clear behind"),
+        (
+            b"220 go ahead\r\n250 injected\r\n",
+            "the server sent unencrypted data after it had agreed",
+        ),
     ],
 )
 def test_starttls_fails(authority: trustme.CA, cafile: str, clear: bytes, message: str) -> None:
@@ -683,7 +686,7 @@ def test_the_timeout_limits_how_long_a_peer_may_be_silent_before_tls(backend: li
         ran = run(address, "--starttls", "smtp", "--timeout", "0.5", *backend)
     assert ran.returncode == 1
     assert ran.stderr.decode() == (
-        f"anyio_connect: no word of TLS from {address} within 0.5 seconds: does it speak smtp?\n"
+        f"anyio_connect: {address} did not agree to TLS within 0.5 seconds: does it speak smtp?\n"
     )
 
 

@@ -174,11 +174,11 @@ async def test_an_answer_without_end_is_bounded() -> None:
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        ("127.0.0.1", "'127.0.0.1', which is no list of IP addresses"),
-        (b"127.0.0.1", "b'127.0.0.1', which is no list of IP addresses"),
-        (None, "None, which is no list of IP addresses"),
-        ({"127.0.0.1"}, "{'127.0.0.1'}, which is no list of IP addresses"),
-        (5, "5, which is no list of IP addresses"),
+        ("127.0.0.1", "'127.0.0.1', which is not a list of IP addresses"),
+        (b"127.0.0.1", "b'127.0.0.1', which is not a list of IP addresses"),
+        (None, "None, which is not a list of IP addresses"),
+        ({"127.0.0.1"}, "{'127.0.0.1'}, which is not a list of IP addresses"),
+        (5, "5, which is not a list of IP addresses"),
         ([None], "None, which is not an IP address"),
         ([("127.0.0.1", 80)], "('127.0.0.1', 80), which is not an IP address"),
         ([2130706433], "2130706433, which is not an IP address"),

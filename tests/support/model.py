@@ -80,8 +80,7 @@ class Model:
         self.follow()
 
     def call_cancelled(self, number: int, call: Call) -> None:
-        """Make a call that is cancelled already. A call that ends a direction does so, without
-        waiting."""
+        """Make a call that is cancelled already. It may end a direction, but does not wait."""
         self.outcomes[number] = "cancelled"
         if call.kind == "end" and not self.made:
             self.abort()

@@ -130,8 +130,7 @@ def _tcp(socket: Socket) -> TCPTransport:
 
 
 def use_up_the_turn() -> None:
-    """Make the next call let other tasks run, even if it need not wait. On asyncio only some
-    do."""
+    """Make the next call let other tasks run, even if it need not wait."""
     loop = here()
     if isinstance(loop, AsyncioLoop):
         loop._budget.left = 0

@@ -160,8 +160,7 @@ class Forger:
         return self.record(21, bytes([level, description]))
 
     def key_update(self, *, answer: bool) -> bytes:
-        """New keys from now on (RFC 8446 section 4.6.3), and a request to the client for new
-        keys."""
+        """A KeyUpdate (RFC 8446 4.6.3). With ``answer``, it asks the client for one too."""
         record = self.record(22, bytes([24, 0, 0, 1, answer]))
         self.secret = self._expand(b"traffic upd", 48)
         self._derive()
