@@ -49,7 +49,7 @@ def wait_for(function: Callable[[], Awaitable[T]], drop: Callable[[T], object]) 
 
     A signal handler may raise an exception in the calling thread meanwhile, such as
     KeyboardInterrupt. Then the function is cancelled, and the exception is raised after it has
-    ended. If the function returns a result all the same, ``drop`` is called with it.
+    ended. If the function returns a result nevertheless, ``drop`` is called with it.
 
     :raises NoThreadError: the system cannot start another thread
     :raises OSError: there are no descriptors for another event loop

@@ -39,7 +39,7 @@ class Dialer(Protocol):
     a :class:`ConnectError`.
 
     A dial that is no longer needed is cancelled: by ``close()``, by ``connect_timeout``, or
-    because another address was faster. If it returns a stream all the same, the stream is closed.
+    because another address was faster. If it returns a stream nevertheless, the stream is closed.
     """
 
     def __call__(self, address: SocketAddress, /) -> Awaitable[ByteStream]:

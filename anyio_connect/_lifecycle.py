@@ -76,7 +76,7 @@ class Inbound(_Name):
 class Outbound(_Name):
     OPEN = auto()
     SENDING = auto()  #: a send is in flight
-    LAST = auto()  #: a send is in flight, and writable.aclose() waits to end our side behind it
+    LAST = auto()  #: a send is in flight, and writable.aclose() waits to end our side after it
     DUE = auto()  #: that send is over, and nothing but our end may follow it
     ENDING = auto()  #: our end is on its way
     ENDED = auto()

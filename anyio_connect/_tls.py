@@ -671,7 +671,7 @@ class TLSTransport(Transport):
         if self._outgoing.pending + len(self._unsent) > _MAX_WAITING:
             self._error = ssl.SSLError(
                 ssl.SSL_ERROR_SSL,
-                "the peer wants an answer to each of its many KeyUpdates, and reads none",
+                "the peer requests answers to many KeyUpdates, but does not read them",
             )
         return data
 
@@ -1058,7 +1058,7 @@ class TLSTransport(Transport):
         await self._transport.abort()
 
     def detach(self) -> socket.socket:
-        raise NoSocketError("TLS is spoken on it, whose keys are not the system's")
+        raise NoSocketError("it uses TLS, and the system does not have the keys")
 
     def close_dropped(self) -> bool:
         return self._transport.close_dropped()

@@ -103,7 +103,7 @@ elif sys.platform == "darwin" or sys.platform.startswith("freebsd"):
 
         def _change(self, fd: int, kind: int, flags: int) -> None:
             # Received data and free space in the send buffer must not cause a wake-up, so the
-            # low-water mark is out of their reach. EV_EOF is reported all the same.
+            # low-water mark is out of their reach. EV_EOF is reported nevertheless.
             change = select.kevent(fd, kind, flags, select.KQ_NOTE_LOWAT, 2**31 - 1)
             self._kqueue.control([change], 0)
 

@@ -40,7 +40,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(anyio|asyncio|aiohttp|httpcore|httpx|trio|ssl|socket|stdlib|tls)\b.*"),
     (r"py:.*", r"(collections|contextlib|types|typing|typing_extensions|ipaddress)\b.*"),
-    # What annotations say: names of the standard library, of AnyIO, and of private modules.
+    # The names in annotations: of the standard library, of AnyIO, and of private modules.
     (r"py:(class|obj)", r"[A-Za-z_]*(Buffer|ByteStream|Callable|Awaitable|Mapping|Sequence).*"),
     (r"py:(class|obj)", r"(TaskGroup|Self|Unpack|SOCKET_OPTION|optional|Protocol)"),
     (r"py:class", r"anyio_connect\._future\.T_co"),

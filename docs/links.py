@@ -1,7 +1,7 @@
 """Whether each link of the built pages leads somewhere: ``python docs/links.py SITE``.
 
-Sphinx checks what it makes of Markdown and of docstrings. This looks at what came of it: every
-link within the site, its anchor, and every picture and style sheet.
+Sphinx checks the Markdown and the docstrings. This checks the result: every link within the site,
+its anchor, and every picture and style sheet.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Page(HTMLParser):
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Take note of what the tag links to, or can be linked to by."""
+        """Record the link of a tag, and the anchor of a tag."""
         for name, value in attrs:
             if name in ("href", "src") and value:
                 self.links.append(value)

@@ -365,7 +365,7 @@ def answer(state: life.State, call: str) -> str:
     event = CALLS[call]
     _, verdict, effects = life.step(state, event)
     assert verdict is not None
-    if event is E.ABORT and not effects:  # as there is no connection
+    if event is E.ABORT and not effects:  # because there is no connection
         verdict = V.NOTHING_TO_DO
     if event is E.END_LAST and verdict is V.BROKEN:
         return "resets the connection"
@@ -538,7 +538,7 @@ _MADE = re.compile(r"(?<=<!-- made: )([\w ]+)( -->\n).*?(?=\n<!-- /made -->)", r
 
 
 def current(page: str) -> str:
-    """The page with its made parts up to date."""
+    """The page with its generated parts up to date."""
     return _MADE.sub(lambda found: f"{found[1]}{found[2]}{MADE[found[1]]()}", page)
 
 

@@ -92,9 +92,9 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(params=BACKENDS)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    """The event loop under a test, in the form in which AnyIO's pytest plugin takes it.
+    """The event loop of a test, in the form that AnyIO's pytest plugin expects.
 
-    One loop for each test: what a test leaves behind is its own.
+    Each test has its own loop, so that leftovers belong to one test.
     """
     return request.param
 
@@ -135,9 +135,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--epoll-first"):
         _readers._FEW = 0
     config.addinivalue_line(
-        "markers", f"time_limit(seconds): may take that long, and not {TIME_LIMIT} seconds"
+        "markers",
+        f"time_limit(seconds): the time limit of the test, instead of {TIME_LIMIT} seconds",
     )
-    config.addinivalue_line("markers", "slow: `nox -s quick` does without")
+    config.addinivalue_line("markers", "slow: `nox -s quick` skips the test")
     if HAS_UVLOOP:
         # The first uvloop of a process opens a pipe for signals, which stays open for all others.
         uvloop_loop().close()
@@ -183,14 +184,14 @@ def pytest_runtest_makereport(
 def from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each connection be pending when the system call returns.
 
-    On loopback, a connection is otherwise made by then.
+    On loopback, the connection is otherwise made already.
     """
     monkeypatch.setattr("anyio_connect._dial.connected", lambda *_: None)
 
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    """The names that the package finds in place of those that the system knows."""
+    """The names that the package finds, instead of those of the system."""
     names = Names()
     monkeypatch.setattr("anyio_connect._dial.getaddrinfo", names.getaddrinfo)
     return names

@@ -1,16 +1,17 @@
-"""Break the code in every small way, one at a time, and see that a test fails.
+"""Break the code in every small way, one at a time, and check that a test fails.
 
-``nox -s mutants`` runs this, which takes an hour. Arguments choose less of it::
+``nox -s mutants`` runs this, which takes an hour. Arguments limit it::
 
     nox -s mutants -- _lifecycle _policy        # these modules
     nox -s mutants -- --since main              # only what has changed since that commit
     nox -s mutants -- --lines 120-180 _streams  # only these lines, of one module
 
-What survives, and is not explained in MUTANTS.md, is a failure. So is an explanation of what was
-killed, unless only a part of the module was tried.
+It fails if a mutant survives that is not explained in MUTANTS.md. It also fails if an explained
+mutant was killed, unless only a part of the module was tried.
 
-Cosmic Ray makes the changes. It has to be in the environment of the Python that runs this, with
-what the tests need, but without the package: the tests are to import the broken copy.
+Cosmic Ray makes the changes. It must be installed in the environment of the Python that runs this,
+with everything that the tests need, but without the package: the tests must import the broken
+copy.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 
-#: Where the commands of this environment are.
+#: The directory of this environment's commands.
 BIN = Path(sys.executable).parent
 
-#: The modules that have to be proof against it, and the tests that prove it.
+#: The modules to break, and the tests that have to notice it.
 MUTATED = {
     "_lifecycle": "tests/test_lifecycle.py tests/test_lifecycle_changed.py",
     "_address": "tests/test_address.py",
@@ -47,7 +48,7 @@ MUTATED = {
     "_tls": "tests/test_tls_transport.py tests/test_tls_end.py tests/test_tls_in_tls.py "
     "tests/test_tls_renegotiation.py tests/test_tls_handshake.py tests/test_trio_checks.py "
     "tests/test_faults.py::test_no_descriptor_for_the_authorities",
-    # Random histories find most within a second, so they come first.
+    # Random histories find most mutants within a second, so they come first.
     "_connection": "tests/test_simulation.py::test_mended_faults_do_not_come_back "
     "tests/test_simulation.py::test_random_histories tests/test_in_flight.py "
     "tests/test_dropped.py tests/test_closing.py tests/test_pipe.py tests/test_socket.py "
@@ -58,15 +59,15 @@ MUTATED = {
     "tests/test_tls_in_tls.py::test_an_end_that_is_cancelled_half_way_cuts_a_message",
 }
 
-#: The same histories for each mutant, and none shortened: that one fails is enough.
+#: The same histories for each mutant. A failing history is not shortened.
 SAME_HISTORIES = {
     "SIMULATION_SEED": "0",
     "SIMULATION_COUNT": "400",
     "SIMULATION_SHRINK": "0",
 }
 
-#: Changes that make no difference, or none that a test could see: `|` in an annotation, and an
-#: order asked of what is compared by `is`.
+#: Changes that make no difference, or none that a test could notice: `|` in an annotation, and an
+#: order comparison in place of `is`.
 NO_MUTATIONS = [
     "core/ReplaceBinaryOperator_BitOr_.*",
     "core/ReplaceComparisonOperator_Is(Not)?_(Lt|LtE|Gt|GtE|Eq|NotEq)",
@@ -83,20 +84,24 @@ class Part(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Try the mutants; say what is not as MUTANTS.md has it, and return the exit status."""
+    """Try the mutants; print the differences from MUTANTS.md, and return the exit status."""
     about = str(__doc__).partition("\n")[0]
     parser = argparse.ArgumentParser(prog="nox -s mutants --", description=about)
     every = ", ".join(MUTATED)
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {every}; all if none")
+    parser.add_argument(
+        "modules", nargs="*", metavar="MODULE", help=f"some of {every}; by default all"
+    )
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--since", metavar="COMMIT", help="only what has changed since then")
-    only.add_argument("--lines", metavar="FIRST-LAST", help="only these, of one module")
-    parser.add_argument("--work", type=Path, required=True, help="a directory for copies")
+    only.add_argument(
+        "--since", metavar="COMMIT", help="only lines that have changed since this commit"
+    )
+    only.add_argument("--lines", metavar="FIRST-LAST", help="only these lines, of one module")
+    parser.add_argument("--work", type=Path, required=True, help="a directory for the copies")
     given = parser.parse_args(arguments)
     if unknown := [module for module in given.modules if module not in MUTATED]:
-        parser.error(f"not among those that can be tried: {', '.join(unknown)}")
+        parser.error(f"these modules are not tried: {', '.join(unknown)}")
     if given.lines and len(given.modules) != 1:
-        parser.error("--lines is about one module: name it")
+        parser.error("--lines needs the name of one module")
     part = Part(given.since, given.lines)
     work = given.work.resolve()
     explained = survivors_explained((ROOT / "tests" / "MUTANTS.md").read_text(encoding="utf-8"))
@@ -111,8 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
                 surprises += (f"{module}: explained, but killed\n{diff}" for diff in killed)
     if surprises:
         advice = (
-            "Write a test that fails for what survived. If none can, say why in tests/MUTANTS.md, "
-            "under the heading of the module; and take out what was killed."
+            "Write a test that fails for each survivor. If none can, say why in tests/MUTANTS.md, "
+            "under the heading of the module. Remove the mutants that were killed."
         )
         print(*surprises, advice, sep="\n\n", file=sys.stderr)
     return 1 if surprises else 0
@@ -120,8 +125,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def breakers(work: Path) -> Iterator[list[str]]:
-    """Run a process for each core, which breaks and tests a copy of its own; give addresses."""
-    # Their tests are of this environment, and so is the command.
+    """Run a process for each core, which breaks and tests its own copy; yield their addresses."""
+    # The tests run in this environment, and so does the command.
     path = os.pathsep.join([str(BIN), os.environ["PATH"]])
     env = {**os.environ, **SAME_HISTORIES, "PATH": path}
     urls = []
@@ -146,27 +151,27 @@ def breakers(work: Path) -> Iterator[list[str]]:
 
 
 def cores() -> int:
-    """How many this process may use: ``taskset`` leaves some to others."""
+    """The number of cores that this process may use, which ``taskset`` can limit."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def answers(port: int) -> bool:
-    """Whether somebody listens there."""
+    """Whether a process listens there."""
     with socket.socket() as sock:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 def mutate(module: str, part: Part, work: Path, urls: list[str]) -> set[str]:
-    """Try the mutants of a module, at these addresses; return what survived, as diffs."""
+    """Try the mutants of a module, at these addresses; return the diffs of the survivors."""
     tree = work / "tree-0"
-    # One event loop is enough to tell, and trio is the strictest. The first failure ends a run.
+    # One event loop is enough, and trio is the strictest. The first failure ends a run.
     tests = f"{MUTATED[module]} -k 'not asyncio and not uvloop and not soak'"
-    # A test that blocks its thread for so long hangs, however long all of them take.
+    # A test that blocks its thread for that long hangs. This does not limit the whole run.
     command = f"python -m pytest -p no:cacheprovider -o faulthandler_timeout=120 -x -q {tests}"
     started = time.monotonic()
-    run(sys.executable, *shlex.split(command)[1:], cwd=tree)  # unbroken, they pass
+    run(sys.executable, *shlex.split(command)[1:], cwd=tree)  # without a change, they pass
     took = time.monotonic() - started
     config, results = work / f"{module}.toml", work / f"{module}.sqlite"
     config.write_text(configuration(module, part, command, 10 + 3 * took, urls), encoding="utf-8")
@@ -190,7 +195,7 @@ def mutate(module: str, part: Part, work: Path, urls: list[str]) -> set[str]:
             survivors.append(changed_lines(result["diff"]))
         elif result["test_outcome"] == "killed":
             killed += 1
-        else:  # it could not be made, so that no test had a say
+        else:  # it could not be made, so no test ran
             other += 1
     tried = killed + len(survivors)
     print(f"{module}: {killed} of {tried} mutants killed; {other} could not be tried", flush=True)
@@ -198,7 +203,7 @@ def mutate(module: str, part: Part, work: Path, urls: list[str]) -> set[str]:
 
 
 def configuration(module: str, part: Part, command: str, timeout: float, urls: list[str]) -> str:
-    """What Cosmic Ray is told, as TOML. ``timeout``: a test run that takes longer hangs."""
+    """The configuration of Cosmic Ray, as TOML. A test run longer than ``timeout`` hangs."""
     path = f"anyio_connect/{module}.py"
     tables: dict[str, dict[str, object]] = {
         "cosmic-ray": {
@@ -223,7 +228,7 @@ def configuration(module: str, part: Part, command: str, timeout: float, urls: l
 
 
 def run(*command: str | Path, cwd: Path, capture: bool = False) -> str:
-    """Run a command, which has to succeed; return what it wrote, if that is captured."""
+    """Run a command, which has to succeed; return its output, if that is captured."""
     words = [str(word) for word in command]
     env = {**os.environ, **SAME_HISTORIES}
     stdout = subprocess.PIPE if capture else None
@@ -234,7 +239,7 @@ def run(*command: str | Path, cwd: Path, capture: bool = False) -> str:
 
 
 def changed_lines(diff: str) -> str:
-    """The lines of a diff that differ, without what says where they are."""
+    """The changed lines of a diff, without their positions."""
     lines = (line.rstrip() for line in diff.splitlines())
     return "\n".join(
         line for line in lines if line[:1] in ("-", "+") and line[:4] not in ("--- ", "+++ ")
@@ -242,7 +247,7 @@ def changed_lines(diff: str) -> str:
 
 
 def survivors_explained(notes: str) -> dict[str, set[str]]:
-    """The diffs that stand in the notes under the heading of each module."""
+    """The diffs in the notes, by the module of their heading."""
     explained: dict[str, set[str]] = {}
     for section in notes.split("\n## ")[1:]:
         module = section.split("`")[1]

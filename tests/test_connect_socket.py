@@ -170,7 +170,7 @@ async def test_tls_to_a_proxy_cannot_be_given_away() -> None:
 
     async with proxying(script, over_tls=True) as proxy:
         connector = Connector(proxy=proxy.url("https"), ssl_context=client_context())
-        with pytest.raises(DetachError, match="cannot be given away: TLS is spoken on it"):
+        with pytest.raises(DetachError, match="cannot be given away: it uses TLS"):
             await connector.connect_socket("mail.example:587")
 
 

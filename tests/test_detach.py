@@ -288,7 +288,7 @@ async def test_refused_over_tls() -> None:
         tls = TLSPeer(await listener.accept(), server_context())
         await tls.shake()
         await socket.opened
-        with pytest.raises(DetachError, match="cannot be detached: TLS is spoken on it"):
+        with pytest.raises(DetachError, match="cannot be detached: it uses TLS"):
             socket.detach()
         await socket.send(b"still works")
         assert await tls.receive() == b"still works"

@@ -296,7 +296,7 @@ class Driver:
             if self.peer is not None:
                 self.listener.peers.append(self.peer)
             elif model.made:
-                yield "nobody has connected"
+                yield "no client has connected"
                 return
         for number in self.scopes:
             found, wanted = self.outcomes.get(number), model.outcomes.get(number)
