@@ -297,6 +297,9 @@ class Connector:
 
         ``connect_timeout``: replaces that of the Connector, in seconds; None means "not given".
 
+        A cancelled call changes nothing. A lookup by the system that it has begun may go on for a
+        while in its thread.
+
         :raises InvalidAddressError: ``host`` and ``port`` are not the address of a TCP endpoint
         :raises InvalidOptionError: ``connect_timeout`` has a bad value
         :raises ResolveError: the name has no address

@@ -179,7 +179,7 @@ class Network:
     async def dial(self, address: SocketAddress, /) -> ByteStream:
         """Connect to ``address``. This is a :class:`Dialer`.
 
-        The addresses of a name are tried in order.
+        The addresses of a name are tried in order. A cancelled call leaves no connection behind.
 
         :raises OSError: the error that the system would raise: ``socket.gaierror`` for a name that
             does not exist, ``ConnectionRefusedError`` if nothing listens there
@@ -202,7 +202,8 @@ class Network:
     async def resolve(self, host: str, port: int) -> list[str]:
         """Return the IP addresses of ``host``; for an IP address, only that.
 
-        This is a ``resolver`` for ``Connector``. ``port`` makes no difference.
+        This is a ``resolver`` for ``Connector``. ``port`` makes no difference. A cancelled call
+        changes nothing.
 
         :raises socket.gaierror: the name does not exist here
         """

@@ -197,6 +197,44 @@ def test_the_docstring_of_a_function_explains_each_argument(function: Any) -> No
             assert f"``{name}" in words, why
 
 
+#: Functions that raise no error of their own.
+RAISE_NOTHING = {
+    *("AddressPolicy.refusal", "AddressPolicy.port_refusal", "SocketFuture.done"),
+    *("Socket.is_readable", "Socket.close", "Socket.aclose"),
+    *("ReadableStream.is_readable", "ReadableStream.aclose", "WritableStream.abort"),
+    *("Listener.aclose", "testing.MemoryListener.aclose"),
+    *("adapters.aiohttp.socket_factory", "adapters.httpcore.NetworkBackend.sleep"),
+    *("adapters.httpx.Transport.aclose", "adapters.trio.Stream.aclose"),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_docstring_of_a_function_says_what_it_raises(name: str) -> None:
+    told = ":raises " in str(inspect.getdoc(FUNCTIONS[name]))
+    assert told != (name in RAISE_NOTHING), (
+        f"say in the docstring of {name}() which errors it raises, each with :raises, and when; "
+        "or add it to RAISE_NOTHING"
+    )
+
+
+#: Functions that do the same as others, which say it.
+CANCELLED_LIKE_OTHERS = {
+    *("Socket.aclose", "adapters.trio.Stream.aclose", "adapters.httpx.Transport.aclose"),
+    "adapters.httpcore.NetworkBackend.sleep",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, f in FUNCTIONS.items() if inspect.iscoroutinefunction(f)]
+)
+def test_the_docstring_of_an_async_function_says_what_a_cancelled_call_leaves(name: str) -> None:
+    told = "cancel" in str(inspect.getdoc(FUNCTIONS[name])).lower()
+    assert told != (name in CANCELLED_LIKE_OTHERS), (
+        f"say in the docstring of {name}() what a cancelled call leaves behind; or add it to "
+        "CANCELLED_LIKE_OTHERS"
+    )
+
+
 #: Classes of which only the package makes objects.
 NOT_MADE_BY_USERS = {
     *("Dialer", "Listener", "ReadableStream", "Socket", "SocketFuture", "SocketOptions"),

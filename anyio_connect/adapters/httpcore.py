@@ -59,7 +59,8 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect to ``host`` at ``port`` within ``timeout`` seconds; None is no limit.
 
-        ``socket_options`` are set after connecting, as by httpcore's own backend.
+        ``socket_options`` are set after connecting, as by httpcore's own backend. A cancelled call
+        leaves nothing behind.
 
         :raises httpcore.ConnectTimeout: the time ran out
         :raises httpcore.ConnectError: the connection could not be made, or the policy forbids it
@@ -87,7 +88,8 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect to the Unix socket at ``path`` within ``timeout`` seconds.
 
-        ``socket_options`` are set after connecting. No policy judges the path.
+        ``socket_options`` are set after connecting. No policy judges the path. A cancelled call
+        leaves nothing behind.
 
         :raises httpcore.ConnectTimeout: the time ran out
         :raises httpcore.ConnectError: the connection could not be made

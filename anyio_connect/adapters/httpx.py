@@ -92,6 +92,8 @@ class Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send ``request``, and return the response when its head has arrived.
 
+        If it is cancelled, the request is given up, and over HTTP/1.1 its connection is closed.
+
         :raises httpx.TransportError: in the same cases as httpx's own transport
         """
         url = request.url

@@ -39,6 +39,7 @@ async def open_tcp_stream(
     ``host``, ``port``: the address to connect to. ``connector``: None allows all addresses and any
     number of connections. The options are those of ``connect()``, but ``allow_half_open`` is True
     by default: for trio's streams, the peer's end is the end of one direction only.
+    A cancelled call leaves nothing behind.
 
     :raises InvalidAddressError: ``host`` and ``port`` are not the address of a TCP endpoint
     :raises InvalidOptionError: an option is unknown, has a bad value, or contradicts another
@@ -82,7 +83,7 @@ class Stream(trio.abc.HalfCloseableStream):
             await self.socket.send(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until the kernel has room for more data.
+        """Wait until the kernel has room for more data. Cancelling it changes nothing.
 
         :raises trio.BusyResourceError: another task sends, or waits for room
         :raises trio.BrokenResourceError: the connection was reset or lost, or an earlier send was
@@ -105,6 +106,8 @@ class Stream(trio.abc.HalfCloseableStream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive at least one byte and at most ``max_bytes``; b"" is the peer's end.
 
+        Cancelling it loses no data.
+
         :raises ValueError: ``max_bytes`` is less than 1
         :raises trio.BusyResourceError: another task is receiving
         :raises trio.BrokenResourceError: the connection was reset or lost
@@ -120,6 +123,8 @@ class Stream(trio.abc.HalfCloseableStream):
 
     async def send_eof(self) -> None:
         """End our side; go on receiving.
+
+        A cancelled call is like one of :meth:`Socket.send_eof`.
 
         :raises trio.BusyResourceError: another task sends, or waits for room
         :raises trio.BrokenResourceError: the connection was reset or lost, or a send was cut short
