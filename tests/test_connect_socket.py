@@ -120,7 +120,9 @@ async def test_a_stream_of_a_dialer_cannot_be_given_away() -> None:
 
         connector = Connector(dialer=dial, max_connections=1)
         for _ in range(2):
-            with pytest.raises(DetachError, match="cannot be given away: it is no socket of the"):
+            with pytest.raises(
+                DetachError, match="cannot be given away: it is not a socket of the"
+            ):
                 await connector.connect_socket("unix.test:1")
         assert slots(connector).free == 1
         for stream in streams:
