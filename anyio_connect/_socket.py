@@ -48,8 +48,8 @@ class Socket(ByteStream):
     its two streams.
 
     Every call that is awaited is a checkpoint: a pending cancellation is raised. If a call need
-    not wait, other tasks still get to run: on trio after every such call, and on asyncio after
-    sixteen such calls or one mebibyte of data, counted over all sockets of the event loop.
+    not wait, other tasks still get to run: on trio after every such call, and on asyncio after at
+    most sixteen such calls or one mebibyte of data, counted over all sockets of the event loop.
     """
 
     def __init__(self, opener: Opener, target: Target | Wrapping, slot: Slot | None) -> None:
