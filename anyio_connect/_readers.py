@@ -5,9 +5,9 @@ many sockets this takes as long as the receive itself, because those objects are
 processor's caches. An epoll of our own returns the numbers of the sockets alone. The event loop
 watches that epoll like any other descriptor.
 
-But it adds one system call to a turn of the event loop. So the first sockets are registered with
-the event loop itself, and this epoll serves those that follow. It is opened when it is first
-needed, and closed when no socket is registered any more, here or with the event loop.
+But it adds one system call to a turn of the event loop. So a few sockets are registered with the
+event loop itself. When there are more, the epoll is opened and takes over all of them. It is
+closed when none of them is left.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
 from typing import Any, Generic, TypeVar
+from weakref import ref
 
-#: How many sockets are registered with the event loop itself.
-_FEW = 16
+#: How many sockets may be registered with the event loop itself.
+_FEW = 8
 
 #: How many sockets at most are served in one turn of the event loop. Their tasks run next, while
 #: the processor's caches hold what belongs to them. The epoll reports the rest in the next turn.
@@ -44,7 +45,9 @@ class Readers(Generic[_T]):
         self._on_readable = on_readable
         self._epoll: Any = None  # select.epoll, which only Linux has
         self._registered: dict[int, _T] = {}  # by descriptor
-        self._elsewhere: set[int] = set()  # the descriptors that the loop itself has
+        # The descriptors that the loop itself has. It keeps what was registered, unless other code
+        # has replaced the registration.
+        self._elsewhere: dict[int, ref[_T]] = {}
 
     def add(self, loop: asyncio.AbstractEventLoop, fd: int, what: _T) -> bool:
         """Register a descriptor, and keep ``what`` until :meth:`remove`.
@@ -54,14 +57,14 @@ class Readers(Generic[_T]):
         """
         epoll = self._epoll
         if epoll is None and len(self._elsewhere) >= _FEW:
-            epoll = self._epoll = self._open(loop)
+            epoll = self._open(loop)
         if epoll is not None:
             # If this fails, the event loop raises the error, or manages without us.
             with suppress(OSError):
                 epoll.register(fd, select.EPOLLIN)
                 self._registered[fd] = what
                 return True
-        self._elsewhere.add(fd)
+        self._elsewhere[fd] = ref(what)
         return False
 
     def remove(self, loop: asyncio.AbstractEventLoop, fd: int, what: _T | None) -> bool:
@@ -76,15 +79,15 @@ class Readers(Generic[_T]):
             with suppress(OSError):  # other code has closed the descriptor
                 self._epoll.unregister(fd)
         else:
-            self._elsewhere.discard(fd)
-        if self._epoll is not None and not self._registered and not self._elsewhere:
+            self._elsewhere.pop(fd, None)
+        if self._epoll is not None and not self._registered:
             epoll, self._epoll = self._epoll, None
             remove_from_loop(loop, epoll.fileno())
             epoll.close()
         return ours
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> Any:
-        """Open the epoll and return it, or None if there can be none."""
+        """Open the epoll, and let it take over all sockets. Return None if there can be none."""
         if sys.platform != "linux":
             return None
         try:
@@ -97,6 +100,15 @@ class Readers(Generic[_T]):
         except OSError:
             epoll.close()
             return None
+        self._epoll = epoll
+        for fd, weakly in [*self._elsewhere.items()]:
+            what = weakly()
+            if what is not None:  # otherwise it is the other code's registration
+                with suppress(OSError):
+                    epoll.register(fd, select.EPOLLIN)
+                    self._registered[fd] = what
+                    del self._elsewhere[fd]
+                    loop.remove_reader(fd)
         return epoll
 
     def _report(self) -> None:

@@ -17,13 +17,14 @@ from weakref import ref
 import anyio
 import pytest
 import trio
+from anyio.abc import SocketAttribute
 
 from anyio_connect import BrokenError, Socket, connect
 from anyio_connect._readers import _AT_ONCE, Readers
 from support import guards
 from support.cycles import Local
 from support.peers import Listener, Peer, listening
-from support.sockets import arrived
+from support.sockets import arrived, raw
 from support.turns import all_blocked, turns
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has epoll")
@@ -65,6 +66,10 @@ async def wait_once(*pairs: tuple[Socket, Peer]) -> None:
 
 async def receive(socket: Socket, expected: bytes) -> None:
     assert await socket.receive() == expected
+
+
+class Owner:
+    """What is registered for a socket."""
 
 
 def epolls() -> int:
@@ -110,12 +115,59 @@ async def test_one_epoll_is_opened_for_many_sockets_and_closed_after_the_last(
         assert epolls() == before
         await wait_once(*pairs[4:])
         assert epolls() == before + (not on_trio())
+        await wait_once(*pairs)
         for socket, _ in pairs[1:]:
             await socket.close()
-        # It stays for the sockets to come, as long as one is registered with the event loop.
+        # It stays for the sockets to come, as long as one is registered.
         assert epolls() == before + (not on_trio())
+        await wait_once(pairs[0])
         await pairs[0][0].close()
         assert epolls() == before
+
+
+@pytest.mark.parametrize("many", [4, 5])
+async def test_closed_sockets_do_not_count(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anyio_connect._readers._FEW", 4)
+    before = epolls()
+    async with open_sockets(many) as pairs:
+        await wait_once(*pairs)
+    async with open_sockets(4) as pairs:
+        await wait_once(*pairs)
+        assert epolls() == before
+
+
+async def test_the_epoll_takes_over_the_sockets_whose_tasks_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("anyio_connect._readers._FEW", 2)
+    async with open_sockets(3) as pairs, anyio.create_task_group() as group:
+        for number, (socket, _) in enumerate(pairs):
+            group.start_soon(receive, socket, b"%d" % number)
+            await all_blocked()
+        if not on_trio():
+            loop = asyncio.get_running_loop()
+            assert not any(loop.remove_reader(raw(socket).fileno()) for socket, _ in pairs)
+        for number, (_, peer) in enumerate(pairs):
+            peer.sock.send(b"%d" % number)
+
+
+async def test_the_epoll_leaves_a_number_to_other_code_that_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if on_trio():
+        return  # trio refuses a second one
+    monkeypatch.setattr("anyio_connect._readers._FEW", 1)
+    loop = asyncio.get_running_loop()
+    async with open_sockets(2) as [(socket, peer), other]:
+        number = socket.extra(SocketAttribute.raw_socket).fileno()
+        await wait_once((socket, peer))
+        told = anyio.Event()
+        loop.add_reader(number, told.set)
+        await wait_once(other)
+        peer.sock.send(b"x")
+        await told.wait()
+        assert loop.remove_reader(number) is not False  # uvloop does not say
+        assert await socket.receive() == b"x"
 
 
 @pytest.mark.usefixtures("from_the_first")
@@ -252,18 +304,18 @@ async def test_a_socket_that_was_removed_in_the_same_turn_is_not_reported() -> N
     if on_trio():
         return
     loop = asyncio.get_running_loop()
-    told: list[int] = []
+    told: list[stdlib.socket] = []
 
-    def tell(number: int) -> None:
-        told.append(number)
+    def tell(sock: stdlib.socket) -> None:
+        told.append(sock)
         for other, _ in pairs:
-            readers.remove(loop, other.fileno(), other.fileno())
+            readers.remove(loop, other.fileno(), other)
 
     readers = Readers(tell)
     pairs = [stdlib.socketpair() for _ in range(3)]
     before = epolls()
     for one, peer in pairs:
-        assert readers.add(loop, one.fileno(), one.fileno())
+        assert readers.add(loop, one.fileno(), one)
         peer.send(b"x")
     await turns()
     assert len(told) == 1  # it has removed the others
@@ -279,10 +331,10 @@ async def test_a_number_that_other_code_has_closed_belongs_to_the_new_socket() -
     if on_trio():
         return
     loop = asyncio.get_running_loop()
-    told: list[object] = []
+    told: list[Owner] = []
     readers = Readers(told.append)
     (one, peer), (new, new_peer) = stdlib.socketpair(), stdlib.socketpair()
-    number, old_owner, new_owner = one.fileno(), object(), object()
+    number, old_owner, new_owner = one.fileno(), Owner(), Owner()
     assert readers.add(loop, number, old_owner)
     os.dup2(new.fileno(), number)  # closes the old one, of which nothing is told
     assert readers.add(loop, number, new_owner)
