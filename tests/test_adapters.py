@@ -318,7 +318,7 @@ async def pass_on(
 
 # --- aiohttp
 
-aiohttps_loops = pytest.mark.parametrize(
+on_loops_of_aiohttp = pytest.mark.parametrize(
     "anyio_backend", [pytest.param(("asyncio", {}), id="asyncio")], indirect=True
 )
 
@@ -328,13 +328,13 @@ def session(policy: AddressPolicy, **options: Any) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=connector)
 
 
-@aiohttps_loops
+@on_loops_of_aiohttp
 async def test_aiohttp_connects_to_an_allowed_address() -> None:
     async with serving_http() as server, session(ONE) as http, http.get(server.url) as response:
         assert await response.text() == "hello"
 
 
-@aiohttps_loops
+@on_loops_of_aiohttp
 async def test_aiohttp_names_the_rule_that_forbids_an_address() -> None:
     async with session(WORKERS) as http:
         with pytest.raises(
@@ -344,7 +344,7 @@ async def test_aiohttp_names_the_rule_that_forbids_an_address() -> None:
         assert isinstance(caught.value.os_error, AddressNotAllowedError)
 
 
-@aiohttps_loops
+@on_loops_of_aiohttp
 async def test_aiohttp_cannot_connect_if_the_policy_raises() -> None:
     class Broken(AddressPolicy):
         def refusal(self, address: Any, port: int) -> str | None:
@@ -358,12 +358,12 @@ async def test_aiohttp_cannot_connect_if_the_policy_raises() -> None:
 
 # --- trio
 
-trios_loop = pytest.mark.parametrize(
+on_trio = pytest.mark.parametrize(
     "anyio_backend", [pytest.param(("trio", {}), id="trio")], indirect=True
 )
 
 
-@trios_loop
+@on_trio
 async def test_a_stream_of_trio() -> None:
     async with (
         listening() as listener,
@@ -380,13 +380,13 @@ async def test_a_stream_of_trio() -> None:
         assert await stream.receive_some() == b""
 
 
-@trios_loop
+@on_trio
 async def test_a_stream_of_trio_obeys_the_policy() -> None:
     with pytest.raises(AddressNotAllowedError):
         await open_tcp_stream("127.0.0.1", 1, connector=Connector(WORKERS))
 
 
-@trios_loop
+@on_trio
 async def test_a_stream_of_trio_holds_a_slot_until_it_is_closed() -> None:
     connector = Connector(max_connections=1)
     async with listening() as listener:
@@ -406,10 +406,10 @@ if find_spec("uvloop") is not None:
 
     on_uvloop = ("asyncio", {"loop_factory": uvloop.new_event_loop})
     ON_ASYNCIO.append(pytest.param(on_uvloop, id="uvloop"))
-asyncios_loops = pytest.mark.parametrize("anyio_backend", ON_ASYNCIO, indirect=True)
+on_asyncio = pytest.mark.parametrize("anyio_backend", ON_ASYNCIO, indirect=True)
 
 
-@asyncios_loops
+@on_asyncio
 async def test_streams_of_asyncio() -> None:
     connector = Connector(max_connections=1)
     async with listening() as listener:
@@ -427,7 +427,7 @@ async def test_streams_of_asyncio() -> None:
             await writer.wait_closed()
 
 
-@asyncios_loops
+@on_asyncio
 async def test_streams_of_asyncio_over_tls() -> None:
     connector = Connector(ssl_context=client_context(), max_connections=1)
     async with serving_http(tls=server_context()) as server:
@@ -446,7 +446,7 @@ async def test_streams_of_asyncio_over_tls() -> None:
         await writer.wait_closed()
 
 
-@asyncios_loops
+@on_asyncio
 async def test_streams_of_asyncio_can_be_cancelled_during_the_handshake() -> None:
     connector = Connector(max_connections=1)
     async with listening() as silent:
@@ -460,13 +460,13 @@ async def test_streams_of_asyncio_can_be_cancelled_during_the_handshake() -> Non
                 await peer.receive_all()
 
 
-@asyncios_loops
+@on_asyncio
 async def test_streams_of_asyncio_obey_the_policy() -> None:
     with pytest.raises(AddressNotAllowedError):
         await open_connection("127.0.0.1:1", connector=Connector(WORKERS))
 
 
-@asyncios_loops
+@on_asyncio
 async def test_streams_of_asyncio_refuse_options_that_have_no_effect() -> None:
     with pytest.raises(InvalidOptionError, match="has no effect without ssl"):
         await open_connection("127.0.0.1:1", server_hostname="peer.example")
@@ -475,7 +475,7 @@ async def test_streams_of_asyncio_refuse_options_that_have_no_effect() -> None:
         await open_connection("127.0.0.1:1", ssl=wrong)
 
 
-@asyncios_loops
+@on_asyncio
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
@@ -536,7 +536,7 @@ def test_the_name_that_is_verified_is_the_normal_form_of_every_host(host: str) -
         assert found.lower() == expected  # certificates are compared without regard to case
 
 
-@asyncios_loops
+@on_asyncio
 async def test_streams_of_asyncio_refuse_a_certificate_for_the_idna_2003_form_of_a_name() -> None:
     async def here(host: str, port: int) -> list[str]:
         assert host == "xn--fa-hia.example"
@@ -553,7 +553,7 @@ async def test_streams_of_asyncio_refuse_a_certificate_for_the_idna_2003_form_of
 # --- over a stream that is not a socket of the system
 
 
-@trios_loop
+@on_trio
 async def test_a_stream_of_trio_over_a_network_in_memory() -> None:
     network = Network()
     async with network.listen("peer.example:7") as listener:

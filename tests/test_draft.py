@@ -9,12 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import anyio
 import pytest
 
-from anyio_connect import InvalidAddressError, Socket, SocketError, SocketInfo, connect
+from anyio_connect import InvalidAddressError, Socket, SocketError, connect
 from conformance.scenarios import SCENARIOS
 from support.errors import is_copy
 from support.peers import refusing_address
+from support.remotes import MemoryStream
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,8 +95,10 @@ def test_close_takes_no_reason() -> None:
     assert list(inspect.signature(Socket.close).parameters) == ["self"]
 
 
-def test_an_unknown_address_or_protocol_is_none() -> None:
-    info = SocketInfo(None, None)
+async def test_an_unknown_address_or_protocol_is_none() -> None:
+    sender, receiver = anyio.create_memory_object_stream[bytes]()
+    async with Socket.wrap(MemoryStream(sender, receiver)) as socket:
+        info = await socket.opened
     assert (info.remote_address, info.local_address, info.alpn) == (None, None, None)
 
 

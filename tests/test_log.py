@@ -35,20 +35,20 @@ LOGGER = logging.getLogger("anyio_connect")
 
 
 class Lines(logging.Handler):
-    """Keeps the records of printable lines."""
+    """Keeps the records of lines, which have to be printable."""
 
     def __init__(self) -> None:
         super().__init__()
         self.records: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        assert record.getMessage().isprintable()
-        self.records.append(record)
+        self.records.append(record)  # not checked here: a handler's exceptions are suppressed
 
     def take(self) -> list[str]:
         """The lines since the last call."""
         lines = [record.getMessage() for record in self.records]
         self.records.clear()
+        assert all(line.isprintable() for line in lines)
         return lines
 
 
@@ -61,6 +61,7 @@ def lines() -> Iterator[Lines]:
     LOGGER.propagate = False
     try:
         yield handler
+        handler.take()
     finally:
         LOGGER.removeHandler(handler)
         LOGGER.setLevel(level)
