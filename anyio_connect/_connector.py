@@ -16,7 +16,6 @@ from anyio.abc import ByteStream, SocketAttribute, TaskGroup
 
 from ._address import SocketAddress, is_ip, parse_address
 from ._blocking import event_loop_runs, wait_for
-from ._dial import HAPPY_EYEBALLS_DELAY, Route
 from ._dial_errors import no_thread
 from ._dialer import Dialer
 from ._errors import (
@@ -43,6 +42,7 @@ from ._options import (
     parse_options,
 )
 from ._policy import UNRESTRICTED, AddressPolicy, judges_addresses
+from ._route import HAPPY_EYEBALLS_DELAY, Route
 from ._slots import Slot, Slots
 from ._socket import Socket, transport_of
 from ._target import Target

@@ -15,10 +15,10 @@ from anyio.abc import SocketAttribute, TaskGroup
 from anyio.lowlevel import checkpoint
 
 from ._address import SocketAddress, format_address, parse_address
-from ._dial import Endpoint, resolve
 from ._errors import ListenError, SocketError, cannot_accept, cannot_listen, text_of
 from ._keepalive import keep_alive as set_keep_alive
 from ._log import log
+from ._lookup import Endpoint, resolve
 from ._loops import announce, withdraw
 from ._open import Accepted
 from ._options import Options, check_count, parse_options

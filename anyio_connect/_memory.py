@@ -36,7 +36,7 @@ else:
 Address = tuple[str, int]
 
 #: The errors for a connection that was made and then reset, before we asked. It counts as made, as
-#: on a real network (see _dial).
+#: on a real network (see _tcp_connect).
 _RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
 
 

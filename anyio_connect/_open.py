@@ -17,7 +17,7 @@ import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._connection import Connection, Opener
-from ._dial import Begun, Failed, Progress, Route, begin, dial, find, forbid
+from ._dial import Progress, dial, find
 from ._dial_errors import (
     broke_in_opening,
     ended_in_opening,
@@ -28,12 +28,15 @@ from ._dial_errors import (
     reset_at_once,
 )
 from ._errors import DetachError, SocketError, TLSError
+from ._judging import forbid
 from ._layered import LayeredTransport
 from ._policy import UNRESTRICTED, AddressPolicy
 from ._raw import moved
 from ._readiness import Loop
+from ._route import Route
 from ._slots import Slot
 from ._target import SocketInfo, Target, Wrapping, info_of
+from ._tcp_connect import Begun, Failed, begin
 from ._tls import start_tls
 from ._tls_errors import handshake_timed_out
 from ._transport import NoSocketError, Transport

@@ -12,7 +12,7 @@ import anyio
 
 from ._address import format_address
 from ._copies import fresh
-from ._dial import Progress, Route, dial, find
+from ._dial import Progress, dial, find
 from ._dial_errors import (
     proxy_failed,
     proxy_not_reached,
@@ -32,6 +32,7 @@ from ._errors import (
 from ._log import log
 from ._policy import UNRESTRICTED, judges_addresses
 from ._proxy import Proxy, ProxyAnswerError, parse_proxy
+from ._route import Route
 from ._target import SocketInfo, Target, info_of
 from ._tls import start_tls
 from ._tls_errors import handshake_timed_out

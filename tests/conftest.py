@@ -186,14 +186,14 @@ def from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
 
     On loopback, the connection is otherwise made already.
     """
-    monkeypatch.setattr("anyio_connect._dial.connected", lambda *_: None)
+    monkeypatch.setattr("anyio_connect._tcp_connect.connected", lambda *_: None)
 
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     """The names that the package finds, instead of those of the system."""
     names = Names()
-    monkeypatch.setattr("anyio_connect._dial.getaddrinfo", names.getaddrinfo)
+    monkeypatch.setattr("anyio_connect._lookup.getaddrinfo", names.getaddrinfo)
     return names
 
 

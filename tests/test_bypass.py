@@ -32,7 +32,7 @@ from anyio_connect import (
     RefusedError,
     SocketError,
     TLSError,
-    _dial,
+    _lookup,
     listen,
 )
 from anyio_connect._transport import ForeignTransport
@@ -73,7 +73,7 @@ def memory_stream_pair() -> tuple[StapledObjectStream[bytes], StapledObjectStrea
 @pytest.fixture
 def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
     resolver = Resolver()
-    monkeypatch.setattr(_dial, "getaddrinfo", resolver.getaddrinfo)
+    monkeypatch.setattr(_lookup, "getaddrinfo", resolver.getaddrinfo)
     return resolver
 
 
@@ -253,7 +253,7 @@ async def test_no_spelling_of_a_private_address_gets_through(
             return [(stdlib.AF_INET, stdlib.SOCK_STREAM, 6, "", (stdlib.inet_ntoa(packed), port))]
         raise stdlib.gaierror(stdlib.EAI_NONAME, "no such name")
 
-    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_lookup, "getaddrinfo", getaddrinfo)
     seen = 0
     for host in spellings(ip):
         for address in (f"{host}:80", (host, 80)):
@@ -384,7 +384,7 @@ async def test_nothing_outside_the_policy_is_ever_connected_to(
         return {ip for ip in ips if all(rules.permit(ip, port) for rules in every)}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_dial, "getaddrinfo", resolver.getaddrinfo)
+        patch.setattr(_lookup, "getaddrinfo", resolver.getaddrinfo)
         for _ in range(len(answers) + 1):
             asked = len(resolver.asked)
             with spying() as dialled, suppress(SocketError):

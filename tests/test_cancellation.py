@@ -31,7 +31,8 @@ from anyio_connect import (
     SocketAddress,
     SocketError,
     TLSError,
-    _dial,
+    _lookup,
+    _tcp_connect,
     connect,
     listen,
 )
@@ -587,7 +588,7 @@ async def test_cancelled_at_every_checkpoint(
 ) -> None:
     await sweep(operation, version, moment)
     if not operation.begins_open:  # on loopback, there was no wait for the connection
-        monkeypatch.setattr(_dial, "connected", lambda *_: None)
+        monkeypatch.setattr(_tcp_connect, "connected", lambda *_: None)
         await sweep(operation, version, moment)
 
 
@@ -796,7 +797,7 @@ async def test_connect_socket_cancelled_at_every_checkpoint(
         found = [refusing_address(), listener.address]
         return [(stdlib.AF_INET, stdlib.SOCK_STREAM, 6, "", address) for address in found]
 
-    monkeypatch.setattr(_dial, "getaddrinfo", two_addresses)
+    monkeypatch.setattr(_lookup, "getaddrinfo", two_addresses)
     policy = AddressPolicy(allow=["127.0.0.0/8"])
     number, returned = -1, 0
     while True:

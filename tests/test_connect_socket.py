@@ -188,7 +188,7 @@ async def test_a_connection_that_was_reset_at_once_is_an_error(
         error = OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         return TCPTransport(sock, remote=endpoint.sockaddr, error=error)
 
-    monkeypatch.setattr(_dial, "_connect", connect_and_be_reset)
+    monkeypatch.setattr(_dial, "connect", connect_and_be_reset)
     connector = Connector(max_connections=1)
     async with listening() as listener:
         with pytest.raises(ConnectError, match="broke at once: Connection reset") as caught:

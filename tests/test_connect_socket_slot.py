@@ -211,7 +211,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 BEGINNING = """
 import os, socket, threading
 import anyio
-from anyio_connect import Connector, _dial
+from anyio_connect import Connector, _lookup
 
 server = socket.create_server(("127.0.0.1", 0))
 connector = Connector(max_connections=2)
@@ -286,7 +286,7 @@ def test_a_forked_child_does_not_continue_the_dials_of_other_threads(tmp_path: P
             await anyio.sleep(0.001)
         return socket.getaddrinfo("127.0.0.1", server.getsockname()[1], type=socket.SOCK_STREAM)
 
-    _dial.getaddrinfo = getaddrinfo
+    _lookup.getaddrinfo = getaddrinfo
     dial = lambda: connector.connect_socket_blocking("host.test:1").close()
     thread = threading.Thread(target=dial)
     thread.start()

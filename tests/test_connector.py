@@ -24,7 +24,7 @@ from anyio_connect import (
     InvalidAddressError,
     InvalidOptionError,
     LoopError,
-    _dial,
+    _lookup,
     connect,
 )
 from support.errors import is_copy
@@ -170,10 +170,10 @@ async def test_an_address_that_is_known_to_be_forbidden_is_not_resolved(
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(_dial, "getaddrinfo", forbidden)
+    monkeypatch.setattr(_lookup, "getaddrinfo", forbidden)
     socket = Connector(policy).connect(address)
     with monkeypatch.context() as patch:
-        patch.setattr("anyio_connect._dial.socket.socket", forbidden)
+        patch.setattr("anyio_connect._tcp_connect.socket.socket", forbidden)
         with pytest.raises(AddressNotAllowedError, match=why) as caught:
             await socket.opened
     assert str(caught.value).startswith(f"cannot connect to {address}: the Connector's policy")
@@ -208,7 +208,7 @@ async def test_a_socket_connected_to_itself_is_a_loop(monkeypatch: pytest.Monkey
             self.bind(("127.0.0.1", port))
             super().connect(address)
 
-    monkeypatch.setattr("anyio_connect._dial.socket.socket", Bound)
+    monkeypatch.setattr("anyio_connect._tcp_connect.socket.socket", Bound)
     socket = Connector(LOOPBACK).connect(f"127.0.0.1:{port}")
     with pytest.raises(LoopError, match="the socket was connected to itself") as caught:
         await socket.opened
@@ -244,7 +244,7 @@ async def test_with_local_host_the_port_is_taken_only_on_connecting(
             super().connect(address)
 
     async with listening(host) as listener:
-        monkeypatch.setattr("anyio_connect._dial.socket.socket", Looking)
+        monkeypatch.setattr("anyio_connect._tcp_connect.socket.socket", Looking)
         async with Connector(local_host=host).connect(listener.address) as socket:
             assert bound == [(host, 0)]
             assert not str((await socket.opened).local_address).endswith(":0")
@@ -269,7 +269,7 @@ async def test_addresses_of_the_other_family_are_skipped(monkeypatch: pytest.Mon
             (stdlib.AF_INET6, stdlib.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
         ]
 
-    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_lookup, "getaddrinfo", getaddrinfo)
     async with listening("::1") as listener:
         connector = Connector(local_host="::1", happy_eyeballs_delay=3600)
         async with connector.connect(f"host.test:{listener.address[1]}") as socket:

@@ -22,7 +22,7 @@ from anyio_connect import (
     ResolveError,
     Socket,
     SocketError,
-    _dial,
+    _route,
     connect,
 )
 from support.errors import is_copy
@@ -67,14 +67,14 @@ async def test_a_cancellation_that_is_due_comes_first(monkeypatch: pytest.Monkey
             await listener.accept()
 
 
-@pytest.mark.parametrize("name", _dial.Route._fields)
+@pytest.mark.parametrize("name", _route.Route._fields)
 def test_only_fields_about_names_leave_a_route_plain(name: str) -> None:
     """begin() only connects, so it must not be used if there is anything else to do."""
 
     something: Any = {name: mock.ANY}  # it is equal to everything
-    route = _dial.Route()._replace(**something)
+    route = _route.Route()._replace(**something)
     assert route.is_plain is (name in {"happy_eyeballs_delay", "resolver"})
-    assert _dial.Route().is_plain
+    assert _route.Route().is_plain
 
 
 async def test_every_task_that_awaits_opened_is_woken() -> None:
@@ -103,7 +103,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             addresses.append(address)
             super().connect(address)
 
-    monkeypatch.setattr("anyio_connect._dial.socket.socket", Spied)
+    monkeypatch.setattr("anyio_connect._tcp_connect.socket.socket", Spied)
     return addresses
 
 
@@ -162,7 +162,7 @@ async def test_a_socket_that_cannot_be_made_is_requested_once(
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     with monkeypatch.context() as patch:
-        patch.setattr("anyio_connect._dial.socket.socket", Full)
+        patch.setattr("anyio_connect._tcp_connect.socket.socket", Full)
         error = await _error_of(connect("127.0.0.1:9"))
     assert len(asked) == 1
     assert "too many open files" in str(error)
@@ -277,7 +277,7 @@ async def test_a_reset_before_getpeername_does_not_fail_the_dial(
 
     async with listening() as listener:
         with monkeypatch.context() as patch:
-            patch.setattr("anyio_connect._dial.socket.socket", Lost)
+            patch.setattr("anyio_connect._tcp_connect.socket.socket", Lost)
             async with Connector(LOOPBACK).connect(listener.address) as socket:
                 info = await socket.opened
                 assert info.remote_address == "{}:{}".format(*listener.address)

@@ -94,7 +94,7 @@ async def test_too_many_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_more(*_: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("anyio_connect._dial.socket.socket", no_more)
+    monkeypatch.setattr("anyio_connect._tcp_connect.socket.socket", no_more)
     with pytest.raises(ConnectError, match="too many open files") as caught:
         await connect("127.0.0.1:9").opened
     assert caught.value.errno == errno.EMFILE
@@ -140,7 +140,7 @@ async def test_any_exception_becomes_a_socket_error(
         names["host.test"] = error if where == "resolver" else [listener.address] * 2
         if where in ("connect", "getpeername"):
             kind = type("Foreign", (stdlib.socket,), {where: fail})
-            monkeypatch.setattr("anyio_connect._dial.socket.socket", kind)
+            monkeypatch.setattr("anyio_connect._tcp_connect.socket.socket", kind)
         socket = Connector(policy, max_connections=1).connect("host.test:1")
         with pytest.raises(SocketError) as caught:
             await socket.opened

@@ -16,7 +16,7 @@ from anyio_connect import (
     ConnectError,
     ConnectTimeoutError,
     ResolveError,
-    _dial,
+    _lookup,
     _threads,
     connect,
 )
@@ -74,8 +74,8 @@ async def test_a_name_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_zone_is_shown_by_name() -> None:
     name = stdlib.if_indextoname(1)
-    assert str(_dial.Endpoint(stdlib.AF_INET6, ("fe80::1", 9, 0, 1))) == f"[fe80::1%{name}]:9"
-    assert str(_dial.Endpoint(stdlib.AF_INET6, ("::1", 9, 0, 0))) == "[::1]:9"
+    assert str(_lookup.Endpoint(stdlib.AF_INET6, ("fe80::1", 9, 0, 1))) == f"[fe80::1%{name}]:9"
+    assert str(_lookup.Endpoint(stdlib.AF_INET6, ("::1", 9, 0, 0))) == "[::1]:9"
 
 
 @needs_ipv6
@@ -129,7 +129,7 @@ def silent_dns(monkeypatch: pytest.MonkeyPatch, *, threads: int) -> Iterator[lis
             ended.release()
 
     monkeypatch.setattr(stdlib, "getaddrinfo", getaddrinfo)
-    monkeypatch.setattr(_dial, "_lookups", _threads.Threads("look up names", threads))
+    monkeypatch.setattr(_lookup, "_lookups", _threads.Threads("look up names", threads))
     try:
         yield asked
     finally:
@@ -165,4 +165,4 @@ async def test_a_lookup_fails_at_once_while_all_threads_hang(
 
 
 def test_up_to_64_lookups_run_at_a_time() -> None:
-    assert _dial._lookups.limit == 64
+    assert _lookup._lookups.limit == 64

@@ -22,15 +22,19 @@ from anyio_connect import (
     RefusedError,
     Socket,
     _dial,
+    _judging,
+    _lookup,
+    _route,
+    _tcp_connect,
     connect,
 )
 from support.names import LOOPBACK, Names
 from support.peers import full, listening, refusing_address
 
 
-def endpoints(*hosts: str) -> list[_dial.Endpoint]:
+def endpoints(*hosts: str) -> list[_lookup.Endpoint]:
     return [
-        _dial.Endpoint(stdlib.AF_INET6 if ":" in host else stdlib.AF_INET, (host, 1))
+        _lookup.Endpoint(stdlib.AF_INET6 if ":" in host else stdlib.AF_INET, (host, 1))
         for host in hosts
     ]
 
@@ -89,9 +93,9 @@ async def test_one_of_several_winners_is_kept(names: Names) -> None:
 
 async def test_the_second_winner_is_reset(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both attempts succeed before either of them can cancel the other."""
-    real, made, both = _dial._connect, list[_dial.Endpoint](), anyio.Event()
+    real, made, both = _tcp_connect.connect, list[_lookup.Endpoint](), anyio.Event()
 
-    async def connect_both(endpoint: _dial.Endpoint, *how: Any) -> Any:
+    async def connect_both(endpoint: _lookup.Endpoint, *how: Any) -> Any:
         transport = await real(endpoint, *how)
         made.append(endpoint)
         if len(made) == 2:
@@ -100,7 +104,7 @@ async def test_the_second_winner_is_reset(names: Names, monkeypatch: pytest.Monk
             await both.wait()
         return transport
 
-    monkeypatch.setattr(_dial, "_connect", connect_both)
+    monkeypatch.setattr(_dial, "connect", connect_both)
     connector = Connector(happy_eyeballs_delay=0)
     async with listening() as first, listening() as second:
         names["host.test"] = [first.address, second.address]
@@ -119,7 +123,7 @@ async def test_the_second_winner_is_reset(names: Names, monkeypatch: pytest.Monk
 
 def test_the_delay_is_that_of_the_rfc() -> None:
     assert Connector().happy_eyeballs_delay == 0.25
-    assert _dial.Route().happy_eyeballs_delay == 0.25
+    assert _route.Route().happy_eyeballs_delay == 0.25
 
 
 @pytest.mark.parametrize("delay", [float("inf"), 1.7e308, 10**308, 0, 0.0])
@@ -148,7 +152,7 @@ async def test_at_most_64_addresses_of_a_name_are_dialled(
             made += 1
             raise OSError(errno.EHOSTUNREACH, "no way")
 
-    monkeypatch.setattr("anyio_connect._dial.socket.socket", Counting)
+    monkeypatch.setattr("anyio_connect._tcp_connect.socket.socket", Counting)
     names["host.test"] = MANY
     with pytest.raises(ConnectError) as caught:
         await connect("host.test:1").opened
@@ -225,7 +229,7 @@ async def test_other_tasks_run_while_a_chain_of_policies_judges(names: Names) ->
         group.cancel_scope.cancel()
     seen.append(judged)
     assert judged == 6000  # by name 2 times, by address 3 times, denied once
-    assert max(later - earlier for earlier, later in pairwise(seen)) <= 3 * _dial._AT_A_TIME
+    assert max(later - earlier for earlier, later in pairwise(seen)) <= 3 * _judging._AT_A_TIME
 
 
 async def test_a_time_limit_ends_the_judging(names: Names) -> None:

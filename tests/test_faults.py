@@ -34,7 +34,7 @@ from anyio_connect import (
     Socket,
     SocketError,
     TLSError,
-    _dial,
+    _lookup,
     connect,
 )
 from anyio_connect import _tls as implementation
@@ -684,7 +684,7 @@ async def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> 
         async def fail(*_: object, code: int = code, **__: object) -> None:
             raise stdlib.gaierror(code, "the resolver's words")
 
-        monkeypatch.setattr(_dial, "getaddrinfo", fail)
+        monkeypatch.setattr(_lookup, "getaddrinfo", fail)
         socket = connect("name.example:80")
         with pytest.raises(ResolveError, match="the resolver's words"):
             await socket.opened
@@ -698,7 +698,7 @@ async def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) 
         asked.append(args)
         await anyio.sleep_forever()
 
-    monkeypatch.setattr(_dial, "getaddrinfo", never)
+    monkeypatch.setattr(_lookup, "getaddrinfo", never)
     with pytest.raises(ConnectTimeoutError, match=r"name\.example"):
         await connect("name.example:80", connect_timeout=0.01).opened
     # After a cancellation, the socket is still pending, and the next task asks again.

@@ -22,6 +22,7 @@ from anyio_connect import (
     SocketAddress,
     _dial,
     _keepalive,
+    _route,
     connect,
     listen,
 )
@@ -85,7 +86,7 @@ async def test_the_options_are_set_before_the_socket_connects(
             super().connect(address)
 
     async with listening() as listener:
-        monkeypatch.setattr("anyio_connect._dial.socket.socket", Looking)
+        monkeypatch.setattr("anyio_connect._tcp_connect.socket.socket", Looking)
         connector = Connector(keep_alive=of_connector)
         async with connector.connect(listener.address, keep_alive=of_call) as socket:
             after = told(raw(socket))
@@ -128,7 +129,7 @@ async def test_the_options_are_set_on_a_stream_of_anyio(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("anyio.wait_writable", wait)
     async with listening() as listener:
-        route = _dial.Route(keep_alive=5)
+        route = _route.Route(keep_alive=5)
         transport = await _dial.dial(route, _dial.Progress(_address(listener)))
         assert isinstance(transport, ForeignTransport)
         assert told(transport.extra(SocketAttribute.raw_socket)) == (1, 5, 15, 4, 65_000)
@@ -152,7 +153,7 @@ async def test_an_option_that_the_system_refuses_is_left_out(
             super().setsockopt(*args)
 
     async with listening() as listener:
-        monkeypatch.setattr("anyio_connect._dial.socket.socket", Poor)
+        monkeypatch.setattr("anyio_connect._tcp_connect.socket.socket", Poor)
         async with connect(listener.address) as socket:
             await socket.send(b"hello")
             assert await (await listener.accept()).receive() == b"hello"

@@ -27,7 +27,7 @@ from anyio_connect import (
     RefusedError,
     ResolveError,
     Socket,
-    _dial,
+    _lookup,
     connect,
     listen,
 )
@@ -667,7 +667,7 @@ async def test_addresses_of_a_name_that_this_machine_does_not_have_are_skipped(
             for ip in both
         ]
 
-    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_lookup, "getaddrinfo", getaddrinfo)
     with monkeypatch.context() as patch:
         refuse_ipv6(where, code, patch)
         listener = await listen("localhost:0")
@@ -690,7 +690,7 @@ async def test_a_name_fails_if_the_port_is_taken_at_one_of_its_addresses(
             for ip in ("127.0.0.2", "127.0.0.1")
         ]
 
-    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_lookup, "getaddrinfo", getaddrinfo)
     async with await listen("127.0.0.1:0") as taken:
         with pytest.raises(ListenError, match="another socket listens there"):
             await listen(f"host.test:{port(taken)}")
@@ -707,7 +707,7 @@ async def test_a_name_stands_for_all_its_addresses(
             (stdlib.AF_INET6, stdlib.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
         ]
 
-    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_lookup, "getaddrinfo", getaddrinfo)
     async with await listen("host.test:0") as listener, anyio.create_task_group() as group:
         number = port(listener)
         assert listener.addresses == [f"127.0.0.1:{number}", f"[::1]:{number}"]
@@ -752,6 +752,6 @@ async def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     async def getaddrinfo(*_: object, **__: object) -> Any:
         raise stdlib.gaierror(stdlib.EAI_NONAME, "no such name")
 
-    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_lookup, "getaddrinfo", getaddrinfo)
     with pytest.raises(ResolveError, match="no such name"):
         await listen("host.test:0")

@@ -24,7 +24,7 @@ from anyio_connect import (
     Connector,
     LoopError,
     RefusedError,
-    _dial,
+    _lookup,
     _loops,
     connect,
     listen,
@@ -258,7 +258,7 @@ async def test_a_name_that_leads_back_is_a_loop(monkeypatch: pytest.MonkeyPatch)
         return [(stdlib.AF_INET, stdlib.SOCK_STREAM, 6, "", ("127.0.0.1", number))]
 
     async with await listen("127.0.0.1:0") as listener:
-        monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+        monkeypatch.setattr(_lookup, "getaddrinfo", getaddrinfo)
         with pytest.raises(LoopError):
             await Connector(WORKERS).connect(f"host.test:{port(listener)}").opened
 

@@ -224,7 +224,7 @@ async def test_an_accepted_socket(lines: Lines) -> None:
 async def test_a_record_names_the_module_that_logged_it(lines: Lines) -> None:
     async with listening() as listener, connect(listener.address):
         pass
-    assert {record.module for record in lines.records} == {"_dial", "_connection"}
+    assert {record.module for record in lines.records} == {"_tcp_connect", "_connection"}
 
 
 # --- what is not logged

@@ -19,7 +19,7 @@ from anyio_connect import (
     Socket,
     SocketError,
     SocketOptions,
-    _dial,
+    _lookup,
     _open,
     connect,
 )
@@ -273,7 +273,7 @@ async def test_a_timeout_says_in_which_phase_it_happened(
         if phase == "no slot came free":
             await holder.opened
         elif phase == "the name was not resolved":
-            monkeypatch.setattr(_dial, "getaddrinfo", lambda *_: anyio.sleep_forever())
+            monkeypatch.setattr(_lookup, "getaddrinfo", lambda *_: anyio.sleep_forever())
         error = await too_late(connector, phase, secure_transport="on")
         await holder.close()
     assert [phase] == [each for each in PHASES if each in str(error)]
@@ -286,7 +286,7 @@ async def test_the_time_limit_includes_the_lookup(monkeypatch: pytest.MonkeyPatc
         await anyio.sleep_forever()
         raise AssertionError
 
-    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_lookup, "getaddrinfo", getaddrinfo)
     with pytest.raises(ConnectTimeoutError):
         await connect("host.test:1", connect_timeout=0.02).opened
 

@@ -19,7 +19,7 @@ from anyio_connect import (
     Connector,
     InvalidOptionError,
     RefusedError,
-    _dial,
+    _lookup,
 )
 from support.errors import is_copy
 from support.peers import has_ipv6, listening, refusing_address
@@ -53,7 +53,7 @@ async def test_prepare_gets_each_socket_before_it_is_bound_and_connected(
             for ip, at in (refusing_address(), listener.address)
         ]
 
-    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_lookup, "getaddrinfo", getaddrinfo)
     async with listening() as listener:
         connector = Connector(prepare=prepare, local_host="127.0.0.1")
         async with connector.connect("host.test:9") as socket:

@@ -13,7 +13,7 @@ from anyio_connect import (
     Connector,
     ConnectTimeoutError,
     ProxyError,
-    _dial,
+    _lookup,
 )
 from support.names import Names
 from support.peers import refusing_address
@@ -365,7 +365,7 @@ async def test_a_proxy_whose_name_is_not_resolved_in_time(monkeypatch: pytest.Mo
         await anyio.sleep_forever()
         raise AssertionError("unreachable")
 
-    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_lookup, "getaddrinfo", getaddrinfo)
     connector = Connector(proxy="http://proxy.example:3128", connect_timeout=0.02)
     why = (
         r"192\.0\.2\.1:80 through the proxy http://proxy\.example:3128: it cannot be reached: the "

@@ -25,6 +25,8 @@ from anyio_connect import (
     ResolveError,
     SocketAddress,
     _dial,
+    _lookup,
+    _route,
 )
 from support.errors import is_copy
 from support.peers import listening, needs_ipv6, refusing_address
@@ -54,7 +56,7 @@ def no_system(monkeypatch: pytest.MonkeyPatch) -> None:
     async def getaddrinfo(*_: object) -> Any:
         raise AssertionError
 
-    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_lookup, "getaddrinfo", getaddrinfo)
 
 
 async def failure(connector: Connector, **options: Any) -> ConnectError:
@@ -143,7 +145,7 @@ async def test_no_more_than_64_addresses_are_tried() -> None:
 async def test_a_zone_is_kept() -> None:
     name = stdlib.if_indextoname(1)
     found = await _dial.find(
-        _dial.Route(resolver=answering([f"fe80::1%{name}", "fe80::2%1"])),
+        _route.Route(resolver=answering([f"fe80::1%{name}", "fe80::2%1"])),
         _dial.Progress(SocketAddress("host.test", 9)),
     )
     assert [endpoint.sockaddr[3] for endpoint in found] == [1, 1]

@@ -25,7 +25,7 @@ from anyio_connect import (
     RefusedError,
     Socket,
     SocketError,
-    _dial,
+    _lookup,
 )
 from anyio_connect._connection import Connection
 from anyio_connect._linger import outstanding
@@ -251,7 +251,7 @@ async def test_an_abandoned_dial_keeps_its_slot_until_it_has_stopped(
                 await torn_down.wait()
         raise AssertionError
 
-    monkeypatch.setattr(_dial, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(_lookup, "getaddrinfo", getaddrinfo)
     socket = connector.connect("host.test:1")
     async with anyio.create_task_group() as group:
         group.start_soon(waits, socket)

@@ -96,7 +96,7 @@ async def test_an_option_has_its_effect_if_the_connection_takes_time(
         monkeypatch.setattr(anyio, "wait_writable", wait_writable)
     async with listening() as listener:
         found = await read_opened(Connector(), listener.address, name)
-    assert found == EXAMPLES[name][0], "see _connect() in _dial"
+    assert found == EXAMPLES[name][0], "see connect() in _tcp_connect"
 
 
 @each_option

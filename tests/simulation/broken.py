@@ -101,7 +101,7 @@ BROKEN: tuple[Broken, ...] = (
     Broken(
         "an address that the policy forbids is dialled if another is allowed",
         "e",
-        "_dial",
+        "_judging",
         "        if error is None:\n            allowed.append(endpoint)\n",
         "        if error is None or allowed:\n            allowed.append(endpoint)\n",
     ),

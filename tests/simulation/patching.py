@@ -21,7 +21,7 @@ from typing import Any
 import anyio
 
 import anyio_connect
-from anyio_connect import _dial, _listen
+from anyio_connect import _dial, _listen, _lookup
 from anyio_connect._memory_tcp import error
 
 from .network import FIRST_FD, Network
@@ -91,7 +91,7 @@ def simulated(
         changed.append((module, name, getattr(module, name)))
         setattr(module, name, value)
 
-    resolve = _dial.resolve
+    resolve = _lookup.resolve
 
     async def from_table(address: Any) -> Any:
         if address.hostname not in names:
@@ -99,7 +99,7 @@ def simulated(
         await anyio.sleep(resolving)
         port = address.port
         return [
-            _dial.Endpoint(family, (ip, port, 0, 0) if ":" in ip else (ip, port))
+            _lookup.Endpoint(family, (ip, port, 0, 0) if ":" in ip else (ip, port))
             for family, ip in names[address.hostname]
         ]
 
