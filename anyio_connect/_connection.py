@@ -54,6 +54,7 @@ from ._readiness import Loop, here
 from ._slots import Slot
 from ._target import SocketInfo
 from ._transport import DEFAULT_MAX_BYTES, NoSocketError, Transport
+from ._waking import Home, cancel, is_closed, running, wake
 
 
 class Opener(ABC):
@@ -127,6 +128,7 @@ class Connection:
         "_dial_over",
         "_dialling",
         "_error",
+        "_home",
         "_hung_up",
         "_info",
         "_kept",
@@ -178,14 +180,15 @@ class Connection:
         self._hung_up = False  # the watcher has seen a hang-up that comes after unread data
         self._changed: anyio.Event | None = None
         self._piped_here: tuple[anyio.CancelScope, ...] = ()  # of pipes that send to this
+        self._home: Home | None = None  # the event loop in which tasks use this
 
     @property
     def opened(self) -> SocketFuture[SocketInfo]:
-        return self._opened.future(self._open)
+        return self._opened.future(self._open, self._bury)
 
     @property
     def closed(self) -> SocketFuture[None]:
-        return self._closed.future(self._watch)
+        return self._closed.future(self._watch, self._bury)
 
     @property
     def state(self) -> State:
@@ -247,19 +250,19 @@ class Connection:
         if self._kept and after.inbound not in _OPEN_INBOUND:
             self._kept.clear()
         if self._changed is not None:
-            self._changed.set()
+            wake(self._changed)
             self._changed = None
         if self._closing is not None:
-            self._closing.cancel()
+            cancel(self._closing)
         if (
             self._watching is not None
             and after.dial is Dial.DONE
             and (self._hung_up or before.link is not after.link)
         ):
-            self._watching.cancel()
+            cancel(self._watching)
         if self._piped_here and self._no_send() not in (None, Verdict.BUSY):
             for scope in self._piped_here:
-                scope.cancel()
+                cancel(scope)
 
     async def _change(self) -> None:
         """Wait until the state changes."""
@@ -267,12 +270,39 @@ class Connection:
             self._changed = anyio.Event()
         await self._changed.wait()
 
+    # --- waiting tasks whose event loop was closed
+
+    def _is_orphaned(self) -> bool:
+        """Whether the event loop in which tasks used this was closed."""
+        return self._home is not None and is_closed(self._home)
+
+    async def _bury(self) -> None:
+        """Forget the tasks that wait, if their event loop was closed: they never run again.
+
+        If one of them is in a call, this breaks the connection. Otherwise later calls would wait
+        for that call, which never ends. It is called before each wait for other tasks.
+        """
+        if not self._is_orphaned():
+            return
+        self._home = running(here())
+        self._dialling = None  # gone() would wait for that attempt to end
+        self._closed.forget_tasks()
+        state = self._state
+        if (
+            state.dial is Dial.RUNNING
+            or state.inbound is Inbound.RECEIVING
+            or state.outbound in _IN_FLIGHT
+            or state.link in (Link.FLUSHING, Link.CLOSING)
+        ):
+            why = "the event loop was closed while a task waited in a call of this socket"
+            await self._tell(Event.RESET, BrokenError(f"{why}: cancel the task before that"))
+
     async def _carry_out(self, effects: tuple[Effect, ...], error: SocketError | None) -> None:
         if Effect.CANCEL_DIAL in effects and self._dialling is not None:
-            self._dialling.cancel()
+            cancel(self._dialling)
         if Effect.INTERRUPT_RECEIVE in effects:
             if self._receive_waits is not None:
-                self._receive_waits.cancel()
+                cancel(self._receive_waits)
             else:
                 self._transport.stop_receiving()
         self._settle_opened(effects, error)
@@ -316,7 +346,7 @@ class Connection:
         else:
             return
         if self._watching is not None:
-            self._watching.cancel()
+            cancel(self._watching)
         if self._slot is not None:
             self._slot.settled()
 
@@ -464,6 +494,11 @@ class Connection:
         Returns True if the last thing it did was to check for a pending cancellation.
         """
         loop = here()
+        if self._is_orphaned():
+            await self._bury()
+            if self._opened.settled:
+                return False
+        self._home = running(loop)
         goes_on = loop.may_go_on(0)
         if not goes_on:
             # A full checkpoint would let a later task enter the queue for a slot first.
@@ -491,7 +526,7 @@ class Connection:
         finally:
             self._dialling = None
             if self._dial_over is not None:
-                self._dial_over.set()
+                wake(self._dial_over)
         if made is None:  # the attempt has failed, or close() cancelled it
             await self._opener.discard()
             await checkpoint()
@@ -665,6 +700,9 @@ class Connection:
     async def _begin_receiving(self) -> None:
         """Get permission and the connection for a receive, or raise the error that refuses it."""
         verdict = self._ask(Event.RECEIVE)
+        if verdict is Verdict.BUSY:
+            await self._bury()
+            verdict = self._ask(Event.RECEIVE)
         if verdict is Verdict.PROCEED:
             return
         if verdict is Verdict.OPEN_FIRST:
@@ -682,6 +720,8 @@ class Connection:
 
     async def cancel(self) -> None:
         """Stop receiving."""
+        if self._is_orphaned():
+            await self._bury()
         await self._tell(Event.CANCEL)
         await checkpoint()
 
@@ -692,7 +732,11 @@ class Connection:
             item = _view(item)
         after = self._state.sending
         if after is None or self._hung_up:
-            await self._begin_outbound(self._ask(Event.SEND), Event.SEND, "sending to")
+            verdict = self._ask(Event.SEND)
+            if verdict is Verdict.BUSY:
+                await self._bury()
+                verdict = self._ask(Event.SEND)
+            await self._begin_outbound(verdict, Event.SEND, "sending to")
         else:
             self._state = after
         try:
@@ -717,6 +761,8 @@ class Connection:
     async def end(self) -> None:
         """End our side; receiving goes on."""
         await checkpoint_if_cancelled()
+        if self._is_orphaned():
+            await self._bury()
         if await self._begin_outbound(self._ask(Event.END), Event.END, "ending"):
             await self._end()
         else:
@@ -771,6 +817,8 @@ class Connection:
     async def end_gracefully(self) -> None:
         """End our side after a send in flight; do nothing if it has ended or failed already."""
         waited = False
+        if self._is_orphaned():
+            await self._bury()
         try:
             while (verdict := self._ask(Event.END_LAST)) is Verdict.WAIT:
                 waited = True
@@ -791,6 +839,8 @@ class Connection:
         error = BrokenError(f"the connection was aborted on our side{why}")
         if isinstance(reason, BaseException):
             error.__cause__ = fresh(reason)
+        if self._is_orphaned():
+            await self._bury()
         await self._tell(Event.ABORT, error)
         await checkpoint()
 
@@ -798,6 +848,8 @@ class Connection:
 
     async def close(self) -> None:
         try:
+            if self._is_orphaned():
+                await self._bury()
             await self._tell(Event.CLOSE)
             if self._state.link is Link.FLUSHING:
                 await self._flush()
@@ -868,14 +920,17 @@ class Connection:
 
     async def _watch(self) -> None:
         """Watch for the end of the connection, without taking data. This drives ``closed``."""
+        if self._is_orphaned():
+            await self._bury()
+        scope = self._watching = anyio.CancelScope()
         try:
             # start_tls() may settle `closed` before the connection is made.
-            with anyio.CancelScope() as self._watching:
+            with scope:
                 await self.opened
         except SocketError:
             return  # the failure has settled `closed` too
         finally:
-            self._watching = None
+            self._watched(scope)
         self._hung_up = False
         error: Exception | None = None
         while not self._closed.settled:
@@ -884,8 +939,9 @@ class Connection:
                 await self._judge_hangup(state, error)
                 if self._state is not state:
                     continue
+            scope = self._watching = anyio.CancelScope()
             try:
-                with anyio.CancelScope() as self._watching:
+                with scope:
                     if state.link is Link.OPEN:
                         known = self._hung_up or state.inbound in (Inbound.EOF, Inbound.DISCARDED)
                         error = await self._transport.wait_hangup(after_eof=known)
@@ -897,9 +953,13 @@ class Connection:
                     else:
                         await anyio.sleep_forever()  # until the state changes
             finally:
-                self._watching = None
+                self._watched(scope)
             if self._state.link is Link.LINGERING:
                 await self._tell(Event.ROOM)
+
+    def _watched(self, scope: anyio.CancelScope) -> None:
+        if self._watching is scope:  # otherwise this task was forgotten
+            self._watching = None
 
     async def _judge_hangup(self, state: State, error: Exception | None) -> None:
         """Report the hang-up of the peer, unless unread data comes before it."""

@@ -11,6 +11,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._copies import fresh
 from ._errors import PendingError, SocketError
+from ._waking import wake
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -19,6 +20,13 @@ T_co = TypeVar("T_co", covariant=True)
 #: A function that works until the future has settled. It may return early: then it is called
 #: again. It returns True if the last thing it did was to check for a pending cancellation.
 Drive: TypeAlias = Callable[[], Awaitable[bool | None]]
+
+#: A function that calls :meth:`Outcome.forget_tasks` if the tasks that wait never run again,
+#: because their event loop was closed.
+Bury: TypeAlias = Callable[[], Awaitable[None]]
+
+
+async def _nothing() -> None: ...
 
 
 class SocketFuture(Generic[T_co]):
@@ -35,12 +43,13 @@ class SocketFuture(Generic[T_co]):
     event loop. Cancelling one waiting task changes nothing for the others.
     """
 
-    __slots__ = ("__weakref__", "_drive", "_outcome")
+    __slots__ = ("__weakref__", "_bury", "_drive", "_outcome")
 
-    def __init__(self, outcome: Outcome[T_co], drive: Drive) -> None:
+    def __init__(self, outcome: Outcome[T_co], drive: Drive, bury: Bury) -> None:
         # Only Outcome.future() calls this.
         self._outcome = outcome
         self._drive = drive
+        self._bury = bury
 
     def __await__(self) -> Generator[object, None, T_co]:
         return self._wait().__await__()
@@ -81,7 +90,7 @@ class SocketFuture(Generic[T_co]):
         if outcome.settled:
             await checkpoint()
             return outcome.get()
-        if not await outcome.settle_by(self._drive):
+        if not await outcome.settle_by(self._drive, self._bury):
             # If the future settles in the same turn in which the task is cancelled, asyncio does
             # not deliver the cancellation by itself. So raise it here.
             await checkpoint_if_cancelled()
@@ -95,21 +104,23 @@ class Outcome(Generic[T]):
     the future only weakly: a cycle would leave both to the garbage collector.
     """
 
-    __slots__ = ("_driven", "_error", "_future", "_value", "_wake", "settled")
+    __slots__ = ("_driver", "_error", "_future", "_value", "_wake", "settled")
 
     def __init__(self) -> None:
         self.settled: bool = False
-        self._driven = False
+        self._driver: object | None = None  # stands for the task that drives the future
         self._error: SocketError | None = None
         self._value: T  # set if it has settled without a failure
         self._wake: anyio.Event | None = None
         self._future: ref[SocketFuture[T]] | None = None
 
-    def future(self, drive: Drive) -> SocketFuture[T]:
+    def future(self, drive: Drive, bury: Bury = _nothing) -> SocketFuture[T]:
         """The future for users. It is the same object as long as a reference to it exists."""
         future = self._future() if self._future is not None else None
         if future is None:
-            future = SocketFuture(self, _nothing if self.settled else drive)
+            if self.settled:
+                drive = bury = _nothing
+            future = SocketFuture(self, drive, bury)
             self._future = ref(future)
         return future
 
@@ -122,30 +133,38 @@ class Outcome(Generic[T]):
     def exception(self) -> SocketError | None:
         return None if self._error is None else fresh(self._error)
 
-    async def settle_by(self, drive: Drive) -> bool:
+    async def settle_by(self, drive: Drive, bury: Bury) -> bool:
         """Wait until it has settled: call ``drive``, or wait for the task that called it.
 
         Returns True if the last thing it did was to check for a pending cancellation.
         """
         has_looked = False
         while not self.settled:
-            if self._driven:
+            if self._driver is not None:
+                await bury()
+                if self._driver is None or self.settled:
+                    continue
                 if self._wake is None:
                     self._wake = anyio.Event()
                 await self._wake.wait()
                 has_looked = False
                 continue
-            self._driven = True
+            driver = self._driver = object()
             try:
                 has_looked = bool(await drive())
             finally:
-                self._driven = False
-                self._wake_all()
+                if self._driver is driver:  # otherwise this task was forgotten
+                    self._driver = None
+                    self._wake_all()
         return has_looked
+
+    def forget_tasks(self) -> None:
+        """Forget the tasks that wait: they never run again."""
+        self._driver = self._wake = None
 
     def _wake_all(self) -> None:
         if self._wake is not None:
-            self._wake.set()
+            wake(self._wake)
             self._wake = None
 
     def resolve(self, value: T) -> None:
@@ -162,7 +181,7 @@ class Outcome(Generic[T]):
         if future is not None:
             # The future need not keep the connection alive any longer. (A method to do this would
             # be public.)
-            future._drive = _nothing  # noqa: SLF001
+            future._drive = future._bury = _nothing  # noqa: SLF001
         self._wake_all()
 
     def __str__(self) -> str:
@@ -171,6 +190,3 @@ class Outcome(Generic[T]):
         if self._error is not None:
             return f"failed: {self._error!r}"
         return f"done: {self._value!r}"
-
-
-async def _nothing() -> None: ...

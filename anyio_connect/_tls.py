@@ -31,6 +31,7 @@ from ._readiness import Pause
 from ._threads import Threads
 from ._tls_errors import check_count, explain, handshake_ended, handshake_failed
 from ._transport import DEFAULT_MAX_BYTES, NoSocketError, Transport
+from ._waking import wake
 
 #: How much ciphertext to receive from the transport at a time, in bytes: a few records, and more
 #: only if the caller wants more. Ciphertext is received only when a call needs it, so no more than
@@ -527,7 +528,7 @@ class TLSTransport(Transport):
 
     def _tell_progress(self) -> None:
         if self._progress is not None:
-            self._progress.set()
+            wake(self._progress)
             self._progress = None
 
     async def _let_others_run(self) -> None:

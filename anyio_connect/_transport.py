@@ -21,6 +21,7 @@ from anyio.lowlevel import checkpoint
 
 from ._copies import fresh
 from ._readiness import Pause
+from ._waking import cancel
 
 #: The default limit of one receive, in bytes. It is the same as AnyIO's.
 DEFAULT_MAX_BYTES = 65536
@@ -331,7 +332,7 @@ class ForeignTransport(Transport):
     def stop_receiving(self) -> None:
         self._stopped = True
         if self._receiving is not None:
-            self._receiving.cancel()
+            cancel(self._receiving)
 
     def resume_receiving(self) -> None:
         self._stopped = self._dropped
@@ -395,7 +396,7 @@ class ForeignTransport(Transport):
         self._dropped = True
         self.stop_receiving()
         if self._sending is not None:
-            self._sending.cancel()
+            cancel(self._sending)
 
     async def _close_forcefully(self) -> None:
         if self._closed:

@@ -53,7 +53,7 @@ MUTATED = {
     "tests/test_simulation.py::test_random_histories tests/test_in_flight.py "
     "tests/test_dropped.py tests/test_closing.py tests/test_pipe.py tests/test_socket.py "
     "tests/test_socket_end.py tests/test_start_tls.py tests/test_connector.py "
-    "tests/test_slots.py tests/test_detach.py "
+    "tests/test_slots.py tests/test_detach.py tests/test_loop_closed.py "
     "tests/test_tls_end.py::test_a_task_that_awaits_closed_ends_our_side_when_there_is_room "
     "tests/test_tls_end.py::test_a_task_that_awaited_closed_before_ends_our_side_too "
     "tests/test_tls_in_tls.py::test_an_end_that_is_cancelled_half_way_cuts_a_message",

@@ -505,6 +505,7 @@ LAYERS = [
         "_ranges",
         "_readers",
         "_threads",
+        "_waking",
         "_watch",
     },
     {"_blocking", "_errors", "_linger", "_memory_tcp", "_on_asyncio"},
