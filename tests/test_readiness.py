@@ -47,8 +47,8 @@ from support.sockets import (
 )
 from support.turns import all_blocked
 
-#: The most calls that a task may make in a row, as seen by others, whose own call is only seen
-#: when it is done.
+#: The most calls in a row that may be counted for one task. The limit is 16, but a call of
+#: another task in between counts only when it is done.
 IN_A_ROW = 2 * 16
 
 
@@ -67,9 +67,9 @@ def small_buffers(socket: Socket, peer: Peer) -> None:
 
 
 async def longest_row(*calls: Callable[[], Awaitable[object]], times: int) -> int:
-    """Make each call in a task of its own, until one has made it so often.
+    """Make each call in a task of its own, until one task has made it ``times`` times.
 
-    Returns how many calls a task made in a row.
+    Returns the most calls that a task has made in a row.
     """
     order: list[int] = []
 
@@ -87,11 +87,11 @@ async def longest_row(*calls: Callable[[], Awaitable[object]], times: int) -> in
 
 
 async def test_two_tasks_that_never_wait_share_the_loop() -> None:
-    """Whatever the one receives is here already, and whatever the other sends finds room."""
+    """The data for one task is here already, and there is room for what the other sends."""
     async with connected() as (one, feeder), connected() as (two, _):
         await feeder.send(bytes(20_000))
         arrived(one)
-        assert await one.receive(1)  # from here on, it knows that there is more
+        assert await one.receive(1)  # from here on, the transport knows that there is more
         receive, send = partial(one.receive, 1), partial(two.send, b"x")
         assert await longest_row(receive, send, times=200) <= IN_A_ROW
 
@@ -106,21 +106,21 @@ async def test_one_task_with_many_sockets_shares_the_loop_too() -> None:
         assert await longest_row(many, partial(anyio.sleep, 0), times=200) <= IN_A_ROW
 
 
-async def test_what_moves_much_gives_way_sooner() -> None:
-    """No matter for how much the kernel has room. (On trio each call gives way.)"""
+async def test_calls_that_move_much_data_give_way_sooner() -> None:
+    """It does not matter how much room the kernel has. On trio, each call gives way."""
     async with connected() as (socket, _):
         ready = transport_of(socket)._ready
         if isinstance(ready, LoopReadiness):
             for amount, most in ((1, 16), (1 << 16, 8), (1 << 19, 2)):
                 use_up_the_turn()
                 assert not ready.may_go_on(1)
-                calls = 1  # the one that gives way
+                calls = 1  # the call that gives way
                 while ready.may_go_on(amount):
                     calls += 1
                 assert calls <= most
 
 
-async def test_a_receive_counts_for_as_much_as_it_got() -> None:
+async def test_a_receive_is_charged_for_the_data_that_it_got() -> None:
     async with connected() as (socket, peer):
         transport, at_least = transport_of(socket), 100_000
         async with anyio.create_task_group() as group:
@@ -129,7 +129,7 @@ async def test_a_receive_counts_for_as_much_as_it_got() -> None:
             arrived(socket)
             while len(raw(socket).recv(2 * at_least, stdlib.MSG_PEEK)) < at_least:
                 await checkpoint()
-        transport._drained = False  # so that it is asked for at once
+        transport._drained = False  # so that the receive asks the kernel at once
         ready = transport._ready
         if isinstance(ready, LoopReadiness):
             use_up_the_turn()
@@ -155,8 +155,8 @@ OPENING: dict[str, Callable[[], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("how", OPENING)
-async def test_what_is_opened_or_fails_at_once_lets_others_run(how: str) -> None:
-    """Or who tries again and again would keep all others from running, its own time limit too."""
+async def test_opening_that_succeeds_or_fails_at_once_lets_other_tasks_run(how: str) -> None:
+    """Otherwise a task that tries again and again would block all others, and its own timeout."""
 
     async def try_it() -> None:
         with suppress(SocketError):
@@ -165,7 +165,7 @@ async def test_what_is_opened_or_fails_at_once_lets_others_run(how: str) -> None
     assert await longest_row(try_it, partial(anyio.sleep, 0), times=100) <= IN_A_ROW
 
 
-async def test_wrapping_lets_others_run() -> None:
+async def test_wrapping_lets_other_tasks_run() -> None:
     wrapped = [Socket.wrap(Still()) for _ in range(100)]
     turn = iter(wrapped)
 
@@ -204,7 +204,7 @@ async def test_trio_gives_way_each_time(name: str) -> None:
 
 
 async def test_a_cancellation_that_is_due_is_raised_each_time() -> None:
-    """Also where the call before it has just given way, and this one need not."""
+    """It is raised although the call before has just given way, and this one need not."""
     async with connected() as (socket, peer):
         await peer.send(bytes(100))
         arrived(socket)
@@ -221,7 +221,7 @@ async def test_a_cancellation_that_is_due_is_raised_each_time() -> None:
         assert await peer.receive_all() == b"x"
 
 
-async def test_a_receive_that_begins_cancelled_leaves_what_comes_in_its_turn() -> None:
+async def test_a_receive_that_begins_cancelled_leaves_data_that_arrives_in_its_turn() -> None:
     async with connected() as (socket, peer):
         await once_waited(socket, peer)
         scope = anyio.CancelScope()
@@ -240,13 +240,15 @@ async def test_a_receive_that_begins_cancelled_leaves_what_comes_in_its_turn() -
         assert await socket.receive() == b"second"
 
 
-async def test_a_receive_that_begins_cancelled_leaves_what_the_loop_has_yet_to_tell() -> None:
+async def test_a_receive_that_begins_cancelled_leaves_data_that_the_loop_has_not_reported() -> (
+    None
+):
     async with connected() as (socket, peer):
         await once_waited(socket, peer)
         with anyio.CancelScope() as scope:
             peer.sock.send(b"second")
             arrived(socket)
-            await checkpoint()  # made ready before the loop looks at sockets, it runs first
+            await checkpoint()  # this task is ready before the loop looks at sockets
             scope.cancel()
             await socket.receive()
             pytest.fail("data came before the cancellation")
@@ -254,7 +256,7 @@ async def test_a_receive_that_begins_cancelled_leaves_what_the_loop_has_yet_to_t
 
 
 async def test_a_cancellation_comes_before_data_for_a_task_that_was_woken() -> None:
-    """Another task has learnt something in that turn, and cancels this one."""
+    """In the same turn, another task receives something, and cancels this task."""
     async with connected() as (socket, peer), connected() as (other, hint):
         scope = anyio.CancelScope()
         got: list[bytes] = []
@@ -292,7 +294,7 @@ def on_asyncio() -> tuple[Any, asyncio.AbstractEventLoop] | None:
 
 
 async def answers(*ways: IsDue) -> list[bool]:
-    """What each way says of a task in scopes of many kinds."""
+    """What each way answers for a task in cancel scopes of many kinds."""
     loop = asyncio.get_running_loop()
     found: list[bool] = []
 
@@ -307,7 +309,7 @@ async def answers(*ways: IsDue) -> list[bool]:
         await ask()
         with anyio.CancelScope(shield=True) as shield, anyio.CancelScope() as inner:
             outer.cancel()
-            await ask()  # it is kept off
+            await ask()  # the shield keeps the cancellation off
             shield.shield = False
             await ask()
             shield.shield = True
@@ -334,22 +336,22 @@ async def answers(*ways: IsDue) -> list[bool]:
 EXPECTED = [False, False, False, True, True, True, False, True, False, False, False]
 
 
-async def test_a_cancellation_that_is_due_is_known_in_each_way() -> None:
+async def test_each_way_finds_a_cancellation_that_is_due() -> None:
     if (here := on_asyncio()) is not None:
         backend, _ = here
         both = cancellation_due(backend), by_deadline(backend)
         assert await answers(*both) == [due for due in EXPECTED for _ in both]
 
 
-async def test_anyio_keeps_its_scopes_in_the_way_that_is_known() -> None:
-    """If not, calls take a microsecond longer, and ``_cancellation`` has to learn the new way."""
+async def test_anyio_has_the_private_names_that_we_know() -> None:
+    """If not, calls take a microsecond longer, and ``_cancellation`` needs the new names."""
     if (here := on_asyncio()) is not None:
         backend, _ = here
         assert cancellation_due(backend).__qualname__ != by_deadline(backend).__qualname__
 
 
 class Elsewhere:
-    """A backend of AnyIO whose private names are others."""
+    """A backend of AnyIO that has other private names."""
 
     @staticmethod
     def current_effective_deadline() -> float:
@@ -373,17 +375,17 @@ KNOWN = {
         None,
     ],
 )
-def test_other_private_names_of_anyio_are_no_harm(
+def test_other_private_names_of_anyio_do_no_harm(
     monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any] | None
 ) -> None:
-    """``changed``: what else its module has; None: nobody can find the module."""
+    """``changed`` replaces names in AnyIO's module; None means that there is no such module."""
     backend = type("Backend", (Elsewhere,), {"__module__": "anyio_of_tomorrow"})
     module: Any = SimpleNamespace(**KNOWN | (changed or {}))
     if changed is not None:
         monkeypatch.setitem(sys.modules, "anyio_of_tomorrow", module)
     loop = asyncio.new_event_loop()
     try:
-        assert cancellation_due(backend)(loop)  # as the public way has it
+        assert cancellation_due(backend)(loop)  # the answer of the public function
         vars(module).update(KNOWN)
         monkeypatch.setitem(sys.modules, "anyio_of_tomorrow", module)
         cancellation_due.cache_clear()
@@ -393,7 +395,7 @@ def test_other_private_names_of_anyio_are_no_harm(
         cancellation_due.cache_clear()
 
 
-def test_a_cancellation_is_due_in_another_loop_than_the_first_one() -> None:
+def test_a_due_cancellation_is_found_in_a_second_event_loop() -> None:
     async def open_it(port: int) -> Socket:
         socket = connect(("127.0.0.1", port))
         await socket.opened
@@ -417,8 +419,8 @@ def test_a_cancellation_is_due_in_another_loop_than_the_first_one() -> None:
             asyncio.run(be_cancelled(socket))
 
 
-async def test_the_peers_end_is_told_after_a_send_that_met_a_reset() -> None:
-    """The send waited for room, and uvloop stops to watch a socket that had an error."""
+async def test_the_peers_end_is_received_after_a_send_that_met_a_reset() -> None:
+    """The send waits for room, and uvloop stops watching a socket that has an error."""
     async with listening() as listener:
         transport = dialled(listener)
         (await listener.accept()).close()
@@ -432,7 +434,7 @@ async def test_the_peers_end_is_told_after_a_send_that_met_a_reset() -> None:
 # --- waiting
 
 
-async def test_a_cancelled_task_takes_no_place_from_the_one_that_waits_for_room_since() -> None:
+async def test_a_cancelled_wait_for_room_does_not_disturb_a_later_wait() -> None:
     async with connected(receive_buffer=4096) as (socket, peer):
         small_buffers(socket, peer)
         ready = transport_of(socket)._ready
@@ -454,10 +456,10 @@ async def test_a_cancelled_task_takes_no_place_from_the_one_that_waits_for_room_
             await socket.close()
 
 
-async def test_what_arrived_for_a_task_that_was_cancelled_natively_goes_to_the_next() -> None:
-    """``Task.cancel()`` may come between the arrival and the task, unlike AnyIO's own."""
+async def test_data_for_a_natively_cancelled_task_goes_to_the_next_receive() -> None:
+    """``Task.cancel()`` may come after the data and before the task runs; AnyIO's may not."""
     if trio.lowlevel.in_trio_run():
-        return  # has no such thing
+        return  # trio has no native cancellation
     async with connected() as (socket, peer):
         transport = transport_of(socket)
         task = asyncio.ensure_future(socket.receive(4))
@@ -478,8 +480,8 @@ async def readable(sock: stdlib.socket) -> None:
     await anyio.wait_readable(sock)
 
 
-async def test_the_kernels_socket_can_be_waited_for_by_others() -> None:
-    """Also where the socket was left registered with the event loop by the last receive."""
+async def test_other_code_can_wait_for_the_kernels_socket() -> None:
+    """It can, although the last receive has left the socket registered with the event loop."""
     async with connected() as (socket, peer):
         async with anyio.create_task_group() as group:
             group.start_soon(peer.send, b"one")
@@ -502,7 +504,7 @@ def asyncio_loop() -> asyncio.AbstractEventLoop | None:
 
 
 async def test_looking_at_the_kernels_socket_costs_nothing_afterwards() -> None:
-    """It stays registered with the event loop, as any other."""
+    """The socket stays registered with the event loop, like any other."""
     async with connected() as (socket, peer):
         sock = socket.extra(SocketAttribute.raw_socket)
         for _ in range(2):
@@ -515,12 +517,12 @@ async def test_looking_at_the_kernels_socket_costs_nothing_afterwards() -> None:
             assert ready._live(ready._reader) is not None
 
 
-async def test_somebody_else_may_be_registered_while_a_task_receives() -> None:
-    """The loop then tells them alone. We notice that, wait by other means, and lose nothing."""
+async def test_other_code_may_register_the_socket_while_a_task_receives() -> None:
+    """The loop then reports to that code alone. We notice it, wait otherwise, and lose nothing."""
     async with connected() as (socket, peer):
         loop = asyncio_loop()
         if loop is None:
-            return  # trio refuses a second one
+            return  # trio refuses a second waiting task
         number = socket.extra(SocketAttribute.raw_socket).fileno()
         told = anyio.Event()
         received: list[bytes] = []
@@ -537,7 +539,7 @@ async def test_somebody_else_may_be_registered_while_a_task_receives() -> None:
             with anyio.fail_after(10):
                 await told.wait()
         assert received == [b"one"]
-        # Later receives leave them alone too.
+        # Later receives do not replace that registration either.
         async with anyio.create_task_group() as group:
             group.start_soon(receive)
             await all_blocked()
@@ -551,7 +553,7 @@ async def test_somebody_else_may_be_registered_while_a_task_receives() -> None:
         assert received[2:] == [b"three"]
 
 
-async def test_somebody_else_may_be_registered_while_a_task_sends() -> None:
+async def test_other_code_may_register_the_socket_while_a_task_sends() -> None:
     async with connected(receive_buffer=4096) as (socket, peer):
         loop = asyncio_loop()
         if loop is None:
@@ -604,10 +606,10 @@ async def test_a_task_that_waits_by_other_means_can_be_woken(how: str) -> None:
             assert await peer.receive() == b"x"
 
 
-async def test_somebody_else_may_be_registered_where_no_data_can_be_watched(
+async def test_other_code_may_register_the_socket_where_data_cannot_be_watched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A kqueue is asked for ends and errors alone, and Windows has nothing of the kind."""
+    """A kqueue is asked for ends and errors only, and Windows has nothing like it."""
     if asyncio_loop() is None:
         return
     monkeypatch.setattr("anyio_connect._on_asyncio.CAN_WATCH_ALL", False)
@@ -628,13 +630,13 @@ async def test_somebody_else_may_be_registered_where_no_data_can_be_watched(
     assert got == [b"data"]
 
 
-async def test_more_than_was_asked_for_does_not_keep_the_loop_busy() -> None:
+async def test_data_that_is_left_does_not_keep_the_loop_busy() -> None:
     async with connected() as (socket, peer):
         async with anyio.create_task_group() as group:
             group.start_soon(socket.receive, 1)
             await all_blocked()
             await peer.send(b"more than one")
-        # It would never come to rest if the loop reported again and again what nobody asks for.
+        # This would never return if the loop reported the data that is left again and again.
         await all_blocked()
         if not trio.lowlevel.in_trio_run():
             loop = asyncio.get_running_loop()
@@ -643,8 +645,8 @@ async def test_more_than_was_asked_for_does_not_keep_the_loop_busy() -> None:
 
 
 @needs_poll
-async def test_a_reset_that_came_while_no_task_waited_is_told() -> None:
-    """uvloop stops to watch a socket that had an error: waiting has to notice that."""
+async def test_a_reset_that_came_while_no_task_waited_is_reported() -> None:
+    """uvloop stops watching a socket that has an error, so a wait has to notice that."""
     async with connected() as (socket, peer):
         await once_waited(socket, peer)
         peer.rst()
@@ -656,11 +658,11 @@ async def test_a_reset_that_came_while_no_task_waited_is_told() -> None:
                 await socket.receive()
 
 
-# --- whether to ask or to wait
+# --- whether to ask the kernel or to wait
 
 
 class Asked:
-    """The kernel's socket, and how often it was asked for what had not come."""
+    """The kernel's socket, and how often it was asked in vain."""
 
     def __init__(self, sock: stdlib.socket) -> None:
         self.sock = sock
@@ -693,20 +695,20 @@ async def take(socket: Socket, count: int, into: bool) -> bytes:
 
 
 @pytest.mark.parametrize("into", [False, True])
-async def test_what_came_before_the_first_receive_is_not_waited_for(
+async def test_the_first_receive_does_not_wait_for_data_that_is_here(
     into: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with connected() as (socket, peer):
         await peer.send(b"hello")
         arrived(socket)
         transport: Any = transport_of(socket)
-        monkeypatch.setattr(type(transport._ready), "readable", None)  # which would fail
+        monkeypatch.setattr(type(transport._ready), "readable", None)  # a wait would fail
         assert await take(socket, 5, into) == b"hello"
 
 
 @pytest.mark.parametrize("into", [False, True])
-async def test_answers_of_the_size_that_was_asked_for_are_waited_for(into: bool) -> None:
-    """On asyncio. On trio a send gives way, and the answer is most likely here."""
+async def test_the_kernel_is_rarely_asked_in_vain_for_answers_of_one_size(into: bool) -> None:
+    """This is for asyncio. On trio a send gives way, and then the answer has probably arrived."""
     async with connected() as (socket, peer):
         transport: Any = transport_of(socket)
         asked = transport._sock = Asked(transport._sock)
@@ -716,12 +718,12 @@ async def test_answers_of_the_size_that_was_asked_for_are_waited_for(into: bool)
                 await all_blocked()
                 await peer.send(b"four")
         if asyncio_loop() is not None:
-            assert asked.in_vain <= 7  # after 0, 1, 3, 7, 15, 15 ... that were not asked for
+            assert asked.in_vain <= 7  # after 0, 1, 3, 7, 15, 15 ... receives that waited first
         transport._sock = asked.sock
 
 
 @pytest.mark.parametrize("into", [False, True])
-async def test_what_is_here_is_soon_asked_for_again(
+async def test_the_kernel_is_soon_asked_again_if_data_is_here(
     monkeypatch: pytest.MonkeyPatch, into: bool
 ) -> None:
     async with connected() as (socket, peer):
@@ -740,8 +742,8 @@ async def test_what_is_here_is_soon_asked_for_again(
                 assert await take(socket, 4, into) == b"four"
 
 
-async def test_a_task_that_has_waited_may_do_as_much_as_any() -> None:
-    """Meanwhile all others had their turn."""
+async def test_a_wait_renews_the_budget() -> None:
+    """All other tasks had their turn during the wait."""
     async with connected() as (socket, peer):
         ready = transport_of(socket)._ready
         if isinstance(ready, LoopReadiness):
@@ -753,12 +755,12 @@ async def test_a_task_that_has_waited_may_do_as_much_as_any() -> None:
 
 @pytest.fixture
 def by_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait by AnyIO's means, as where the loop itself cannot wait for sockets."""
+    """Wait by AnyIO's functions, as on an event loop that cannot wait for sockets."""
     monkeypatch.setattr("anyio_connect._readiness._find_out", _OtherLoop)
 
 
 @pytest.mark.usefixtures("by_tasks")
-async def test_by_anyios_means() -> None:
+async def test_sending_and_receiving_by_anyios_functions() -> None:
     async with connected(receive_buffer=4096) as (socket, peer):
         assert isinstance(transport_of(socket)._ready, TaskReadiness)
         small_buffers(socket, peer)
@@ -772,7 +774,7 @@ async def test_by_anyios_means() -> None:
 
 
 @pytest.mark.usefixtures("by_tasks")
-async def test_who_stops_reading_does_not_disturb_who_sends() -> None:
+async def test_stopping_to_read_does_not_disturb_a_send() -> None:
     """AnyIO wakes both tasks; the one that waits for room has to go on waiting."""
     async with connected(half_open=True, receive_buffer=4096) as (socket, peer):
         small_buffers(socket, peer)
@@ -805,7 +807,7 @@ async def test_a_loop_that_cannot_wait_for_sockets(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("dropped", [False, True])
 async def test_the_number_of_a_socket_that_was_reset_can_be_used_again(dropped: bool) -> None:
-    """uvloop stops to watch a socket that had an error, but keeps something under its number."""
+    """uvloop stops watching a socket that has an error, but keeps an entry for its number."""
 
     async def receive(socket: Socket) -> None:
         with pytest.raises(BrokenError):

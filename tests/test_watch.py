@@ -25,8 +25,8 @@ from support.peers import Peer, listening
 from support.sockets import arrived, connected, needs_poll
 from support.turns import all_blocked
 
-pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="there is nothing to watch with here")
-epoll_only = pytest.mark.skipif(not hasattr(select, "epoll"), reason="kqueue tells of ends only")
+pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="this system has neither epoll nor kqueue")
+epoll_only = pytest.mark.skipif(not hasattr(select, "epoll"), reason="kqueue reports only ends")
 
 
 @contextmanager
@@ -55,7 +55,7 @@ async def many(count: int) -> AsyncIterator[list[tuple[Socket, Peer]]]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the other tasks run until something is so."""
+    """Let the other tasks run until the condition is true."""
     with anyio.fail_after(20):
         while not condition():
             await checkpoint()
@@ -69,7 +69,7 @@ async def settled() -> None:
 # --- one watch
 
 
-async def test_an_event_that_is_there_already_is_told_at_once() -> None:
+async def test_an_event_that_is_there_already_is_reported_at_once() -> None:
     with pair() as (ours, theirs):
         theirs.shutdown(stdlib.SHUT_WR)
         with Watch(ours, RDHUP) as watch, anyio.fail_after(10):
@@ -78,7 +78,7 @@ async def test_an_event_that_is_there_already_is_told_at_once() -> None:
             assert await watch.wait() & RDHUP
 
 
-async def test_it_is_told_once() -> None:
+async def test_an_event_is_reported_once() -> None:
     with pair() as (ours, theirs), Watch(ours, RDHUP) as watch:
         theirs.shutdown(stdlib.SHUT_WR)
         with anyio.fail_after(10):
@@ -99,7 +99,7 @@ async def test_a_cancelled_wait_loses_no_event() -> None:
             assert await watch.wait() & RDHUP
 
 
-async def test_a_reset_is_told_to_whoever_watches() -> None:
+async def test_a_reset_is_reported_to_every_watch() -> None:
     for events in (0, RDHUP):
         with pair() as (ours, theirs), Watch(ours, events) as watch:
             linger = struct.pack("ii", 1, 0)
@@ -109,7 +109,7 @@ async def test_a_reset_is_told_to_whoever_watches() -> None:
                 assert await watch.wait() & ERR
 
 
-async def test_data_wakes_nobody_who_waits_for_an_end() -> None:
+async def test_data_does_not_wake_a_task_that_waits_for_an_end() -> None:
     with pair() as (ours, theirs), Watch(ours, RDHUP) as watch:
         seen = []
 
@@ -151,7 +151,7 @@ async def test_two_tasks_may_watch_one_socket_for_different_things() -> None:
 
 @epoll_only
 async def test_the_acknowledgement_of_our_end_is_an_event() -> None:
-    """What a lingering close waits for: all that we sent has arrived."""
+    """A lingering close waits for this event: then all that we sent has arrived."""
     with pair() as (ours, theirs):
         ours.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 4096)
         with Watch(ours, OUT) as watch, anyio.fail_after(10):
@@ -181,8 +181,8 @@ def unacknowledged(sock: stdlib.socket) -> int:
     return count
 
 
-async def test_who_closes_the_socket_wakes_whoever_watches_it() -> None:
-    """Leading or not, and the others go on."""
+async def test_closing_a_socket_wakes_the_task_that_watches_it() -> None:
+    """It may lead or not; the other tasks go on watching."""
     with pair() as (one, _), pair() as (two, _), pair() as (three, theirs):
         outcomes: list[object] = []
 
@@ -236,12 +236,12 @@ async def wait_closed(socket: Socket) -> None:
 
 
 def watchers() -> list[Any]:
-    """What event loops watch with now."""
+    """The watchers that have a poller now."""
     return [watcher for watcher in watching._watchers if watcher._poller is not None]
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_who_leads_may_be_cancelled_at_any_time(seed: int) -> None:
+async def test_the_leading_task_may_be_cancelled_at_any_time(seed: int) -> None:
     chance = random.Random(seed)
     async with many(90) as pairs, anyio.create_task_group() as group:
         scopes: dict[Socket, anyio.CancelScope] = {}
@@ -269,8 +269,8 @@ async def test_who_leads_may_be_cancelled_at_any_time(seed: int) -> None:
     assert not watchers()
 
 
-async def test_the_leader_is_cancelled_again_and_again() -> None:
-    """Always the task that leads: the first of those that are left."""
+async def test_the_leading_task_is_cancelled_again_and_again() -> None:
+    """The leading task is always the first of those that are left."""
     async with many(8) as pairs, anyio.create_task_group() as group:
         scopes = [anyio.CancelScope() for _ in pairs]
 
@@ -305,8 +305,8 @@ async def test_sockets_are_closed_while_they_are_watched() -> None:
 # --- several event loops
 
 
-def test_each_event_loop_has_its_own(anyio_backend: Any) -> None:
-    """One ends while the others go on."""
+def test_each_event_loop_has_its_own_watcher(anyio_backend: Any) -> None:
+    """One event loop ends while the others go on."""
     backend, options = anyio_backend
     everybody_watches = threading.Barrier(3)
     first_ended = threading.Event()
@@ -345,7 +345,7 @@ def test_each_event_loop_has_its_own(anyio_backend: Any) -> None:
 
 
 class Scarce:
-    """A poller that cannot be had, or takes no more sockets, until the test says so."""
+    """Lets pollers fail to open, or to take sockets, until the test makes ``scarce`` False."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int, *, opens: bool) -> None:
         self.number = number
@@ -380,7 +380,7 @@ class Scarce:
     ("number", "opens"),
     [(errno.EMFILE, False), (errno.ENFILE, False), (errno.ENOSPC, True), (errno.ENOMEM, True)],
 )
-async def test_what_cannot_be_had_is_tried_again(
+async def test_a_poller_that_fails_is_tried_again(
     number: int, opens: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scarce = Scarce(monkeypatch, number, opens=opens)
