@@ -29,15 +29,15 @@ from support.peers import Peer, full, listening, refusing_address
 
 
 class Told(NamedTuple):
-    """What is told of a step, and which tests show it."""
+    """How a step is documented, and which tests show it."""
 
-    words: str  #: the docstring of the option connect_timeout has these
+    words: str  #: these are in the docstring of the option connect_timeout
     late: str  #: the test in which connect_timeout runs out during the step
     swept: str  #: the test that cancels the step at each of its checkpoints
 
 
 LATE = "test_a_timeout_says_in_which_phase_it_happened"
-#: The steps of all openers, by what makes the error if the time runs out.
+#: The steps of all openers, by the function that makes the error if the time runs out.
 STEPS = {
     "no_slot": Told(
         "the wait for a slot of ``max_connections``",
@@ -49,7 +49,7 @@ STEPS = {
     ),
     "handshake_timed_out": Told("the TLS handshake", LATE, "test_cancelled_at_every_checkpoint"),
     "not_opened": Told(
-        "",  # Socket.wrap() tells of it
+        "",  # Socket.wrap() documents it
         "test_a_pending_socket_that_is_not_opened_in_time",
         "test_opening_a_wrapped_socket_cancelled_at_every_checkpoint",
     ),
@@ -62,7 +62,7 @@ STEPS = {
 
 
 def _steps() -> set[str]:
-    """What makes the "too late" error of each Step in _open."""
+    """The functions that make the "too late" errors of the steps in _open."""
     found = set()
     for node in ast.walk(ast.parse(Path(_open.__file__).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "Step":
@@ -76,7 +76,7 @@ def _steps() -> set[str]:
     return found
 
 
-def test_each_step_is_told_of_and_tested() -> None:
+def test_each_step_is_documented_and_tested() -> None:
     steps = _steps()
     assert steps == STEPS.keys(), (
         "add each Step of _open to STEPS, with a test in which connect_timeout runs out during "
@@ -91,7 +91,7 @@ def test_each_step_is_told_of_and_tested() -> None:
         if text.strip().startswith("``connect_timeout``")
     )
     for step, told in STEPS.items():
-        assert told.words in words, f"say in connect_timeout of SocketOptions: {told.words}"
+        assert told.words in words, f"add to connect_timeout in SocketOptions: {told.words}"
         for test in (told.late, told.swept):
             assert f"async def {test}(" in tests, f"there is no {test}, which STEPS has for {step}"
 

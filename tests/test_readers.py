@@ -69,7 +69,7 @@ async def receive(socket: Socket, expected: bytes) -> None:
 
 
 class Owner:
-    """What is registered for a socket."""
+    """An object that is registered as the owner of a socket."""
 
 
 def epolls() -> int:
@@ -118,7 +118,7 @@ async def test_one_epoll_is_opened_for_many_sockets_and_closed_after_the_last(
         await wait_once(*pairs)
         for socket, _ in pairs[1:]:
             await socket.close()
-        # It stays for the sockets to come, as long as one is registered.
+        # The epoll stays open as long as one socket is registered.
         assert epolls() == before + (not on_trio())
         await wait_once(pairs[0])
         await pairs[0][0].close()
@@ -155,7 +155,7 @@ async def test_the_epoll_leaves_a_number_to_other_code_that_waits_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if on_trio():
-        return  # trio refuses a second one
+        return  # trio refuses a second waiting task
     monkeypatch.setattr("anyio_connect._readers._FEW", 1)
     loop = asyncio.get_running_loop()
     async with open_sockets(2) as [(socket, peer), other]:
@@ -185,7 +185,7 @@ async def test_data_that_no_task_waits_for_does_not_keep_the_loop_busy() -> None
 
 
 @pytest.mark.usefixtures("from_the_first")
-async def test_a_reset_that_comes_while_a_task_waits_is_told() -> None:
+async def test_a_reset_that_comes_while_a_task_waits_is_reported() -> None:
     async with open_sockets(1) as [(socket, peer)], anyio.create_task_group() as group:
         group.start_soon(_reset, peer)
         for _ in range(2):
@@ -250,7 +250,7 @@ async def test_the_epoll_does_not_keep_the_context_of_a_task() -> None:
 async def test_without_an_epoll_the_event_loop_serves_all(
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process has no more descriptors, or the user no more registrations."""
+    """The process may open no more descriptors, or the user may register no more with epolls."""
 
     class Full:
         def __init__(self) -> None:
@@ -318,7 +318,7 @@ async def test_a_socket_that_was_removed_in_the_same_turn_is_not_reported() -> N
         assert readers.add(loop, one.fileno(), one)
         peer.send(b"x")
     await turns()
-    assert len(told) == 1  # it has removed the others
+    assert len(told) == 1  # the first one has removed the others
     assert epolls() == before
     for one, peer in pairs:
         one.close()
@@ -336,7 +336,7 @@ async def test_a_number_that_other_code_has_closed_belongs_to_the_new_socket() -
     (one, peer), (new, new_peer) = stdlib.socketpair(), stdlib.socketpair()
     number, old_owner, new_owner = one.fileno(), Owner(), Owner()
     assert readers.add(loop, number, old_owner)
-    os.dup2(new.fileno(), number)  # closes the old one, of which nothing is told
+    os.dup2(new.fileno(), number)  # this closes the old socket, and ``readers`` does not notice
     assert readers.add(loop, number, new_owner)
     assert not readers.remove(loop, number, old_owner)
     new_peer.send(b"x")
