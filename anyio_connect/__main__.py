@@ -28,7 +28,7 @@ from . import (
 )
 from ._options import check_alpn
 from ._preludes import PRELUDES
-from ._tls import build_context
+from ._tls_contexts import build_context
 from ._tls_errors import TO_TRUST_IT
 
 _CHUNK = 262144  # bytes; with fewer, most of the time would go into changing tasks and threads

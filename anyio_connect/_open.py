@@ -37,8 +37,8 @@ from ._route import Route
 from ._slots import Slot
 from ._target import SocketInfo, Target, Wrapping, info_of
 from ._tcp_connect import Begun, Failed, begin
-from ._tls import start_tls
 from ._tls_errors import handshake_timed_out
+from ._tls_handshake import start_tls
 from ._transport import NoSocketError, Transport
 
 

@@ -12,12 +12,9 @@ without an await in between.
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
-import threading
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn, TypeVar, overload
@@ -26,18 +23,16 @@ import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
 from ._copies import fresh
-from ._log import log
 from ._readiness import Pause
-from ._threads import Threads
-from ._tls_errors import check_count, explain, handshake_ended, handshake_failed
+from ._tls_errors import check_count, explain
 from ._transport import DEFAULT_MAX_BYTES, NoSocketError, Transport
 from ._waking import wake
 
 #: How much ciphertext to receive from the transport at a time, in bytes: a few records, and more
 #: only if the caller wants more. Ciphertext is received only when a call needs it, so no more than
 #: this is ever held here.
-_READ = 65536
-_MOST_READ = 4 * _READ
+READ = 65536
+_MOST_READ = 4 * READ
 
 #: How much ciphertext the engine gets at a time, in bytes: more than a record. One read of the
 #: engine may process all of it before it finds application data, and blocks the event loop.
@@ -65,108 +60,14 @@ _MAX_WAITING = 2 * _WRITE
 _MAX_KEPT = 1 << 20
 
 #: How many times receive_nowait() gives the engine more ciphertext until it finds data.
-_ROUNDS = 2
-
-#: How many default contexts are kept. Each holds the system's CA certificates: about a megabyte.
-_MAX_CONTEXTS = 16
+ROUNDS = 2
 
 _ENDED_IN_HANDSHAKE = "the peer ended TLS while it was being negotiated again"
 
 #: The errors that mean: the transport broke, or another task closed it.
-_GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
+GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 _T = TypeVar("_T")
-
-#: Runs the slow work on contexts: building one, and calls of contexts of another implementation.
-_threads = Threads("work on TLS contexts", 64)
-
-# --- contexts
-
-
-class Contexts:
-    """The default contexts, shared by all sockets without an ``ssl_context``, in all threads.
-
-    The keys are the class of the context, which other code may replace (truststore does), and the
-    ALPN protocols. The most recently used context comes last.
-    """
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[type, tuple[str, ...]], ssl.SSLContext] = OrderedDict()
-        self.after_fork()
-
-    def after_fork(self) -> None:
-        """Replace the lock in a forked child, where no thread exists that would release it."""
-        self._building = threading.Lock()  # held by the thread that builds one
-
-    async def get(self, alpn: tuple[str, ...]) -> ssl.SSLContext:
-        """Return the context for ``alpn``. Building one reads files and takes tens of ms."""
-        context = self._find(alpn)
-        return context if context is not None else await _threads.run(partial(self._build, alpn))
-
-    def _find(self, alpn: tuple[str, ...]) -> ssl.SSLContext | None:
-        key = (ssl.SSLContext, alpn)
-        try:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        except KeyError:
-            return None
-
-    def _build(self, alpn: tuple[str, ...]) -> ssl.SSLContext:
-        """Build the context, unless another thread has just done so.
-
-        The context is kept even if the calling task was cancelled meanwhile.
-        """
-        with self._building:
-            context = self._find(alpn)
-            if context is None:
-                context = build_context(alpn)
-                while len(self._kept) >= _MAX_CONTEXTS:
-                    self._kept.popitem(last=False)
-                self._kept[ssl.SSLContext, alpn] = context
-            return context
-
-
-_contexts = Contexts()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_contexts.after_fork)
-
-
-def build_context(alpn: Sequence[str] = (), cafile: str | None = None) -> ssl.SSLContext:
-    """Return a context for clients, with the settings of our default contexts.
-
-    It trusts the certificate authorities of the system. ``cafile``: trust the certificates in this
-    file instead.
-
-    :raises OSError: the certificates cannot be read
-    """
-    context = ssl.create_default_context(cafile=cafile)
-    if cafile == "":  # the standard library would treat it like None
-        context.load_verify_locations(cafile="")
-    if cafile is None:
-        _load_for_certain(context)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION  # a source of attacks, which TLS 1.3 has removed
-    context.hostname_checks_common_name = False  # RFC 9525 6.3: it does not identify a server
-    if alpn:
-        context.set_alpn_protocols(list(alpn))
-    return context
-
-
-def _load_for_certain(context: ssl.SSLContext) -> None:
-    file = ssl.get_default_verify_paths().cafile
-    try:
-        empty = not context.cert_store_stats()["x509_ca"]
-    except NotImplementedError:  # an injected truststore, which loads certificates later
-        return
-    if file and empty:
-        # If OpenSSL could not open the file, for example because no descriptor was left, it did
-        # not report that. Such a context would be kept, and would trust no server for ever.
-        with suppress(ssl.SSLError):  # the file has no certificate
-            context.load_verify_locations(file)
-
-
-# --- the handshake
 
 
 class Records:
@@ -199,160 +100,6 @@ class Records:
                     self._left = int.from_bytes(self._head[-2:], "big")
                     self._head = b""
             at += step
-
-
-class _EngineError(Exception):
-    """Wraps any exception that an engine or a context raised."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__()
-        self.cause = cause
-
-
-async def start_tls(
-    transport: Transport,
-    *,
-    where: str,
-    server_hostname: str,
-    alpn: tuple[str, ...] | None = None,
-    context: ssl.SSLContext | None = None,
-    require_close_notify: bool = True,
-) -> TLSTransport:
-    """Make the client's TLS handshake over ``transport``, and return the encrypted transport.
-
-    ``where`` is the name of the peer in messages. The certificate must be valid for
-    ``server_hostname``, which is sent as SNI if it is a name and not an address. ``alpn`` applies
-    to the default context only: a ``context`` is never changed, and has its own ALPN protocols.
-    ``require_close_notify``: see :class:`TLSTransport`.
-
-    Contexts and engines of another implementation may be slow, so their work runs in a thread. If
-    the handshake fails or is cancelled, the transport is closed.
-
-    :raises TLSError: the handshake failed, for any reason
-    """
-    # Names in certificates have no trailing dot (RFC 6125), and addresses have no zone.
-    name = server_hostname.removesuffix(".").partition("%")[0]
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    engine: ssl.SSLObject | None = None
-    if log.debugs:
-        log.debug("%s: TLS handshake, for %s", where, name)
-    # The first bytes from the peer, for messages: the engine does not return an incomplete record.
-    said = b""
-    records = None if require_close_notify else Records()
-    try:
-        try:
-            # Test the original: "." has no name left either, but must not skip the verification.
-            wanted = name if server_hostname else None
-            engine = await _make_engine(context, alpn or (), incoming, outgoing, wanted)
-            while True:
-                finished = await _shake(engine)
-                if ciphertext := outgoing.read():
-                    await transport.send(ciphertext)
-                if finished:
-                    if log.debugs:
-                        log.debug("%s: %s", where, _agreed(engine))
-                    return TLSTransport(transport, engine, incoming, outgoing, records)
-                ciphertext = await transport.receive(_READ)
-                if records is not None:
-                    records.follow(ciphertext)
-                said = said or ciphertext
-                incoming.write(ciphertext)
-        except _EngineError as exc:
-            error = handshake_failed(where, name, exc.cause, engine)
-        except Exception as exc:  # from the transport; a foreign stream may raise anything
-            why, said = await _last_words(transport, engine, incoming, said)
-            if why is None:
-                error = handshake_ended(where, exc, said)
-            else:
-                error = handshake_failed(where, name, why, engine)
-        with suppress(*_GONE):  # send the alert that tells the peer the reason
-            transport.send_nowait(outgoing.read())
-        with suppress(Exception):  # from a foreign stream, which counts as closed
-            await transport.let_go()
-    except BaseException:
-        await transport.abort()
-        raise
-    raise fresh(error)
-
-
-def _agreed(engine: ssl.SSLObject) -> str:
-    """The TLS version and the cipher that a handshake agreed on, for the log."""
-    try:
-        cipher = engine.cipher()
-        return f"{engine.version()} with {cipher and cipher[0]}"
-    except Exception:  # from an engine of another implementation
-        return "TLS"
-
-
-async def _make_engine(
-    context: ssl.SSLContext | None,
-    alpn: tuple[str, ...],
-    incoming: ssl.MemoryBIO,
-    outgoing: ssl.MemoryBIO,
-    name: str | None,
-) -> ssl.SSLObject:
-    try:
-        if context is None:
-            context = await _contexts.get(alpn)
-        chosen = context
-
-        def make() -> ssl.SSLObject:
-            return chosen.wrap_bio(incoming, outgoing, server_hostname=name)
-
-        # The standard library's context reads no files here. Others may: truststore reads its CA
-        # certificates.
-        return make() if _is_native(context) else await _threads.run(make)
-    except Exception as exc:
-        raise _EngineError(exc) from None
-
-
-def _is_native(context: Any) -> bool:
-    """Whether the engines of ``context`` are the standard library's, without any change."""
-    try:
-        made_by = context.wrap_bio.__module__, context.sslobject_class
-    except Exception:
-        return False
-    return made_by == ("ssl", ssl.SSLObject)
-
-
-async def _shake(engine: ssl.SSLObject) -> bool:
-    """Continue the handshake; return whether it is complete. False: it needs more ciphertext."""
-
-    def shake() -> bool:
-        try:
-            engine.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        return True
-
-    try:
-        # An engine of another implementation may let the system verify the certificate.
-        return shake() if type(engine) is ssl.SSLObject else await _threads.run(shake)
-    except Exception as exc:
-        raise _EngineError(exc) from None
-
-
-async def _last_words(
-    transport: Transport, engine: ssl.SSLObject | None, incoming: ssl.MemoryBIO, said: bytes
-) -> tuple[Exception | None, bytes]:
-    """After the transport broke: give the engine the ciphertext that arrived before.
-
-    Returns the engine's error, if any, which may be an alert with the reason; and the first bytes
-    that the peer has sent.
-    """
-    try:
-        for _ in range(_ROUNDS):
-            ciphertext = transport.receive_nowait(_READ)
-            if ciphertext is None or engine is None:
-                break
-            said = said or ciphertext
-            incoming.write(ciphertext)
-            await _shake(engine)
-    except _EngineError as exc:
-        return exc.cause, said
-    except Exception:  # from the transport, which has no more ciphertext
-        return None, said
-    return None, said
 
 
 class TLSTransport(Transport):
@@ -408,7 +155,7 @@ class TLSTransport(Transport):
     # --- receiving
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             data = self._take(max_bytes)
             if data is not None or not self._fetch_nowait():
                 return data
@@ -459,7 +206,7 @@ class TLSTransport(Transport):
                     # The same as _fetch(), without its frame at each resumption.
                     self._reading = True
                     try:
-                        most = min(max(_READ, max_bytes), _MOST_READ)
+                        most = min(max(READ, max_bytes), _MOST_READ)
                         begun = self._transport.start_receive(most)
                         self._hold(begun if isinstance(begun, bytes) else await begun)
                     finally:
@@ -504,7 +251,7 @@ class TLSTransport(Transport):
         """Get ciphertext that has arrived; return whether there is any to process."""
         if not self._held:
             try:
-                ciphertext = self._transport.receive_nowait(_READ)
+                ciphertext = self._transport.receive_nowait(READ)
             except anyio.EndOfStream:
                 self._end_of_transport()
                 raise
@@ -571,7 +318,7 @@ class TLSTransport(Transport):
             return False
         try:
             self._decrypted += self.receive_nowait(_RECORD) or b""
-        except (anyio.EndOfStream, *_GONE):
+        except (anyio.EndOfStream, *GONE):
             return True
         return len(self._decrypted) > 0
 
@@ -661,7 +408,7 @@ class TLSTransport(Transport):
             data = None
             self._error = fresh(exc)
         if self._outgoing.pending or self._unsent:
-            with suppress(*_GONE):
+            with suppress(*GONE):
                 self._flush_nowait()  # an answer of TLS, or the alert about an error
         if self._progress is not None:
             self._tell_progress()
@@ -725,7 +472,7 @@ class TLSTransport(Transport):
 
         The transport is broken, so this is at most as much as the kernel's buffer holds.
         """
-        with suppress(anyio.EndOfStream, *_GONE):
+        with suppress(anyio.EndOfStream, *GONE):
             more = True
             while more:
                 while (data := self._next(_RECORD)) is not None:
@@ -842,7 +589,7 @@ class TLSTransport(Transport):
                     self._transport.resume_receiving()
                 self._reading_to_send = True
                 try:
-                    await self._fetch(_READ)
+                    await self._fetch(READ)
                 except anyio.EndOfStream:
                     self._end_of_transport()
                 finally:
@@ -989,7 +736,7 @@ class TLSTransport(Transport):
             self._flush_nowait()
             if self._error is None:
                 await self._flush()
-        except _GONE:
+        except GONE:
             pass
         except BaseException:
             await self.abort()
@@ -1002,7 +749,7 @@ class TLSTransport(Transport):
             raise anyio.BrokenResourceError("a message was cut short, so the peer got a reset")
         if not self._end():
             return False
-        with suppress(*_GONE):
+        with suppress(*GONE):
             if self._transport.immediate:
                 self._flush_nowait()
             elif self._error is None:
@@ -1027,7 +774,7 @@ class TLSTransport(Transport):
         if self._must_drop() or not self._end():
             await self.abort()
             return False
-        with suppress(*_GONE):
+        with suppress(*GONE):
             self._flush_nowait()
         if self._unsent:
             await self.abort()

@@ -34,8 +34,8 @@ from ._policy import UNRESTRICTED, judges_addresses
 from ._proxy import Proxy, ProxyAnswerError, parse_proxy
 from ._route import Route
 from ._target import SocketInfo, Target, info_of
-from ._tls import start_tls
 from ._tls_errors import handshake_timed_out
+from ._tls_handshake import start_tls
 from ._transport import Transport
 
 #: The ALPN protocols offered to a proxy (RFC 7301), unless the context has its own. This package

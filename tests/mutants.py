@@ -46,8 +46,11 @@ MUTATED = {
     "_socket": "tests/test_socket.py tests/test_socket_end.py tests/test_start_tls.py "
     "tests/test_options.py",
     "_tls": "tests/test_tls_transport.py tests/test_tls_end.py tests/test_tls_in_tls.py "
-    "tests/test_tls_renegotiation.py tests/test_tls_handshake.py tests/test_trio_checks.py "
+    "tests/test_tls_renegotiation.py tests/test_tls_handshake.py tests/test_trio_checks.py",
+    "_tls_contexts": "tests/test_tls_contexts.py tests/test_tls_handshake.py "
     "tests/test_faults.py::test_no_descriptor_for_the_authorities",
+    "_tls_handshake": "tests/test_tls_handshake.py tests/test_tls_contexts.py "
+    "tests/test_tls_end.py tests/test_tls_in_tls.py",
     # Random histories find most mutants within a second, so they come first.
     "_connection": "tests/test_simulation.py::test_mended_faults_do_not_come_back "
     "tests/test_simulation.py::test_random_histories tests/test_in_flight.py "

@@ -35,9 +35,9 @@ from anyio_connect import (
     SocketError,
     TLSError,
     _lookup,
+    _tls_contexts,
     connect,
 )
-from anyio_connect import _tls as implementation
 from anyio_connect._lifecycle import Outbound
 from support import guards
 from support.errors import is_copy
@@ -613,7 +613,7 @@ async def test_no_descriptor_for_the_authorities(
     file = tmp_path / "authorities"
     authority().cert_pem.write_to_path(str(file))
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
-    monkeypatch.setattr(implementation, "_contexts", implementation.Contexts())
+    monkeypatch.setattr(_tls_contexts, "_contexts", _tls_contexts.Contexts())
     async with listening() as listener:
         plain = connect(listener.address, secure_transport="starttls", sni=NAME)
         await plain.opened

@@ -203,7 +203,7 @@ def test_a_child_does_not_use_the_watcher_of_its_parent(loop: str, tmp_path: Pat
 def test_no_lock_stays_taken_in_a_child(loop: str, tmp_path: Path) -> None:
     """Another thread of the parent has the locks at the moment of the fork."""
     program = """
-    from anyio_connect import _loops, _tls
+    from anyio_connect import _loops, _tls_contexts
 
     async def in_child():
         async with await listen("127.0.0.1:0") as listener:
@@ -216,7 +216,7 @@ def test_no_lock_stays_taken_in_a_child(loop: str, tmp_path: Path) -> None:
                     await refused.opened
                 except OSError:
                     group.cancel_scope.cancel()
-        assert await _tls.default_context(())
+        assert await _tls_contexts._contexts.get(())
 
     def run_in_child():
         thread = threading.Thread(target=anyio.run, args=(in_child,))
@@ -228,7 +228,7 @@ def test_no_lock_stays_taken_in_a_child(loop: str, tmp_path: Path) -> None:
         taken, release = threading.Event(), threading.Event()
 
         def hold():
-            with _loops._lock, _tls._contexts._building:
+            with _loops._lock, _tls_contexts._contexts._building:
                 taken.set()
                 release.wait(60)
 

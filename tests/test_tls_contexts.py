@@ -22,9 +22,18 @@ from anyio.lowlevel import checkpoint
 from anyio.streams.tls import TLSAttribute
 from typing_extensions import Self
 
-from anyio_connect import BrokenError, Connector, Socket, SocketError, TLSError, _tls, connect
+from anyio_connect import (
+    BrokenError,
+    Connector,
+    Socket,
+    SocketError,
+    TLSError,
+    _tls_contexts,
+    _tls_handshake,
+    connect,
+)
 from anyio_connect._threads import Threads
-from anyio_connect._tls import start_tls
+from anyio_connect._tls_handshake import start_tls
 from support.peers import Listener, listening
 from support.servers import serving
 from support.sockets import settle
@@ -236,7 +245,8 @@ async def test_a_handshake_cancelled_while_it_reads_last_words_drops_the_connect
 async def test_the_standard_librarys_own_context_needs_no_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_tls, "_threads", None)
+    monkeypatch.setattr(_tls_contexts, "threads", None)
+    monkeypatch.setattr(_tls_handshake, "threads", None)
     async with secured(client_context()) as (socket, _):
         await socket.opened
 
@@ -244,7 +254,7 @@ async def test_the_standard_librarys_own_context_needs_no_thread(
 async def test_the_handshake_fails_if_no_thread_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_tls, "_threads", Threads("work on TLS contexts", 0))
+    monkeypatch.setattr(_tls_contexts, "threads", Threads("work on TLS contexts", 0))
     async with secured(slow_context(lambda: None, "")) as (socket, _):
         error = await fails(socket)
     assert isinstance(error, TLSError)
@@ -457,8 +467,10 @@ def test_truststore_injected_before_anything_else(backend: str, trusted: str) ->
 
 
 async def test_few_default_contexts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    contexts = _tls.Contexts()
-    monkeypatch.setattr(_tls, "build_context", lambda _: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    contexts = _tls_contexts.Contexts()
+    monkeypatch.setattr(
+        _tls_contexts, "build_context", lambda _: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    )
     often = await contexts.get(())
     for n in range(100):
         await contexts.get((str(n),))
@@ -478,7 +490,7 @@ async def test_default_contexts_are_built_in_threads_of_our_own(
         await checkpoint()
         try:
             with anyio.fail_after(30):
-                assert isinstance(await _tls.Contexts().get(()), ssl.SSLContext)
+                assert isinstance(await _tls_contexts.Contexts().get(()), ssl.SSLContext)
         finally:
             release.set()
 
@@ -488,7 +500,7 @@ async def test_default_contexts_are_built_in_threads_of_our_own(
 def test_a_fork_while_a_default_context_is_built_leaves_no_lock() -> None:
     program = """if True:
         import os, ssl, sys, threading, anyio
-        from anyio_connect import _tls
+        from anyio_connect import _tls_contexts as tls
 
         begun, release = threading.Event(), threading.Event()
 
@@ -496,17 +508,17 @@ def test_a_fork_while_a_default_context_is_built_leaves_no_lock() -> None:
             begun.set()
             release.wait()
 
-        build_context, _tls.build_context = _tls.build_context, build
-        threading.Thread(target=anyio.run, args=(_tls._contexts.get, ()), daemon=True).start()
+        build_context, tls.build_context = tls.build_context, build
+        threading.Thread(target=anyio.run, args=(tls._contexts.get, ()), daemon=True).start()
         begun.wait()
         child = os.fork()
         if child:
             sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        _tls.build_context = build_context
+        tls.build_context = build_context
 
         async def main():
             with anyio.fail_after(30):
-                assert isinstance(await _tls._contexts.get(()), ssl.SSLContext)
+                assert isinstance(await tls._contexts.get(()), ssl.SSLContext)
 
         anyio.run(main)
         os._exit(0)

@@ -31,8 +31,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from anyio_connect import CertificateError, ConnectError, TLSError, _tls
-from anyio_connect._tls import TLSTransport, start_tls
+from anyio_connect import CertificateError, ConnectError, TLSError, _tls_contexts
+from anyio_connect._tls import TLSTransport
+from anyio_connect._tls_handshake import start_tls
 from support.peers import Peer, has_ipv6, listening
 from support.sockets import needs_poll
 from support.tls_peers import (
@@ -181,18 +182,18 @@ async def test_a_task_that_is_cancelled_while_a_default_context_is_built_does_no
         returned.set()
         return client_context()
 
-    monkeypatch.setattr(_tls, "_contexts", _tls.Contexts())
-    monkeypatch.setattr(_tls, "build_context", build)
+    monkeypatch.setattr(_tls_contexts, "_contexts", _tls_contexts.Contexts())
+    monkeypatch.setattr(_tls_contexts, "build_context", build)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_tls._contexts.get, ())
+        tasks.start_soon(_tls_contexts._contexts.get, ())
         assert await anyio.to_thread.run_sync(begun.wait, 10)
         tasks.cancel_scope.cancel()
     assert not returned.is_set()
     go_on.set()
     assert returned.wait(10)
     # The context that the thread has built is kept, so this function is not called.
-    monkeypatch.setattr(_tls, "build_context", lambda _: None)
-    assert isinstance(await _tls._contexts.get(()), ssl.SSLContext)
+    monkeypatch.setattr(_tls_contexts, "build_context", lambda _: None)
+    assert isinstance(await _tls_contexts._contexts.get(()), ssl.SSLContext)
 
 
 async def test_tasks_that_want_a_default_context_at_the_same_time_share_one(
@@ -209,10 +210,10 @@ async def test_tasks_that_want_a_default_context_at_the_same_time_share_one(
         return built[-1]
 
     async def want() -> None:
-        got.append(await _tls._contexts.get(()))
+        got.append(await _tls_contexts._contexts.get(()))
 
-    monkeypatch.setattr(_tls, "_contexts", _tls.Contexts())
-    monkeypatch.setattr(_tls, "build_context", build)
+    monkeypatch.setattr(_tls_contexts, "_contexts", _tls_contexts.Contexts())
+    monkeypatch.setattr(_tls_contexts, "build_context", build)
     async with anyio.create_task_group() as tasks:
         for _ in range(callers):
             tasks.start_soon(want)
@@ -223,9 +224,9 @@ async def test_tasks_that_want_a_default_context_at_the_same_time_share_one(
 
 
 async def test_the_default_contexts_are_built_once_and_kept_apart() -> None:
-    one, two = await _tls._contexts.get(()), await _tls._contexts.get(("h2",))
-    assert one is await _tls._contexts.get(())
-    assert two is await _tls._contexts.get(("h2",))
+    one, two = await _tls_contexts._contexts.get(()), await _tls_contexts._contexts.get(("h2",))
+    assert one is await _tls_contexts._contexts.get(())
+    assert two is await _tls_contexts._contexts.get(("h2",))
     assert one is not two
     for context in (one, two):
         assert context.verify_mode == ssl.CERT_REQUIRED
@@ -234,7 +235,7 @@ async def test_the_default_contexts_are_built_once_and_kept_apart() -> None:
 
 
 async def test_alpn_with_the_default_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    authority().configure_trust(await _tls._contexts.get(("x", "tls-test")))
+    authority().configure_trust(await _tls_contexts._contexts.get(("x", "tls-test")))
     server = server_context()
     server.set_alpn_protocols(["tls-test"])
     async with over_tcp(server, context=None, alpn=("x", "tls-test")) as (tls, _):
@@ -323,7 +324,7 @@ async def test_a_certificate_without_names(common_name: str, host: str) -> None:
 async def test_the_default_context_ignores_common_names() -> None:
     """OpenSSL would accept one, if the certificate has no other name."""
     alpn = ("no-common-name",)  # so that the context is this test's own
-    authority().configure_trust(await _tls._contexts.get(alpn))
+    authority().configure_trust(await _tls_contexts._contexts.get(alpn))
     server = server_context(None, without_alternative_names(NAME))
     error = await failing(serving(server), context=None, alpn=alpn)
     assert str(error).startswith(f"no TLS with the peer: its certificate is not for '{NAME}'")
@@ -840,7 +841,7 @@ async def test_a_cancelled_handshake_drops_the_connection(waits_for: str) -> Non
         async def shake() -> TLSTransport:
             return await start_tls(wire, where="x", server_hostname=NAME)
 
-        await _tls._contexts.get(())  # otherwise, a thread would build it meanwhile
+        await _tls_contexts._contexts.get(())  # otherwise, a thread would build it meanwhile
         tasks.start_soon(shake)
         await all_blocked()
         assert wire.sent

@@ -12,7 +12,8 @@ import pytest
 from anyio.abc import SocketAttribute
 
 from anyio_connect import BrokenError, TLSError
-from anyio_connect._tls import TLSTransport, start_tls
+from anyio_connect._tls import TLSTransport
+from anyio_connect._tls_handshake import start_tls
 from support.sockets import Made, opened_by
 from support.tls_acts import cancelled, cancelled_at_once, each_version, receive_all
 from support.tls_peers import (

@@ -16,7 +16,8 @@ from anyio.lowlevel import checkpoint
 from OpenSSL import SSL
 
 from anyio_connect import BrokenError, ClosedError, _tls
-from anyio_connect._tls import TLSTransport, start_tls
+from anyio_connect._tls import TLSTransport
+from anyio_connect._tls_handshake import start_tls
 from support.peers import listening
 from support.sockets import Made, opened_by, socket_over
 from support.tls_acts import cancelled

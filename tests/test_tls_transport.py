@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyio_connect import BrokenError, ClosedError, TLSError
-from anyio_connect._tls import TLSTransport, start_tls
+from anyio_connect._tls import TLSTransport
+from anyio_connect._tls_handshake import start_tls
 from anyio_connect._transport import ForeignTransport
 from support.peers import listening
 from support.servers import serving

@@ -28,7 +28,8 @@ from OpenSSL import SSL
 
 from anyio_connect import Socket, TLSError
 from anyio_connect._tcp import TCPTransport
-from anyio_connect._tls import Records, TLSTransport, start_tls
+from anyio_connect._tls import Records, TLSTransport
+from anyio_connect._tls_handshake import start_tls
 from anyio_connect._transport import Transport
 from support.peers import Listener, Peer, listening
 from support.sockets import socket_over
