@@ -204,14 +204,15 @@ class LoopReadiness:
 
     def _register_reader(self) -> ref[_Registered]:
         registered = _Registered(self._sock, ref(self))
-        if self._readers.add(self._loop, self._fd, registered):
+        if not self._loop.is_closed() and self._readers.add(self._loop, self._fd, registered):
             return ref(registered)
         return self._register(self._loop.add_reader, _on_readable, registered)
 
     def _register(
         self, add: Callable[..., object], callback: _Callback, registered: _Registered
     ) -> ref[_Registered]:
-        add_to_loop(self._loop, add, self._fd, callback, registered)
+        if not self._loop.is_closed():  # otherwise the reference dies, and we wait elsewhere
+            add_to_loop(self._loop, add, self._fd, callback, registered)
         return ref(registered, partial(_on_lost, registered.ready))
 
     def on_lost(self) -> None:

@@ -39,30 +39,28 @@ class Readers(Generic[_T]):
     loop alive.
     """
 
-    __slots__ = ("_elsewhere", "_epoll", "_on_readable", "_registered")
+    __slots__ = ("_elsewhere", "_epoll", "_on_readable")
 
     def __init__(self, on_readable: Callable[[_T], None]) -> None:
         self._on_readable = on_readable
-        self._epoll: Any = None  # select.epoll, which only Linux has
-        self._registered: dict[int, _T] = {}  # by descriptor
-        # The descriptors that the loop itself has. It keeps what was registered, unless other code
-        # has replaced the registration.
-        self._elsewhere: dict[int, ref[_T]] = {}
+        # Only the event loop keeps these objects alive. Those that are gone were unregistered or
+        # replaced by other code, or the event loop was closed.
+        self._epoll: ref[_Epoll[_T]] | None = None
+        self._elsewhere: dict[int, ref[_T]] = {}  # by the descriptors that the loop itself has
 
     def add(self, loop: asyncio.AbstractEventLoop, fd: int, what: _T) -> bool:
-        """Register a descriptor, and keep ``what`` until :meth:`remove`.
+        """Register a descriptor. ``what`` is kept until :meth:`remove` or the end of the loop.
 
         If this returns False, the caller has to register it with the event loop itself, and still
         has to call :meth:`remove` later.
         """
-        epoll = self._epoll
+        epoll = None if self._epoll is None else self._epoll()
         if epoll is None and len(self._elsewhere) >= _FEW:
             epoll = self._open(loop)
         if epoll is not None:
             # If this fails, the event loop raises the error, or manages without us.
             with suppress(OSError):
-                epoll.register(fd, select.EPOLLIN)
-                self._registered[fd] = what
+                epoll.add(fd, what)
                 return True
         self._elsewhere[fd] = ref(what)
         return False
@@ -73,47 +71,65 @@ class Readers(Generic[_T]):
         ``what`` tells whether the descriptor still belongs to the caller. Other code may have
         closed it without our knowledge, and a new socket may have got the same number.
         """
-        ours = what is not None and self._registered.get(fd) is what
-        if ours:
-            del self._registered[fd]
-            with suppress(OSError):  # other code has closed the descriptor
-                self._epoll.unregister(fd)
+        epoll = None if self._epoll is None else self._epoll()
+        ours = epoll is not None and what is not None and epoll.registered.get(fd) is what
+        if ours and epoll is not None:
+            epoll.remove(fd)
         else:
             self._elsewhere.pop(fd, None)
-        if self._epoll is not None and not self._registered:
-            epoll, self._epoll = self._epoll, None
+        if epoll is not None and not epoll.registered:
+            self._epoll = None
             remove_from_loop(loop, epoll.fileno())
             epoll.close()
         return ours
 
-    def _open(self, loop: asyncio.AbstractEventLoop) -> Any:
+    def _open(self, loop: asyncio.AbstractEventLoop) -> _Epoll[_T] | None:
         """Open the epoll, and let it take over all sockets. Return None if there can be none."""
         if sys.platform != "linux":
             return None
         try:
-            epoll = select.epoll()
+            epoll = _Epoll(self._on_readable)
         except OSError:  # out of descriptors or memory
             return None
         try:
             # In an empty context: that of this task would be kept as long as the epoll.
-            Context().run(add_to_loop, loop, loop.add_reader, epoll.fileno(), self._report)
+            Context().run(add_to_loop, loop, loop.add_reader, epoll.fileno(), epoll.report)
         except OSError:
             epoll.close()
             return None
-        self._epoll = epoll
+        self._epoll = ref(epoll)
         for fd, weakly in [*self._elsewhere.items()]:
             what = weakly()
             if what is not None:  # otherwise it is the other code's registration
                 with suppress(OSError):
-                    epoll.register(fd, select.EPOLLIN)
-                    self._registered[fd] = what
+                    epoll.add(fd, what)
                     del self._elsewhere[fd]
                     loop.remove_reader(fd)
         return epoll
 
-    def _report(self) -> None:
+
+class _Epoll(Generic[_T]):
+    __slots__ = ("__weakref__", "_epoll", "_on_readable", "close", "fileno", "registered")
+
+    def __init__(self, on_readable: Callable[[_T], None]) -> None:
+        self._epoll: Any = select.epoll()  # only Linux has it
+        self.fileno: Callable[[], int] = self._epoll.fileno
+        self.close: Callable[[], None] = self._epoll.close
+        self._on_readable = on_readable
+        self.registered: dict[int, _T] = {}  # by descriptor
+
+    def add(self, fd: int, what: _T) -> None:
+        self._epoll.register(fd, select.EPOLLIN)
+        self.registered[fd] = what
+
+    def remove(self, fd: int) -> None:
+        del self.registered[fd]
+        with suppress(OSError):  # other code has closed the descriptor
+            self._epoll.unregister(fd)
+
+    def report(self) -> None:
         for fd, _ in self._epoll.poll(0, _AT_ONCE):
-            what = self._registered.get(fd)
+            what = self.registered.get(fd)
             if what is not None:  # otherwise it was removed by one of those before
                 self._on_readable(what)
 

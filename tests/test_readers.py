@@ -24,7 +24,7 @@ from anyio_connect._readers import _AT_ONCE, Readers
 from support import guards
 from support.cycles import Local
 from support.peers import Listener, Peer, listening
-from support.sockets import arrived, raw
+from support.sockets import BIG, arrived, raw
 from support.turns import all_blocked, turns
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has epoll")
@@ -66,6 +66,16 @@ async def wait_once(*pairs: tuple[Socket, Peer]) -> None:
 
 async def receive(socket: Socket, expected: bytes) -> None:
     assert await socket.receive() == expected
+
+
+def new_asyncio_loop() -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop()
+
+
+def new_uvloop() -> asyncio.AbstractEventLoop:
+    uvloop = pytest.importorskip("uvloop")
+    made: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return made
 
 
 class Owner:
@@ -274,25 +284,44 @@ async def test_without_an_epoll_the_event_loop_serves_all(
         await wait_once(*pairs)
 
 
-@pytest.mark.usefixtures("from_the_first")
+@pytest.mark.parametrize("waited", [False, True])
+@pytest.mark.parametrize("few", [0, 8])
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
-def test_a_socket_can_be_closed_after_its_event_loop(kind: str) -> None:
-    if kind == "asyncio":
-        loop = asyncio.new_event_loop()
-    else:
-        loop = pytest.importorskip("uvloop").new_event_loop()
-    before = epolls() - 1  # that of the event loop
-    sockets: list[Socket] = []
+def test_a_socket_can_be_used_after_its_event_loop_is_closed(
+    kind: str, few: int, waited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another event loop, as on trio."""
+    monkeypatch.setattr("anyio_connect._readers._FEW", few)
+    make = new_asyncio_loop if kind == "asyncio" else new_uvloop
+    before = epolls()
 
-    async def use() -> None:
+    async def begin() -> tuple[Socket, Peer]:
         async with listening() as listener:
             socket, peer = await pair(listener)
+            listener.peers.clear()
+        if waited:
             await wait_once((socket, peer))
-            sockets.append(socket)
+        return socket, peer
 
-    loop.run_until_complete(use())
-    loop.close()
-    asyncio.run(sockets.pop().close())
+    async def go_on() -> None:
+        for _ in range(2):
+            await wait_once((socket, peer))
+        data = bytes(BIG)
+        async with anyio.create_task_group() as group:
+            group.start_soon(socket.send, data)
+            await all_blocked()
+            assert len(await peer.receive_exactly(BIG)) == BIG
+        peer.sock.close()
+        await socket.close()
+
+    first, second = make(), make()
+    try:
+        socket, peer = first.run_until_complete(begin())
+        first.close()
+        second.run_until_complete(go_on())
+    finally:
+        first.close()
+        second.close()
     assert epolls() == before
 
 
