@@ -54,7 +54,7 @@ from ._readiness import Loop, here
 from ._slots import Slot
 from ._target import SocketInfo
 from ._transport import DEFAULT_MAX_BYTES, NoSocketError, Transport
-from ._waking import Home, cancel, is_closed, running, wake
+from ._waking import Home, cancel, is_closed, wake
 
 
 class Opener(ABC):
@@ -184,11 +184,11 @@ class Connection:
 
     @property
     def opened(self) -> SocketFuture[SocketInfo]:
-        return self._opened.future(self._open, self._bury)
+        return self._opened.future(self._open, self._forget_dead_tasks)
 
     @property
     def closed(self) -> SocketFuture[None]:
-        return self._closed.future(self._watch, self._bury)
+        return self._closed.future(self._watch, self._forget_dead_tasks)
 
     @property
     def state(self) -> State:
@@ -272,19 +272,19 @@ class Connection:
 
     # --- waiting tasks whose event loop was closed
 
-    def _is_orphaned(self) -> bool:
+    def _loop_is_closed(self) -> bool:
         """Whether the event loop in which tasks used this was closed."""
         return self._home is not None and is_closed(self._home)
 
-    async def _bury(self) -> None:
+    async def _forget_dead_tasks(self) -> None:
         """Forget the tasks that wait, if their event loop was closed: they never run again.
 
         If one of them is in a call, this breaks the connection. Otherwise later calls would wait
         for that call, which never ends. It is called before each wait for other tasks.
         """
-        if not self._is_orphaned():
+        if not self._loop_is_closed():
             return
-        self._home = running(here())
+        self._home = here().home
         self._dialling = None  # gone() would wait for that attempt to end
         self._closed.forget_tasks()
         state = self._state
@@ -494,11 +494,11 @@ class Connection:
         Returns True if the last thing it did was to check for a pending cancellation.
         """
         loop = here()
-        if self._is_orphaned():
-            await self._bury()
+        if self._loop_is_closed():
+            await self._forget_dead_tasks()
             if self._opened.settled:
                 return False
-        self._home = running(loop)
+        self._home = loop.home
         goes_on = loop.may_go_on(0)
         if not goes_on:
             # A full checkpoint would let a later task enter the queue for a slot first.
@@ -701,7 +701,7 @@ class Connection:
         """Get permission and the connection for a receive, or raise the error that refuses it."""
         verdict = self._ask(Event.RECEIVE)
         if verdict is Verdict.BUSY:
-            await self._bury()
+            await self._forget_dead_tasks()
             verdict = self._ask(Event.RECEIVE)
         if verdict is Verdict.PROCEED:
             return
@@ -720,8 +720,8 @@ class Connection:
 
     async def cancel(self) -> None:
         """Stop receiving."""
-        if self._is_orphaned():
-            await self._bury()
+        if self._loop_is_closed():
+            await self._forget_dead_tasks()
         await self._tell(Event.CANCEL)
         await checkpoint()
 
@@ -734,7 +734,7 @@ class Connection:
         if after is None or self._hung_up:
             verdict = self._ask(Event.SEND)
             if verdict is Verdict.BUSY:
-                await self._bury()
+                await self._forget_dead_tasks()
                 verdict = self._ask(Event.SEND)
             await self._begin_outbound(verdict, Event.SEND, "sending to")
         else:
@@ -761,8 +761,8 @@ class Connection:
     async def end(self) -> None:
         """End our side; receiving goes on."""
         await checkpoint_if_cancelled()
-        if self._is_orphaned():
-            await self._bury()
+        if self._loop_is_closed():
+            await self._forget_dead_tasks()
         if await self._begin_outbound(self._ask(Event.END), Event.END, "ending"):
             await self._end()
         else:
@@ -817,8 +817,8 @@ class Connection:
     async def end_gracefully(self) -> None:
         """End our side after a send in flight; do nothing if it has ended or failed already."""
         waited = False
-        if self._is_orphaned():
-            await self._bury()
+        if self._loop_is_closed():
+            await self._forget_dead_tasks()
         try:
             while (verdict := self._ask(Event.END_LAST)) is Verdict.WAIT:
                 waited = True
@@ -839,8 +839,8 @@ class Connection:
         error = BrokenError(f"the connection was aborted on our side{why}")
         if isinstance(reason, BaseException):
             error.__cause__ = fresh(reason)
-        if self._is_orphaned():
-            await self._bury()
+        if self._loop_is_closed():
+            await self._forget_dead_tasks()
         await self._tell(Event.ABORT, error)
         await checkpoint()
 
@@ -848,8 +848,8 @@ class Connection:
 
     async def close(self) -> None:
         try:
-            if self._is_orphaned():
-                await self._bury()
+            if self._loop_is_closed():
+                await self._forget_dead_tasks()
             await self._tell(Event.CLOSE)
             if self._state.link is Link.FLUSHING:
                 await self._flush()
@@ -920,8 +920,8 @@ class Connection:
 
     async def _watch(self) -> None:
         """Watch for the end of the connection, without taking data. This drives ``closed``."""
-        if self._is_orphaned():
-            await self._bury()
+        if self._loop_is_closed():
+            await self._forget_dead_tasks()
         scope = self._watching = anyio.CancelScope()
         try:
             # start_tls() may settle `closed` before the connection is made.

@@ -23,7 +23,7 @@ Drive: TypeAlias = Callable[[], Awaitable[bool | None]]
 
 #: A function that calls :meth:`Outcome.forget_tasks` if the tasks that wait never run again,
 #: because their event loop was closed.
-Bury: TypeAlias = Callable[[], Awaitable[None]]
+Forget: TypeAlias = Callable[[], Awaitable[None]]
 
 
 async def _nothing() -> None: ...
@@ -43,13 +43,13 @@ class SocketFuture(Generic[T_co]):
     event loop. Cancelling one waiting task changes nothing for the others.
     """
 
-    __slots__ = ("__weakref__", "_bury", "_drive", "_outcome")
+    __slots__ = ("__weakref__", "_drive", "_forget", "_outcome")
 
-    def __init__(self, outcome: Outcome[T_co], drive: Drive, bury: Bury) -> None:
+    def __init__(self, outcome: Outcome[T_co], drive: Drive, forget: Forget) -> None:
         # Only Outcome.future() calls this.
         self._outcome = outcome
         self._drive = drive
-        self._bury = bury
+        self._forget = forget
 
     def __await__(self) -> Generator[object, None, T_co]:
         return self._wait().__await__()
@@ -90,7 +90,7 @@ class SocketFuture(Generic[T_co]):
         if outcome.settled:
             await checkpoint()
             return outcome.get()
-        if not await outcome.settle_by(self._drive, self._bury):
+        if not await outcome.settle_by(self._drive, self._forget):
             # If the future settles in the same turn in which the task is cancelled, asyncio does
             # not deliver the cancellation by itself. So raise it here.
             await checkpoint_if_cancelled()
@@ -114,13 +114,13 @@ class Outcome(Generic[T]):
         self._wake: anyio.Event | None = None
         self._future: ref[SocketFuture[T]] | None = None
 
-    def future(self, drive: Drive, bury: Bury = _nothing) -> SocketFuture[T]:
+    def future(self, drive: Drive, forget: Forget = _nothing) -> SocketFuture[T]:
         """The future for users. It is the same object as long as a reference to it exists."""
         future = self._future() if self._future is not None else None
         if future is None:
             if self.settled:
-                drive = bury = _nothing
-            future = SocketFuture(self, drive, bury)
+                drive = forget = _nothing
+            future = SocketFuture(self, drive, forget)
             self._future = ref(future)
         return future
 
@@ -133,7 +133,7 @@ class Outcome(Generic[T]):
     def exception(self) -> SocketError | None:
         return None if self._error is None else fresh(self._error)
 
-    async def settle_by(self, drive: Drive, bury: Bury) -> bool:
+    async def settle_by(self, drive: Drive, forget: Forget) -> bool:
         """Wait until it has settled: call ``drive``, or wait for the task that called it.
 
         Returns True if the last thing it did was to check for a pending cancellation.
@@ -141,7 +141,7 @@ class Outcome(Generic[T]):
         has_looked = False
         while not self.settled:
             if self._driver is not None:
-                await bury()
+                await forget()
                 if self._driver is None or self.settled:
                     continue
                 if self._wake is None:
@@ -181,7 +181,7 @@ class Outcome(Generic[T]):
         if future is not None:
             # The future need not keep the connection alive any longer. (A method to do this would
             # be public.)
-            future._drive = future._bury = _nothing  # noqa: SLF001
+            future._drive = future._forget = _nothing  # noqa: SLF001
         self._wake_all()
 
     def __str__(self) -> str:

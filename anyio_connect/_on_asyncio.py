@@ -22,6 +22,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._cancellation import IsDue
 from ._readers import Readers, add_to_loop, remove_from_loop
+from ._waking import Home
 from ._watch import CAN_WATCH_ALL, IN, OUT, Watch
 
 #: How much all tasks of an asyncio loop together may do before one of them has to yield, in bytes.
@@ -37,6 +38,7 @@ class AsyncioLoop:
     """An event loop of asyncio, of uvloop, or with the same interface."""
 
     native = True
+    home: Home
 
     def __init__(self, is_due: IsDue) -> None:
         self._running = asyncio.get_running_loop

@@ -18,11 +18,13 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Protocol, TypeAlias
+from weakref import ref
 
 import anyio
 from anyio.lowlevel import RunVar, checkpoint, checkpoint_if_cancelled, current_token
 
 from ._cancellation import cancellation_due
+from ._waking import Home
 
 Attempt: TypeAlias = Callable[[], bool]
 Pause: TypeAlias = Callable[[], Awaitable[None]]
@@ -126,6 +128,9 @@ class Loop(Protocol):
     #: Whether this module waits for sockets through the loop itself, and not through AnyIO.
     native: bool
 
+    #: The event loop itself.
+    home: Home
+
     def may_go_on(self, amount: int) -> bool:
         """Like :meth:`Readiness.may_go_on`, for a call that has no socket yet."""
         ...
@@ -141,6 +146,7 @@ def here() -> Loop:
     loop = _loop.get(None)
     if loop is None:
         loop = _find_out()
+        loop.home = ref(current_token().native_token)
         _loop.set(loop)
     return loop
 
@@ -168,6 +174,7 @@ _NO_DESCRIPTOR = (1 << 31) - 1
 
 class _OtherLoop:
     native = False
+    home: Home
 
     def may_go_on(self, amount: int) -> bool:
         return False
@@ -178,6 +185,7 @@ class _OtherLoop:
 
 class _TrioLoop:
     native = True
+    home: Home
 
     def __init__(self) -> None:
         import trio

@@ -12,22 +12,9 @@ from typing import Any, TypeAlias
 from weakref import ref
 
 import anyio
-from anyio.lowlevel import current_token
 
 #: An event loop, which this does not keep alive.
 Home: TypeAlias = "ref[Any]"
-
-
-def running(facts: Any) -> Home:
-    """Return the running event loop, in which :func:`._readiness.here` returns ``facts``.
-
-    That object keeps the answer, because asking AnyIO for the loop takes long.
-    """
-    try:
-        home: Home = facts.home
-    except AttributeError:
-        home = facts.home = ref(current_token().native_token)
-    return home
 
 
 def is_closed(home: Home) -> bool:

@@ -84,7 +84,6 @@ REFUSED = [
     ("http://h\x9b:1", "control character"),
     ("http://evil\\h:1", "backslash"),
     ("http://@h:1", "leave out the '@'"),
-    (f"http://{SECRET}:1", None),  # valid: this is the host
     (f"http://user:{SECRET}", "its port is missing"),
     (f"user:{SECRET}", "must be a URL with its scheme"),
     (f"user:{SECRET}@h:1", "must be a URL with its scheme"),
@@ -110,7 +109,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("url", "why"), [each for each in REFUSED if each[1]])
+@pytest.mark.parametrize(("url", "why"), REFUSED)
 def test_any_other_url_is_an_error_at_once(url: str, why: str) -> None:
     with pytest.raises(InvalidOptionError) as caught:
         Connector(proxy=url)

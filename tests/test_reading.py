@@ -395,9 +395,9 @@ async def test_start_tls_refuses_while_anything_is_kept() -> None:
                     group.start_soon(peer.send, b"half")
                     call = CancelAt(2, "before", scope, socket.receive_exactly(100))
                     await call
-            if kept(socket):
-                with pytest.raises(StartTLSError):
-                    socket.start_tls()
+            assert kept(socket) == 4
+            with pytest.raises(StartTLSError):
+                socket.start_tls()
 
 
 async def test_closing_the_reading_half_discards_what_is_kept() -> None:

@@ -244,7 +244,7 @@ async def test_a_bad_record_breaks_the_session_and_the_peer_gets_an_alert(
     tls, wire, server = shaken(version)
     bad = bytearray(server.encrypt(b"forged"))
     bad[-1] ^= 1
-    wire.arrive(server.encrypt(b"")[:0] + bytes(bad), ends=anyio.EndOfStream())
+    wire.arrive(bytes(bad), ends=anyio.EndOfStream())
     for _ in range(3):
         with pytest.raises(anyio.BrokenResourceError) as caught:
             await tls.receive()
@@ -283,8 +283,6 @@ async def test_the_peers_fatal_alert() -> None:
 @asynccontextmanager
 async def refused_by_alert(*, data: bytes = b"") -> AsyncIterator[Socket]:
     """A socket whose peer has sent data, then an alert with its reason, and then a reset."""
-    server = server_context(TLS13)
-    server.verify_mode = ssl.CERT_REQUIRED
     context = client_context(TLS13)
     with logging_secrets(context) as forger_of:
         async with over_tcp(server_context(TLS13), context=context) as (tls, peer):
@@ -492,10 +490,7 @@ async def test_a_cancelled_send_eof_cuts_a_message(version: ssl.TLSVersion, room
 
 async def test_send_eof_in_a_broken_session() -> None:
     tls, wire, server = shaken(TLS13)
-    bad = bytearray(server.encrypt(b"forged"))
-    bad[-1] ^= 1
-    record = server.encrypt(b"good")
-    wire.arrive(record)
+    wire.arrive(server.encrypt(b"good"))
     tls._incoming.write(b"\x17\x03\x03\x00\x20" + bytes(32))  # arrived, but not decrypted yet
     with pytest.raises(anyio.BrokenResourceError):
         await tls.send_eof()
