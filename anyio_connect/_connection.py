@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import socket
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, NoReturn, overload
+from typing import NoReturn, overload
 from weakref import WeakMethod
 
 import anyio
@@ -48,60 +47,15 @@ from ._lifecycle import (
 )
 from ._linger import Patience
 from ._log import log
+from ._opener import Opener
 from ._raw import moved
 from ._read_ahead import MOST, ReadAhead
-from ._readiness import Loop, here
+from ._readiness import here
+from ._refusals import CLOSED, WHY_NO_DETACH, WHY_NO_UPGRADE, check_int, view_of
 from ._slots import Slot
 from ._target import SocketInfo
 from ._transport import DEFAULT_MAX_BYTES, NoSocketError, Transport
 from ._waking import Home, cancel, is_closed, wake
-
-
-class Opener(ABC):
-    """Makes the connection of a socket, when it is first needed."""
-
-    def begin(self, loop: Loop) -> tuple[Transport, SocketInfo] | None:
-        """Make the connection without waiting; return None if :meth:`open` has to continue.
-
-        ``loop`` is the running event loop. This raises nothing: if it fails, :meth:`open` raises
-        the error.
-        """
-        return None
-
-    @abstractmethod
-    async def open(self) -> tuple[Transport, SocketInfo]:
-        """Make the connection. If it is cancelled, it leaves nothing behind.
-
-        After a cancellation it may be called again, unless :meth:`spent` returns an error.
-
-        :raises SocketError: the connection cannot be made
-        """
-
-    def spent(self) -> SocketError | None:
-        """The reason why a cancelled :meth:`open` cannot be repeated; None if it can."""
-        return None
-
-    async def lost(self) -> SocketError | None:
-        """The reason why it cannot be opened any more, if known already. Does not wait."""
-        return None
-
-    @abstractmethod
-    async def discard(self, *, aborted: bool = False) -> None:
-        """Give up everything that is held for the connection, which will not be opened.
-
-        This does not wait. With ``aborted``, the peer gets a reset if there is a connection.
-        """
-
-    async def gone(self) -> None:  # noqa: B027  # most openers need not wait
-        """Wait until everything that :meth:`discard` gave up is closed."""
-
-    @abstractmethod
-    def close_dropped(self) -> bool:
-        """Close what is held, because the socket was collected before it was opened.
-
-        See :meth:`Transport.close_dropped`.
-        """
-
 
 #: The errors of a transport that mean: the connection is broken.
 _BROKEN = (anyio.BrokenResourceError, OSError)
@@ -111,6 +65,9 @@ _OVER = (anyio.EndOfStream, anyio.ClosedResourceError, *_BROKEN)
 
 _OPEN_INBOUND = (Inbound.OPEN, Inbound.RECEIVING)
 _IN_FLIGHT = (Outbound.SENDING, Outbound.LAST, Outbound.ENDING, Outbound.FLUSHING)
+
+#: What is logged if ``closed`` resolves although the connection stays open.
+_HOW_OVER = {Link.UPGRADED: "goes on over TLS", Link.DETACHED: "detached"}
 
 
 class Connection:
@@ -434,7 +391,7 @@ class Connection:
         return self._error
 
     def _refusal(self, verdict: Verdict | None, doing: str) -> BaseException:
-        """The exception for a verdict that refuses a call. ``doing`` is a key of _CLOSED."""
+        """The exception for a verdict that refuses a call. ``doing`` is a key of CLOSED."""
         if verdict is Verdict.AT_EOF:
             return anyio.EndOfStream()
         if verdict is Verdict.BUSY:
@@ -449,7 +406,7 @@ class Connection:
             return ClosedError("start_tls() was called: use the socket that it returned")
         if self._state.link is Link.DETACHED:
             return ClosedError("detach() was called: use the socket that it returned")
-        return ClosedError(_CLOSED[doing])
+        return ClosedError(CLOSED[doing])
 
     # --- piping
 
@@ -729,7 +686,7 @@ class Connection:
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         if type(item) is not bytes:
-            item = _view(item)
+            item = view_of(item)
         after = self._state.sending
         if after is None or self._hung_up:
             verdict = self._ask(Event.SEND)
@@ -1026,7 +983,7 @@ class Connection:
             raise self._refusal(verdict, "start_tls")
         if verdict is not Verdict.PROCEED:
             assert verdict is not None
-            raise StartTLSError(_WHY_NO_UPGRADE[verdict])
+            raise StartTLSError(WHY_NO_UPGRADE[verdict])
         slot, self._slot = self._slot, None
         self._settle_closed(effects, None)
         return slot
@@ -1062,7 +1019,7 @@ class Connection:
             raise self._refusal(verdict, "detach")
         if verdict is not Verdict.PROCEED:
             assert verdict is not None
-            raise DetachError(_WHY_NO_DETACH[verdict])
+            raise DetachError(WHY_NO_DETACH[verdict])
         if self.held:
             raise DetachError(
                 f"detach() was called while {self.held} bytes that the peer sent are held here, "
@@ -1107,62 +1064,3 @@ class Connection:
                 stacklevel=2,
                 source=self,
             )
-
-
-_CLOSED = {
-    "receiving from": "cannot receive: this socket, or its readable half, has been closed",
-    "sending to": "cannot send: our side of this socket has ended (send_eof(), close(), or "
-    "the peer's end with allow_half_open=False)",
-    "ending": "cannot end our side: this socket has been closed",
-}
-
-_WHY_NO_UPGRADE = {
-    Verdict.NOT_STARTTLS: "start_tls() needs a socket made with secure_transport='starttls'",
-    Verdict.UPGRADED_ALREADY: "start_tls() has been called on this socket already: "
-    "use the socket that it returned",
-    Verdict.DETACHED_ALREADY: "start_tls() was called after detach(), which has given the "
-    "kernel's socket away: make the TLS handshake on that",
-    Verdict.CLOSED: "start_tls() was called on a closed socket",
-    Verdict.RECEIVE_IN_FLIGHT: "start_tls() was called while a receive is in flight: what that "
-    "receives could be the peer's TLS handshake, so finish or cancel it first",
-    Verdict.ENDED: "start_tls() needs both directions, and one of them has ended",
-}
-
-
-#: What is logged if ``closed`` resolves although the connection stays open.
-_HOW_OVER = {Link.UPGRADED: "goes on over TLS", Link.DETACHED: "detached"}
-
-
-_WHY_NO_DETACH = {
-    Verdict.PENDING: "detach() was called before the connection was made: await socket.opened",
-    Verdict.UPGRADED_ALREADY: "detach() was called after start_tls(), which has taken the "
-    "connection over: it uses TLS now, or will",
-    Verdict.DETACHED_ALREADY: "detach() has been called on this socket already: "
-    "use the socket that it returned",
-    Verdict.CLOSED: "detach() was called on a closed socket",
-    Verdict.RECEIVE_IN_FLIGHT: "detach() was called while a receive is in flight: "
-    "finish or cancel it first",
-    Verdict.SEND_IN_FLIGHT: "detach() was called while a send, or the end of our side, is in "
-    "flight: wait for it first",
-}
-
-
-def check_int(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
-
-
-def _view(item: Any) -> memoryview:
-    """A view of the bytes of ``item``, without a copy.
-
-    :raises TypeError: ``item`` is not a contiguous bytes-like object
-    """
-    try:
-        return memoryview(item).cast("B")
-    except TypeError:
-        raise TypeError(
-            f"send() takes bytes, bytearray or a contiguous memoryview, not "
-            f"{type(item).__name__}{': encode it first' if isinstance(item, str) else ''}"
-        ) from None

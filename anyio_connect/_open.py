@@ -2,7 +2,7 @@
 
 A connection is dialled, accepted by a listener, made over a stream that exists already, or taken
 over from a plain socket for TLS. For each of these there is a class with the methods of
-``_connection.Opener``.
+``_opener.Opener``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from ._connection import Connection, Opener
+from ._connection import Connection
 from ._dial import Progress, dial, find
 from ._dial_errors import (
     broke_in_opening,
@@ -30,6 +30,7 @@ from ._dial_errors import (
 from ._errors import DetachError, SocketError, TLSError
 from ._judging import forbid
 from ._layered import LayeredTransport
+from ._opener import Opener
 from ._policy import UNRESTRICTED, AddressPolicy
 from ._raw import moved
 from ._readiness import Loop

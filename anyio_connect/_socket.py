@@ -12,12 +12,13 @@ from typing import Any
 from anyio.abc import ByteStream, SocketAttribute
 
 from ._address import format_address
-from ._connection import Connection, Opener
+from ._connection import Connection
 from ._errors import bad_option, text_of
 from ._future import SocketFuture
 from ._layered import LayeredTransport
 from ._lifecycle import Dial, Link
 from ._open import TakenOver, Wrapped
+from ._opener import Opener
 from ._options import (
     SecureTransport,
     SocketOptions,

@@ -11,8 +11,9 @@ import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream
 from anyio.lowlevel import checkpoint
 
-from ._connection import Connection, check_int
+from ._connection import Connection
 from ._errors import BrokenError, ClosedError
+from ._refusals import check_int
 from ._transport import DEFAULT_MAX_BYTES
 
 if sys.version_info >= (3, 12):

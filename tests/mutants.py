@@ -60,6 +60,10 @@ MUTATED = {
     "tests/test_tls_end.py::test_a_task_that_awaits_closed_ends_our_side_when_there_is_room "
     "tests/test_tls_end.py::test_a_task_that_awaited_closed_before_ends_our_side_too "
     "tests/test_tls_in_tls.py::test_an_end_that_is_cancelled_half_way_cuts_a_message",
+    "_opener": "tests/test_closing.py tests/test_socket_end.py tests/test_start_tls.py "
+    "tests/test_wrap.py",
+    "_refusals": "tests/test_stream_checks.py tests/test_start_tls.py tests/test_detach.py "
+    "tests/test_socket.py tests/test_socket_end.py tests/test_reading.py",
 }
 
 #: The same histories for each mutant. A failing history is not shortened.

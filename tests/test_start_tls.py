@@ -25,8 +25,8 @@ from anyio_connect import (
     TLSError,
     connect,
 )
-from anyio_connect._connection import _WHY_NO_DETACH, _WHY_NO_UPGRADE
 from anyio_connect._lifecycle import REFUSALS, Event, Verdict
+from anyio_connect._refusals import WHY_NO_DETACH, WHY_NO_UPGRADE
 from support import tls_peers
 from support.errors import is_copy
 from support.peers import Listener, Peer, listening, refusing_address
@@ -671,7 +671,7 @@ async def test_a_send_that_breaks_fails_the_upgrade_with_the_same_cause() -> Non
 
 
 @pytest.mark.parametrize(
-    ("event", "words"), [(Event.UPGRADE, _WHY_NO_UPGRADE), (Event.DETACH, _WHY_NO_DETACH)]
+    ("event", "words"), [(Event.UPGRADE, WHY_NO_UPGRADE), (Event.DETACH, WHY_NO_DETACH)]
 )
 def test_each_refusal_has_words(event: Event, words: dict[Verdict, str]) -> None:
     told_otherwise = {Verdict.FAILED, Verdict.BROKEN}

@@ -13,9 +13,9 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from anyio_connect import Socket, SocketAddress, SocketError, SocketFuture, SocketInfo, connect
-from anyio_connect._connection import Opener
 from anyio_connect._lifecycle import Outbound
 from anyio_connect._on_asyncio import AsyncioLoop
+from anyio_connect._opener import Opener
 from anyio_connect._options import Options
 from anyio_connect._readiness import here
 from anyio_connect._target import Target, info_of
