@@ -55,6 +55,19 @@ class Child:
     def stop(self):
         os.close(self.end[1])
         assert os.waitpid(self.pid, 0)[1] == 0
+
+def run_in_thread(function):
+    # In another thread, because the copy of the parent's event loop counts as running here.
+    succeeded = threading.Event()
+
+    def run():
+        anyio.run(function)
+        succeeded.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert succeeded.is_set(), "the function hangs" if thread.is_alive() else "it has failed"
 """
 
 ENDING = """
@@ -174,11 +187,7 @@ def test_a_child_does_not_use_the_watcher_of_its_parent(loop: str, tmp_path: Pat
     def run_in_child():
         from anyio_connect import _watch
         assert all(w._poller is None for w in _watch._watchers)
-        # In another thread, because the copy of the parent's event loop counts as running here.
-        thread = threading.Thread(target=anyio.run, args=(in_child,))
-        thread.start()
-        thread.join(20)
-        assert not thread.is_alive()
+        run_in_thread(in_child)
 
     async def main():
         s = connect(server.getsockname())
@@ -218,12 +227,6 @@ def test_no_lock_stays_taken_in_a_child(loop: str, tmp_path: Path) -> None:
                     group.cancel_scope.cancel()
         assert await _tls_contexts._contexts.get(())
 
-    def run_in_child():
-        thread = threading.Thread(target=anyio.run, args=(in_child,))
-        thread.start()
-        thread.join(20)
-        assert not thread.is_alive()
-
     async def main():
         taken, release = threading.Event(), threading.Event()
 
@@ -232,10 +235,10 @@ def test_no_lock_stays_taken_in_a_child(loop: str, tmp_path: Path) -> None:
                 taken.set()
                 release.wait(60)
 
-        thread = threading.Thread(target=hold)
+        thread = threading.Thread(target=hold, daemon=True)
         thread.start()
         taken.wait(10)
-        child = Child(run_in_child)
+        child = Child(lambda: run_in_thread(in_child))
         child.stop()
         release.set()
         thread.join()
