@@ -68,7 +68,7 @@ if sys.platform == "linux":
         try:
             # TIOCOUTQ is SIOCOUTQ: tcp(7).
             found = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
-        except OSError:  # a kernel that emulates Linux may not support it
+        except (OSError, ValueError):  # closed, or a kernel that emulates Linux without this
             return 0
         return int.from_bytes(found, sys.byteorder)
 

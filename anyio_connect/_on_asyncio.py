@@ -169,7 +169,7 @@ class LoopReadiness:
         registered = self._live(self._reader)
         if registered is not None:
             self._reader = None
-            if not self._readers.remove(self._loop, self._fd, registered):
+            if not self._readers.remove(self._loop, self._fd, self._sock):
                 self._loop.remove_reader(self._fd)
 
     async def writable(self) -> None:
@@ -207,19 +207,24 @@ class LoopReadiness:
     def _register_reader(self) -> ref[_Registered]:
         registered = _Registered(self._sock, ref(self))
         if not self._loop.is_closed() and self._readers.add(self._loop, self._fd, registered):
-            return ref(registered)
-        return self._register(self._loop.add_reader, _on_readable, registered)
+            return _followed(registered)
+        try:
+            return self._register(self._loop.add_reader, _on_readable, registered)
+        except BaseException:
+            self._readers.remove(self._loop, self._fd, self._sock)
+            raise
 
     def _register(
         self, add: Callable[..., object], callback: _Callback, registered: _Registered
     ) -> ref[_Registered]:
         if not self._loop.is_closed():  # otherwise the reference dies, and we wait elsewhere
             add_to_loop(self._loop, add, self._fd, callback, registered)
-        return ref(registered, partial(_on_lost, registered.ready))
+        return _followed(registered)
 
     def on_lost(self) -> None:
-        # Other code has registered its own callback for this socket, which replaced ours. Make the
-        # waiting tasks try again: then they call _wait_elsewhere().
+        # Other code has registered its own callback for this socket, which replaced ours. Or it
+        # has closed the socket, and a new socket has got the number. Make the waiting tasks try
+        # again: then they call _wait_elsewhere(), or meet the error.
         _wake(self.reading)
         _wake(self._writing)
 
@@ -284,8 +289,7 @@ class LoopReadiness:
         self._reader = self._writer = None
         if (reader is None and writer is None) or self._forks != _forks:
             return _nothing
-        registered = None if reader is None else reader()
-        return partial(_clear, self._readers, self._loop, self._fd, registered)
+        return partial(_clear, self._readers, self._loop, self._fd, self._sock)
 
     def _live(self, registered: ref[_Registered] | None) -> _Registered | None:
         # After a fork, the loop's epoll is shared with the parent process, and must not be
@@ -299,10 +303,9 @@ class LoopReadiness:
             return False
 
     def __del__(self) -> None:
-        if (
-            self._live(self._reader) is not None
-        ):  # the transport was collected before a connection had it
-            self.close_dropped()
+        # Not _live(): the garbage collector may have cleared the weak reference.
+        if self._reader is not None and self._forks == _forks:
+            self.close_dropped()  # the transport was collected before a connection had it
 
 
 def _nothing() -> None:
@@ -313,10 +316,11 @@ def _clear(
     readers: Readers[_Registered],
     loop: asyncio.AbstractEventLoop,
     fd: int,
-    registered: _Registered | None,
+    sock: socket.socket,
 ) -> None:
-    readers.remove(loop, fd, registered)
-    remove_from_loop(loop, fd)
+    readers.remove(loop, fd, sock)
+    if not readers.has_got(fd):
+        remove_from_loop(loop, fd)
 
 
 def _close_dropped(unregister: Callable[[], None], sock: socket.socket) -> None:
@@ -327,10 +331,10 @@ def _close_dropped(unregister: Callable[[], None], sock: socket.socket) -> None:
 class _Registered:
     """An object that is kept exactly as long as a socket is registered with the event loop."""
 
-    __slots__ = ("__weakref__", "_sock", "ready")
+    __slots__ = ("__weakref__", "ready", "sock")
 
     def __init__(self, sock: socket.socket, ready: ref[LoopReadiness]) -> None:
-        self._sock = sock
+        self.sock = sock
         self.ready = ready
 
 
@@ -345,14 +349,23 @@ def _on_readable(registered: _Registered) -> None:
     if future is None or attempt is None:
         # Data has arrived and no task waits for it. The loop would report it again and again.
         ready.unregister()
-    elif not future.done() and attempt():
-        future.set_result(None)
+    elif not future.done():
+        try:
+            is_over = attempt()
+        except Exception:  # noqa: BLE001  # the task tries again, and meets the error itself
+            is_over = True
+        if is_over:
+            future.set_result(None)
 
 
 def _on_writable(registered: _Registered) -> None:
     ready = registered.ready()
     if ready is not None:
         ready.on_writable()
+
+
+def _followed(registered: _Registered) -> ref[_Registered]:
+    return ref(registered, partial(_on_lost, registered.ready))
 
 
 def _on_lost(weakly: ref[LoopReadiness], _: ref[_Registered]) -> None:

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import select
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from weakref import ref
 
 #: How many sockets may be registered with the event loop itself.
@@ -28,7 +29,16 @@ _FEW = 8
 #: the processor's caches hold what belongs to them. The epoll reports the rest in the next turn.
 _AT_ONCE = 128
 
-_T = TypeVar("_T")
+#: select() cannot watch descriptors from this number on.
+_FD_SETSIZE = 1024
+
+
+class _Registration(Protocol):
+    @property
+    def sock(self) -> socket.socket: ...
+
+
+_T = TypeVar("_T", bound=_Registration)
 
 
 class Readers(Generic[_T]):
@@ -56,34 +66,39 @@ class Readers(Generic[_T]):
         """
         epoll = None if self._epoll is None else self._epoll()
         if epoll is None and len(self._elsewhere) >= _FEW:
-            epoll = self._open(loop)
-        if epoll is not None:
-            # If this fails, the event loop raises the error, or manages without us.
-            with suppress(OSError):
-                epoll.add(fd, what)
-                return True
+            epoll = self._open(loop, fd)
+        if epoll is not None and epoll.add(fd, what):
+            return True
+        # The event loop raises the error, or manages without us.
         self._elsewhere[fd] = ref(what)
         return False
 
-    def remove(self, loop: asyncio.AbstractEventLoop, fd: int, what: _T | None) -> bool:
+    def remove(self, loop: asyncio.AbstractEventLoop, fd: int, sock: socket.socket) -> bool:
         """Undo :meth:`add`; return what it returned.
 
-        ``what`` tells whether the descriptor still belongs to the caller. Other code may have
-        closed it without our knowledge, and a new socket may have got the same number.
+        ``sock`` tells whether the descriptor still belongs to the caller. Other code may have
+        closed it without our knowledge, and a new socket may have got the same number. (A weak
+        reference does not tell it: the garbage collector clears those of what it collects.)
         """
         epoll = None if self._epoll is None else self._epoll()
-        ours = epoll is not None and what is not None and epoll.registered.get(fd) is what
+        what = None if epoll is None else epoll.registered.get(fd)
+        ours = what is not None and what.sock is sock
         if ours and epoll is not None:
             epoll.remove(fd)
-        else:
-            self._elsewhere.pop(fd, None)
-        if epoll is not None and not epoll.registered:
+        self._elsewhere.pop(fd, None)
+        # The garbage collector may have run, and called this method for another socket.
+        if epoll is not None and self._epoll is not None and not epoll.registered:
             self._epoll = None
             remove_from_loop(loop, epoll.fileno())
             epoll.close()
         return ours
 
-    def _open(self, loop: asyncio.AbstractEventLoop) -> _Epoll[_T] | None:
+    def has_got(self, fd: int) -> bool:
+        """Whether the epoll itself has got this number, because other code has closed a socket."""
+        epoll = None if self._epoll is None else self._epoll()
+        return epoll is not None and epoll.fileno() == fd
+
+    def _open(self, loop: asyncio.AbstractEventLoop, first: int) -> _Epoll[_T] | None:
         """Open the epoll, and let it take over all sockets. Return None if there can be none."""
         if sys.platform != "linux":
             return None
@@ -91,7 +106,13 @@ class Readers(Generic[_T]):
             epoll = _Epoll(self._on_readable)
         except OSError:  # out of descriptors or memory
             return None
+        if epoll.fileno() >= _FD_SETSIZE > first:
+            # The loop may use select(), which cannot watch this number but can watch the socket's.
+            epoll.close()
+            return None
         try:
+            # Other code may have closed a registered socket that had this number before.
+            remove_from_loop(loop, epoll.fileno())
             # In an empty context: that of this task would be kept as long as the epoll.
             Context().run(add_to_loop, loop, loop.add_reader, epoll.fileno(), epoll.report)
         except OSError:
@@ -100,11 +121,10 @@ class Readers(Generic[_T]):
         self._epoll = ref(epoll)
         for fd, weakly in [*self._elsewhere.items()]:
             what = weakly()
-            if what is not None:  # otherwise it is the other code's registration
-                with suppress(OSError):
-                    epoll.add(fd, what)
-                    del self._elsewhere[fd]
-                    loop.remove_reader(fd)
+            # If it is gone, this is the other code's registration.
+            if what is not None and epoll.add(fd, what):
+                self._elsewhere.pop(fd, None)
+                loop.remove_reader(fd)
         return epoll
 
 
@@ -118,14 +138,22 @@ class _Epoll(Generic[_T]):
         self._on_readable = on_readable
         self.registered: dict[int, _T] = {}  # by descriptor
 
-    def add(self, fd: int, what: _T) -> None:
-        self._epoll.register(fd, select.EPOLLIN)
+    # At any point, the garbage collector may run and remove other sockets. This epoll is closed
+    # when none is left, so what is being added or removed counts all the time.
+
+    def add(self, fd: int, what: _T) -> bool:
         self.registered[fd] = what
+        try:
+            self._epoll.register(fd, select.EPOLLIN)
+        except (OSError, ValueError):  # ValueError: it was closed just before
+            self.registered.pop(fd, None)
+            return False
+        return True
 
     def remove(self, fd: int) -> None:
-        del self.registered[fd]
         with suppress(OSError):  # other code has closed the descriptor
             self._epoll.unregister(fd)
+        self.registered.pop(fd, None)
 
     def report(self) -> None:
         for fd, _ in self._epoll.poll(0, _AT_ONCE):

@@ -348,7 +348,8 @@ class TaskReadiness:
     def close(self) -> None:
         self._closed = self._stopped = True
         # Wake the waiting tasks before a new descriptor can have the same number.
-        self._notify_closing(self._sock)
+        with suppress(RuntimeError):  # the event loop has ended, and no task waits
+            self._notify_closing(self._sock)
         if self._closes_at_once or not self._waiting:
             self._sock.close()
 

@@ -743,3 +743,21 @@ async def test_a_peer_that_closes_after_its_close_notify_causes_no_error(
             await socket.receive()
         await socket.close()
         await socket.closed
+
+
+@pytest.mark.parametrize("sent", [b"", b"x"])
+@pytest.mark.parametrize("first", ["close", "receive", "nothing"])
+async def test_a_socket_whose_descriptor_other_code_has_closed_can_be_closed(
+    first: str, sent: bytes
+) -> None:
+    async with connected() as (socket, _):
+        await socket.send(sent)
+        raw(socket).close()
+        if first == "receive":
+            with pytest.raises(BrokenError, match="Bad file descriptor"):
+                await socket.receive()
+        elif first == "close":
+            await socket.close()
+        with anyio.fail_after(10):
+            await socket.close()
+        assert socket.closed.done()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import select
 import socket as stdlib
@@ -12,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from typing import Any
 from weakref import ref
 
 import anyio
@@ -80,6 +82,9 @@ def new_uvloop() -> asyncio.AbstractEventLoop:
 
 class Owner:
     """An object that is registered as the owner of a socket."""
+
+    def __init__(self, sock: stdlib.socket) -> None:
+        self.sock = sock
 
 
 def epolls() -> int:
@@ -325,6 +330,110 @@ def test_a_socket_can_be_used_after_its_event_loop_is_closed(
     assert epolls() == before
 
 
+# --- other code and the numbers of sockets
+
+
+@pytest.mark.parametrize("few", [0, 8])
+async def test_a_receive_ends_if_other_code_closes_the_socket_and_a_new_one_gets_its_number(
+    few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anyio_connect._readers._FEW", few)
+    if on_trio():
+        return  # trio asks to be told before
+    async with listening() as listener, anyio.create_task_group() as group:
+        old, _ = await pair(listener)
+        async with old:
+            group.start_soon(fail, old)
+            await all_blocked()
+            number = raw(old).fileno()
+            raw(old).close()
+            new, peer = await pair(listener)
+            assert raw(new).fileno() == number  # the kernel gives the lowest free number
+            async with new:
+                await wait_once((new, peer))
+                await old.close()
+                await wait_once((new, peer))
+
+
+async def fail(socket: Socket) -> None:
+    with pytest.raises(BrokenError):
+        await socket.receive()
+
+
+async def test_the_epoll_may_get_the_number_of_a_socket_that_other_code_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("anyio_connect._readers._FEW", 1)
+    if on_trio():
+        return
+    async with open_sockets(1) as [(other, other_peer)]:
+        async with listening() as listener:
+            old, peer = await pair(listener)
+            await wait_once((old, peer))
+            raw(old).close()
+            await wait_once((other, other_peer))  # opens the epoll, which gets the number
+            await old.close()
+        await wait_once((other, other_peer))
+
+
+@pytest.mark.usefixtures("from_the_first")
+async def test_an_epoll_that_select_cannot_watch_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A loop that uses select() serves descriptors up to a number, and the epoll comes later."""
+    before = epolls()
+    async with open_sockets(1) as [one]:
+        number = raw(one[0]).fileno()
+        monkeypatch.setattr("anyio_connect._readers._FD_SETSIZE", number + 1)
+        lower = [os.dup(number)]
+        while lower[-1] < number:  # so that the epoll gets none of these
+            lower.append(os.dup(number))
+        await wait_once(one)
+        assert epolls() == before
+        for copy in lower:
+            os.close(copy)
+
+
+class WithoutMemory:
+    """A socket whose receives fail until there is memory again."""
+
+    def __init__(self, sock: stdlib.socket) -> None:
+        self.sock = sock
+        self.has_memory = False
+
+    def recv(self, size: int) -> bytes:
+        if not self.has_memory:
+            raise MemoryError
+        return self.sock.recv(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
+@pytest.mark.parametrize("few", [0, 8])
+async def test_a_receive_that_meets_an_unexpected_error_raises_it_and_disturbs_no_other(
+    few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anyio_connect._readers._FEW", few)
+
+    async def fail() -> None:
+        with pytest.raises(MemoryError):
+            await socket.receive()
+
+    async with open_sockets(2) as [(socket, peer), other]:
+        await wait_once((socket, peer), other)
+        transport: Any = socket._connection.transport
+        transport._sock = poor = WithoutMemory(transport._sock)
+        async with anyio.create_task_group() as group:
+            group.start_soon(fail)
+            group.start_soon(receive, other[0], b"x")
+            await all_blocked()
+            peer.sock.send(b"y")
+            other[1].sock.send(b"x")
+        poor.has_memory = True
+        assert await socket.receive() == b"y"
+
+
 # --- the epoll alone
 
 
@@ -333,10 +442,10 @@ async def test_a_socket_that_was_removed_in_the_same_turn_is_not_reported() -> N
     if on_trio():
         return
     loop = asyncio.get_running_loop()
-    told: list[stdlib.socket] = []
+    told: list[Owner] = []
 
-    def tell(sock: stdlib.socket) -> None:
-        told.append(sock)
+    def tell(owner: Owner) -> None:
+        told.append(owner)
         for other, _ in pairs:
             readers.remove(loop, other.fileno(), other)
 
@@ -344,7 +453,7 @@ async def test_a_socket_that_was_removed_in_the_same_turn_is_not_reported() -> N
     pairs = [stdlib.socketpair() for _ in range(3)]
     before = epolls()
     for one, peer in pairs:
-        assert readers.add(loop, one.fileno(), one)
+        assert readers.add(loop, one.fileno(), Owner(one))
         peer.send(b"x")
     await turns()
     assert len(told) == 1  # the first one has removed the others
@@ -363,15 +472,74 @@ async def test_a_number_that_other_code_has_closed_belongs_to_the_new_socket() -
     told: list[Owner] = []
     readers = Readers(told.append)
     (one, peer), (new, new_peer) = stdlib.socketpair(), stdlib.socketpair()
-    number, old_owner, new_owner = one.fileno(), Owner(), Owner()
+    number, old_owner, new_owner = one.fileno(), Owner(one), Owner(new)
     assert readers.add(loop, number, old_owner)
     os.dup2(new.fileno(), number)  # this closes the old socket, and ``readers`` does not notice
     assert readers.add(loop, number, new_owner)
-    assert not readers.remove(loop, number, old_owner)
+    assert not readers.remove(loop, number, one)
     new_peer.send(b"x")
     await turns()
     assert {*told} == {new_owner}
     os.close(one.detach())
-    assert readers.remove(loop, number, new_owner)
+    assert readers.remove(loop, number, new)
     for sock in (peer, new, new_peer):
         sock.close()
+
+
+# --- the garbage collector
+
+
+@pytest.mark.parametrize("few", [0, 8])
+async def test_a_socket_that_the_garbage_collector_finds_is_unregistered(
+    few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It clears the weak references of what it collects, even those to objects that stay."""
+    monkeypatch.setattr("anyio_connect._readers._FEW", few)
+    before = epolls()
+    async with listening() as listener:
+        socket, peer = await pair(listener)
+        await wait_once((socket, peer))
+        copy = os.dup(raw(socket).fileno())  # so that the kernel does not unregister it itself
+        cycle: list[object] = [socket]
+        cycle.append(cycle)
+        del cycle, socket
+        with pytest.warns(ResourceWarning, match="^unclosed connection"):
+            gc.collect()
+        assert epolls() == before
+        os.close(copy)
+
+
+@pytest.mark.parametrize("few", [0, 1])
+@pytest.mark.usefixtures("no_collector")
+async def test_the_garbage_collector_may_run_while_a_socket_is_registered(
+    few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anyio_connect._readers._FEW", few)
+
+    class Epoll:
+        def __init__(self) -> None:
+            self._epoll = epoll()
+            self.fileno, self.poll, self.close, self.unregister = (
+                self._epoll.fileno,
+                self._epoll.poll,
+                self._epoll.close,
+                self._epoll.unregister,
+            )
+
+        def register(self, fd: int, events: int) -> None:
+            gc.collect()
+            self._epoll.register(fd, events)
+
+    epoll = select.epoll
+    monkeypatch.setattr("anyio_connect._readers.select.epoll", Epoll)
+    async with open_sockets(1) as [second]:
+        async with listening() as listener:
+            first = await pair(listener)
+            await wait_once(first)
+            cycle: list[object] = [first[0]]
+            cycle.append(cycle)
+            del cycle, first
+            with pytest.warns(ResourceWarning, match="^unclosed connection"):  # noqa: PT031
+                await wait_once(second)
+                gc.collect()
+        await wait_once(second)
