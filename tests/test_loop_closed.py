@@ -327,3 +327,15 @@ def test_trio_cancels_the_tasks_first(listener: Listener) -> None:
     trio.run(leave)
     trio.run(use)
     assert isinstance(socket.closed.exception(), BrokenError)
+
+
+def test_a_socket_that_was_used_on_trio_can_be_closed_on_asyncio(listener: Listener) -> None:
+    socket = connect(listener.address)
+
+    async def use() -> None:
+        await socket.opened
+        await socket.send(b"x")
+
+    trio.run(use)
+    asyncio.run(socket.close())
+    assert socket.closed.exception() is None
