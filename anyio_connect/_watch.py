@@ -292,9 +292,10 @@ class _Watcher:
         # Not while there is a leader: when it stops waiting, the event loop unregisters the
         # poller's descriptor, which has to be open for that.
         if not self._watches and not self.led and self._poller is not None:
-            anyio.notify_closing(self._poller.fileno())
-            self._poller.close()
-            self._poller = None
+            poller, self._poller = self._poller, None
+            with suppress(RuntimeError):  # the event loop was closed, and the task was collected
+                anyio.notify_closing(poller.fileno())
+            poller.close()
 
     def _ask(self, fd: int) -> None:
         events = 0

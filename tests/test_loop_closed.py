@@ -117,9 +117,7 @@ def left_waiting(socket: Socket, *calls: Call, new_loop: NewLoop) -> Iterator[Ca
     assert not any(task.done() for task in tasks)
     yield free
     free()
-    for watcher in watchers:  # nothing else closes the epoll of such a loop
-        if watcher is not None and watcher._poller is not None:
-            watcher._poller.close()
+    assert all(watcher is None or watcher._poller is None for watcher in watchers)
 
 
 def run(new_loop: NewLoop, call: Coroutine[Any, Any, None]) -> None:
