@@ -56,6 +56,9 @@ class Patience:
         return True
 
 
+#: Whether :func:`outstanding` knows how much the peer has acknowledged.
+KNOWS_OUTSTANDING = sys.platform == "linux"
+
 if sys.platform == "linux":
     import fcntl
     import termios

@@ -338,6 +338,10 @@ class MemoryTransport(TCPTransport):
     def _can_watch_all(self) -> bool:
         return True
 
+    @property
+    def _knows_outstanding(self) -> bool:
+        return True
+
     def _outstanding(self) -> int:
         self._memory.clock.catch_up()
         return self._memory.end.unacknowledged

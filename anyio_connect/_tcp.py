@@ -18,7 +18,7 @@ from anyio.lowlevel import checkpoint
 
 from ._copies import fresh
 from ._keepalive import limit_of, room_of, set_limit
-from ._linger import outstanding, wait_arrival
+from ._linger import KNOWS_OUTSTANDING, outstanding, wait_arrival
 from ._raw import moved
 from ._readiness import Pause, Readiness, readiness
 from ._transport import DEFAULT_MAX_BYTES, DISCARD_READS, Transport
@@ -474,6 +474,8 @@ class TCPTransport(Transport):
         self._shut_down()
         if not at_once and self._outstanding():
             return False
+        if found is _Found.MORE and not self._knows_outstanding:
+            return False  # closing with unread data would cause a reset, which may destroy ours
         self._release()
         return True
 
@@ -672,6 +674,10 @@ class TCPTransport(Transport):
     @property
     def _can_watch_all(self) -> bool:
         return CAN_WATCH_ALL
+
+    @property
+    def _knows_outstanding(self) -> bool:
+        return KNOWS_OUTSTANDING
 
     def _outstanding(self) -> int:
         return outstanding(self._sock)

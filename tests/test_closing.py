@@ -695,6 +695,7 @@ async def test_a_reset_is_found_without_a_descriptor_to_watch_with(
 
 async def test_on_other_systems_close_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anyio_connect._tcp.outstanding", lambda _: 0)
+    monkeypatch.setattr("anyio_connect._tcp.KNOWS_OUTSTANDING", False)
     monkeypatch.setattr(_linger, "CAN_WATCH_ALL", False)
     async with connected() as (socket, peer):
         await socket.send(b"all of it")
@@ -706,23 +707,31 @@ async def test_on_other_systems_close_does_not_wait(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("reads", [8, 128])
 async def test_on_other_systems_close_receives_from_a_peer_that_sends_before_it_reads(
-    monkeypatch: pytest.MonkeyPatch,
+    reads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There, no event reports new data: without a time limit, nothing else would wake close()."""
+    """There, no event reports new data: without a time limit, nothing else would wake close().
+
+    With few ``reads`` at a time, much is left when our data has been sent. If the kernel closed the
+    socket then, it would send a reset, and not all of our data would arrive.
+    """
     monkeypatch.setattr("anyio_connect._tcp.outstanding", lambda _: 0)
+    monkeypatch.setattr("anyio_connect._tcp.KNOWS_OUTSTANDING", False)
+    monkeypatch.setattr("anyio_connect._tcp.DISCARD_READS", reads)
     monkeypatch.setattr(_linger, "CAN_WATCH_ALL", False)
     data = bytes(BIG // 8)
     async with listening(receive_buffer=4096) as listener:
         socket = connect(listener.address, close_timeout=math.inf)
         await socket.opened
         peer = await listener.accept()
+        raw(socket).setsockopt(stdlib.SOL_SOCKET, stdlib.SO_RCVBUF, 8 << 20)
         async with anyio.create_task_group() as group:
             group.start_soon(socket.send, data)
             await all_blocked()
             group.start_soon(socket.close)
             with anyio.fail_after(30):
-                await peer.send(bytes(BIG // 2))
+                await peer.send(bytes(BIG // 8))
                 await taken(peer)
                 assert await peer.receive_all() == data
         assert socket.closed.result() is None
