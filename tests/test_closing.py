@@ -713,8 +713,8 @@ async def test_on_other_systems_close_receives_from_a_peer_that_sends_before_it_
 ) -> None:
     """There, no event reports new data: without a time limit, nothing else would wake close().
 
-    With few ``reads`` at a time, much is left when our data has been sent. If the kernel closed the
-    socket then, it would send a reset, and not all of our data would arrive.
+    With few ``reads`` at a time, much is left when our data has been sent. If close() closed the
+    socket then, the kernel would send a reset, and not all of our data would arrive.
     """
     monkeypatch.setattr("anyio_connect._tcp.outstanding", lambda _: 0)
     monkeypatch.setattr("anyio_connect._tcp.KNOWS_OUTSTANDING", False)
