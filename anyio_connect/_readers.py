@@ -29,6 +29,9 @@ _FEW = 8
 #: the processor's caches hold what belongs to them. The epoll reports the rest in the next turn.
 _AT_ONCE = 128
 
+#: EPOLLIN, which Python has on Linux only.
+_IN = 0x1
+
 #: select() cannot watch descriptors from this number on.
 _FD_SETSIZE = 1024
 
@@ -103,7 +106,7 @@ class Readers(Generic[_T]):
         if sys.platform != "linux":
             return None
         try:
-            epoll = _Epoll(self._on_readable)
+            epoll = _Epoll(select.epoll(), self._on_readable)
         except OSError:  # out of descriptors or memory
             return None
         if epoll.fileno() >= _FD_SETSIZE > first:
@@ -131,8 +134,8 @@ class Readers(Generic[_T]):
 class _Epoll(Generic[_T]):
     __slots__ = ("__weakref__", "_epoll", "_on_readable", "close", "fileno", "registered")
 
-    def __init__(self, on_readable: Callable[[_T], None]) -> None:
-        self._epoll: Any = select.epoll()  # only Linux has it
+    def __init__(self, epoll: Any, on_readable: Callable[[_T], None]) -> None:
+        self._epoll = epoll  # select.epoll, which only Linux has
         self.fileno: Callable[[], int] = self._epoll.fileno
         self.close: Callable[[], None] = self._epoll.close
         self._on_readable = on_readable
@@ -144,7 +147,7 @@ class _Epoll(Generic[_T]):
     def add(self, fd: int, what: _T) -> bool:
         self.registered[fd] = what
         try:
-            self._epoll.register(fd, select.EPOLLIN)
+            self._epoll.register(fd, _IN)
         except (OSError, ValueError):  # ValueError: it was closed just before
             self.registered.pop(fd, None)
             return False

@@ -402,7 +402,7 @@ class SocketFuture(Generic[_T_co]):
     """A read-only result to wait for. Any task may await it, any number of times."""
 
     # The type of socket.opened and socket.closed.
-    def __init__(self, outcome: Never, drive: Never) -> None: ...
+    def __init__(self, outcome: Never, drive: Never, forget: Never) -> None: ...
     def __await__(self) -> Generator[object, None, _T_co]:
         """Wait for the result, or raise the failure. Cancelling this does not settle it."""
     def done(self) -> bool:
